@@ -1,0 +1,50 @@
+//! SHA-256, as lower-case hexadecimal.
+
+use sha2::{Digest as _, Sha256};
+
+/// A digest in the making.
+#[derive(Clone, Debug, Default)]
+pub struct Digest(Sha256);
+
+impl Digest {
+    /// Takes in `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Takes in `text` with its length in front, so that two texts one after the other are not like two others.
+    pub fn text(&mut self, text: &str) {
+        self.update(&(text.len() as u64).to_le_bytes());
+        self.update(text.as_bytes());
+    }
+
+    /// The digest of all that was taken in.
+    #[must_use]
+    pub fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The digest of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> String {
+        let mut digest = Self::default();
+        digest.update(bytes);
+        digest.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_sha_256() {
+        assert_eq!(Digest::of(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        let (mut one, mut other) = (Digest::default(), Digest::default());
+        one.text("ab");
+        one.text("c");
+        other.text("a");
+        other.text("bc");
+        assert_ne!(one.finish(), other.finish());
+    }
+}

@@ -1,0 +1,260 @@
+//! Element types of a safetensors file, and the float types a weight can be read from and stored in.
+//!
+//! A source weight is widened to `f32` once, by [`Float::widen`], and everything after that is `f32`.
+//! A new source type is one arm here.
+
+use std::fmt;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+#[cfg(target_endian = "big")]
+compile_error!("safetensors is little-endian and ramrs reads it in place: big-endian hosts are not supported");
+
+/// Every element type the safetensors format names, whether or not ramrs can compute with it.
+///
+/// A tensor of a type that is not a [`Float`] is carried through byte for byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names are the format's own")]
+#[expect(non_camel_case_types, reason = "the names are the format's own")]
+pub enum Dtype {
+    BOOL,
+    F4,
+    F6_E2M3,
+    F6_E3M2,
+    U8,
+    I8,
+    F8_E5M2,
+    F8_E4M3,
+    F8_E5M2FNUZ,
+    F8_E4M3FNUZ,
+    F8_E8M0,
+    I16,
+    U16,
+    F16,
+    BF16,
+    I32,
+    U32,
+    F32,
+    C64,
+    F64,
+    I64,
+    U64,
+}
+
+/// Name in the header, bits per element.
+const DTYPES: [(Dtype, &str, u64); 22] = [
+    (Dtype::BOOL, "BOOL", 8),
+    (Dtype::F4, "F4", 4),
+    (Dtype::F6_E2M3, "F6_E2M3", 6),
+    (Dtype::F6_E3M2, "F6_E3M2", 6),
+    (Dtype::U8, "U8", 8),
+    (Dtype::I8, "I8", 8),
+    (Dtype::F8_E5M2, "F8_E5M2", 8),
+    (Dtype::F8_E4M3, "F8_E4M3", 8),
+    (Dtype::F8_E5M2FNUZ, "F8_E5M2FNUZ", 8),
+    (Dtype::F8_E4M3FNUZ, "F8_E4M3FNUZ", 8),
+    (Dtype::F8_E8M0, "F8_E8M0", 8),
+    (Dtype::I16, "I16", 16),
+    (Dtype::U16, "U16", 16),
+    (Dtype::F16, "F16", 16),
+    (Dtype::BF16, "BF16", 16),
+    (Dtype::I32, "I32", 32),
+    (Dtype::U32, "U32", 32),
+    (Dtype::F32, "F32", 32),
+    (Dtype::C64, "C64", 64),
+    (Dtype::F64, "F64", 64),
+    (Dtype::I64, "I64", 64),
+    (Dtype::U64, "U64", 64),
+];
+
+impl Dtype {
+    /// The type a header calls `name`, if the format has one.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
+    }
+
+    /// The name in a header.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        DTYPES[self as usize].1
+    }
+
+    /// Bits per element; 4 and 6 for the packed small floats.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        DTYPES[self as usize].2
+    }
+
+    /// Bytes of `elements` elements, or `None` if they do not fill whole bytes or overflow.
+    #[must_use]
+    pub fn bytes(self, elements: u64) -> Option<u64> {
+        let bits = elements.checked_mul(self.bits())?;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    }
+
+    /// Whether the elements are floating point numbers: weights, as opposed to indices and masks.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        self.name().starts_with(['F', 'B']) && self != Dtype::BOOL
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// A float type whose elements ramrs decodes, and in which scales and biases are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names are the format's own")]
+pub enum Float {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Float {
+    /// The float type of `dtype`, or `None` if ramrs cannot compute with it.
+    #[must_use]
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// The same type as a header names it.
+    #[must_use]
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    /// Bytes per element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// Widens little-endian elements to `f32`, exactly.
+    ///
+    /// # Panics
+    /// If `source` is not `out.len()` elements long or not aligned to the element.
+    pub fn widen(self, source: &[u8], out: &mut [f32]) {
+        assert_eq!(source.len(), out.len() * self.bytes(), "widen: lengths differ");
+        match self {
+            Self::F32 => out.copy_from_slice(bytemuck::cast_slice(source)),
+            Self::F16 => bytemuck::cast_slice::<u8, f16>(source).convert_to_f32_slice(out),
+            Self::BF16 => {
+                for (wide, &bits) in out.iter_mut().zip(bytemuck::cast_slice::<u8, u16>(source)) {
+                    *wide = f32::from_bits(u32::from(bits) << 16);
+                }
+            }
+        }
+    }
+
+    /// The nearest value of this type, ties to even; infinite if out of range.
+    #[must_use]
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::BF16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// The next value of this type further from zero.
+    #[must_use]
+    pub fn outward(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => f32::from_bits(value.to_bits() + 1),
+            Self::F16 => f16::from_bits(f16::from_f32(value).to_bits() + 1).to_f32(),
+            Self::BF16 => bf16::from_bits(bf16::from_f32(value).to_bits() + 1).to_f32(),
+        }
+    }
+
+    /// The next value of this type nearer to zero. The value must not be zero.
+    #[must_use]
+    pub fn inward(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => f32::from_bits(value.to_bits() - 1),
+            Self::F16 => f16::from_bits(f16::from_f32(value).to_bits() - 1).to_f32(),
+            Self::BF16 => bf16::from_bits(bf16::from_f32(value).to_bits() - 1).to_f32(),
+        }
+    }
+
+    /// Appends `values`, each rounded to this type, as little-endian bytes.
+    pub fn append(self, values: &[f32], out: &mut Vec<u8>) {
+        match self {
+            Self::F32 => out.extend_from_slice(bytemuck::cast_slice(values)),
+            Self::F16 => out.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
+            Self::BF16 => out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (at, row) in DTYPES.iter().enumerate() {
+            assert_eq!(row.0 as usize, at, "{}", row.1);
+            assert_eq!(Dtype::parse(row.1), Some(row.0));
+        }
+        assert_eq!(Dtype::parse("F7"), None);
+        assert_eq!(Dtype::parse("bf16"), None);
+    }
+
+    #[test]
+    fn sizes_of_packed_types_must_fill_bytes() {
+        assert_eq!(Dtype::F4.bytes(4), Some(2));
+        assert_eq!(Dtype::F4.bytes(3), None);
+        assert_eq!(Dtype::F6_E2M3.bytes(4), Some(3));
+        assert_eq!(Dtype::F32.bytes(u64::MAX), None);
+    }
+
+    #[test]
+    fn floats_are_told_from_integers() {
+        let floats: Vec<_> = DTYPES.iter().filter(|row| row.0.is_float()).map(|row| row.1).collect();
+        assert_eq!(floats.len(), 12, "{floats:?}");
+        assert!(!Dtype::BOOL.is_float() && !Dtype::U8.is_float() && !Dtype::C64.is_float());
+    }
+
+    #[test]
+    fn every_16_bit_value_survives_the_round_trip() {
+        for float in [Float::F16, Float::BF16] {
+            for bits in 0..=u16::MAX {
+                let mut wide = [0.0];
+                float.widen(&bits.to_le_bytes(), &mut wide);
+                if wide[0].is_nan() {
+                    continue;
+                }
+                let mut back = Vec::new();
+                float.append(&wide, &mut back);
+                assert_eq!(back, bits.to_le_bytes(), "{float:?} {bits:#06x}");
+                assert_eq!(float.round(wide[0]).to_bits(), wide[0].to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even() {
+        assert_eq!(Float::BF16.round(1.0 + 1.0 / 256.0), 1.0);
+        assert_eq!(Float::BF16.round(1.0 + 3.0 / 256.0), 1.0 + 4.0 / 256.0);
+        assert_eq!(Float::F16.round(70_000.0), f32::INFINITY);
+        assert_eq!(Float::BF16.outward(-1.0), -1.007_812_5);
+    }
+}
