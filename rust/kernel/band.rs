@@ -1,0 +1,58 @@
+//! Rows of a file into a band, and sums over a band.
+
+use super::kernel;
+use super::vector::{Lane, ROWS};
+use crate::dtype::Float;
+
+/// Columns summed in `f32` before the sum goes on in `f64`.
+const SUM_COLUMNS: usize = 64;
+
+/// Lays up to [`ROWS`] rows side by side: `source` holds them one after the other, `cols` elements each. Rows that are
+/// not there are zero.
+///
+/// # Panics
+/// If `source` is not whole rows, is more than [`ROWS`] of them, or is not aligned to the element.
+pub fn load(float: Float, source: &[u8], cols: usize, row: &mut Vec<f32>, band: &mut Vec<Lane>) {
+    let row_bytes = cols * float.bytes();
+    assert!(source.len().is_multiple_of(row_bytes) && source.len() <= ROWS * row_bytes, "band: not whole rows");
+    band.clear();
+    band.resize(cols, [0.0; ROWS]);
+    row.resize(cols, 0.0);
+    for (at, source) in source.chunks_exact(row_bytes).enumerate() {
+        float.widen(source, row);
+        for (lanes, &value) in band.iter_mut().zip(row.iter()) {
+            lanes[at] = value;
+        }
+    }
+}
+
+/// Sums of squares of one row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowEnergy {
+    /// `Σ_j k_j w_j²`
+    pub weighted: f64,
+    /// `Σ_j w_j²`; not finite if an element is not, or if its square is not.
+    pub plain: f64,
+}
+
+kernel! {
+    /// Sums of squares of each row of a band, weighted by `k` and plain.
+    pub fn energy<V: Vector>(band: &[Lane], k: &[f32]) -> [RowEnergy; ROWS] {
+        let mut rows = [RowEnergy::default(); ROWS];
+        for (band, k) in band.chunks(SUM_COLUMNS).zip(k.chunks(SUM_COLUMNS)) {
+            let (mut weighted, mut plain) = (V::splat(0.0), V::splat(0.0));
+            for (&w, &k) in band.iter().zip(k) {
+                let w = V::load(w);
+                let square = w.mul(w);
+                plain = plain.add(square);
+                weighted = weighted.add(V::splat(k).mul(square));
+            }
+            let (weighted, plain) = (weighted.store(), plain.store());
+            for (row, sum) in rows.iter_mut().enumerate() {
+                sum.weighted += f64::from(weighted[row]);
+                sum.plain += f64::from(plain[row]);
+            }
+        }
+        rows
+    }
+}

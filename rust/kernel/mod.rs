@@ -1,0 +1,79 @@
+//! Hot loops on slices.
+//!
+//! Each loop is written once, over [`vector::Vector`], and compiled once for every [`Level`] by [`kernel!`]. Every
+//! implementation of the trait rounds every operation alike, so all levels give the same bits; the tests hold them to
+//! it. Which one runs is chosen once.
+
+pub mod affine;
+pub mod band;
+pub mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+/// The instruction set a kernel runs with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(Set);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Level {
+    /// The baseline of the compilation target.
+    pub const PORTABLE: Self = Self(Set::Portable);
+
+    /// The best this CPU has.
+    #[must_use]
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            return Self(Set::Avx2);
+        }
+        Self::PORTABLE
+    }
+
+    /// Its name, for reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Set::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => "avx2",
+        }
+    }
+}
+
+/// Defines `fn name(level, args…)` with a body generic over the vector type `V`, compiled for each [`Level`].
+///
+/// Everything generic the body calls must be `#[inline(always)]`: a function of its own would be compiled without
+/// the level's instructions.
+macro_rules! kernel {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$v:ident: Vector $(, const $size:ident: usize)?>($($arg:ident: $type:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name $(<const $size: usize>)? (level: $crate::kernel::Level, $($arg: $type),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<$v: $crate::kernel::vector::Vector $(, const $size: usize)?>($($arg: $type),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2 $(<const $size: usize>)? ($($arg: $type),*) $(-> $ret)? {
+                body::<$crate::kernel::x86_64::Avx2 $(, $size)?>($($arg),*)
+            }
+
+            match level.0 {
+                $crate::kernel::Set::Portable => body::<$crate::kernel::vector::Portable $(, $size)?>($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the CPU has AVX2: `Level::detect` saw it, and nothing else makes `Set::Avx2`.
+                $crate::kernel::Set::Avx2 => unsafe { avx2 $(::<$size>)? ($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use kernel;

@@ -1,0 +1,99 @@
+//! [`Vector`] in AVX2 registers.
+//!
+//! An [`Avx2`] value is made only by this file's methods, and they are called only from the function that
+//! [`kernel!`](super::kernel) enables AVX2 for, which runs only where [`Level::detect`](super::Level::detect) saw it.
+//! That is what makes each `unsafe` here sound: the instruction exists on the CPU that runs it. (They cannot be safe
+//! `#[target_feature]` functions: those cannot be forced inline, and a kernel of calls is no kernel.)
+
+use std::arch::x86_64::{
+    __m128i, __m256, _CMP_LT_OQ, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_packs_epi32, _mm_packus_epi16,
+    _mm256_add_ps, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_sub_ps,
+};
+
+use super::vector::{Lane, ROWS, Vector};
+
+/// Eight lanes in one register.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(__m256);
+
+/// Intrinsics of one register-to-register operation each.
+macro_rules! operations {
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident),*) = $intrinsic:expr;)*) => {
+        $(
+            $(#[$meta])*
+            #[inline(always)]
+            fn $name(self $(, $arg: Self)*) -> Self {
+                // SAFETY: AVX2 is there, see the module.
+                Self(unsafe { $intrinsic(self.0 $(, $arg.0)*) })
+            }
+        )*
+    };
+}
+
+impl Vector for Avx2 {
+    type Mask = __m256;
+
+    operations! {
+        fn add(other) = _mm256_add_ps;
+        fn sub(other) = _mm256_sub_ps;
+        fn mul(other) = _mm256_mul_ps;
+        fn div(other) = _mm256_div_ps;
+        fn min(other) = _mm256_min_ps;
+        fn max(other) = _mm256_max_ps;
+        fn abs() = |a| _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: AVX2 is there, see the module.
+        Self(unsafe { _mm256_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    fn load(lanes: Lane) -> Self {
+        // SAFETY: AVX2 is there, see the module; `lanes` is eight floats long, and no alignment is asked for.
+        Self(unsafe { _mm256_loadu_ps(lanes.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn store(self) -> Lane {
+        let mut lanes = [0.0; ROWS];
+        // SAFETY: AVX2 is there, see the module; `lanes` is eight floats long, and no alignment is asked for.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), self.0) };
+        lanes
+    }
+
+    #[inline(always)]
+    fn less(self, other: Self) -> __m256 {
+        // SAFETY: AVX2 is there, see the module.
+        unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }
+    }
+
+    #[inline(always)]
+    fn where_or(self, mask: __m256, other: Self) -> Self {
+        // SAFETY: AVX2 is there, see the module.
+        Self(unsafe { _mm256_blendv_ps(other.0, self.0, mask) })
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> [u8; ROWS] {
+        // SAFETY: AVX2 is there, see the module.
+        let packed = unsafe {
+            let words = _mm256_cvttps_epi32(self.0);
+            let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_cvtsi128_si64(_mm_packus_epi16(halves, halves))
+        };
+        packed.to_le_bytes()
+    }
+
+    #[inline(always)]
+    fn from_bytes(bytes: [u8; ROWS]) -> Self {
+        // SAFETY: AVX2 is there, see the module.
+        unsafe {
+            let packed: __m128i = _mm_cvtsi64_si128(i64::from_le_bytes(bytes));
+            Self(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(packed)))
+        }
+    }
+}
