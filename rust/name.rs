@@ -1,0 +1,279 @@
+//! What a tensor's name says about it: its role, its layer, its expert.
+//!
+//! A new architecture needs at most a line in [`ROLES`].
+
+use std::fmt;
+
+/// What a tensor does in a transformer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Rows looked up by token.
+    Embedding,
+    /// From the last hidden state to the vocabulary.
+    Head,
+    /// Attention: queries.
+    Query,
+    /// Attention: keys.
+    Key,
+    /// Attention: values.
+    Value,
+    /// Attention: queries, keys and values in one matrix, in this order.
+    QueryKeyValue,
+    /// Attention: heads back to the residual stream.
+    Output,
+    /// MLP: the activated half.
+    Gate,
+    /// MLP: the other half, or the only one.
+    Up,
+    /// MLP: both halves in one matrix, gate first.
+    GateUp,
+    /// MLP: back to the residual stream.
+    Down,
+    /// Which expert a token goes to, or how much of one.
+    Router,
+    /// Gain of a normalisation.
+    Norm,
+    /// Convolution over time.
+    Convolution,
+    /// Positions: tables and frequencies.
+    Position,
+    /// Parameters of a recurrence, attention sinks, and other small things that are added or exponentiated.
+    Parameter,
+    /// A part that is not the language model: vision, audio, the projector between.
+    Tower,
+    /// A head that predicts tokens further ahead.
+    MultiToken,
+    /// None of these.
+    Other,
+}
+
+impl Role {
+    /// Its name in files and tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Head => "head",
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::QueryKeyValue => "query-key-value",
+            Self::Output => "output",
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::GateUp => "gate-up",
+            Self::Down => "down",
+            Self::Router => "router",
+            Self::Norm => "norm",
+            Self::Convolution => "convolution",
+            Self::Position => "position",
+            Self::Parameter => "parameter",
+            Self::Tower => "tower",
+            Self::MultiToken => "multi-token",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.name())
+    }
+}
+
+/// Any part of the path that puts a tensor outside the language model.
+const PARTS: [(&str, Role); 12] = [
+    ("visual", Role::Tower),
+    ("vision_tower", Role::Tower),
+    ("vision_model", Role::Tower),
+    ("vision_encoder", Role::Tower),
+    ("vision_embed_tokens", Role::Tower),
+    ("multi_modal_projector", Role::Tower),
+    ("mm_projector", Role::Tower),
+    ("audio_tower", Role::Tower),
+    ("embed_vision", Role::Tower),
+    ("embed_audio", Role::Tower),
+    ("img_processor", Role::Tower),
+    ("mtp", Role::MultiToken),
+];
+
+/// End of a module's path, and the role. The first that matches counts.
+const ROLES: [(&str, Role); 57] = [
+    // Attention and MLP of GPT-2 share a name, and so do others: the parent tells.
+    ("attn.c_proj", Role::Output),
+    ("attn.c_attn", Role::QueryKeyValue),
+    ("attention.dense", Role::Output),
+    ("attention.output.dense", Role::Output),
+    ("attention.self.query", Role::Query),
+    ("attention.self.key", Role::Key),
+    ("attention.self.value", Role::Value),
+    ("intermediate.dense", Role::Up),
+    ("output.dense", Role::Down),
+    ("mlp.c_fc", Role::Up),
+    ("mlp.c_proj", Role::Down),
+    ("mlp.fc1", Role::Up),
+    ("mlp.fc2", Role::Down),
+    ("mixer.in_proj", Role::Up),
+    ("mixer.out_proj", Role::Down),
+    ("embed_tokens", Role::Embedding),
+    ("wte", Role::Embedding),
+    ("tok_embeddings", Role::Embedding),
+    ("word_embeddings", Role::Embedding),
+    ("embed_in", Role::Embedding),
+    ("backbone.embeddings", Role::Embedding),
+    ("lm_head", Role::Head),
+    ("embed_out", Role::Head),
+    ("q_proj", Role::Query),
+    ("wq", Role::Query),
+    ("q_b_proj", Role::Query),
+    ("k_proj", Role::Key),
+    ("wk", Role::Key),
+    ("v_proj", Role::Value),
+    ("wv", Role::Value),
+    ("qkv_proj", Role::QueryKeyValue),
+    ("query_key_value", Role::QueryKeyValue),
+    ("Wqkv", Role::QueryKeyValue),
+    ("o_proj", Role::Output),
+    ("wo", Role::Output),
+    ("out_proj", Role::Output),
+    ("gate_up_proj", Role::GateUp),
+    ("gate_proj", Role::Gate),
+    ("up_proj", Role::Up),
+    ("down_proj", Role::Down),
+    ("w1", Role::Gate),
+    ("w3", Role::Up),
+    ("w2", Role::Down),
+    ("dense_h_to_4h", Role::Up),
+    ("dense_4h_to_h", Role::Down),
+    ("gate", Role::Router),
+    ("router", Role::Router),
+    ("shared_expert_gate", Role::Router),
+    ("e_score_correction_bias", Role::Parameter),
+    ("conv1d", Role::Convolution),
+    ("wpe", Role::Position),
+    ("position_embeddings", Role::Position),
+    ("token_type_embeddings", Role::Position),
+    ("pos_embed", Role::Position),
+    ("inv_freq", Role::Position),
+    ("rotary_emb", Role::Position),
+    ("sinks", Role::Parameter),
+];
+
+/// Parameters that are no module of their own.
+const PARAMETERS: [&str; 5] = ["A_log", "D", "dt_bias", "sinks", "e_score_correction_bias"];
+
+/// What a name says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The module: the name without its last part, if that is `weight` or `bias`.
+    pub module: String,
+    /// Whether it is the module's weight.
+    pub is_weight: bool,
+    /// Its role.
+    pub role: Role,
+    /// Index of its layer.
+    pub layer: Option<usize>,
+    /// Index of its expert.
+    pub expert: Option<usize>,
+}
+
+impl Name {
+    /// Reads `name`, as a checkpoint spells it.
+    #[must_use]
+    pub fn parse(name: &str) -> Self {
+        let (module, is_weight) = match name.rsplit_once('.') {
+            Some((module, "weight")) => (module, true),
+            Some((module, "bias")) => (module, false),
+            _ => (name, false),
+        };
+        let number_after = |words: &[&str]| {
+            let mut parts = module.split('.');
+            parts.by_ref().find(|part| words.contains(part))?;
+            parts.next()?.parse().ok()
+        };
+        Self {
+            role: role(module),
+            layer: number_after(&["layers", "h", "blocks", "layer", "block"]),
+            expert: number_after(&["experts"]),
+            module: module.to_owned(),
+            is_weight,
+        }
+    }
+}
+
+fn role(module: &str) -> Role {
+    if let Some(&(_, role)) = PARTS.iter().find(|(part, _)| module.split('.').any(|here| here == *part)) {
+        return role;
+    }
+    let last = module.rsplit('.').next().unwrap_or(module);
+    if PARAMETERS.contains(&last) {
+        return Role::Parameter;
+    }
+    let lower = last.to_ascii_lowercase();
+    if lower.contains("norm") || lower.starts_with("ln") {
+        return Role::Norm;
+    }
+    let ends = |end: &str| module.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'));
+    ROLES.iter().find(|(end, _)| ends(end)).map_or(Role::Other, |&(_, role)| role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Real names, and what they are.
+    const SEEN: [(&str, Role, Option<usize>, Option<usize>); 34] = [
+        ("model.embed_tokens.weight", Role::Embedding, None, None),
+        ("lm_head.weight", Role::Head, None, None),
+        ("model.norm.weight", Role::Norm, None, None),
+        ("model.layers.0.input_layernorm.weight", Role::Norm, Some(0), None),
+        ("model.layers.17.self_attn.q_proj.weight", Role::Query, Some(17), None),
+        ("model.layers.3.self_attn.q_proj.bias", Role::Query, Some(3), None),
+        ("model.layers.3.self_attn.q_norm.weight", Role::Norm, Some(3), None),
+        ("model.layers.3.self_attn.o_proj.weight", Role::Output, Some(3), None),
+        ("model.layers.3.self_attn.qkv_proj.weight", Role::QueryKeyValue, Some(3), None),
+        ("model.layers.3.self_attn.sinks", Role::Parameter, Some(3), None),
+        ("model.layers.3.self_attn.rotary_emb.inv_freq", Role::Position, Some(3), None),
+        ("model.layers.3.mlp.gate_proj.weight", Role::Gate, Some(3), None),
+        ("model.layers.3.mlp.gate_up_proj.weight", Role::GateUp, Some(3), None),
+        ("model.layers.3.mlp.gate.weight", Role::Router, Some(3), None),
+        ("model.layers.3.mlp.gate.e_score_correction_bias", Role::Parameter, Some(3), None),
+        ("model.layers.3.mlp.experts.12.down_proj.weight", Role::Down, Some(3), Some(12)),
+        ("model.layers.3.mlp.shared_expert_gate.weight", Role::Router, Some(3), None),
+        ("model.layers.3.mlp.shared_expert.up_proj.weight", Role::Up, Some(3), None),
+        ("model.layers.3.block_sparse_moe.gate.weight", Role::Router, Some(3), None),
+        ("model.layers.3.block_sparse_moe.experts.7.w2.weight", Role::Down, Some(3), Some(7)),
+        ("model.layers.3.linear_attn.conv1d.weight", Role::Convolution, Some(3), None),
+        ("model.layers.3.linear_attn.A_log", Role::Parameter, Some(3), None),
+        ("backbone.layers.4.mixer.D", Role::Parameter, Some(4), None),
+        ("backbone.embeddings.weight", Role::Embedding, None, None),
+        ("h.11.attn.c_attn.weight", Role::QueryKeyValue, Some(11), None),
+        ("h.11.attn.c_proj.weight", Role::Output, Some(11), None),
+        ("h.11.mlp.c_proj.weight", Role::Down, Some(11), None),
+        ("h.11.ln_1.weight", Role::Norm, Some(11), None),
+        ("wpe.weight", Role::Position, None, None),
+        ("model.visual.blocks.3.attn.qkv.weight", Role::Tower, Some(3), None),
+        ("mtp.layers.0.mlp.up_proj.weight", Role::MultiToken, Some(0), None),
+        ("encoder.layer.2.attention.output.dense.weight", Role::Output, Some(2), None),
+        ("encoder.layer.2.output.dense.weight", Role::Down, Some(2), None),
+        ("pooler.dense.weight", Role::Other, None, None),
+    ];
+
+    #[test]
+    fn real_names_are_understood() {
+        for (name, role, layer, expert) in SEEN {
+            let read = Name::parse(name);
+            assert_eq!((read.role, read.layer, read.expert), (role, layer, expert), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_module_is_the_name_without_its_weight() {
+        assert_eq!(Name::parse("a.b.weight").module, "a.b");
+        assert!(Name::parse("a.b.weight").is_weight);
+        assert_eq!(Name::parse("a.b.bias").module, "a.b");
+        assert!(!Name::parse("a.b.bias").is_weight);
+        assert_eq!(Name::parse("a.sinks").module, "a.sinks");
+    }
+}
