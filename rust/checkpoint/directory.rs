@@ -1,0 +1,231 @@
+//! What lies in a checkpoint's directory, and what of it may be read.
+//!
+//! The shards are those that `model.safetensors.index.json` lists, else `model.safetensors`, else a complete set of
+//! `model-0000i-of-0000n.safetensors`, else the only `*.safetensors` there is. Nothing outside the directory is read:
+//! an index may name plain files only, and a symbolic link must stay inside, or lead into the `blobs` folder of the
+//! Hugging Face cache that the directory is a snapshot of.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use super::Config;
+use crate::error::{Error, FileFault, Result};
+
+/// Name of the index of a sharded checkpoint.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// The longest index or configuration that is read, in bytes.
+const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// A checkpoint's directory, sorted into what is what.
+#[derive(Debug)]
+pub struct Directory {
+    /// The directory, symbolic links resolved.
+    pub dir: PathBuf,
+    /// Name and resolved path of each shard, by name.
+    pub shards: Vec<(String, PathBuf)>,
+    /// The index, if there is one: its path and its `weight_map`.
+    pub index: Option<(PathBuf, BTreeMap<String, String>)>,
+    /// `config.json`.
+    pub config: Option<Config>,
+    /// All other files, relative to the directory, sorted.
+    pub other_files: Vec<PathBuf>,
+}
+
+impl Directory {
+    /// Looks at `path`: a directory, or a single `.safetensors` file.
+    ///
+    /// # Errors
+    /// [`Error::NoCheckpoint`], [`Error::File`], [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let found = path.canonicalize().map_err(|fault| missing(path, &fault))?;
+        if found.is_dir() {
+            return Self::of_dir(&found);
+        }
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if !name.ends_with(".safetensors") {
+            return Err(no_checkpoint(
+                path,
+                "not a directory and not a .safetensors file",
+                "give the model's directory",
+            ));
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = dir.canonicalize().map_err(Error::io("opening", dir))?;
+        if dir.join(INDEX).exists() || name.contains("-of-") {
+            let reason = "one shard of several";
+            return Err(no_checkpoint(path, reason, "give the directory that holds all of them"));
+        }
+        let config = read_config(&dir)?;
+        Ok(Self { dir, shards: vec![(name, found)], index: None, config, other_files: Vec::new() })
+    }
+
+    fn of_dir(dir: &Path) -> Result<Self> {
+        let mut files = Vec::new();
+        walk(dir, Path::new(""), &mut files)?;
+        files.sort();
+        let plain = |file: &PathBuf| file.to_str().filter(|_| file.components().count() == 1).map(str::to_owned);
+        let top: Vec<String> = files.iter().filter_map(plain).collect();
+
+        let index = read_index(dir)?;
+        let names = match &index {
+            Some((path, weight_map)) => listed_shards(path, weight_map)?,
+            None => loose_shards(dir, &top)?,
+        };
+        let mut shards = Vec::with_capacity(names.len());
+        for (name, tensors) in names {
+            let path = dir.join(&name);
+            if !path.exists() {
+                let holder = index.as_ref().map_or(dir, |(path, _)| path);
+                return Err(Error::file(holder, FileFault::MissingShard { shard: name, tensors }));
+            }
+            let path = inside(dir, &path)?;
+            shards.push((name, path));
+        }
+        let config = read_config(dir)?;
+        let special = |file: &PathBuf| {
+            plain(file).is_some_and(|name| {
+                name == INDEX || name == "config.json" || shards.iter().any(|(shard, _)| *shard == name)
+            })
+        };
+        let mut other_files = Vec::new();
+        for file in files {
+            if !special(&file) {
+                inside(dir, &dir.join(&file))?;
+                other_files.push(file);
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), shards, index, config, other_files })
+    }
+}
+
+/// The error for a path that does not open.
+fn missing(path: &Path, fault: &std::io::Error) -> Error {
+    let text = path.to_string_lossy();
+    let looks_remote = path.is_relative() && text.split('/').count() == 2 && !text.starts_with('.');
+    let hint = if looks_remote {
+        "ramrs never downloads: fetch the repository first (hf download NAME --local-dir DIR) and give its directory"
+    } else {
+        "give the model's directory"
+    };
+    no_checkpoint(path, fault.to_string(), hint)
+}
+
+fn no_checkpoint(path: &Path, reason: impl Into<String>, hint: &'static str) -> Error {
+    Error::NoCheckpoint { path: path.to_owned(), reason: reason.into(), hint }
+}
+
+/// Collects the files under `dir`/`below`, relative to `dir`; hidden files and folders are passed over.
+fn walk(dir: &Path, below: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let here = dir.join(below);
+    for entry in fs::read_dir(&here).map_err(Error::io("listing", &here))? {
+        let entry = entry.map_err(Error::io("listing", &here))?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let relative = below.join(entry.file_name());
+        let kind = entry.file_type().map_err(Error::io("reading", &entry.path()))?;
+        if kind.is_dir() {
+            walk(dir, &relative, files)?;
+        } else if kind.is_file() || (kind.is_symlink() && !entry.path().is_dir()) {
+            files.push(relative);
+        }
+    }
+    Ok(())
+}
+
+/// `path` with symbolic links resolved, if that is still part of the checkpoint in `dir`.
+fn inside(dir: &Path, path: &Path) -> Result<PathBuf> {
+    let target = path.canonicalize().map_err(Error::io("opening", path))?;
+    let is_snapshot = dir.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots");
+    let blobs = dir.ancestors().nth(2).filter(|_| is_snapshot).map(|repository| repository.join("blobs"));
+    if target.starts_with(dir) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
+        Ok(target)
+    } else {
+        Err(Error::file(path, FileFault::LinkOut(target)))
+    }
+}
+
+/// Reads `dir`/`name` as text, if it is there.
+fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, String)>> {
+    let path = dir.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let target = inside(dir, &path)?;
+    let bytes = fs::metadata(&target).map_err(Error::io("reading", &path))?.len();
+    if bytes > MAX_JSON_BYTES {
+        return Err(Error::file(&path, FileFault::Config(format!("{bytes} bytes long"))));
+    }
+    let text = fs::read_to_string(&target).map_err(Error::io("reading", &path))?;
+    Ok(Some((path, text)))
+}
+
+fn read_config(dir: &Path) -> Result<Option<Config>> {
+    let Some((path, text)) = read_text(dir, "config.json")? else { return Ok(None) };
+    let config = serde_json::from_str(&text);
+    config.map(Some).map_err(|fault| Error::file(&path, FileFault::Config(fault.to_string())))
+}
+
+fn read_index(dir: &Path) -> Result<Option<(PathBuf, BTreeMap<String, String>)>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Some((path, text)) = read_text(dir, INDEX)? else { return Ok(None) };
+    match serde_json::from_str::<Index>(&text) {
+        Ok(index) if index.weight_map.is_empty() => {
+            Err(Error::file(&path, FileFault::Index("its weight_map is empty".to_owned())))
+        }
+        Ok(index) => Ok(Some((path, index.weight_map))),
+        Err(fault) => Err(Error::file(&path, FileFault::Index(fault.to_string()))),
+    }
+}
+
+/// The shards an index lists, by name, each with its number of tensors.
+fn listed_shards(index: &Path, weight_map: &BTreeMap<String, String>) -> Result<Vec<(String, usize)>> {
+    let mut shards = BTreeMap::new();
+    for shard in weight_map.values() {
+        let mut components = Path::new(shard).components();
+        let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+        if !plain || shard.contains(['/', '\\', '\0']) {
+            return Err(Error::file(index, FileFault::Escapes(shard.clone())));
+        }
+        *shards.entry(shard.clone()).or_insert(0) += 1;
+    }
+    Ok(shards.into_iter().collect())
+}
+
+/// The shards of a directory without an index, among the file names `top`.
+fn loose_shards(dir: &Path, top: &[String]) -> Result<Vec<(String, usize)>> {
+    let all: Vec<&String> = top.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    let numbered: Vec<&&String> =
+        all.iter().filter(|name| name.starts_with("model-") && name.contains("-of-")).collect();
+    if top.iter().any(|name| name == "model.safetensors") {
+        return Ok(vec![("model.safetensors".to_owned(), 0)]);
+    }
+    if let Some(first) = numbered.first() {
+        let total = first.trim_end_matches(".safetensors").rsplit("-of-").next().and_then(|n| n.parse::<usize>().ok());
+        if total != Some(numbered.len()) {
+            let reason = format!("no {INDEX}, and {} of the shards that `{first}` belongs to", numbered.len());
+            return Err(no_checkpoint(dir, reason, "the download is incomplete: fetch the missing files"));
+        }
+        return Ok(numbered.into_iter().map(|name| ((*name).clone(), 0)).collect());
+    }
+    if let [only] = all.as_slice() {
+        return Ok(vec![((*only).clone(), 0)]);
+    }
+    if !all.is_empty() {
+        let reason = format!("{} .safetensors files, none of them called model.safetensors, and no {INDEX}", all.len());
+        return Err(no_checkpoint(dir, reason, "give the one file that is the model"));
+    }
+    let has = |endings: &[&str]| top.iter().find(|name| endings.iter().any(|ending| name.ends_with(ending)));
+    if let Some(pickle) = has(&[".bin", ".pt", ".pth", ".ckpt", ".pkl"]) {
+        return Err(Error::file(&dir.join(pickle), FileFault::Pickle));
+    }
+    if let Some(gguf) = has(&[".gguf"]) {
+        return Err(Error::file(&dir.join(gguf), FileFault::OtherFormat("GGUF")));
+    }
+    Err(no_checkpoint(dir, "no .safetensors file in it", "give the model's directory"))
+}

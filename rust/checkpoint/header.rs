@@ -1,0 +1,196 @@
+//! The header of a safetensors file, checked before anything else is believed.
+//!
+//! A file is eight bytes of header length, the header (a JSON object: names to `{dtype, shape, data_offsets}`, and
+//! `__metadata__`), and the data. The format demands that tensors fill the data section without holes or overlaps;
+//! that and every size is checked here, in integers that cannot wrap, against the true length of the file. Nothing is
+//! allocated by a number that the file claims alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::shard::read_at;
+use crate::digest::Digest;
+use crate::dtype::Dtype;
+use crate::error::{EntryFault, Error, FileFault, Result};
+
+/// The longest header the format allows, in bytes.
+pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// One tensor as a header lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its dimensions, outermost first; none for a scalar.
+    pub shape: Vec<u64>,
+    /// Where its data begin, in bytes from the start of the file.
+    pub offset: u64,
+    /// How many bytes they are.
+    pub bytes: u64,
+}
+
+/// A header, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The tensors, in the order of their data.
+    pub entries: Vec<Entry>,
+    /// What `__metadata__` holds.
+    pub metadata: BTreeMap<String, String>,
+    /// Where the data begin, in bytes from the start of the file.
+    pub bytes: u64,
+    /// SHA-256 of the header's text.
+    pub sha256: String,
+}
+
+/// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::Entry`] for whatever is not as the format demands, [`Error::Io`].
+pub fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
+    let mut length = [0; 8];
+    if file_bytes < 8 {
+        return Err(Error::file(path, FileFault::TooShort(file_bytes)));
+    }
+    read_at(file, path, &mut length, 0)?;
+    if let Some(fault) = other_format(length) {
+        return Err(Error::file(path, fault));
+    }
+    let claimed = u64::from_le_bytes(length);
+    let limit = MAX_HEADER_BYTES.min(file_bytes - 8);
+    if claimed > limit {
+        return Err(Error::file(path, FileFault::HeaderLength { claimed, limit }));
+    }
+    let mut text = vec![0; usize::try_from(claimed).map_err(|_| Error::Bug("header length".to_owned()))?];
+    read_at(file, path, &mut text, 8)?;
+    let listed = parse(&text).map_err(|reason| Error::file(path, FileFault::Header(reason)))?;
+    let entries = check(path, listed.entries, 8 + claimed, file_bytes - 8 - claimed)?;
+    Ok(Header { entries, metadata: listed.metadata, bytes: 8 + claimed, sha256: Digest::of(&text) })
+}
+
+/// What the first bytes say the file is, if not safetensors.
+fn other_format(start: [u8; 8]) -> Option<FileFault> {
+    match start {
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => Some(FileFault::Pickle),
+        [b'G', b'G', b'U', b'F', ..] => Some(FileFault::OtherFormat("GGUF")),
+        [0x89, b'H', b'D', b'F', ..] => Some(FileFault::OtherFormat("HDF5")),
+        _ if &start[..7] == b"version" => Some(FileFault::OtherFormat("Git LFS pointer")),
+        _ => None,
+    }
+}
+
+/// An entry as it stands in the header, nothing checked.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// What a header lists, in its own order; an entry that is none comes with the reason.
+#[derive(Default)]
+struct Listing {
+    entries: Vec<(String, std::result::Result<Listed, String>)>,
+    metadata: BTreeMap<String, String>,
+}
+
+fn parse(text: &[u8]) -> std::result::Result<Listing, String> {
+    if text.first() != Some(&b'{') {
+        return Err("it does not start with `{`".to_owned());
+    }
+    let text = std::str::from_utf8(text).map_err(|fault| fault.to_string())?;
+    serde_json::from_str(text).map_err(|fault| fault.to_string())
+}
+
+impl<'de> Deserialize<'de> for Listing {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Listing;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a JSON object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Listing, A::Error> {
+                let mut listing = Listing::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        listing.metadata.append(&mut map.next_value()?);
+                    } else {
+                        // A raw value first: a malformed entry is reported with its name.
+                        let raw = map.next_value::<Box<RawValue>>()?;
+                        listing
+                            .entries
+                            .push((name, serde_json::from_str(raw.get()).map_err(|fault| fault.to_string())));
+                    }
+                }
+                Ok(listing)
+            }
+        }
+        from.deserialize_map(Collect)
+    }
+}
+
+/// Checks every entry against the `available` bytes of data that begin at `start`.
+fn check(
+    path: &Path,
+    listed: Vec<(String, std::result::Result<Listed, String>)>,
+    start: u64,
+    available: u64,
+) -> Result<Vec<Entry>> {
+    let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
+    let mut entries = Vec::with_capacity(listed.len());
+    let mut names = BTreeSet::new();
+    for (name, entry) in listed {
+        if !names.insert(name.clone()) {
+            return Err(fault(&name, EntryFault::Twice));
+        }
+        let entry = entry.map_err(|reason| fault(&name, EntryFault::Malformed(reason)))?;
+        let [begin, end] = entry.data_offsets;
+        let span = end.checked_sub(begin).ok_or_else(|| fault(&name, EntryFault::Backwards { begin, end }))?;
+        if end > available {
+            return Err(fault(&name, EntryFault::BeyondEnd { end, available }));
+        }
+        let dtype = Dtype::parse(&entry.dtype).ok_or_else(|| fault(&name, EntryFault::UnknownDtype(entry.dtype)))?;
+        let shape = entry.shape;
+        let needed = shape.iter().try_fold(1, |product: u64, &n| product.checked_mul(n)).and_then(|n| dtype.bytes(n));
+        let Some(needed) = needed else {
+            return Err(fault(&name, EntryFault::NoSize { shape, dtype: dtype.name() }));
+        };
+        if span != needed {
+            return Err(fault(&name, EntryFault::Length { span, shape, dtype: dtype.name(), needed }));
+        }
+        entries.push(Entry { name, dtype, shape, offset: start + begin, bytes: span });
+    }
+    contiguous(path, entries, start, start + available)
+}
+
+/// The entries in the order of their data, which must fill `start..end` exactly.
+fn contiguous(path: &Path, mut entries: Vec<Entry>, start: u64, end: u64) -> Result<Vec<Entry>> {
+    let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
+    entries.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
+    let mut reached = start;
+    let mut before = "";
+    for entry in &entries {
+        if entry.offset < reached {
+            return Err(fault(&entry.name, EntryFault::Overlap { with: before.to_owned() }));
+        }
+        if entry.offset > reached {
+            return Err(fault(&entry.name, EntryFault::Gap { bytes: entry.offset - reached }));
+        }
+        reached += entry.bytes;
+        before = &entry.name;
+    }
+    if reached < end {
+        return Err(Error::file(path, FileFault::Trailing(end - reached)));
+    }
+    Ok(entries)
+}
