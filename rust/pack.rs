@@ -1,0 +1,86 @@
+//! Codes to bytes and back.
+//!
+//! A row is one little-endian bit stream: code `i` of `b` bits takes bits `i·b` to `i·b + b − 1`, bit `n` of the stream
+//! being bit `n mod 8` of byte `n / 8`. Eight codes fill `b` bytes. MLX reads the bytes as little-endian 32-bit words.
+
+use crate::kernel::vector::ROWS;
+
+/// Codes that fill whole bytes, whatever their width.
+const CODES: usize = 8;
+
+/// Appends row `row` of a band of codes to `out`, `bits` bits each.
+///
+/// # Panics
+/// If the codes of a row do not fill whole bytes by eights.
+pub fn row(bits: u8, codes: &[[u8; ROWS]], row: usize, out: &mut Vec<u8>) {
+    let (eights, rest) = codes.as_chunks::<CODES>();
+    assert!(rest.is_empty() && row < ROWS, "pack: not whole bytes");
+    for eight in eights {
+        let packed = eight
+            .iter()
+            .enumerate()
+            .fold(0, |word, (at, codes)| word | u64::from(codes[row]) << (at * usize::from(bits)));
+        out.extend_from_slice(&packed.to_le_bytes()[..usize::from(bits)]);
+    }
+}
+
+/// Appends to `codes` those that `bytes` hold, `bits` bits each.
+///
+/// # Panics
+/// If the bytes do not hold whole eights of codes.
+pub fn unpack(bits: u8, bytes: &[u8], codes: &mut Vec<u8>) {
+    let width = usize::from(bits);
+    assert!(bytes.len().is_multiple_of(width), "unpack: not whole codes");
+    let mask = u64::from(u8::MAX >> (8 - bits));
+    for packed in bytes.chunks_exact(width) {
+        let mut word = [0; 8];
+        word[..width].copy_from_slice(packed);
+        let word = u64::from_le_bytes(word);
+        codes.extend((0..CODES).map(|at| (word >> (at * width) & mask) as u8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheme::BITS;
+
+    /// The rule as it is written above, bit by bit.
+    fn by_the_book(bits: u8, codes: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; codes.len() * usize::from(bits) / 8];
+        for (at, code) in codes.iter().enumerate() {
+            for bit in 0..usize::from(bits) {
+                let stream = at * usize::from(bits) + bit;
+                bytes[stream / 8] |= (code >> bit & 1) << (stream % 8);
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_width_and_length_is_as_the_rule_says_and_comes_back() {
+        for bits in BITS {
+            for eights in 0..=16 {
+                let band: Vec<[u8; ROWS]> = (0..eights * 8)
+                    .map(|at| std::array::from_fn(|row| ((at * 73 + row * 151 + 7) as u8) >> (8 - bits)))
+                    .collect();
+                for lane in 0..ROWS {
+                    let codes: Vec<u8> = band.iter().map(|column| column[lane]).collect();
+                    let mut packed = vec![0xa5];
+                    row(bits, &band, lane, &mut packed);
+                    assert_eq!(packed[0], 0xa5);
+                    assert_eq!(packed[1..], by_the_book(bits, &codes));
+                    let mut back = Vec::new();
+                    unpack(bits, &packed[1..], &mut back);
+                    assert_eq!(back, codes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "not whole bytes")]
+    fn a_row_that_does_not_fill_bytes_is_refused() {
+        row(4, &[[0; ROWS]; 12], 0, &mut Vec::new());
+    }
+}

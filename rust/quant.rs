@@ -1,0 +1,106 @@
+//! Encoding bands of weights, and what the encoding costs.
+//!
+//! One encoder measures and writes: a curve's point and the file's bytes come from the same call.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::dtype::Float;
+use crate::kernel::Level;
+use crate::kernel::affine::{self, Grid, RowError, TRIALS};
+use crate::kernel::vector::{Lane, ROWS};
+use crate::scheme::{Affine, BITS};
+
+/// How hard the encoder tries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// The format's own rule; for MLX affine the bytes of `mx.quantize` on a CPU.
+    Fast,
+    /// Scale and bias of each group are searched for the least weighted error; never worse than `fast` on it.
+    #[default]
+    Normal,
+}
+
+impl FromStr for Effort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fast" => Ok(Self::Fast),
+            "normal" => Ok(Self::Normal),
+            _ => Err("is neither `fast` nor `normal`".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Effort {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Fast => "fast",
+            Self::Normal => "normal",
+        })
+    }
+}
+
+/// The codes and grids of one band.
+#[derive(Clone, Debug, Default)]
+pub struct Encoded {
+    /// One code per column and row.
+    pub codes: Vec<[u8; ROWS]>,
+    /// One grid per group and row.
+    pub grids: Vec<[Grid; ROWS]>,
+}
+
+/// Encodes bands of matrices whose scales are stored as `store`.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoder {
+    /// The instruction set.
+    pub level: Level,
+    /// How hard to try.
+    pub effort: Effort,
+}
+
+/// Calls a kernel with the scheme's group size as a constant.
+macro_rules! by_group_size {
+    ($scheme:expr, $kernel:ident($($arg:expr),* $(,)?)) => {
+        match $scheme.group_size() {
+            32 => affine::$kernel::<32>($($arg),*),
+            64 => affine::$kernel::<64>($($arg),*),
+            _ => affine::$kernel::<128>($($arg),*),
+        }
+    };
+}
+
+impl Encoder {
+    /// Encodes `band` by `scheme` into `out`. `k` weighs the columns; none may be negative.
+    ///
+    /// # Panics
+    /// If the scheme's groups do not divide the columns, or `k` is not as long as they are many.
+    pub fn encode(self, scheme: Affine, store: Float, band: &[Lane], k: &[f32], out: &mut Encoded) {
+        assert!(band.len().is_multiple_of(scheme.group_size()) && k.len() == band.len(), "encode: shapes");
+        out.codes.resize(band.len(), [0; ROWS]);
+        out.grids.resize(band.len() / scheme.group_size(), [Grid::default(); ROWS]);
+        let (codes, grids) = (&mut out.codes, &mut out.grids);
+        match self.effort {
+            Effort::Fast => {
+                by_group_size!(scheme, encode_plain(self.level, band, scheme.max_code(), store, codes, grids));
+            }
+            Effort::Normal => {
+                let trials = TRIALS[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()];
+                let max_code = scheme.max_code();
+                by_group_size!(scheme, encode_search(self.level, band, k, trials, max_code, store, codes, grids));
+            }
+        }
+    }
+
+    /// Squared error of each row of `band` as `encoded` decodes.
+    ///
+    /// # Panics
+    /// As [`encode`](Self::encode).
+    #[must_use]
+    pub fn error(self, scheme: Affine, band: &[Lane], k: &[f32], encoded: &Encoded) -> [RowError; ROWS] {
+        assert!(encoded.codes.len() == band.len() && k.len() == band.len(), "error: shapes");
+        by_group_size!(scheme, error(self.level, band, k, &encoded.codes, &encoded.grids))
+    }
+}
