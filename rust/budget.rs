@@ -1,0 +1,160 @@
+//! How large the output may be, in every form a user names it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// A budget as it was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Budget {
+    /// The text, as given.
+    pub text: String,
+    amount: Amount,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Amount {
+    BitsPerWeight(f64),
+    FileBytes(f64),
+    PercentOfFiles(f64),
+}
+
+/// What a budget limits, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// All tensor data written.
+    TensorBytes(u64),
+    /// All files of weights, with their headers.
+    FileBytes(u64),
+}
+
+/// Units of a file size, longest names first.
+const UNITS: [(&str, f64); 9] = [
+    ("KiB", 1024.0),
+    ("MiB", 1_048_576.0),
+    ("GiB", 1_073_741_824.0),
+    ("TiB", 1_099_511_627_776.0),
+    ("KB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("TB", 1e12),
+    ("B", 1.0),
+];
+
+impl Budget {
+    /// The limit for a source of `parameters` weights whose files are `file_bytes` long.
+    #[must_use]
+    pub fn limit(&self, parameters: u64, file_bytes: u64) -> Limit {
+        // Whole bytes, rounded down; beyond 2^64 there is no limit that matters.
+        match self.amount {
+            Amount::BitsPerWeight(bits) => Limit::TensorBytes((bits * parameters as f64 / 8.0) as u64),
+            Amount::FileBytes(bytes) => Limit::FileBytes(bytes as u64),
+            Amount::PercentOfFiles(percent) => Limit::FileBytes((percent / 100.0 * file_bytes as f64) as u64),
+        }
+    }
+
+    /// `bytes` in the unit this budget is in, for a message.
+    #[must_use]
+    pub fn in_its_unit(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
+        match self.amount {
+            Amount::BitsPerWeight(_) => format!("{:.4} bits per weight", 8.0 * bytes as f64 / parameters.max(1) as f64),
+            Amount::FileBytes(_) => size(bytes),
+            Amount::PercentOfFiles(_) => format!("{:.2}%", 100.0 * bytes as f64 / file_bytes.max(1) as f64),
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.amount {
+            Amount::BitsPerWeight(bits) => write!(out, "{bits} bits per weight"),
+            _ => out.write_str(&self.text),
+        }
+    }
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    /// `4.0` or `4.0bpw` (bits per weight of all that is written), `24GB`, `24GiB`, `900MB`… (files of weights), `30%`
+    /// (of the source's files).
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = |reason: &str| Error::option("--budget", text, reason);
+        let trimmed = text.trim();
+        let lower = trimmed.to_ascii_lowercase();
+        let ends = |unit: &str| lower.strip_suffix(&unit.to_ascii_lowercase()).map(str::trim);
+        let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
+        let known = "write bits per weight (4.0), a size (24GB, 24GiB, 900MB) or a share of the source (30%)";
+        let (number, amount): (_, fn(f64) -> Amount) = if let Some(percent) = ends("%") {
+            (number(percent), Amount::PercentOfFiles)
+        } else if let Some(bits) = ends("bpw") {
+            (number(bits), Amount::BitsPerWeight)
+        } else if let Some((rest, unit)) = UNITS.iter().find_map(|(name, unit)| Some((ends(name)?, *unit))) {
+            (number(rest).map(|number| number * unit), Amount::FileBytes)
+        } else {
+            (number(&lower), Amount::BitsPerWeight)
+        };
+        let number = number.ok_or_else(|| wrong(known))?;
+        if number <= 0.0 {
+            return Err(wrong("a budget is more than nothing"));
+        }
+        match amount(number) {
+            Amount::BitsPerWeight(bits) if bits > 64.0 => {
+                Err(wrong(&format!("more bits than any weight has; {known}")))
+            }
+            amount => Ok(Self { text: trimmed.to_owned(), amount }),
+        }
+    }
+}
+
+/// A number of bytes for people: `24.10 GB`.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    let scaled = |unit: f64| bytes as f64 / unit;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.2} KB", scaled(1e3)),
+        1_000_000..1_000_000_000 => format!("{:.2} MB", scaled(1e6)),
+        _ => format!("{:.2} GB", scaled(1e9)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(text: &str) -> Limit {
+        text.parse::<Budget>().unwrap().limit(1_000, 5_000)
+    }
+
+    #[test]
+    fn every_form_is_understood() {
+        assert_eq!(limit("4.0"), Limit::TensorBytes(500));
+        assert_eq!(limit(" 4.5bpw "), Limit::TensorBytes(562));
+        assert_eq!(limit("24GB"), Limit::FileBytes(24_000_000_000));
+        assert_eq!(limit("24 GiB"), Limit::FileBytes(24 << 30));
+        assert_eq!(limit("1.5kb"), Limit::FileBytes(1_500));
+        assert_eq!(limit("200KB"), Limit::FileBytes(200_000));
+        assert_eq!(limit("17B"), Limit::FileBytes(17));
+        assert_eq!(limit("30%"), Limit::FileBytes(1_500));
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_says_what_to_write() {
+        for text in ["", "four", "4.0.0", "-1", "0", "0GB", "nan", "inf", "infGB", "4 apples", "%", "GB", "1e9", "24G"]
+        {
+            let error = text.parse::<Budget>().unwrap_err();
+            assert!(error.to_string().starts_with(&format!("--budget `{text}`: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_told_in_the_budgets_own_unit() {
+        let told = |text: &str| text.parse::<Budget>().unwrap().in_its_unit(400, 1_000, 5_000);
+        assert_eq!(told("4.0"), "3.2000 bits per weight");
+        assert_eq!(told("24GB"), "400 B");
+        assert_eq!(told("30%"), "8.00%");
+        assert_eq!(size(24_100_000_000), "24.10 GB");
+    }
+}

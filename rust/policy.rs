@@ -1,0 +1,331 @@
+//! Which tensors may be quantized, to what, and why not.
+//!
+//! Two kinds of rules. What a tensor *is* decides whether any scheme exists for it ([`candidate`]); that holds for an
+//! analysis and every plan made of it. What the user *wants* narrows the schemes of a plan ([`Policy`]).
+
+use regex::Regex;
+
+use crate::checkpoint::{Matrix, Tensor};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::name::{Name, Role};
+use crate::scheme::{Affine, BITS, GROUP_SIZES, Scheme};
+
+/// Matrices below this signal-to-noise ratio at their output are not fit for use, in decibels.
+pub const FLOOR_DB: f64 = 9.0;
+
+/// Routers get at least this many bits: a wrong choice of expert is worse than any rounding.
+const ROUTER_BITS: u8 = 8;
+
+/// Why a tensor is kept as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Not the weight of a module.
+    NoWeight,
+    /// Not of two dimensions.
+    NoMatrix(Vec<u64>),
+    /// Of a type that is not a float ramrs decodes.
+    NoFloat(Dtype),
+    /// Its role forbids it.
+    Role(Role),
+    /// No group size divides its rows.
+    Columns(u64),
+    /// The user said so; with the rule.
+    Asked(String),
+    /// No scheme is allowed that the budget needs: the allocation left it.
+    Chosen,
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoWeight => out.write_str("not the weight of a module"),
+            Self::NoMatrix(shape) => write!(out, "not a matrix: shape {shape:?}"),
+            Self::NoFloat(dtype) => write!(out, "{dtype} is not a float type"),
+            Self::Role(role) => write!(out, "{role}: never quantized"),
+            Self::Columns(cols) => write!(out, "rows of {cols} do not divide into groups of 32, 64 or 128"),
+            Self::Asked(rule) => write!(out, "asked for by {rule}"),
+            Self::Chosen => out.write_str("worth its bytes: chosen by the allocation"),
+        }
+    }
+}
+
+/// The schemes that exist for a tensor, by growing size, or why there are none.
+///
+/// # Errors
+/// The reason.
+pub fn candidate(tensor: &Tensor, name: &Name) -> std::result::Result<(Matrix, Vec<Affine>), Kept> {
+    match name.role {
+        Role::Norm | Role::Convolution | Role::Position | Role::Parameter | Role::Tower | Role::MultiToken => {
+            return Err(Kept::Role(name.role));
+        }
+        _ if !name.is_weight => return Err(Kept::NoWeight),
+        _ if !tensor.dtype.is_float() => return Err(Kept::NoFloat(tensor.dtype)),
+        _ if tensor.shape.len() != 2 => return Err(Kept::NoMatrix(tensor.shape.clone())),
+        _ => {}
+    }
+    let matrix = tensor.matrix().ok_or(Kept::NoFloat(tensor.dtype))?;
+    let schemes: Vec<_> = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
+    if schemes.is_empty() { Err(Kept::Columns(matrix.cols)) } else { Ok((matrix, schemes)) }
+}
+
+/// What a rule gives a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spec {
+    /// The source's own bytes.
+    Kept,
+    /// Bits in a range, and a group size if one is named.
+    Bits {
+        /// At least.
+        min: u8,
+        /// At most.
+        max: u8,
+        /// Only this group size.
+        group_size: Option<u16>,
+    },
+}
+
+impl Spec {
+    /// Reads `kept`, `4`, `4g64`, `3-6` or `3-6g64`.
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        if ["kept", "keep", "f16", "bf16", "f32", "16"].contains(&text) {
+            return Ok(Self::Kept);
+        }
+        let (bits, group_size) = match text.split_once('g') {
+            Some((bits, group_size)) => {
+                let size = group_size.parse().ok().filter(|size| GROUP_SIZES.contains(size));
+                (bits, Some(size.ok_or_else(|| format!("`{group_size}` is not a group size: 32, 64 or 128"))?))
+            }
+            None => (text, None),
+        };
+        let (min, max) = bits.split_once('-').unwrap_or((bits, bits));
+        let [min, max] = [min, max].map(|bits| bits.parse().ok().filter(|bits| BITS.contains(bits)));
+        match (min, max) {
+            (Some(min), Some(max)) if min <= max => Ok(Self::Bits { min, max, group_size }),
+            _ => Err(format!("`{text}` is not a scheme: kept, BITS, BITSgGROUP or MIN-MAX, with bits of 2 3 4 5 6 8")),
+        }
+    }
+}
+
+/// What the user asks for, as text.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyOptions {
+    /// No fewer bits than this; asked for, 2 lifts the floor.
+    pub min_bits: Option<u8>,
+    /// No more bits than this, and nothing kept that can be quantized.
+    pub max_bits: Option<u8>,
+    /// The floor in decibels, if not [`FLOOR_DB`].
+    pub floor_db: Option<f64>,
+    /// Patterns of tensors to keep as they are.
+    pub keep: Vec<String>,
+    /// `REGEX=SPEC` rules; of those that match, the last counts.
+    pub tensor: Vec<String>,
+}
+
+/// What the user asks for, checked.
+#[derive(Debug)]
+pub struct Policy {
+    min_bits: Option<u8>,
+    max_bits: Option<u8>,
+    floor_db: f64,
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    pattern: Regex,
+    spec: Spec,
+    /// As the user wrote it, with the option.
+    text: String,
+}
+
+/// What a plan may do to one candidate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Allowed {
+    min_bits: u8,
+    max_bits: u8,
+    group_size: Option<u16>,
+    /// Whether it may be kept.
+    pub kept: bool,
+    /// Schemes whose ratio at the output is lower are out, in decibels.
+    pub floor_db: Option<f64>,
+    /// The rule that keeps it, if there is one.
+    pub must_keep: Option<String>,
+}
+
+impl Allowed {
+    /// Whether the plan may choose `scheme`, floor aside.
+    #[must_use]
+    pub fn admits(&self, scheme: Scheme) -> bool {
+        match scheme {
+            Scheme::Kept => self.kept,
+            Scheme::Affine(affine) => {
+                self.must_keep.is_none()
+                    && (self.min_bits..=self.max_bits).contains(&affine.bits())
+                    && self.group_size.is_none_or(|size| usize::from(size) == affine.group_size())
+            }
+        }
+    }
+}
+
+impl Policy {
+    /// Checks `options`.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub fn new(options: &PolicyOptions) -> Result<Self> {
+        let bits = |option, bits: Option<u8>| match bits {
+            Some(bits) if !BITS.contains(&bits) => Err(Error::option(option, bits, "not one of 2 3 4 5 6 8")),
+            _ => Ok(bits),
+        };
+        let (min_bits, max_bits) = (bits("--min-bits", options.min_bits)?, bits("--max-bits", options.max_bits)?);
+        if let (Some(min), Some(max)) = (min_bits, max_bits)
+            && min > max
+        {
+            return Err(Error::option("--min-bits", min, format!("is above --max-bits {max}")));
+        }
+        let floor_db = options.floor_db.unwrap_or(FLOOR_DB);
+        if !(-100.0..=100.0).contains(&floor_db) {
+            return Err(Error::option("--floor-db", floor_db, "not between -100 and 100"));
+        }
+        let mut rules = Vec::new();
+        for pattern in &options.keep {
+            rules.push(Rule {
+                pattern: regex("--keep", pattern, pattern)?,
+                spec: Spec::Kept,
+                text: format!("--keep {pattern}"),
+            });
+        }
+        for rule in &options.tensor {
+            let wrong = |reason: String| Error::option("--tensor", rule, reason);
+            let (pattern, spec) =
+                rule.rsplit_once('=').ok_or_else(|| wrong("has no `=`: write REGEX=SPEC".to_owned()))?;
+            let spec = Spec::parse(spec).map_err(wrong)?;
+            rules.push(Rule { pattern: regex("--tensor", rule, pattern)?, spec, text: format!("--tensor {rule}") });
+        }
+        Ok(Self { min_bits, max_bits, floor_db, rules })
+    }
+
+    /// What a plan may do to the candidate called `tensor`.
+    #[must_use]
+    pub fn allowed(&self, tensor: &str, role: Role) -> Allowed {
+        let rule = self.rules.iter().rev().find(|rule| rule.pattern.is_match(tensor));
+        let (min_bits, max_bits) = (self.min_bits.unwrap_or(2), self.max_bits.unwrap_or(8));
+        let mut allowed = Allowed {
+            min_bits,
+            max_bits,
+            group_size: None,
+            kept: self.max_bits.is_none(),
+            floor_db: self.min_bits.is_none().then_some(self.floor_db),
+            must_keep: None,
+        };
+        match rule.map(|rule| (rule.spec, &rule.text)) {
+            Some((Spec::Kept, text)) => {
+                allowed.kept = true;
+                allowed.must_keep = Some(text.clone());
+            }
+            Some((Spec::Bits { min, max, group_size }, _)) => {
+                allowed =
+                    Allowed { min_bits: min, max_bits: max, group_size, kept: false, floor_db: None, must_keep: None };
+            }
+            None if role == Role::Router => allowed.min_bits = min_bits.max(ROUTER_BITS.min(max_bits)),
+            None => {}
+        }
+        allowed
+    }
+
+    /// Every rule must match one of `tensors`: a pattern that matches nothing is a typing error.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub fn matches<'a>(&self, tensors: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+        match self.rules.iter().find(|rule| !tensors.clone().any(|tensor| rule.pattern.is_match(tensor))) {
+            None => Ok(()),
+            Some(rule) => {
+                let (option, value) = rule.text.split_once(' ').unwrap_or(("", &rule.text));
+                let option = if option == "--keep" { "--keep" } else { "--tensor" };
+                Err(Error::option(option, value, "matches no tensor that can be quantized"))
+            }
+        }
+    }
+}
+
+fn regex(option: &'static str, value: &str, pattern: &str) -> Result<Regex> {
+    Regex::new(pattern).map_err(|fault| Error::option(option, value, format!("not a regular expression: {fault}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(keep: &[&str], tensor: &[&str]) -> Result<Policy> {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        Policy::new(&PolicyOptions { keep: owned(keep), tensor: owned(tensor), ..PolicyOptions::default() })
+    }
+
+    fn scheme(text: &str) -> Scheme {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn specs_read_as_documented() {
+        assert_eq!(Spec::parse("kept"), Ok(Spec::Kept));
+        assert_eq!(Spec::parse("4"), Ok(Spec::Bits { min: 4, max: 4, group_size: None }));
+        assert_eq!(Spec::parse("3-6g64"), Ok(Spec::Bits { min: 3, max: 6, group_size: Some(64) }));
+        for text in ["", "7", "4g", "4g48", "6-3", "1-4", "four", "-4"] {
+            assert!(Spec::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_matching_rule_counts() {
+        let policy = policy(&["lm_head"], &["mlp=3", "down_proj=5-8g32"]).unwrap();
+        let down = policy.allowed("model.layers.0.mlp.down_proj.weight", Role::Down);
+        assert!(down.admits(scheme("6g32")) && !down.admits(scheme("6g64")) && !down.admits(scheme("3g32")));
+        assert!(!down.admits(Scheme::Kept) && down.floor_db.is_none());
+        let up = policy.allowed("model.layers.0.mlp.up_proj.weight", Role::Up);
+        assert!(up.admits(scheme("3g128")) && !up.admits(scheme("4g128")));
+        let head = policy.allowed("lm_head.weight", Role::Head);
+        assert!(head.admits(Scheme::Kept) && !head.admits(scheme("8g32")));
+        assert_eq!(head.must_keep.as_deref(), Some("--keep lm_head"));
+        let query = policy.allowed("model.layers.0.self_attn.q_proj.weight", Role::Query);
+        assert!(query.admits(scheme("2g128")) && query.admits(Scheme::Kept));
+        assert_eq!(query.floor_db, Some(FLOOR_DB));
+    }
+
+    #[test]
+    fn routers_get_eight_bits_unless_told_otherwise() {
+        let gate = "model.layers.0.mlp.gate.weight";
+        let default = policy(&[], &[]).unwrap().allowed(gate, Role::Router);
+        assert!(!default.admits(scheme("6g32")) && default.admits(scheme("8g64")) && default.admits(Scheme::Kept));
+        let told = policy(&[], &["gate=4"]).unwrap().allowed(gate, Role::Router);
+        assert!(told.admits(scheme("4g64")));
+        let capped = PolicyOptions { max_bits: Some(4), ..PolicyOptions::default() };
+        assert!(Policy::new(&capped).unwrap().allowed(gate, Role::Router).admits(scheme("4g64")));
+    }
+
+    #[test]
+    fn asking_for_two_bits_lifts_the_floor() {
+        let asked = PolicyOptions { min_bits: Some(2), ..PolicyOptions::default() };
+        assert_eq!(Policy::new(&asked).unwrap().allowed("x", Role::Other).floor_db, None);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_option() {
+        for (options, expected) in [
+            (PolicyOptions { min_bits: Some(7), ..Default::default() }, "--min-bits `7`"),
+            (PolicyOptions { max_bits: Some(0), ..Default::default() }, "--max-bits `0`"),
+            (PolicyOptions { min_bits: Some(6), max_bits: Some(3), ..Default::default() }, "--min-bits `6`"),
+            (PolicyOptions { floor_db: Some(f64::NAN), ..Default::default() }, "--floor-db `NaN`"),
+            (PolicyOptions { keep: vec!["(".to_owned()], ..Default::default() }, "--keep `(`"),
+            (PolicyOptions { tensor: vec!["x".to_owned()], ..Default::default() }, "--tensor `x`"),
+            (PolicyOptions { tensor: vec!["x=9".to_owned()], ..Default::default() }, "--tensor `x=9`"),
+        ] {
+            let message = Policy::new(&options).unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+        }
+        let unmatched = policy(&["lm_haed"], &[]).unwrap().matches(["lm_head.weight"].into_iter()).unwrap_err();
+        assert!(unmatched.to_string().starts_with("--keep `lm_haed`: matches no tensor"), "{unmatched}");
+    }
+}
