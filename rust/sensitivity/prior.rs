@@ -1,0 +1,92 @@
+//! What a matrix's role and depth say about its gain: a small table, measured once on other models.
+//!
+//! An entry is the loss, in nats per token, of an error as large as the matrix's own output: the gain of a matrix is
+//! `r = 2 · prior / Σ_ij k_j w_ij²`, so that `L = prior · (noise energy ÷ signal energy at its output)`.
+//!
+//! How it was measured, and on what, stands in `docs/method.md` ("The role prior"). It is a prior, not a measurement
+//! of the model at hand: `--prior none` leaves it out, a sensitivity file or a probe replaces it.
+
+use std::str::FromStr;
+
+use crate::name::Role;
+
+/// Version of the table; a change of any number is a new one.
+pub const VERSION: u32 = 1;
+
+/// Nats per token for an error as large as the output, in the middle of a model.
+const BY_ROLE: [(Role, f64); 13] = [
+    (Role::Embedding, 3.0),
+    (Role::Head, 5.3),
+    (Role::Query, 0.046),
+    (Role::Key, 0.046),
+    (Role::Value, 0.2),
+    (Role::QueryKeyValue, 0.15),
+    (Role::Output, 0.095),
+    (Role::Gate, 0.17),
+    (Role::Up, 0.22),
+    (Role::GateUp, 0.2),
+    (Role::Down, 0.33),
+    (Role::Router, 1.0),
+    (Role::Other, 0.2),
+];
+
+/// The first layers matter more, by these factors.
+const AT_THE_START: [f64; 3] = [2.0, 1.5, 1.25];
+
+/// So does the last one, by this.
+const AT_THE_END: f64 = 2.0;
+
+/// Whether to use the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prior {
+    /// By role and depth.
+    #[default]
+    Roles,
+    /// Every matrix alike.
+    None,
+}
+
+impl FromStr for Prior {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "roles" => Ok(Self::Roles),
+            "none" => Ok(Self::None),
+            _ => Err("is neither `roles` nor `none`".to_owned()),
+        }
+    }
+}
+
+impl Prior {
+    /// Nats per token for an error as large as the output of a matrix of `role`, in `layer` of `layers`.
+    #[must_use]
+    pub fn of(self, role: Role, layer: Option<usize>, layers: usize) -> f64 {
+        if self == Self::None {
+            return 1.0;
+        }
+        let by_role = BY_ROLE.iter().find(|(of, _)| *of == role).or(BY_ROLE.last()).map_or(1.0, |(_, loss)| *loss);
+        let by_depth = match layer {
+            Some(layer) if layer + 1 == layers => AT_THE_END,
+            Some(layer) => AT_THE_START.get(layer).copied().unwrap_or(1.0),
+            None => 1.0,
+        };
+        by_role * by_depth
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_count_more_and_none_counts_alike() {
+        let middle = Prior::Roles.of(Role::Down, Some(3), 8);
+        assert_eq!(Prior::Roles.of(Role::Down, Some(0), 8), 2.0 * middle);
+        assert_eq!(Prior::Roles.of(Role::Down, Some(7), 8), 2.0 * middle);
+        assert!(Prior::Roles.of(Role::Query, Some(3), 8) < middle);
+        assert!(Prior::Roles.of(Role::Head, None, 8) > middle);
+        assert_eq!(Prior::None.of(Role::Down, Some(0), 8), Prior::None.of(Role::Query, Some(3), 8));
+    }
+}

@@ -1,0 +1,278 @@
+//! Source `weights`: second moments propagated through the stored weights, no forward pass.
+//!
+//! `ρ`, the mean square of each channel of the residual stream, starts as that of the embedding's columns and takes in
+//! what each block adds (`docs/method.md` §3):
+//!
+//! - behind a norm of gain `γ` and shift `β`: `k_j = γ_j² ρ_j / mean(ρ) + β_j²`;
+//! - behind a linear layer: `Σ_j W_ij² k_j + b_i²`, a row's energy under `k`;
+//! - through attention the values' moments are carried to the output projection, as if one token were attended to;
+//! - through a gated MLP `E[act(g)²] · E[u²]`, for independent Gaussian `g` and `u` of these moments.
+//!
+//! Diagonal moments smear what single large weights do to single channels, so what is used is a mixture with "all
+//! channels alike", [`FLAT_SHARE`] of the energy: it costs little where the moments are right and guards where they are
+//! wrong. The gain is the [role prior](super::prior) over the output's energy.
+
+use std::sync::Arc;
+
+use super::prior::Prior;
+use super::structure::{Block, Decoder, Linear, Norm, decoder};
+use super::{Gain, Measured, Origin, Vectors};
+use crate::checkpoint::stream::{Pass, Reader};
+use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::name::{Name, Role};
+use crate::stats::{self, Ask, Energy};
+
+/// Share of a matrix's energy that counts all input channels alike (`docs/method.md`, "Shrinkage").
+pub const FLAT_SHARE: f64 = 0.3;
+
+/// Share of a matrix's loss that is the plain squared error's: propagated moments are an estimate, and a plan that
+/// takes them for the truth spends its bytes on their mistakes (`docs/method.md`, "Hedging").
+pub const DOUBT: f64 = 0.7;
+
+/// Second moments, one per channel.
+type Moments = Vec<f64>;
+
+/// Sensitivity of the matrices of one checkpoint, by tensor.
+pub struct Derived<'a> {
+    /// The prior that was used.
+    prior: Prior,
+    layers: usize,
+    measured: std::collections::BTreeMap<&'a str, Measured>,
+    /// Why no structure was found, if so.
+    pub unrecognised: Option<String>,
+}
+
+/// Measures `matrices` (among them all that the structure needs) and derives their sensitivity.
+///
+/// # Errors
+/// Those of [`stats::energies`].
+pub fn derive<'a>(pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)], prior: Prior) -> Result<Vec<Measured>> {
+    let structure = decoder(pass.checkpoint);
+    let layers =
+        matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |last| last + 1);
+    let mut derived = Derived { prior, layers, measured: std::collections::BTreeMap::new(), unrecognised: None };
+    match &structure {
+        Ok(decoder) => Propagation { pass, decoder, derived: &mut derived }.run()?,
+        Err(reason) => {
+            derived.unrecognised = Some(reason.clone());
+            pass.progress.warn(format!("the structure is not recognised ({reason}): all input channels count alike"));
+        }
+    }
+    derived.rest(pass, matrices)
+}
+
+impl<'a> Derived<'a> {
+    /// Takes in what was measured of `tensor` under the moments `k`.
+    fn take(&mut self, tensor: &'a Tensor, k: &[f64], energy: &Energy) {
+        let (k, origin) = if energy.weighted > 0.0 {
+            let share = (1.0 - FLAT_SHARE) * energy.plain / energy.weighted;
+            (k.iter().map(|&k| (share * k + FLAT_SHARE) as f32).collect(), Origin::Propagated)
+        } else {
+            (vec![1.0; k.len()], Origin::Flat)
+        };
+        self.put(tensor, k, energy.plain, origin);
+    }
+
+    /// Records `k`, under which the matrix has the same energy as plain.
+    fn put(&mut self, tensor: &'a Tensor, k: Vec<f32>, energy: f64, origin: Origin) {
+        let name = Name::parse(&tensor.name);
+        let signal = self.prior.of(name.role, name.layer, self.layers);
+        let gain = if energy > 0.0 { 2.0 * signal / energy } else { 0.0 };
+        let vectors = Vectors { k: k.into(), r: Gain::Same(gain) };
+        let signal = if energy > 0.0 { signal } else { 0.0 };
+        self.measured.insert(&tensor.name, Measured { vectors, signal, energy, origin });
+    }
+
+    /// Measures what the propagation did not reach, and puts all in the order of `matrices`.
+    fn rest(mut self, pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)]) -> Result<Vec<Measured>> {
+        let missing: Vec<_> =
+            matrices.iter().filter(|(tensor, _)| !self.measured.contains_key(tensor.name.as_str())).collect();
+        let ones: Vec<Arc<[f32]>> = missing.iter().map(|(_, matrix)| vec![1.0; matrix.cols as usize].into()).collect();
+        let asks: Vec<_> =
+            missing.iter().zip(&ones).map(|((tensor, matrix), k)| Ask { tensor, matrix: *matrix, k }).collect();
+        let energies = stats::energies(pass, &asks)?;
+        for ((tensor, _), (k, energy)) in missing.iter().zip(ones.iter().zip(&energies)) {
+            self.put(tensor, k.to_vec(), energy.plain, Origin::Flat);
+        }
+        matrices
+            .iter()
+            .map(|(tensor, _)| {
+                let found = self.measured.remove(tensor.name.as_str());
+                found.ok_or_else(|| Error::Bug(format!("`{}` was not measured", tensor.name)))
+            })
+            .collect()
+    }
+}
+
+struct Propagation<'p, 'a> {
+    pass: Pass<'a>,
+    decoder: &'p Decoder<'a>,
+    derived: &'p mut Derived<'a>,
+}
+
+impl<'a> Propagation<'_, 'a> {
+    fn run(mut self) -> Result<()> {
+        let decoder = self.decoder;
+        let embedding = decoder.embedding;
+        let scale = decoder.traits.embedding_scale * decoder.traits.embedding_scale;
+        let means = stats::column_means(self.pass, embedding.weight, embedding.matrix)?;
+        let mut stream: Moments = means.iter().map(|mean| mean * scale).collect();
+        for block in &decoder.blocks {
+            self.attention(block, &mut stream)?;
+            self.mlp(block, &mut stream)?;
+        }
+        self.ends(&stream)
+    }
+
+    /// Attention of `block`, and what it adds to the `stream`.
+    fn attention(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
+        let k = self.behind(block.attention_in, stream)?;
+        let fed = [block.query, block.key, block.value, block.query_key_value];
+        let moments = self.through(&fed, &k)?;
+        let (Some(output), Some(heads)) = (block.output, self.heads(&moments)) else { return Ok(()) };
+        if heads.len() as u64 != output.matrix.cols {
+            return Ok(());
+        }
+        let added = self.through(&[Some(output)], &heads)?.swap_remove(0);
+        self.add(block.attention_out, added, stream)
+    }
+
+    /// Moments at the input of the output projection, from those of `[query, key, value, fused]`.
+    fn heads(&self, moments: &[Option<Moments>]) -> Option<Moments> {
+        let Decoder { head_size, heads, kv_heads, .. } = *self.decoder;
+        let width = kv_heads * head_size;
+        let values = match (&moments[2], &moments[3]) {
+            (Some(values), None) => values.as_slice(),
+            (None, Some(fused)) if fused.len() == heads * head_size + 2 * width => &fused[fused.len() - width..],
+            _ => return None,
+        };
+        if values.len() != width || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return None;
+        }
+        let repeated = |head: &[f64]| head.repeat(heads / kv_heads);
+        Some(values.chunks_exact(head_size).flat_map(repeated).collect())
+    }
+
+    /// The MLP of `block`, and what it adds to the `stream`.
+    fn mlp(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
+        let k = self.behind(block.mlp_in, stream)?;
+        let moments = self.through(&[block.gate, block.up, block.gate_up], &k)?;
+        let Some(down) = block.down else { return Ok(()) };
+        let act = |variance: &f64| self.decoder.activation.second_moment(*variance);
+        let gated = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(gate, up)| act(gate) * up).collect();
+        let inner: Moments = match (&moments[0], &moments[1], &moments[2]) {
+            (Some(gate), Some(up), None) => gated(gate, up),
+            (None, None, Some(both)) => gated(&both[..both.len() / 2], &both[both.len() / 2..]),
+            (None, Some(up), None) => up.iter().map(act).collect(),
+            _ => return Ok(()),
+        };
+        if inner.len() as u64 != down.matrix.cols {
+            return Ok(());
+        }
+        let added = self.through(&[Some(down)], &inner)?.swap_remove(0);
+        self.add(block.mlp_out, added, stream)
+    }
+
+    /// Embedding and head. Tied, they are one matrix with both uses: looked up, where all channels count alike, and
+    /// multiplied with the last hidden state.
+    fn ends(&mut self, stream: &Moments) -> Result<()> {
+        let decoder = self.decoder;
+        let embedding = decoder.embedding;
+        let last = self.behind(decoder.final_norm, stream)?;
+        if let Some(head) = decoder.head {
+            self.through(&[Some(head)], &last)?;
+            return Ok(());
+        }
+        let k: Vec<f32> = last.iter().map(|&k| k as f32).collect();
+        let ask = Ask { tensor: embedding.weight, matrix: embedding.matrix, k: &k };
+        let energy = stats::energies(self.pass, &[ask])?.swap_remove(0);
+        let looked_up = self.derived.prior.of(Role::Embedding, None, 0);
+        let as_head = self.derived.prior.of(Role::Head, None, 0);
+        let signal = looked_up + as_head;
+        let flat = (looked_up + as_head * FLAT_SHARE) / signal;
+        let share = if energy.weighted > 0.0 { (1.0 - flat) * energy.plain / energy.weighted } else { 0.0 };
+        let k: Vec<f32> = last.iter().map(|k| (share * k + flat) as f32).collect();
+        let measured = Measured {
+            vectors: Vectors { k: k.into(), r: Gain::Same(2.0 * signal / energy.plain) },
+            signal,
+            energy: energy.plain,
+            origin: Origin::Propagated,
+        };
+        self.derived.measured.insert(&embedding.weight.name, measured);
+        Ok(())
+    }
+
+    /// Moments behind `norm`, for a stream of moments `stream`.
+    fn behind(&self, norm: Option<Norm<'a>>, stream: &Moments) -> Result<Moments> {
+        let mean = stream.iter().sum::<f64>() / stream.len() as f64;
+        let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
+        let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
+        let gain = vector(self.pass, weight, stream.len())?;
+        let shift = bias.map(|bias| vector(self.pass, bias, stream.len())).transpose()?;
+        let one = if self.decoder.traits.norm_adds_one { 1.0 } else { 0.0 };
+        let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
+        Ok(match shift {
+            None => scaled.collect(),
+            Some(shift) => scaled.zip(&shift).map(|(channel, shift)| channel + shift * shift).collect(),
+        })
+    }
+
+    /// Measures `linears` behind moments `k`; the moments of the outputs of those that are there and take that many.
+    fn through(&mut self, linears: &[Option<Linear<'a>>], k: &Moments) -> Result<Vec<Option<Moments>>> {
+        let narrow: Vec<f32> = k.iter().map(|&k| k as f32).collect();
+        let usable = |linear: &Linear<'_>| linear.matrix.cols == k.len() as u64;
+        let there: Vec<Linear<'a>> = linears.iter().copied().flatten().filter(usable).collect();
+        let asks: Vec<_> =
+            there.iter().map(|linear| Ask { tensor: linear.weight, matrix: linear.matrix, k: &narrow }).collect();
+        let mut energies = stats::energies(self.pass, &asks)?.into_iter();
+        let mut moments = Vec::with_capacity(linears.len());
+        for linear in linears {
+            let Some(linear) = linear.filter(usable) else {
+                moments.push(None);
+                continue;
+            };
+            let energy = energies.next().ok_or_else(|| Error::Bug("a measurement is missing".to_owned()))?;
+            self.derived.take(linear.weight, k, &energy);
+            let mut rows = energy.rows;
+            if let Some(bias) = linear.bias {
+                for (row, bias) in rows.iter_mut().zip(vector(self.pass, bias, linear.matrix.rows as usize)?) {
+                    *row += bias * bias;
+                }
+            }
+            moments.push(Some(rows));
+        }
+        Ok(moments)
+    }
+
+    /// Adds what a block gives to the stream, behind its own norm if it has one.
+    fn add(&self, norm: Option<Norm<'a>>, added: Option<Moments>, stream: &mut Moments) -> Result<()> {
+        let Some(mut added) = added.filter(|added| added.len() == stream.len()) else { return Ok(()) };
+        if norm.is_some() {
+            added = self.behind(norm, &added)?;
+        }
+        let scale = self.decoder.traits.residual_scale * self.decoder.traits.residual_scale;
+        for (channel, added) in stream.iter_mut().zip(added) {
+            *channel += scale * added;
+        }
+        Ok(())
+    }
+}
+
+/// A one-dimensional tensor of `length` floats.
+fn vector(pass: Pass<'_>, tensor: &Tensor, length: usize) -> Result<Vec<f64>> {
+    let wrong = || Error::Bug(format!("`{}` is not a vector of {length} floats", tensor.name));
+    let float = Float::of(tensor.dtype).filter(|_| tensor.elements() == length as u64).ok_or_else(wrong)?;
+    let mut values = vec![0.0; length];
+    float.widen(Reader::default().bytes(pass.checkpoint, tensor, 0..tensor.bytes)?, &mut values);
+    Ok(values.into_iter().map(f64::from).collect())
+}
+
+/// Whether `checkpoint` has a structure that moments can be propagated through; if not, why.
+///
+/// # Errors
+/// A sentence that says what is missing.
+pub fn recognised(checkpoint: &Checkpoint) -> std::result::Result<(), String> {
+    decoder(checkpoint).map(|_| ())
+}
