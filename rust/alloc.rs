@@ -1,0 +1,294 @@
+//! Budget to allocation: one scheme for each family, the least loss that fits.
+//!
+//! A multiple-choice knapsack. On each family's lower convex hull of (bytes, loss) the steps of all families are taken
+//! by falling gain per byte: the optimum of the Lagrangian at every multiplier. Where the next step does not fit, its
+//! fraction that would gives the dual bound: no allocation of these points within the capacity has less loss. What is
+//! left is filled with the upgrades that fit, and improved by exchanges. Ties are broken by bytes, then by the order of
+//! the families, so the result is a function of its input alone.
+
+use crate::scheme::Scheme;
+
+/// One choice for a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// What it takes, in bytes.
+    pub bytes: u64,
+    /// What it costs.
+    pub loss: f64,
+}
+
+/// The choices of one family; never empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    /// By growing bytes.
+    pub points: Vec<Point>,
+}
+
+/// One point for each family.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Allocation {
+    /// Index into each family's points.
+    pub choice: Vec<usize>,
+    /// Bytes of all.
+    pub bytes: u64,
+    /// Loss of all.
+    pub loss: f64,
+}
+
+/// The outcome for one capacity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The allocation.
+    pub allocation: Allocation,
+    /// No allocation within the capacity has less loss than this.
+    pub bound: f64,
+    /// The best that one scheme for all families would do within the capacity, where it exists, and its loss.
+    pub uniform: Option<(Scheme, f64)>,
+    /// Whether the allocation is that uniform one.
+    pub is_uniform: bool,
+}
+
+/// A step along a family's hull.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    family: usize,
+    from: usize,
+    to: usize,
+    bytes: u64,
+    gain: f64,
+}
+
+/// Exchanges are not looked for where the loss is within this of the bound, relatively.
+const CLOSE_ENOUGH: f64 = 1e-5;
+
+/// How many downgrades and upgrades an exchange is looked for among.
+const EXCHANGES: usize = 96;
+
+/// Bytes of every family at its smallest.
+#[must_use]
+pub fn minimum(families: &[Family]) -> u64 {
+    families.iter().map(|family| family.points.iter().map(|point| point.bytes).min().unwrap_or(0)).sum()
+}
+
+/// The allocation of at most `capacity` bytes with the least loss that was found; `None` if not even the smallest
+/// points fit.
+#[must_use]
+pub fn allocate(families: &[Family], capacity: u64) -> Option<Outcome> {
+    let hulls: Vec<Vec<usize>> = families.iter().map(hull).collect();
+    let mut now = Search {
+        families,
+        choice: hulls.iter().map(|hull| hull[0]).collect(),
+        left: capacity.checked_sub(minimum(families))?,
+    };
+    let mut bound = None;
+    for step in steps(families, &hulls) {
+        if step.bytes <= now.left && now.choice[step.family] == step.from {
+            now.choice[step.family] = step.to;
+            now.left -= step.bytes;
+        } else if bound.is_none() {
+            let taken = now.left as f64 / step.bytes as f64;
+            bound = Some(now.loss() - step.gain * taken);
+        }
+    }
+    now.fill();
+    let mut loss = now.loss();
+    let bound = bound.unwrap_or(loss).min(loss).max(0.0);
+    while loss > bound * (1.0 + CLOSE_ENOUGH) && now.exchange() {
+        now.fill();
+        loss = now.loss();
+    }
+    let best_uniform = uniform(families, capacity);
+    let is_uniform = best_uniform.as_ref().is_some_and(|(_, uniform)| uniform.loss < loss);
+    let reported = best_uniform.as_ref().map(|(scheme, uniform)| (*scheme, uniform.loss));
+    if let Some((_, better)) = best_uniform.filter(|_| is_uniform) {
+        now.choice = better.choice;
+        loss = better.loss;
+    }
+    let bytes = total_bytes(families, &now.choice);
+    let allocation = Allocation { choice: now.choice, bytes, loss };
+    Some(Outcome { allocation, bound: bound.min(loss), uniform: reported, is_uniform })
+}
+
+/// Sizes and losses from the smallest allocation to the largest, along the hulls, at most about `wanted` of them.
+#[must_use]
+pub fn trade_off(families: &[Family], wanted: usize) -> Vec<(u64, f64)> {
+    let hulls: Vec<Vec<usize>> = families.iter().map(hull).collect();
+    let choice: Vec<usize> = hulls.iter().map(|hull| hull[0]).collect();
+    let mut bytes = total_bytes(families, &choice);
+    let mut loss = total_loss(families, &choice);
+    let steps = steps(families, &hulls);
+    let largest = bytes + steps.iter().map(|step| step.bytes).sum::<u64>();
+    let apart = ((largest - bytes) / wanted.max(1) as u64).max(1);
+    let mut curve = vec![(bytes, loss)];
+    let mut next = bytes + apart;
+    for (at, step) in steps.iter().enumerate() {
+        bytes += step.bytes;
+        loss -= step.gain;
+        if bytes >= next || at + 1 == steps.len() {
+            curve.push((bytes, loss.max(0.0)));
+            next = bytes + apart;
+        }
+    }
+    curve
+}
+
+fn total_bytes(families: &[Family], choice: &[usize]) -> u64 {
+    families.iter().zip(choice).map(|(family, &at)| family.points[at].bytes).sum()
+}
+
+fn total_loss(families: &[Family], choice: &[usize]) -> f64 {
+    families.iter().zip(choice).map(|(family, &at)| family.points[at].loss).sum()
+}
+
+/// Indices of the points on the lower convex hull, from the fewest bytes to the least loss.
+fn hull(family: &Family) -> Vec<usize> {
+    let points = &family.points;
+    let mut order: Vec<usize> = (0..points.len()).collect();
+    order.sort_by(|&a, &b| points[a].bytes.cmp(&points[b].bytes).then(points[a].loss.total_cmp(&points[b].loss)));
+    let mut hull: Vec<usize> = Vec::with_capacity(order.len());
+    for at in order {
+        let point = points[at];
+        if hull.last().is_some_and(|&last| points[last].bytes == point.bytes || point.loss >= points[last].loss) {
+            continue;
+        }
+        while let [.., a, b] = hull[..] {
+            let (a, b) = (points[a], points[b]);
+            // b lies on or above the line from a to the new point.
+            let rise = (a.loss - b.loss) * (point.bytes - b.bytes) as f64;
+            if rise > (b.loss - point.loss) * (b.bytes - a.bytes) as f64 {
+                break;
+            }
+            hull.pop();
+        }
+        hull.push(at);
+    }
+    hull
+}
+
+/// The steps along all hulls, by falling gain per byte.
+fn steps(families: &[Family], hulls: &[Vec<usize>]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (family, hull) in hulls.iter().enumerate() {
+        for pair in hull.windows(2) {
+            let (a, b) = (families[family].points[pair[0]], families[family].points[pair[1]]);
+            steps.push(Step { family, from: pair[0], to: pair[1], bytes: b.bytes - a.bytes, gain: a.loss - b.loss });
+        }
+    }
+    // A stable sort: equal steps stay in the order of the families, and of a family's own steps.
+    steps.sort_by(|a, b| rate(*b).total_cmp(&rate(*a)).then(a.bytes.cmp(&b.bytes)));
+    steps
+}
+
+fn rate(step: Step) -> f64 {
+    step.gain / step.bytes as f64
+}
+
+/// The choice that gives every family `scheme`; where a family has not got it, the smallest that it has of at least as
+/// many bits, or its largest.
+#[must_use]
+pub fn uniform_choice(families: &[Family], scheme: Scheme) -> Vec<usize> {
+    let pick = |family: &Family| {
+        let same = family.points.iter().position(|point| point.scheme == scheme);
+        // Schemes are ordered by bits, then by group size.
+        same.or_else(|| family.points.iter().position(|point| point.scheme >= scheme))
+            .unwrap_or(family.points.len() - 1)
+    };
+    families.iter().map(pick).collect()
+}
+
+/// The best uniform allocation within `capacity`, and its scheme.
+fn uniform(families: &[Family], capacity: u64) -> Option<(Scheme, Allocation)> {
+    let mut best: Option<(Scheme, Allocation)> = None;
+    for scheme in crate::scheme::Affine::all().map(Scheme::Affine) {
+        if !families.iter().any(|family| family.points.iter().any(|point| point.scheme == scheme)) {
+            continue;
+        }
+        let choice = uniform_choice(families, scheme);
+        let (bytes, loss) = (total_bytes(families, &choice), total_loss(families, &choice));
+        if bytes <= capacity && best.as_ref().is_none_or(|(_, best)| loss < best.loss) {
+            best = Some((scheme, Allocation { choice, bytes, loss }));
+        }
+    }
+    best
+}
+
+/// An allocation that is being improved.
+struct Search<'a> {
+    families: &'a [Family],
+    choice: Vec<usize>,
+    /// Bytes to spare.
+    left: u64,
+}
+
+impl Search<'_> {
+    fn loss(&self) -> f64 {
+        total_loss(self.families, &self.choice)
+    }
+
+    fn chosen(&self, family: usize) -> Point {
+        self.families[family].points[self.choice[family]]
+    }
+
+    /// All changes of one family that `wanted` asks for, as steps.
+    fn changes(&self, wanted: impl Fn(Point, Point) -> bool) -> Vec<Step> {
+        let mut changes = Vec::new();
+        for family in 0..self.families.len() {
+            let now = self.chosen(family);
+            for (to, &point) in self.families[family].points.iter().enumerate() {
+                if wanted(now, point) {
+                    let (from, bytes) = (self.choice[family], point.bytes.abs_diff(now.bytes));
+                    changes.push(Step { family, from, to, bytes, gain: now.loss - point.loss });
+                }
+            }
+        }
+        changes
+    }
+
+    /// Takes the upgrades that fit, each time the one that gains most, until none does.
+    fn fill(&mut self) {
+        loop {
+            let fits = |now: Point, to: Point| to.loss < now.loss && to.bytes <= now.bytes.saturating_add(self.left);
+            let mut fitting = self.changes(fits);
+            fitting.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.bytes.cmp(&b.bytes)));
+            if fitting.is_empty() {
+                return;
+            }
+            // The sizes of the others do not change by taking one: one pass serves many.
+            for step in fitting {
+                let (now, to) = (self.chosen(step.family), self.families[step.family].points[step.to]);
+                if self.choice[step.family] == step.from && to.bytes <= now.bytes + self.left {
+                    self.left = self.left + now.bytes - to.bytes;
+                    self.choice[step.family] = step.to;
+                }
+            }
+        }
+    }
+
+    /// Makes the best exchange of a downgrade for an upgrade that gains more; whether there was one.
+    fn exchange(&mut self) -> bool {
+        let mut down = self.changes(|now, to| to.bytes < now.bytes);
+        down.sort_by(|a, b| rate(*b).total_cmp(&rate(*a)).then(a.bytes.cmp(&b.bytes)));
+        down.truncate(EXCHANGES);
+        let mut up = self.changes(|now, to| to.bytes > now.bytes && to.loss < now.loss);
+        up.sort_by(|a, b| rate(*b).total_cmp(&rate(*a)).then(a.bytes.cmp(&b.bytes)));
+        up.truncate(EXCHANGES);
+        let mut best: Option<(f64, Step, Step)> = None;
+        for &lower in &down {
+            for &raise in &up {
+                let gain = raise.gain + lower.gain;
+                let fits = raise.family != lower.family && raise.bytes <= lower.bytes + self.left;
+                // A gain that is lost in the rounding of the sum is none: the search must come to an end.
+                if fits && gain > 1e-12 * raise.gain && best.is_none_or(|(most, ..)| gain > most) {
+                    best = Some((gain, lower, raise));
+                }
+            }
+        }
+        let Some((_, lower, raise)) = best else { return false };
+        self.choice[lower.family] = lower.to;
+        self.choice[raise.family] = raise.to;
+        self.left = self.left + lower.bytes - raise.bytes;
+        true
+    }
+}
