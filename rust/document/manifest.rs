@@ -1,0 +1,159 @@
+//! The manifest: what was done to which bytes, for whoever has to check it.
+//!
+//! Nothing in it depends on the machine, the time or the place: the same input and options give the same manifest.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::Totals;
+use super::{Settings, SourceId, Tool};
+use crate::error::Result;
+use crate::name::Role;
+use crate::policy::PolicyOptions;
+use crate::scheme::Scheme;
+use crate::sensitivity::Origin;
+
+/// Version of the document.
+pub const VERSION: u32 = 1;
+
+/// Its name in the output directory.
+pub const FILE_NAME: &str = "ramrs-manifest.json";
+
+/// The document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`VERSION`].
+    pub ramrs_manifest: u32,
+    /// Who made it.
+    pub tool: Tool,
+    /// Of what.
+    pub source: SourceId,
+    /// The source's files that were read.
+    pub source_files: Vec<FileDigest>,
+    /// How.
+    pub settings: Settings,
+    /// Within what limits.
+    pub policy: PolicyOptions,
+    /// The budget, as it was asked for.
+    pub budget: Option<String>,
+    /// What it amounts to.
+    pub totals: Totals,
+    /// Every tensor of the source, and what became of it.
+    pub ledger: Vec<Line>,
+    /// Every tensor that was written.
+    pub tensors: Vec<TensorDigest>,
+    /// Every file that was written, but this one.
+    pub files: Vec<FileDigest>,
+    /// Files of the source that were left out, and why.
+    pub left_out: Vec<LeftOut>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A file, by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileDigest {
+    /// Its path in the directory.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Of its content.
+    pub sha256: String,
+}
+
+/// A stored tensor, by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorDigest {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// The file that holds it.
+    pub file: String,
+    /// Of its data.
+    pub sha256: String,
+}
+
+/// A file of the source that is not in the output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    /// Its path in the directory.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What became of a tensor of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Became {
+    /// Encoded.
+    Quantized,
+    /// Copied byte for byte.
+    Kept,
+    /// Left out: another tensor is the same.
+    Tied,
+    /// Left out.
+    Dropped,
+}
+
+/// One tensor of the source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// Its name.
+    pub tensor: String,
+    /// Its element type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// The file that holds it.
+    pub file: String,
+    /// SHA-256 of its data.
+    pub sha256: String,
+    /// What it does.
+    pub role: Role,
+    /// What became of it.
+    pub became: Became,
+    /// Why; where the allocation decided, that it did.
+    pub why: String,
+    /// Bytes of what is stored for it.
+    pub bytes: u64,
+    /// If quantized, how and how well.
+    pub quantized: Option<Quantized>,
+}
+
+/// How a tensor was quantized, and the error of exactly what was written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantized {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// Where its sensitivity is from.
+    pub origin: Origin,
+    /// Loss, by the objective.
+    pub loss: f64,
+    /// Signal over noise at its output, by its sensitivity, in decibels.
+    pub sqnr_db: f64,
+    /// `Σ (ŵ − w)²`
+    pub squared_error: f64,
+    /// `√(Σ (ŵ − w)² / Σ w²)`
+    pub nrmse: f64,
+}
+
+impl Manifest {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// As [`super::read`].
+    pub fn read(path: &Path) -> Result<Self> {
+        super::read(path, "manifest", ("ramrs_manifest", VERSION))
+    }
+}
