@@ -1,0 +1,43 @@
+//! `ramrs` compresses LLM checkpoints from their weights alone, to a size the user names.
+//!
+//! No calibration text, no forward pass over data, no GPU, no network. See `docs/design.md` for the architecture, and
+//! `docs/method.md` for the mathematics. A module uses only modules above it in this list (a test holds that):
+//!
+//! | rank | modules | duty |
+//! |---|---|---|
+//! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; bits and groups and their exact sizes; exponential and logarithm; SHA-256 |
+//! | 1 | [`kernel`] [`name`] [`work`] | hot loops; tensor name → role, layer, expert; an ordered parallel map |
+//! | 2 | [`checkpoint`] [`quant`] [`pack`] | headers, index, shards, streams of rows; encode a band; codes ↔ bytes |
+//! | 3 | [`stats`] [`policy`] [`budget`] | energies of rows and columns; what may be quantized to what; how large the result may be |
+//! | 4 | [`sensitivity`] | how much an error matters: two vectors for each matrix, from any source |
+//! | 5 | [`rd`] [`alloc`] [`writer`] | rate–distortion curves; budget → allocation with a bound; planned, atomic writing |
+//! | 6 | [`mod@format`] [`document`] | one folder for each output format; analyses, plans, manifests |
+//! | 7 | [`verify`] | read back and compare |
+//! | 8 | [`pipeline`] | the verbs, and the only place that knows the order of the stages |
+//! | 9 | `py` | the Python door (feature `python`) |
+
+pub mod alloc;
+pub mod budget;
+pub mod checkpoint;
+pub mod digest;
+pub mod document;
+pub mod dtype;
+pub mod error;
+pub mod format;
+pub mod kernel;
+pub mod math;
+pub mod name;
+pub mod pack;
+pub mod pipeline;
+pub mod policy;
+pub mod progress;
+#[cfg(feature = "python")]
+mod py;
+pub mod quant;
+pub mod rd;
+pub mod scheme;
+pub mod sensitivity;
+pub mod stats;
+pub mod verify;
+pub mod work;
+pub mod writer;

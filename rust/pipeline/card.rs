@@ -1,0 +1,116 @@
+//! The model card: what a reader of the directory wants to know first.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+
+use crate::budget::size;
+use crate::checkpoint::Checkpoint;
+use crate::document::manifest::{Became, Manifest};
+use crate::name::Role;
+use crate::rd::Objective;
+
+/// Where the source's own card goes.
+pub(super) const SOURCE_CARD: &str = "README.source.md";
+
+/// The card of an output.
+pub(super) fn text(source: &Checkpoint, manifest: &Manifest) -> String {
+    let mut card = String::from("---\nlibrary_name: mlx\n");
+    let source_card = fs::read_to_string(source.dir.join("README.md")).unwrap_or_default();
+    for line in licence(&source_card) {
+        card += line;
+        card.push('\n');
+    }
+    card += "pipeline_tag: text-generation\ntags:\n- mlx\n- ramrs\n---\n\n";
+    let _ = body(&mut card, source, manifest, !source_card.is_empty());
+    card
+}
+
+/// What the source's card says of its licence.
+fn licence(source_card: &str) -> Vec<&str> {
+    let mut lines = source_card.lines();
+    if lines.next() != Some("---") {
+        return Vec::new();
+    }
+    lines.take_while(|line| *line != "---").filter(|line| line.starts_with("license")).collect()
+}
+
+fn body(card: &mut String, source: &Checkpoint, manifest: &Manifest, has_source_card: bool) -> std::fmt::Result {
+    let totals = &manifest.totals;
+    let model = source.model_type().unwrap_or("model");
+    writeln!(card, "# A quantized {model}\n")?;
+    writeln!(
+        card,
+        "Compressed by `ramrs` {} from the weights alone: no calibration data was used.\n",
+        manifest.tool.version
+    )?;
+    writeln!(card, "| | |\n|---|---|")?;
+    writeln!(card, "| weights | {} |", manifest.source.parameters)?;
+    if let Some(budget) = &manifest.budget {
+        writeln!(card, "| budget | {budget} |")?;
+    }
+    writeln!(card, "| bits per weight, everything counted | {:.4} |", totals.effective_bpw)?;
+    writeln!(
+        card,
+        "| size | {} ({:.1} % of the source) |",
+        size(totals.file_bytes),
+        share(totals.file_bytes, manifest.source.file_bytes)
+    )?;
+    let unit = match manifest.settings.objective {
+        Objective::Output => "nats per token",
+        Objective::Mse => "squared error",
+        Objective::Mint => "sum of NRMSE",
+    };
+    writeln!(card, "| predicted loss ({unit}) | {:.4} |", totals.loss)?;
+    writeln!(
+        card,
+        "| how | objective {}, effort {}, sensitivity {} |\n",
+        manifest.settings.objective, manifest.settings.effort, manifest.settings.sensitivity
+    )?;
+    writeln!(card, "## Where the bits are\n")?;
+    writeln!(card, "| role | weights | schemes |\n|---|---|---|")?;
+    let mut roles: BTreeMap<Role, (u64, BTreeMap<String, u64>)> = BTreeMap::new();
+    for line in manifest.ledger.iter().filter(|line| matches!(line.became, Became::Quantized | Became::Kept)) {
+        let (weights, schemes) = roles.entry(line.role).or_default();
+        *weights += line.shape.iter().product::<u64>();
+        let scheme = line.quantized.as_ref().map_or("kept".to_owned(), |quantized| quantized.scheme.to_string());
+        *schemes.entry(scheme).or_default() += 1;
+    }
+    for (role, (weights, schemes)) in roles {
+        let schemes: Vec<_> = schemes.into_iter().map(|(scheme, count)| format!("{count} × {scheme}")).collect();
+        writeln!(card, "| {role} | {weights} | {} |", schemes.join(", "))?;
+    }
+    writeln!(card, "\n`4g64` is 4-bit codes in groups of 64, each with a scale and a bias.\n")?;
+    writeln!(
+        card,
+        "## Use\n\n```sh\npip install mlx-lm\nmlx_lm.generate --model PATH_TO_THIS_DIRECTORY --prompt \"Hello\"\n```\n"
+    )?;
+    writeln!(
+        card,
+        "`ramrs-manifest.json` lists every tensor of the source, what became of it, and the SHA-256 of every file;"
+    )?;
+    writeln!(card, "`ramrs verify PATH_TO_THIS_DIRECTORY` checks them.")?;
+    if has_source_card {
+        writeln!(card, "The card of the source model is in `{SOURCE_CARD}`.")?;
+    }
+    for warning in &manifest.warnings {
+        writeln!(card, "\n> {warning}")?;
+    }
+    Ok(())
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_licence_is_carried_over_and_nothing_else() {
+        let card = "---\nlanguage: en\nlicense: apache-2.0\nlicense_link: x\n---\nlicense: not this\n";
+        assert_eq!(licence(card), ["license: apache-2.0", "license_link: x"]);
+        assert!(licence("# no front matter\nlicense: x").is_empty());
+    }
+}

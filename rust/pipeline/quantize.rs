@@ -1,0 +1,476 @@
+//! `quantize`: analyze, plan, encode, verify, name.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::analyze::{Sensitivity, curves, hundredths, measure};
+use super::encode::{self, Outcome, Target, Task};
+use super::plan::{PlanRequest, from_analysis, modules};
+use super::source::Source;
+use super::{Engine, card};
+use crate::checkpoint::directory::INDEX;
+use crate::checkpoint::stream::Pass;
+use crate::digest::Digest;
+use crate::document::analysis::{self, Analysis};
+use crate::document::manifest::{
+    Became, FILE_NAME, FileDigest, LeftOut, Line, Manifest, Quantized, TensorDigest, VERSION,
+};
+use crate::document::plan::Plan;
+use crate::document::{self, Tool};
+use crate::error::{Error, Result};
+use crate::format::{Module, Treatment};
+use crate::policy::Policy;
+use crate::progress::{Progress, Stage};
+use crate::quant::Encoder;
+use crate::scheme::Scheme;
+use crate::sensitivity::Measured;
+use crate::verify::{compare, content};
+use crate::writer::layout::{Layout, Stored, index, lay_out};
+use crate::writer::partial::Partial;
+
+/// Endings of files that hold weights in another form: they are not copied beside the new ones.
+const OTHER_WEIGHTS: [&str; 14] = [
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".tflite",
+    ".npz",
+    ".index.json",
+];
+
+/// What is quantized, to what, and where it goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuantizeRequest {
+    /// What is planned.
+    pub plan: PlanRequest,
+    /// A saved plan, perhaps edited, in place of that.
+    pub saved_plan: Option<PathBuf>,
+    /// The output directory.
+    pub output: PathBuf,
+    /// Whether to replace it.
+    pub overwrite: bool,
+    /// Whether to stop before anything is written.
+    pub dry_run: bool,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuantizeReport {
+    /// The output directory; nothing is there after a dry run.
+    pub output: String,
+    /// Whether it was written.
+    pub written: bool,
+    /// The plan.
+    pub plan: Plan,
+    /// The manifest, unless it was a dry run.
+    pub manifest: Option<Manifest>,
+}
+
+/// Quantizes a checkpoint.
+///
+/// # Errors
+/// Those of planning, reading and writing. Nothing is left behind.
+pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<QuantizeReport> {
+    // Whatever makes no sense is refused before any work.
+    let asked = match &request.saved_plan {
+        Some(path) => Asked::Saved(Box::new(Plan::read(path)?), path),
+        None => Asked::Planned(request.plan.target()?),
+    };
+    let policy = Policy::new(&request.plan.policy)?;
+    let mut analysis_request = request.plan.model.clone();
+    if let Asked::Saved(plan, _) = &asked {
+        analysis_request.format.clone_from(&plan.settings.format);
+        analysis_request.generic = plan.settings.generic;
+        analysis_request.effort = plan.settings.effort;
+        analysis_request.objective = plan.settings.objective;
+        analysis_request.prior = plan.settings.prior;
+    }
+    let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
+    if !request.dry_run {
+        check_output(&source, &request.output, request.overwrite)?;
+    }
+    let engine = Engine::new(&analysis_request.resources)?;
+    let pass = engine.pass(&source.checkpoint, progress);
+
+    let sensitivity = measure(pass, &source, &analysis_request)?;
+    let plan = match asked {
+        Asked::Saved(plan, path) => {
+            same_source(&plan, path, &source, &sensitivity)?;
+            recount(*plan, path, &source, request.plan.shard_bytes)?
+        }
+        Asked::Planned(target) => {
+            let analysis = match &request.plan.analysis {
+                Some(path) => saved_analysis(path, &source, &sensitivity)?,
+                None => curves(pass, &source, &analysis_request, &sensitivity)?,
+            };
+            progress.begin(Stage::Plan, 0);
+            from_analysis(&analysis, &request.plan, &policy, target)?
+        }
+    };
+    let output = request.output.display().to_string();
+    if request.dry_run {
+        return Ok(QuantizeReport { output, written: false, plan, manifest: None });
+    }
+    let job = Job { pass, source: &source, sensitivity: &sensitivity, plan: &plan, request };
+    let manifest = job.write()?;
+    Ok(QuantizeReport { output, written: true, plan, manifest: Some(manifest) })
+}
+
+/// Where the plan comes from.
+enum Asked<'a> {
+    Saved(Box<Plan>, &'a Path),
+    Planned(super::plan::Target),
+}
+
+/// The output must not be the source, nor inside it, nor there already.
+fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<()> {
+    if output.as_os_str().is_empty() {
+        return Err(Error::option("--output", "", "is missing"));
+    }
+    let mut existing = std::path::absolute(output).map_err(Error::io("resolving", output))?;
+    while !existing.exists() && existing.pop() {}
+    let existing = existing.canonicalize().map_err(Error::io("resolving", output))?;
+    let inside = existing.starts_with(&source.checkpoint.dir);
+    let is_parent = output.exists() && source.checkpoint.dir.starts_with(&existing);
+    if inside || is_parent {
+        return Err(Error::OutputIsSource { path: output.to_owned() });
+    }
+    if output.symlink_metadata().is_ok() && !overwrite {
+        return Err(Error::OutputExists { path: output.to_owned() });
+    }
+    Ok(())
+}
+
+/// A saved analysis, if it is of this source and sensitivity.
+fn saved_analysis(path: &Path, source: &Source, sensitivity: &Sensitivity) -> Result<Analysis> {
+    let analysis = Analysis::read(path)?;
+    let stale = |reason: &str| Err(Error::Stale { file: path.to_owned(), reason: reason.to_owned() });
+    if analysis.source != source.id() {
+        return stale("it is an analysis of another checkpoint");
+    }
+    if analysis.settings != sensitivity.settings {
+        return stale("it was made with other weights, another sensitivity or other options");
+    }
+    Ok(analysis)
+}
+
+/// A saved plan must be of this source, and of the sensitivity that it will be encoded by.
+fn same_source(plan: &Plan, path: &Path, source: &Source, sensitivity: &Sensitivity) -> Result<()> {
+    let stale = |reason: &str| Err(Error::Stale { file: path.to_owned(), reason: reason.to_owned() });
+    if plan.source != source.id() {
+        return stale("it is a plan for another checkpoint");
+    }
+    if plan.settings.sensitivity_sha256 != sensitivity.settings.sensitivity_sha256 {
+        return stale("it was made with other weights or another sensitivity (give the same --sensitivity)");
+    }
+    Ok(())
+}
+
+/// A saved plan's schemes, with the sizes they have now.
+fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Result<Plan> {
+    let stale = |reason: String| Error::Stale { file: path.to_owned(), reason };
+    let written: Vec<_> = source.written().collect();
+    if plan.tensors.len() != written.len() {
+        return Err(stale(format!("it lists {} tensors, and {} are written", plan.tensors.len(), written.len())));
+    }
+    let mut bits = 0;
+    for (planned, (tensor, entry)) in plan.tensors.iter_mut().zip(&written) {
+        if planned.name != tensor.name {
+            return Err(stale(format!("it lists `{}` where `{}` belongs", planned.name, tensor.name)));
+        }
+        let Some(affine) = planned.scheme.affine() else {
+            planned.bytes = tensor.bytes;
+            bits += 8 * tensor.bytes;
+            continue;
+        };
+        let matrix = match &entry.candidate {
+            Ok((matrix, schemes)) if schemes.contains(&affine) => matrix,
+            Ok(_) => {
+                return Err(Error::Scheme { tensor: tensor.name.clone(), reason: format!("{affine} does not fit it") });
+            }
+            Err(kept) => return Err(Error::Scheme { tensor: tensor.name.clone(), reason: kept.to_string() }),
+        };
+        planned.bytes = affine.stored_bytes(matrix.rows, matrix.cols, matrix.float);
+        bits += matrix.elements() * u64::from(affine.bits());
+    }
+    let parameters = plan.source.parameters.max(1) as f64;
+    let stored = modules(source.format, &described(source), &schemes(&plan))?;
+    plan.totals.tensor_bytes = plan.tensors.iter().map(|tensor| tensor.bytes).sum();
+    plan.totals.file_bytes = lay_out(&stored, shard_bytes, source.format.name()).file_bytes();
+    plan.totals.effective_bpw = 8.0 * plan.totals.tensor_bytes as f64 / parameters;
+    plan.totals.payload_bpw = bits as f64 / parameters;
+    Ok(plan)
+}
+
+fn schemes(plan: &Plan) -> Vec<Scheme> {
+    plan.tensors.iter().map(|tensor| tensor.scheme).collect()
+}
+
+/// The written tensors as an analysis describes them, without curves.
+fn described(source: &Source) -> Vec<analysis::Tensor> {
+    let tensor = |(tensor, entry): (&crate::checkpoint::Tensor, &super::source::Entry)| analysis::Tensor {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype.name().to_owned(),
+        shape: tensor.shape.clone(),
+        bytes: tensor.bytes,
+        role: entry.name.role,
+        layer: entry.name.layer,
+        kept: None,
+        curve: None,
+    };
+    source.written().map(tensor).collect()
+}
+
+/// A plan about to be carried out.
+struct Job<'a> {
+    pass: Pass<'a>,
+    source: &'a Source,
+    sensitivity: &'a Sensitivity,
+    plan: &'a Plan,
+    request: &'a QuantizeRequest,
+}
+
+impl Job<'_> {
+    /// Writes everything, reads it back, and gives it its name.
+    fn write(&self) -> Result<Manifest> {
+        let Self { pass, source, plan, request, .. } = self;
+        let stored = modules(source.format, &described(source), &schemes(plan))?;
+        let layout = lay_out(&stored, request.plan.shard_bytes, source.format.name());
+        if layout.file_bytes() != plan.totals.file_bytes {
+            return Err(Error::Bug(format!(
+                "planned {} bytes, laid out {}",
+                plan.totals.file_bytes,
+                layout.file_bytes()
+            )));
+        }
+        let (copied, left_out) = self.other_files();
+        let mut copied_bytes = 0;
+        for file in &copied {
+            let path = source.checkpoint.dir.join(file);
+            copied_bytes += fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
+        }
+        // Room for the documents, too.
+        let documents_bytes = (1 << 20) + 4_096 * source.entries.len() as u64;
+        let partial =
+            Partial::create(&request.output, request.overwrite, layout.file_bytes() + copied_bytes + documents_bytes)?;
+
+        let mut files = Vec::with_capacity(layout.files.len());
+        for planned in &layout.files {
+            let file = partial.create_file(&planned.name, planned.bytes)?;
+            let path = partial.dir().join(&planned.name);
+            crate::writer::partial::write_at(&file, &path, &planned.head, 0)?;
+            files.push((file, path));
+        }
+        pass.progress.begin(Stage::Encode, source.checkpoint.tensors.iter().map(|tensor| tensor.bytes).sum());
+        let encoder = Encoder { level: pass.level, effort: plan.settings.effort };
+        let target = Target { format: source.format, files: &files };
+        let outcome = encode::encode(*pass, encoder, &target, &self.tasks(&stored, &layout))?;
+        drop(files);
+
+        let ledger = self.ledger(&outcome, &stored);
+        let mut manifest = Manifest {
+            ramrs_manifest: VERSION,
+            tool: Tool::this(),
+            source: source.id(),
+            settings: plan.settings.clone(),
+            policy: plan.policy.clone(),
+            budget: plan.budget.clone(),
+            totals: plan.totals.clone(),
+            tensors: self.written_tensors(&outcome, &stored, &layout),
+            source_files: outcome.source_files,
+            ledger,
+            files: Vec::new(),
+            left_out,
+            warnings: plan.warnings.clone(),
+        };
+        manifest.totals.loss = self.loss(&manifest.ledger);
+        for file in &copied {
+            let path = source.checkpoint.dir.join(file);
+            let content = fs::read(&path).map_err(Error::io("reading", &path))?;
+            let name = if file == Path::new("README.md") { Path::new(card::SOURCE_CARD) } else { file };
+            manifest.files.push(self.put(&partial, name, &content)?);
+        }
+        let parameters = source.written().map(|(tensor, _)| tensor.elements()).sum();
+        let index_text = index(&layout, &stored, parameters);
+        manifest.files.push(self.put(&partial, Path::new(INDEX), index_text.as_bytes())?);
+        if let Some(config) = &source.checkpoint.config {
+            let text = source.format.config(config, &self.modules(), source.generic);
+            manifest.files.push(self.put(&partial, Path::new("config.json"), text.as_bytes())?);
+        }
+        let readme = card::text(&source.checkpoint, &manifest);
+        manifest.files.push(self.put(&partial, Path::new("README.md"), readme.as_bytes())?);
+        self.read_back(&partial, &layout, &mut manifest)?;
+        partial.write_file(FILE_NAME, document::text(&manifest)?.as_bytes())?;
+        pass.progress.check()?;
+        partial.finish()?;
+        Ok(manifest)
+    }
+
+    /// The source's other files: those that are copied, and those that are left out.
+    fn other_files(&self) -> (Vec<PathBuf>, Vec<LeftOut>) {
+        let (mut copied, mut left_out) = (Vec::new(), Vec::new());
+        for file in &self.source.checkpoint.other_files {
+            let name = file.display().to_string();
+            let why = if OTHER_WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
+                Some("weights in another form")
+            } else if name == FILE_NAME || name == card::SOURCE_CARD {
+                Some("its name is needed")
+            } else {
+                None
+            };
+            match why {
+                Some(why) => left_out.push(LeftOut { name, why: why.to_owned() }),
+                None => copied.push(file.clone()),
+            }
+        }
+        (copied, left_out)
+    }
+
+    fn put(&self, partial: &Partial, name: &Path, content: &[u8]) -> Result<FileDigest> {
+        partial.write_file(name, content)?;
+        Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })
+    }
+
+    /// What is to be done to each tensor of the source.
+    fn tasks<'t>(&'t self, stored: &'t [Vec<Stored>], layout: &'t Layout) -> Vec<Task<'t>> {
+        let mut measured = self.sensitivity.measured.iter();
+        let mut planned = self.plan.tensors.iter();
+        let (mut modules, mut next) = (stored.iter(), 0);
+        let mut tasks = Vec::with_capacity(self.source.entries.len());
+        for entry in &self.source.entries {
+            if entry.treatment != Treatment::Write {
+                tasks.push(Task::Skip);
+                continue;
+            }
+            let measured: Option<&Measured> = entry.candidate.as_ref().ok().and_then(|_| measured.next());
+            let (Some(planned), Some(parts)) = (planned.next(), modules.next()) else { break };
+            let locations = &layout.locations[next..next + parts.len()];
+            next += parts.len();
+            tasks.push(match (planned.scheme, &entry.candidate, measured) {
+                (Scheme::Affine(scheme), Ok((matrix, _)), Some(measured)) => {
+                    Task::Encode { matrix: *matrix, scheme, measured, parts, locations }
+                }
+                _ => Task::Copy(locations[0]),
+            });
+        }
+        tasks
+    }
+
+    /// Every tensor of the source, and what became of it.
+    fn ledger(&self, outcome: &Outcome, stored: &[Vec<Stored>]) -> Vec<Line> {
+        let checkpoint = &self.source.checkpoint;
+        let mut measured = self.sensitivity.measured.iter();
+        let mut planned = self.plan.tensors.iter().zip(stored);
+        let mut lines = Vec::with_capacity(checkpoint.tensors.len());
+        for ((tensor, entry), done) in checkpoint.tensors.iter().zip(&self.source.entries).zip(&outcome.tensors) {
+            let mut line = Line {
+                tensor: tensor.name.clone(),
+                dtype: tensor.dtype.name().to_owned(),
+                shape: tensor.shape.clone(),
+                file: checkpoint.shards[tensor.shard].name.clone(),
+                sha256: done.sha256.clone(),
+                role: entry.name.role,
+                became: Became::Kept,
+                why: String::new(),
+                bytes: 0,
+                quantized: None,
+            };
+            match &entry.treatment {
+                Treatment::Tied(to) => (line.became, line.why) = (Became::Tied, format!("the same as {to}")),
+                Treatment::Drop(why) => (line.became, line.why) = (Became::Dropped, (*why).to_owned()),
+                Treatment::Write => {
+                    let measured = entry.candidate.as_ref().ok().and_then(|_| measured.next());
+                    if let Some((planned, parts)) = planned.next() {
+                        line.why.clone_from(&planned.why);
+                        line.bytes = parts.iter().map(|part| part.bytes).sum();
+                        if let (Scheme::Affine(_), Some(measured)) = (planned.scheme, measured) {
+                            line.became = Became::Quantized;
+                            line.quantized = Some(self.quantized(planned.scheme, measured, done));
+                        }
+                    }
+                }
+            }
+            lines.push(line);
+        }
+        lines
+    }
+
+    fn quantized(&self, scheme: Scheme, measured: &Measured, done: &encode::Done) -> Quantized {
+        Quantized {
+            scheme,
+            origin: measured.origin,
+            loss: self.plan.settings.objective.loss(done.noise, measured),
+            sqnr_db: hundredths(done.noise.sqnr_db(measured)),
+            squared_error: done.noise.plain,
+            nrmse: if measured.energy > 0.0 { (done.noise.plain / measured.energy).sqrt() } else { 0.0 },
+        }
+    }
+
+    /// Loss of what was written.
+    fn loss(&self, ledger: &[Line]) -> f64 {
+        ledger.iter().filter_map(|line| line.quantized.as_ref()).map(|quantized| quantized.loss).sum()
+    }
+
+    fn written_tensors(&self, outcome: &Outcome, stored: &[Vec<Stored>], layout: &Layout) -> Vec<TensorDigest> {
+        let written = self.source.entries.iter().zip(&outcome.tensors);
+        let written = written.filter(|(entry, _)| entry.treatment == Treatment::Write).map(|(_, done)| done);
+        let digests = written.flat_map(|done| &done.parts_sha256);
+        let parts = stored.iter().flatten().zip(&layout.locations);
+        parts
+            .zip(digests)
+            .map(|((part, location), sha256)| TensorDigest {
+                name: part.name.clone(),
+                dtype: part.dtype.name().to_owned(),
+                shape: part.shape.clone(),
+                file: layout.files[location.file].name.clone(),
+                sha256: sha256.clone(),
+            })
+            .collect()
+    }
+
+    /// The modules that could be quantized, and what they became.
+    fn modules(&self) -> Vec<Module> {
+        self.source
+            .written()
+            .zip(&self.plan.tensors)
+            .filter(|((_, entry), _)| entry.candidate.is_ok())
+            .map(|((_, entry), planned)| Module { path: entry.name.module.clone(), scheme: planned.scheme })
+            .collect()
+    }
+
+    /// Reads everything back from the disk, and compares it with what was meant to be written.
+    fn read_back(&self, partial: &Partial, layout: &Layout, manifest: &mut Manifest) -> Result<()> {
+        let Self { pass, .. } = self;
+        let names: Vec<String> = layout.files.iter().map(|file| file.name.clone()).collect();
+        let others: Vec<String> = manifest.files.iter().map(|file| file.name.clone()).collect();
+        let all: Vec<&String> = names.iter().chain(&others).collect();
+        pass.progress.begin(Stage::Verify, layout.file_bytes());
+        let found =
+            pass.workers.map(pass.progress, &all, || (), |(), name| content(partial.dir(), name, pass.progress))?;
+        // The files of weights have no digest yet: their tensors have.
+        manifest.files.splice(0..0, found[..names.len()].iter().map(|found| found.file.clone()));
+        if let Some(problem) = compare(manifest, &found).into_iter().next() {
+            let file = self.request.output.join(&problem.file);
+            return Err(Error::Verify { file, tensor: problem.tensor, reason: problem.what });
+        }
+        let planned: BTreeMap<&str, u64> = layout.files.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
+        for file in &manifest.files {
+            if planned.get(file.name.as_str()).is_some_and(|bytes| *bytes != file.bytes) {
+                return Err(Error::Bug(format!("`{}` is not as long as planned", file.name)));
+            }
+        }
+        Ok(())
+    }
+}

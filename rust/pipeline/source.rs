@@ -1,0 +1,81 @@
+//! A checkpoint seen as what is to be done with it.
+
+use std::path::Path;
+
+use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::digest::Digest;
+use crate::document::SourceId;
+use crate::error::Result;
+use crate::format::{self, Format, Treatment};
+use crate::name::Name;
+use crate::policy::{Kept, candidate};
+use crate::scheme::Affine;
+
+/// A checkpoint, and what becomes of each tensor in a format.
+pub(super) struct Source {
+    pub checkpoint: Checkpoint,
+    pub format: &'static dyn Format,
+    pub generic: bool,
+    /// One for each tensor of the checkpoint, in their order.
+    pub entries: Vec<Entry>,
+}
+
+/// What becomes of a tensor.
+pub(super) struct Entry {
+    pub name: Name,
+    pub treatment: Treatment,
+    /// The schemes that exist for it, or why there are none.
+    pub candidate: std::result::Result<(Matrix, Vec<Affine>), Kept>,
+}
+
+impl Source {
+    pub fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
+        let format = format::by_name(format)?;
+        let checkpoint = Checkpoint::open(model)?;
+        let treatments = format.treatments(&checkpoint, generic)?;
+        Ok(Self::with(checkpoint, format, generic, treatments))
+    }
+
+    /// A checkpoint that the format has no layout for, as if everything in it were written under its own name.
+    pub fn untouched(model: &Path, format: &str) -> Result<Self> {
+        let checkpoint = Checkpoint::open(model)?;
+        let treatments = vec![Treatment::Write; checkpoint.tensors.len()];
+        Ok(Self::with(checkpoint, format::by_name(format)?, true, treatments))
+    }
+
+    fn with(checkpoint: Checkpoint, format: &'static dyn Format, generic: bool, treatments: Vec<Treatment>) -> Self {
+        let entry = |(tensor, treatment): (&Tensor, Treatment)| {
+            let name = Name::parse(&tensor.name);
+            let candidate = candidate(tensor, &name);
+            Entry { name, treatment, candidate }
+        };
+        let entries = checkpoint.tensors.iter().zip(treatments).map(entry).collect();
+        Self { checkpoint, format, generic, entries }
+    }
+
+    /// The tensors that are written, each with its entry.
+    pub fn written(&self) -> impl Iterator<Item = (&Tensor, &Entry)> {
+        self.checkpoint.tensors.iter().zip(&self.entries).filter(|(_, entry)| entry.treatment == Treatment::Write)
+    }
+
+    /// The matrices that schemes exist for.
+    pub fn candidates(&self) -> impl Iterator<Item = (&Tensor, Matrix, &Entry)> {
+        self.written().filter_map(|(tensor, entry)| Some((tensor, entry.candidate.as_ref().ok()?.0, entry)))
+    }
+
+    pub fn id(&self) -> SourceId {
+        let mut digest = Digest::default();
+        for shard in &self.checkpoint.shards {
+            digest.text(&shard.name);
+            digest.text(&shard.header_sha256);
+            digest.update(&shard.bytes.to_le_bytes());
+        }
+        let weights = self.written().filter(|(tensor, _)| tensor.dtype.is_float());
+        SourceId {
+            headers_sha256: digest.finish(),
+            parameters: weights.map(|(tensor, _)| tensor.elements()).sum(),
+            tensor_bytes: self.checkpoint.tensors.iter().map(|tensor| tensor.bytes).sum(),
+            file_bytes: self.checkpoint.file_bytes(),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! `verify`: is an output what its manifest says, does it decode, and is it as close to its source as claimed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::source::Source;
+use super::{Engine, Resources};
+use crate::checkpoint::Checkpoint;
+use crate::document::manifest::{Became, FILE_NAME, Line, Manifest};
+use crate::dtype::{Dtype, Float};
+use crate::error::{Error, Result};
+use crate::format::{self, Module};
+use crate::progress::{Progress, Stage};
+use crate::scheme::Scheme;
+use crate::verify::{Problem, Stored, compare, content, decode};
+
+/// What is verified.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyRequest {
+    /// The output directory.
+    pub output: PathBuf,
+    /// The checkpoint it was made of, to measure the errors again.
+    pub source: Option<PathBuf>,
+    /// What the job may use.
+    pub resources: Resources,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct VerifyReport {
+    /// Whether everything is as it should be.
+    pub ok: bool,
+    /// Files whose digests were compared.
+    pub files: usize,
+    /// Tensors whose digests were compared.
+    pub tensors: usize,
+    /// Quantized tensors that were decoded.
+    pub decoded: usize,
+    /// Tensors that were compared with the source: errors of the quantized ones, bytes of the others.
+    pub compared_with_source: usize,
+    /// Files that the manifest does not know; a stray file of weights is a problem, others are not.
+    pub unlisted: Vec<String>,
+    /// What is not as it should be.
+    pub problems: Vec<Problem>,
+}
+
+/// Verifies an output.
+///
+/// # Errors
+/// What keeps it from being looked at; what is found wrong is in the report.
+pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyReport> {
+    let path = request.output.join(FILE_NAME);
+    if !path.exists() {
+        return Err(Error::NoCheckpoint {
+            path: request.output.clone(),
+            reason: format!("no {FILE_NAME} in it"),
+            hint: "only an output of ramrs can be verified",
+        });
+    }
+    let manifest = Manifest::read(&path)?;
+    let engine = Engine::new(&request.resources)?;
+    let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
+    progress.begin(Stage::Verify, manifest.files.iter().map(|file| file.bytes).sum());
+    let present: Vec<&str> = names.iter().copied().filter(|name| request.output.join(name).is_file()).collect();
+    let found = engine.workers.map(progress, &present, || (), |(), name| content(&request.output, name, progress));
+    let found = match found {
+        Err(fault @ (Error::File { .. } | Error::Entry { .. })) => {
+            let file = fault.path().map(|path| path.display().to_string()).unwrap_or_default();
+            let problems = vec![Problem::file(&file, fault.to_string())];
+            return Ok(VerifyReport { problems, ..VerifyReport::default() });
+        }
+        found => found?,
+    };
+    let mut report = VerifyReport {
+        files: found.len(),
+        tensors: found.iter().map(|file| file.tensors.len()).sum(),
+        unlisted: unlisted(&request.output, &names)?,
+        problems: compare(&manifest, &found),
+        ..VerifyReport::default()
+    };
+    for stray in report.unlisted.iter().filter(|name| name.ends_with(".safetensors")) {
+        report.problems.push(Problem::file(stray, "is not in the manifest, and a loader would read it"));
+    }
+    if report.problems.is_empty() {
+        decoded(request, &manifest, &engine, progress, &mut report)?;
+    }
+    report.ok = report.problems.is_empty();
+    Ok(report)
+}
+
+/// Files below `dir` that `names` does not list.
+fn unlisted(dir: &Path, names: &[&str]) -> Result<Vec<String>> {
+    let known: BTreeSet<&str> = names.iter().copied().chain([FILE_NAME]).collect();
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).map_err(Error::io("listing", &folder))? {
+            let path = entry.map_err(Error::io("listing", &folder))?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(relative) = path.strip_prefix(dir) {
+                found.push(relative.display().to_string());
+            }
+        }
+    }
+    found.retain(|name| !known.contains(name.as_str()));
+    found.sort();
+    Ok(found)
+}
+
+/// Decodes what is quantized, and compares everything with the source if there is one.
+fn decoded(
+    request: &VerifyRequest,
+    manifest: &Manifest,
+    engine: &Engine,
+    progress: &Progress,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let output = Checkpoint::open(&request.output)?;
+    let format = format::by_name(&manifest.settings.format)?;
+    let source = match &request.source {
+        Some(path) => Some(Source::open(path, &manifest.settings.format, manifest.settings.generic)?),
+        None => None,
+    };
+    if let Some(source) = &source
+        && source.id() != manifest.source
+    {
+        report.problems.push(Problem::file(FILE_NAME, "the source is not the one it was made of: its headers differ"));
+        return Ok(());
+    }
+    let lines: Vec<(&Line, Scheme)> =
+        manifest.ledger.iter().filter_map(|line| Some((line, line.quantized.as_ref()?.scheme))).collect();
+    check_config(manifest, &output, &mut report.problems);
+    let mut stored = Vec::with_capacity(lines.len());
+    for (line, scheme) in &lines {
+        match parts(&output, format, line, *scheme, source.as_ref()) {
+            Ok(parts) => stored.push(parts),
+            Err(problem) => report.problems.push(problem),
+        }
+    }
+    if !report.problems.is_empty() {
+        return Ok(());
+    }
+    let read = source.as_ref().map_or(&output, |source| &source.checkpoint);
+    progress.begin(Stage::Verify, stored.iter().map(|stored| stored.matrix.rows * stored.matrix.row_bytes()).sum());
+    let found = decode(engine.pass(read, progress), &output, format, &stored)?;
+    report.decoded = found.len();
+    for ((line, _), found) in lines.iter().zip(&found) {
+        let claimed = line.quantized.as_ref().map_or(0.0, |quantized| quantized.squared_error);
+        if found.not_finite > 0 {
+            let what = format!("{} groups decode to numbers that are not finite", found.not_finite);
+            report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
+        }
+        if source.is_some() && found.squared_error.to_bits() != claimed.to_bits() {
+            let what = format!(
+                "its squared error against the source is {:e}, and {claimed:e} was claimed",
+                found.squared_error
+            );
+            report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
+        }
+    }
+    if let Some(source) = &source {
+        compare_source(source, manifest, engine, progress, report)?;
+    }
+    Ok(())
+}
+
+/// The parts of a quantized tensor, checked for type and shape.
+fn parts<'a>(
+    output: &'a Checkpoint,
+    format: &dyn format::Format,
+    line: &Line,
+    scheme: Scheme,
+    source: Option<&'a Source>,
+) -> std::result::Result<Stored<'a>, Problem> {
+    let problem = |what: String| Problem::tensor(&line.file, &line.tensor, what);
+    let float = Dtype::parse(&line.dtype).and_then(Float::of);
+    let (Some(float), Some(scheme), &[rows, cols]) = (float, scheme.affine(), line.shape.as_slice()) else {
+        return Err(problem(format!("a {} of shape {:?} cannot be {scheme}", line.dtype, line.shape)));
+    };
+    let matrix = crate::checkpoint::Matrix { rows, cols, float };
+    if !scheme.fits(cols) {
+        return Err(problem(format!("rows of {cols} cannot be {scheme}")));
+    }
+    let mut parts = Vec::new();
+    for expected in format.parts(&line.tensor, matrix, scheme) {
+        match output.tensor(&expected.name) {
+            Some(part) if part.dtype == expected.dtype && part.shape == expected.shape => parts.push(part),
+            _ => return Err(problem(format!("`{}` is not {} {:?}", expected.name, expected.dtype, expected.shape))),
+        }
+    }
+    let source = source.and_then(|source| source.checkpoint.tensor(&line.tensor));
+    Ok(Stored { parts, scheme, matrix, source })
+}
+
+/// Whether `config.json` tells a loader the schemes of the ledger.
+fn check_config(manifest: &Manifest, output: &Checkpoint, problems: &mut Vec<Problem>) {
+    let (Some(config), Ok(format)) = (&output.config, format::by_name(&manifest.settings.format)) else { return };
+    let modules: Vec<Module> = manifest
+        .ledger
+        .iter()
+        .filter_map(|line| {
+            let scheme = line.quantized.as_ref()?.scheme;
+            Some(Module { path: crate::name::Name::parse(&line.tensor).module, scheme })
+        })
+        .collect();
+    let described: BTreeMap<String, Scheme> = format.described(config).into_iter().collect();
+    for module in &modules {
+        let found = described.get(&module.path).or(described.get(""));
+        if found != Some(&module.scheme) {
+            let what = format!("says {} for it", found.map_or("nothing".to_owned(), ToString::to_string));
+            problems.push(Problem::tensor("config.json", &module.path, what));
+        }
+    }
+}
+
+/// Whether the source's tensors are those that were read, and those that were kept the same.
+fn compare_source(
+    source: &Source,
+    manifest: &Manifest,
+    engine: &Engine,
+    progress: &Progress,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let dir = &source.checkpoint.dir;
+    let shards: Vec<&str> = source.checkpoint.shards.iter().map(|shard| shard.name.as_str()).collect();
+    progress.begin(Stage::Verify, source.checkpoint.file_bytes());
+    let found = engine.workers.map(progress, &shards, || (), |(), name| content(dir, name, progress))?;
+    let digests: BTreeMap<&str, &str> = found
+        .iter()
+        .flat_map(|file| file.tensors.iter().map(|(entry, sha256)| (entry.name.as_str(), sha256.as_str())))
+        .collect();
+    let written: BTreeMap<&str, &str> =
+        manifest.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.sha256.as_str())).collect();
+    for line in &manifest.ledger {
+        report.compared_with_source += 1;
+        let of_source = digests.get(line.tensor.as_str());
+        if of_source != Some(&line.sha256.as_str()) {
+            report.problems.push(Problem::tensor(
+                &line.file,
+                &line.tensor,
+                "the source's data are not those that were read",
+            ));
+        } else if line.became == Became::Kept && written.get(line.tensor.as_str()) != of_source {
+            report.problems.push(Problem::tensor(&line.file, &line.tensor, "was kept, and is not the same"));
+        }
+    }
+    Ok(())
+}
