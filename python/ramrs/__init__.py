@@ -1,0 +1,60 @@
+"""Compress LLM checkpoints from their weights alone, to a size you name.
+
+>>> import ramrs
+>>> report = ramrs.quantize("path/to/model", "out", budget=4.0)  # doctest: +SKIP
+>>> report.plan.totals.effective_bpw  # doctest: +SKIP
+3.9997
+
+The verbs are :func:`inspect`, :func:`analyze`, :func:`plan`, :func:`quantize`, :func:`verify` and, with the extra
+``ramrs[eval]``, :func:`eval`. They take paths and keyword options, and return frozen dataclasses. No data is needed, no
+GPU is used, nothing is downloaded.
+"""
+
+from ramrs._native import version as _version
+from ramrs.api import analyze, eval, inspect, plan, quantize, verify  # noqa: A004
+from ramrs.documents import (
+    Analysis,
+    Inspection,
+    Manifest,
+    Plan,
+    Policy,
+    Progress,
+    QuantizeReport,
+    VerifyReport,
+)
+from ramrs.errors import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    InternalError,
+    RamrsError,
+    TensorError,
+    VerifyError,
+)
+
+__version__ = _version()
+
+__all__ = [
+    "Analysis",
+    "BudgetError",
+    "CheckpointError",
+    "ConfigError",
+    "Inspection",
+    "InternalError",
+    "Manifest",
+    "Plan",
+    "Policy",
+    "Progress",
+    "QuantizeReport",
+    "RamrsError",
+    "TensorError",
+    "VerifyError",
+    "VerifyReport",
+    "__version__",
+    "analyze",
+    "eval",
+    "inspect",
+    "plan",
+    "quantize",
+    "verify",
+]

@@ -1,0 +1,12 @@
+"""The native module."""
+
+from collections.abc import Callable
+
+def call(verb: str, request: str, progress: Callable[[str, int, int], object] | None = None) -> str:
+    """Do ``verb`` on the JSON text ``request``; return the report as JSON text."""
+
+def version() -> str:
+    """Version of the crate."""
+
+def cpu_level() -> str:
+    """Instruction set that kernels run with on this CPU."""

@@ -1,0 +1,373 @@
+"""The verbs as functions.
+
+Every option is a keyword, and means what the command line's option of the same name means. A ``progress=`` callback
+gets a :class:`~ramrs.documents.Progress` about twenty times a second, from the calling thread; an exception that it
+raises stops the job. Ctrl-C stops a job, too, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ramrs import _native
+from ramrs.documents import Analysis, Inspection, Plan, Progress, QuantizeReport, VerifyReport
+from ramrs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ramrs.evaluation import Evaluation
+
+__all__ = ["analyze", "eval", "inspect", "plan", "quantize", "verify"]
+
+PathLike = str | Path
+Callback = Callable[[Progress], object]
+Effort = Literal["fast", "normal"]
+Objective = Literal["output", "mse", "mint"]
+Prior = Literal["roles", "none"]
+Rules = Mapping[str, str] | Sequence[str]
+
+CHUNK_BYTES = 1 << 20
+SHARD_BYTES = 5 << 30
+SAMPLE_BANDS = 64
+
+
+def inspect(model: PathLike, *, format: str = "mlx", generic: bool = False) -> Inspection:  # noqa: A002
+    """Look at a checkpoint: roles, dtypes, shapes, sizes, and what could be quantized. Reads headers only.
+
+    Args:
+        model: Directory of a checkpoint, or a single ``.safetensors`` file.
+        format: Output format that it is looked at for.
+        generic: Leave names alone, whatever the model is.
+
+    Raises:
+        CheckpointError: The checkpoint is not sound.
+    """
+    return Inspection.from_dict(_call("inspect", {"model": str(model), "format": format, "generic": generic}, None))
+
+
+def analyze(
+    model: PathLike,
+    *,
+    format: str = "mlx",  # noqa: A002
+    generic: bool = False,
+    effort: Effort = "normal",
+    objective: Objective = "output",
+    sensitivity: PathLike = "weights",
+    prior: Prior = "roles",
+    sample_bands: int = SAMPLE_BANDS,
+    threads: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    simd: bool = True,
+    progress: Callback | None = None,
+) -> Analysis:
+    """Measure what every scheme would do to every matrix: one streamed pass, good for any budget.
+
+    Args:
+        model: Directory of a checkpoint.
+        format: Output format; its schemes are the candidates.
+        generic: Leave names alone, whatever the model is.
+        effort: The encoder: ``fast`` is the format's own rule, ``normal`` searches scale and bias of each group.
+        objective: What is minimised: ``output`` the model's loss by its sensitivity, ``mse`` squared error, ``mint``
+            the published MINT objective.
+        sensitivity: ``weights``, or the path of a sensitivity file.
+        prior: Whether the gain of a matrix follows its role (``roles``) or not (``none``), where the sensitivity has
+            no gains of its own.
+        sample_bands: Bands of eight rows of each matrix that are encoded; 0 for all.
+        threads: Number of threads; all that the process may use, if not given.
+        chunk_bytes: Bytes of source that a thread reads at a time.
+        simd: Whether to use the CPU's vector instructions; the results are the same.
+        progress: Called with the state of the job.
+
+    Raises:
+        CheckpointError: The checkpoint is not sound, or has no layout in the format.
+        TensorError: A weight is not a finite number, or the sensitivity does not fit.
+    """
+    request = _analysis(locals())
+    return Analysis.from_dict(_call("analyze", request, progress))
+
+
+def plan(
+    model: PathLike | Analysis,
+    *,
+    budget: float | str | None = None,
+    bits: int | None = None,
+    group_size: int = 64,
+    min_bits: int | None = None,
+    max_bits: int | None = None,
+    floor_db: float | None = None,
+    keep: Sequence[str] = (),
+    tensor: Rules = (),
+    shard_bytes: int = SHARD_BYTES,
+    format: str = "mlx",  # noqa: A002
+    generic: bool = False,
+    effort: Effort = "normal",
+    objective: Objective = "output",
+    sensitivity: PathLike = "weights",
+    prior: Prior = "roles",
+    sample_bands: int = SAMPLE_BANDS,
+    threads: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    simd: bool = True,
+    progress: Callback | None = None,
+) -> Plan:
+    """Choose a scheme for every tensor; nothing is written.
+
+    Args:
+        model: Directory of a checkpoint, an analysis, or the path of one.
+        budget: Bits per weight of all that is written (``4.0``), size of the files (``"24GB"``, ``"24GiB"``), or their
+            share of the source's (``"30%"``).
+        bits: In place of a budget, one scheme for all matrices: its bits.
+        group_size: And its group size.
+        min_bits: No fewer bits for any matrix; 2 lifts the floor.
+        max_bits: No more bits for any matrix, and none kept.
+        floor_db: Signal-to-noise ratio below which 2-bit codes are ruled out, in decibels.
+        keep: Regular expressions of tensors to keep as they are.
+        tensor: Rules ``REGEX=SPEC`` (or a mapping of the two), with a spec of ``kept``, ``4``, ``4g64`` or ``3-6``; of
+            those that match, the last counts.
+        shard_bytes: Tensor data per file.
+        format: As for :func:`analyze`, like all that follow, if ``model`` is not an analysis.
+        generic: See :func:`analyze`.
+        effort: See :func:`analyze`.
+        objective: See :func:`analyze`.
+        sensitivity: See :func:`analyze`.
+        prior: See :func:`analyze`.
+        sample_bands: See :func:`analyze`.
+        threads: See :func:`analyze`.
+        chunk_bytes: See :func:`analyze`.
+        simd: See :func:`analyze`.
+        progress: Called with the state of the job.
+
+    Raises:
+        BudgetError: The budget is below the smallest possible size.
+        ConfigError: The budget, a limit or a rule makes no sense.
+    """
+    options = locals()
+    with tempfile.TemporaryDirectory(prefix="ramrs-") as scratch:
+        request = _plan(options)
+        if isinstance(model, Analysis):
+            request["analysis"] = _saved(model, scratch)
+        elif Path(model).is_file() and Path(model).suffix == ".json":
+            request["analysis"] = str(model)
+        else:
+            request["model"] = _analysis(options)
+        return Plan.from_dict(_call("plan", request, progress))
+
+
+def quantize(
+    model: PathLike,
+    output: PathLike | None = None,
+    *,
+    budget: float | str | None = None,
+    bits: int | None = None,
+    group_size: int = 64,
+    plan: PathLike | Plan | None = None,
+    analysis: PathLike | Analysis | None = None,
+    min_bits: int | None = None,
+    max_bits: int | None = None,
+    floor_db: float | None = None,
+    keep: Sequence[str] = (),
+    tensor: Rules = (),
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    format: str = "mlx",  # noqa: A002
+    generic: bool = False,
+    effort: Effort = "normal",
+    objective: Objective = "output",
+    sensitivity: PathLike = "weights",
+    prior: Prior = "roles",
+    sample_bands: int = SAMPLE_BANDS,
+    threads: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    simd: bool = True,
+    progress: Callback | None = None,
+) -> QuantizeReport:
+    """Quantize a checkpoint to a budget, into a directory that the runtime loads as it is.
+
+    Args:
+        model: Directory of a checkpoint.
+        output: Directory to write; ``<model>-ramrs-<budget>`` in the working directory, if not given.
+        budget: See :func:`plan`.
+        bits: See :func:`plan`.
+        group_size: See :func:`plan`.
+        plan: A plan, or the path of one, in place of a budget.
+        analysis: A saved analysis of the same checkpoint with the same options, to save its work.
+        min_bits: See :func:`plan`.
+        max_bits: See :func:`plan`.
+        floor_db: See :func:`plan`.
+        keep: See :func:`plan`.
+        tensor: See :func:`plan`.
+        shard_bytes: Tensor data per file.
+        overwrite: Replace the output, once the new one is complete.
+        dry_run: Plan, and write nothing.
+        format: See :func:`analyze`.
+        generic: See :func:`analyze`.
+        effort: See :func:`analyze`.
+        objective: See :func:`analyze`.
+        sensitivity: See :func:`analyze`.
+        prior: See :func:`analyze`.
+        sample_bands: See :func:`analyze`.
+        threads: See :func:`analyze`.
+        chunk_bytes: See :func:`analyze`.
+        simd: See :func:`analyze`.
+        progress: Called with the state of the job.
+
+    Raises:
+        BudgetError: The budget is below the smallest possible size.
+        CheckpointError: The checkpoint is not sound, or has no layout in the format.
+        ConfigError: An option makes no sense, the output exists, or a saved plan or analysis is of something else.
+        OSError: The operating system refused, or the disk is full.
+        TensorError: A weight is not a finite number.
+    """
+    options = locals()
+    if plan is not None and (budget is not None or bits is not None):
+        raise ConfigError("plan: a plan has its own budget", slug="bad-option")
+    with tempfile.TemporaryDirectory(prefix="ramrs-") as scratch:
+        request = _plan(options)
+        request["model"] = _analysis(options)
+        if analysis is not None:
+            request["analysis"] = _saved(analysis, scratch)
+        saved_plan = None if plan is None else _saved(plan, scratch)
+        whole = {
+            "plan": request,
+            "saved_plan": saved_plan,
+            "output": str(output if output is not None else default_output(model, budget, bits, group_size, plan)),
+            "overwrite": overwrite,
+            "dry_run": dry_run,
+        }
+        return QuantizeReport.from_dict(_call("quantize", whole, progress))
+
+
+def verify(
+    output: PathLike,
+    *,
+    source: PathLike | None = None,
+    threads: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    simd: bool = True,
+    progress: Callback | None = None,
+) -> VerifyReport:
+    """Check an output against its manifest: digests, decoding, and with a ``source`` the error of every tensor.
+
+    Args:
+        output: Directory that ramrs wrote.
+        source: The checkpoint it was made of. Errors are measured again, and must be those of the manifest, exactly.
+        threads: See :func:`analyze`.
+        chunk_bytes: See :func:`analyze`.
+        simd: See :func:`analyze`.
+        progress: Called with the state of the job.
+
+    Returns:
+        The report; ``ok`` says whether everything is as it should be.
+    """
+    request = {
+        "output": str(output),
+        "source": None if source is None else str(source),
+        "resources": {"threads": threads, "chunk_bytes": chunk_bytes, "simd": simd},
+    }
+    return VerifyReport.from_dict(_call("verify", request, progress))
+
+
+def eval(  # noqa: A001
+    output: PathLike,
+    *,
+    reference: PathLike,
+    text: PathLike | None = None,
+    tokens: PathLike | None = None,
+    window: int = 256,
+    max_tokens: int | None = None,
+    bos: int | Literal["auto", "none"] = "auto",
+    runtime: bool = False,
+    progress: Callback | None = None,
+) -> Evaluation:
+    """Measure how far a model is from its reference on a text. Needs the extra ``ramrs[eval]``.
+
+    Args:
+        output: Directory that ``mlx_lm`` loads.
+        reference: Directory of the original model.
+        text: File of plain text, tokenized by the reference's tokenizer.
+        tokens: ``.npy`` file of token ids, in place of a text.
+        window: Tokens in a window, the BOS included.
+        max_tokens: Tokens in all, at most; all of the text, if not given.
+        bos: The token that every window begins with: an id, ``auto`` for the tokenizer's own, or ``none``.
+        runtime: Use the runtime's own kernels on the stored weights, in place of float32 on decoded weights.
+        progress: Called with stage ``eval``, and tokens in place of bytes.
+
+    Returns:
+        KL divergence per token in nats (mean, median, 99th percentile), perplexities, top-1 agreement.
+    """
+    from ramrs.evaluation import evaluate
+
+    return evaluate(
+        Path(output),
+        reference=Path(reference),
+        text=None if text is None else Path(text),
+        tokens=None if tokens is None else Path(tokens),
+        window=window,
+        max_tokens=max_tokens,
+        bos=bos,
+        runtime=runtime,
+        progress=progress,
+    )
+
+
+def default_output(
+    model: PathLike,
+    budget: float | str | None,
+    bits: int | None,
+    group_size: int,
+    plan: PathLike | Plan | None,
+) -> Path:
+    """Name the output directory where the user did not."""
+    if plan is not None:
+        what = Path(plan).stem if not isinstance(plan, Plan) else "plan"
+    elif bits is not None:
+        what = f"{bits}g{group_size}"
+    else:
+        what = str(budget).strip().replace(" ", "").replace("%", "pct").replace("/", "-")
+        what = f"{what}bpw" if what.replace(".", "", 1).isdigit() else what
+    return Path(f"{Path(model).resolve().name}-ramrs-{what}")
+
+
+def _call(verb: str, request: dict[str, Any], progress: Callback | None) -> dict[str, Any]:
+    """Do a verb of the native module."""
+    callback = None if progress is None else lambda *moment: progress(Progress(*moment))
+    report: dict[str, Any] = json.loads(_native.call(verb, json.dumps(request), callback))
+    return report
+
+
+def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the request for an analysis from a function's arguments."""
+    sensitivity = options["sensitivity"]
+    return {
+        "model": str(options["model"]),
+        **{name: options[name] for name in ("format", "generic", "effort", "objective", "prior", "sample_bands")},
+        "sensitivity": None if str(sensitivity) == "weights" else str(sensitivity),
+        "resources": {name: options[name] for name in ("threads", "chunk_bytes", "simd")},
+    }
+
+
+def _plan(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the request for a plan from a function's arguments."""
+    rules = options["tensor"]
+    rules = [f"{regex}={spec}" for regex, spec in rules.items()] if isinstance(rules, Mapping) else list(rules)
+    policy = {name: options[name] for name in ("min_bits", "max_bits", "floor_db")}
+    bits, budget = options["bits"], options["budget"]
+    return {
+        "budget": None if budget is None else str(budget),
+        "uniform": None if bits is None else f"{bits}g{options['group_size']}",
+        "policy": {**policy, "keep": list(options["keep"]), "tensor": rules},
+        "shard_bytes": options["shard_bytes"],
+    }
+
+
+def _saved(document: PathLike | Plan | Analysis, scratch: str) -> str:
+    """Return the path of a document, which is written to ``scratch`` if it has none."""
+    if isinstance(document, (Plan, Analysis)):
+        path = Path(scratch) / f"{type(document).__name__.lower()}.json"
+        document.write(path)
+        return str(path)
+    return str(document)

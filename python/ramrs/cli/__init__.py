@@ -1,0 +1,34 @@
+"""The command line: a thin caller of the API.
+
+stdout carries the result and nothing else; progress, warnings and hints go to stderr. Exit codes: 0 done, 1 done and
+the answer is no, 2 could not do it, 130 interrupted, 101 a bug of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line with these arguments, and return its exit code."""
+    from ramrs.cli import output
+    from ramrs.cli.commands import app
+
+    as_json = "--json" in arguments
+    try:
+        app(arguments, prog_name="ramrs", standalone_mode=False)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain while it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as fault:  # noqa: BLE001
+        return output.failure(fault, as_json=as_json)
+    return output.exit_code()

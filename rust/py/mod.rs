@@ -1,0 +1,152 @@
+//! The Python door: one function, JSON in and JSON out.
+//!
+//! The work runs on a thread of its own, without the interpreter. The calling thread looks at the clock: it hears
+//! Ctrl-C, hands on progress, and turns an error into an exception.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Kind, Result};
+use crate::pipeline::{self, AnalysisRequest, PlanRequest, QuantizeRequest, VerifyRequest};
+use crate::progress::Progress;
+
+/// How often the calling thread looks up.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The native module.
+#[pymodule]
+#[pyo3(name = "_native")]
+pub mod native {
+    #[pymodule_export]
+    use super::{call, cpu_level, version};
+}
+
+/// The crate's version.
+#[pyfunction]
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// The instruction set that kernels run with on this CPU.
+#[pyfunction]
+fn cpu_level() -> &'static str {
+    crate::kernel::Level::detect().name()
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InspectRequest {
+    model: std::path::PathBuf,
+    format: String,
+    generic: bool,
+}
+
+/// Does `verb` on the JSON text `request`, and returns the report as JSON text.
+///
+/// `progress`, if given, is called every 50 ms with a stage, the bytes done and the bytes in all.
+#[pyfunction]
+#[pyo3(signature = (verb, request, progress=None))]
+fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<Bound<'_, PyAny>>) -> PyResult<String> {
+    match verb {
+        "inspect" => run(py, request, progress, |request: &InspectRequest, _| {
+            pipeline::inspect(&request.model, &request.format, request.generic)
+        }),
+        "analyze" => run(py, request, progress, |request: &AnalysisRequest, watch| pipeline::analyze(request, watch)),
+        "plan" => run(py, request, progress, |request: &PlanRequest, watch| pipeline::plan(request, watch)),
+        "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
+        "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
+        _ => Err(PyValueError::new_err(format!("there is no verb `{verb}`"))),
+    }
+}
+
+fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
+    py: Python<'_>,
+    request: &str,
+    callback: Option<Bound<'_, PyAny>>,
+    work: impl Fn(&Q, &Progress) -> Result<A> + Sync,
+) -> PyResult<String> {
+    let request: Q =
+        serde_json::from_str(request).map_err(|fault| PyValueError::new_err(format!("bad request: {fault}")))?;
+    let watch = Progress::default();
+    let mut stopped: Option<PyErr> = None;
+    let finished = AtomicBool::new(false);
+    let answer = std::thread::scope(|scope| {
+        let (request, watch, work, finished) = (&request, &watch, &work, &finished);
+        let caller = std::thread::current();
+        let worker = scope.spawn(move || {
+            let answer = work(request, watch)
+                .and_then(|answer| serde_json::to_string(&answer).map_err(|fault| Error::Bug(fault.to_string())));
+            finished.store(true, Ordering::Release);
+            caller.unpark();
+            answer
+        });
+        while !finished.load(Ordering::Acquire) && !worker.is_finished() {
+            py.detach(|| std::thread::park_timeout(TICK));
+            if stopped.is_none()
+                && let Err(raised) = py.check_signals().and_then(|()| tell(callback.as_ref(), watch))
+            {
+                stopped = Some(raised);
+                watch.cancel();
+            }
+        }
+        py.detach(|| worker.join()).unwrap_or_else(|panic| resume_unwind(panic))
+    });
+    match (stopped, answer) {
+        (Some(raised), _) => Err(raised),
+        (None, Ok(answer)) => {
+            tell(callback.as_ref(), &watch)?;
+            Ok(answer)
+        }
+        (None, Err(error)) => Err(exception(py, &error)),
+    }
+}
+
+/// Hands the state of the job to the callback.
+fn tell(callback: Option<&Bound<'_, PyAny>>, watch: &Progress) -> PyResult<()> {
+    let Some(callback) = callback else { return Ok(()) };
+    let now = watch.snapshot();
+    let stage = serde_json::to_value(now.stage).ok().and_then(|stage| stage.as_str().map(str::to_owned));
+    callback.call1((stage, now.done_bytes, now.total_bytes)).map(|_| ())
+}
+
+/// The Python exception for `error`: `ramrs.errors` knows the classes.
+fn exception(py: Python<'_>, error: &Error) -> PyErr {
+    let made = || -> PyResult<Bound<'_, PyAny>> {
+        let fields = PyDict::new(py);
+        fields.set_item("slug", error.slug())?;
+        fields.set_item("message", error.to_string())?;
+        fields.set_item("hint", error.hint())?;
+        fields.set_item("path", error.path().map(|path| path.display().to_string()))?;
+        fields.set_item("tensor", error.tensor())?;
+        let errno = match error {
+            Error::Io { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        fields.set_item("errno", errno)?;
+        py.import("ramrs.errors")?.getattr("from_native")?.call((kind(error.kind()),), Some(&fields))
+    };
+    match made() {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(raised) => raised,
+    }
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Config => "config",
+        Kind::Checkpoint => "checkpoint",
+        Kind::Tensor => "tensor",
+        Kind::Budget => "budget",
+        Kind::Verify => "verify",
+        Kind::Io => "io",
+        Kind::Interrupted => "interrupted",
+        Kind::Bug => "bug",
+    }
+}
