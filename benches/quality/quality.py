@@ -1,0 +1,119 @@
+"""The quality table: models × sizes × rivals, KL divergence at equal bytes of the whole file.
+
+    python benches/quality/quality.py MODEL... [--text FILE] [--tokens FILE.npy] [--sizes 3g64,4g64] [--json FILE]
+
+A size is that of a uniform scheme. Every rival gets the bytes that the uniform scheme takes, file headers included, and
+each row says what it took. The rivals: the uniform scheme by MLX's rule (what `mlx_lm.convert` writes), the same with
+the searched encoder, the published MINT objective, plain squared error, and ramrs' own objective; with both efforts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ramrs
+from ramrs import evaluation
+
+ROWS: list[tuple[str, dict[str, Any]]] = [
+    ("uniform, MLX rule", {"uniform": True, "effort": "fast"}),
+    ("uniform, searched, all channels alike", {"uniform": True, "objective": "mse"}),
+    ("uniform, searched, weights", {"uniform": True}),
+    ("MINT, MLX rule", {"objective": "mint", "effort": "fast"}),
+    ("MINT, searched", {"objective": "mint"}),
+    ("squared error, searched", {"objective": "mse"}),
+    ("output, MLX rule", {"effort": "fast"}),
+    ("output, searched", {}),
+]
+
+
+def windows(model: Path, text: Path | None, tokens: Path | None, window: int, count: int) -> np.ndarray:
+    """Cut the first ``count`` windows of the text."""
+    ids = evaluation._token_ids(model, text, tokens)
+    first, _ = evaluation._bos(model, "auto")
+    return evaluation._windows(ids, window, None, first)[:count]
+
+
+def table(model: Path, rows: np.ndarray, sizes: list[str]) -> Iterator[dict[str, Any]]:
+    """Measure every rival at every size."""
+    with tempfile.TemporaryDirectory() as scratch, evaluation._runtime(False) as load:
+        reference = load(model)
+        wanted = [evaluation._logits(reference, row) for row in rows]
+        del reference
+        for size in sizes:
+            bits, group_size = map(int, size.split("g"))
+            uniform = ramrs.plan(model, bits=bits, group_size=group_size)
+            budget = f"{uniform.totals.file_bytes}B"
+            for name, options in ROWS:
+                options = dict(options)
+                how = (
+                    {"bits": bits, "group_size": group_size} if options.pop("uniform", False) else {"budget": budget}
+                )
+                out = Path(scratch) / "out"
+                report = ramrs.quantize(model, out, overwrite=True, **how, **options)
+                sums, quantized = evaluation._Sums(), load(out)
+                for logits, row in zip(wanted, rows, strict=True):
+                    sums.add([logits, evaluation._logits(quantized, row)], row)
+                found = sums.evaluation(rows.shape[1], None, "", "")
+                totals = report.plan.totals
+                yield {
+                    "model": model.name,
+                    "size": size,
+                    "rival": name,
+                    "file_bytes": totals.file_bytes,
+                    "effective_bpw": totals.effective_bpw,
+                    "predicted": totals.loss,
+                    "kl_mean": found.kl_mean,
+                    "kl_median": found.kl_median,
+                    "kl_p99": found.kl_p99,
+                    "top1_agreement": found.top1_agreement,
+                    "perplexity_mean": found.perplexity_mean,
+                    "perplexity_median": found.perplexity_median,
+                    "reference_perplexity_mean": found.reference_perplexity_mean,
+                }
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """Make a table of the results."""
+    lines = [
+        "| model | size of | rival | file bytes | bpw | KL mean | median | p99 | top-1 | perplexity mean | median |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        lines.append(
+            f"| {row['model']} | {row['size']} | {row['rival']} | {row['file_bytes']:,} | {row['effective_bpw']:.3f} "
+            f"| {row['kl_mean']:.4f} | {row['kl_median']:.4f} | {row['kl_p99']:.3f} | {row['top1_agreement']:.3f} "
+            f"| {row['perplexity_mean']:.2f} | {row['perplexity_median']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--tokens", type=Path)
+    parser.add_argument("--window", type=int, default=384)
+    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--sizes", default="3g64,4g64")
+    parser.add_argument("--json", type=Path, help="write the results here, too")
+    options = parser.parse_args()
+    results = []
+    for model in options.models:
+        rows = windows(model, options.text, options.tokens, options.window, options.windows)
+        for row in table(model, rows, options.sizes.split(",")):
+            results.append(row)
+            print(f"{row['model']} {row['size']} {row['rival']}: KL {row['kl_mean']:.4f}", flush=True)
+    print("\n" + markdown(results))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
