@@ -1,0 +1,5 @@
+"""``python -m ramrs``: the command line."""
+
+from ramrs.cli import main
+
+main()
