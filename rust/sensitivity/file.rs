@@ -31,6 +31,9 @@ pub const FORMAT: &str = "ramrs-sensitivity";
 /// `version` in the metadata.
 pub const VERSION: &str = "1";
 
+/// The vectors `k` and, where the file has them, `r` of one tensor.
+type Read = (Arc<[f32]>, Option<Arc<[f32]>>);
+
 /// A sensitivity file whose header was checked.
 #[derive(Debug)]
 pub struct SensitivityFile {
@@ -64,7 +67,7 @@ impl SensitivityFile {
     }
 
     /// The vectors of `tensor`, `None` if the file does not cover it.
-    fn vectors(&self, tensor: &Tensor, matrix: Matrix) -> Result<Option<(Arc<[f32]>, Option<Arc<[f32]>>)>> {
+    fn vectors(&self, tensor: &Tensor, matrix: Matrix) -> Result<Option<Read>> {
         let Some(k) = self.read(tensor, "k", matrix.cols)? else { return Ok(None) };
         Ok(Some((k, self.read(tensor, "r", matrix.rows)?)))
     }
@@ -127,16 +130,13 @@ impl SensitivityFile {
             .zip(vectors)
             .zip(energies)
             .map(|((&(tensor, _), (k, r, origin)), energy)| {
-                let (r, signal) = match r {
-                    Some(r) => {
-                        let signal = energy.rows.iter().zip(r.iter()).map(|(row, &r)| 0.5 * row * f64::from(r)).sum();
-                        (Gain::Each(r), signal)
-                    }
-                    None => {
-                        let name = Name::parse(&tensor.name);
-                        let signal = if energy.weighted > 0.0 { prior.of(name.role, name.layer, layers) } else { 0.0 };
-                        (Gain::Same(if signal > 0.0 { 2.0 * signal / energy.weighted } else { 0.0 }), signal)
-                    }
+                let (r, signal) = if let Some(r) = r {
+                    let signal = energy.rows.iter().zip(r.iter()).map(|(row, &r)| 0.5 * row * f64::from(r)).sum();
+                    (Gain::Each(r), signal)
+                } else {
+                    let name = Name::parse(&tensor.name);
+                    let signal = if energy.weighted > 0.0 { prior.of(name.role, name.layer, layers) } else { 0.0 };
+                    (Gain::Same(if signal > 0.0 { 2.0 * signal / energy.weighted } else { 0.0 }), signal)
                 };
                 Measured { vectors: Vectors { k, r }, signal, energy: energy.plain, origin }
             })

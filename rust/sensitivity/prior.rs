@@ -31,10 +31,10 @@ const BY_ROLE: [(Role, f64); 13] = [
 ];
 
 /// The first layers matter more, by these factors.
-const AT_THE_START: [f64; 3] = [2.0, 1.5, 1.25];
+const AT_THE_START: [f64; 3] = [2.4, 1.6, 1.2];
 
 /// So does the last one, by this.
-const AT_THE_END: f64 = 2.0;
+const AT_THE_END: f64 = 2.5;
 
 /// Whether to use the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
