@@ -99,16 +99,26 @@ pub fn allocate(families: &[Family], capacity: u64) -> Option<Outcome> {
         now.fill();
         loss = now.loss();
     }
-    let best_uniform = uniform(families, capacity);
-    let is_uniform = best_uniform.as_ref().is_some_and(|(_, uniform)| uniform.loss < loss);
-    let reported = best_uniform.as_ref().map(|(scheme, uniform)| (*scheme, uniform.loss));
-    if let Some((_, better)) = best_uniform.filter(|_| is_uniform) {
-        now.choice = better.choice;
-        loss = better.loss;
+    let allocation = Allocation { bytes: total_bytes(families, &now.choice), choice: now.choice, loss };
+    let mut outcome = Outcome { allocation, bound, uniform: None, is_uniform: false };
+    for (scheme, uniform) in uniforms(families).into_iter().filter(|(_, uniform)| uniform.bytes <= capacity) {
+        outcome.compare(scheme, uniform);
     }
-    let bytes = total_bytes(families, &now.choice);
-    let allocation = Allocation { choice: now.choice, bytes, loss };
-    Some(Outcome { allocation, bound: bound.min(loss), uniform: reported, is_uniform })
+    Some(outcome)
+}
+
+impl Outcome {
+    /// Takes note of a uniform allocation that fits, and takes it where it has less loss.
+    pub fn compare(&mut self, scheme: Scheme, uniform: Allocation) {
+        if self.uniform.is_none_or(|(_, least)| uniform.loss < least) {
+            self.uniform = Some((scheme, uniform.loss));
+        }
+        if uniform.loss < self.allocation.loss {
+            self.bound = self.bound.min(uniform.loss);
+            self.allocation = uniform;
+            self.is_uniform = true;
+        }
+    }
 }
 
 /// Sizes and losses from the smallest allocation to the largest, along the hulls, at most about `wanted` of them.
@@ -198,20 +208,16 @@ pub fn uniform_choice(families: &[Family], scheme: Scheme) -> Vec<usize> {
     families.iter().map(pick).collect()
 }
 
-/// The best uniform allocation within `capacity`, and its scheme.
-fn uniform(families: &[Family], capacity: u64) -> Option<(Scheme, Allocation)> {
-    let mut best: Option<(Scheme, Allocation)> = None;
-    for scheme in crate::scheme::Affine::all().map(Scheme::Affine) {
-        if !families.iter().any(|family| family.points.iter().any(|point| point.scheme == scheme)) {
-            continue;
-        }
+/// The allocation that each scheme for all families gives, of the schemes that a family has.
+#[must_use]
+pub fn uniforms(families: &[Family]) -> Vec<(Scheme, Allocation)> {
+    let has = |scheme: &Scheme| families.iter().any(|family| family.points.iter().any(|point| point.scheme == *scheme));
+    let uniform = |scheme| {
         let choice = uniform_choice(families, scheme);
         let (bytes, loss) = (total_bytes(families, &choice), total_loss(families, &choice));
-        if bytes <= capacity && best.as_ref().is_none_or(|(_, best)| loss < best.loss) {
-            best = Some((scheme, Allocation { choice, bytes, loss }));
-        }
-    }
-    best
+        (scheme, Allocation { choice, bytes, loss })
+    };
+    crate::scheme::Affine::all().map(Scheme::Affine).filter(has).map(uniform).collect()
 }
 
 /// An allocation that is being improved.

@@ -113,7 +113,7 @@ pub(super) fn from_analysis(
             (outcome.allocation.choice.clone(), Some(outcome), Some(budget.text), Some(bytes))
         }
     };
-    planner.document(request, &choice, outcome, budget, budget_bytes)
+    planner.document(request, &choice, outcome.as_ref(), budget, budget_bytes)
 }
 
 /// An analysis, seen through a policy.
@@ -135,7 +135,7 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(analysis: &'a Analysis, policy: &Policy, has_floor: bool, shard_bytes: u64) -> Result<Self> {
         let candidates = analysis.tensors.iter().filter(|tensor| tensor.curve.is_some());
-        policy.matches(candidates.map(|tensor| tensor.name.as_str()))?;
+        policy.matches(&candidates.map(|tensor| tensor.name.as_str()))?;
         let mut planner = Self {
             analysis,
             format: format::by_name(&analysis.settings.format)?,
@@ -256,7 +256,16 @@ impl<'a> Planner<'a> {
             }
             headers = needed;
         }
-        best.ok_or_else(|| too_small(smallest_files))
+        let mut best = best.ok_or_else(|| too_small(smallest_files))?;
+        // A uniform plan may fit by a header a few bytes shorter than that of the best allocation.
+        for (scheme, uniform) in alloc::uniforms(&self.families) {
+            let better = best.uniform.is_none_or(|(_, least)| uniform.loss < least);
+            let may_fit = uniform.bytes + self.kept_bytes < file_bytes;
+            if better && may_fit && self.layout(&uniform.choice)?.file_bytes() <= file_bytes {
+                best.compare(scheme, uniform);
+            }
+        }
+        Ok(best)
     }
 
     /// Every family at its smallest.
@@ -267,16 +276,19 @@ impl<'a> Planner<'a> {
     /// A sentence for what makes the smallest plan no smaller.
     fn sets_minimum(&self) -> String {
         let matrices = alloc::minimum(&self.families);
-        let mut text = format!("{} matrices at their smallest take {}", self.families.len(), size(matrices));
-        if self.floored > 0 {
-            text += &format!(
-                " ({} of them are denied 2 bits by the floor on their signal-to-noise ratio; --min-bits 2 lifts it)",
-                self.floored
-            );
-        }
+        let floored = match self.floored {
+            0 => String::new(),
+            floored => format!(
+                " ({floored} of them are denied 2 bits by the floor on their signal-to-noise ratio; --min-bits 2 lifts it)"
+            ),
+        };
         let kept = self.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).count();
-        text += &format!(", and {kept} tensors that are kept as they are take {}", size(self.kept_bytes));
-        text
+        format!(
+            "{} matrices at their smallest take {}{floored}, and {kept} tensors that are kept as they are take {}",
+            self.families.len(),
+            size(matrices),
+            size(self.kept_bytes)
+        )
     }
 
     /// The scheme of each tensor.
@@ -300,7 +312,7 @@ impl<'a> Planner<'a> {
         &self,
         request: &PlanRequest,
         choice: &[usize],
-        outcome: Option<Outcome>,
+        outcome: Option<&Outcome>,
         budget: Option<String>,
         budget_bytes: Option<u64>,
     ) -> Result<Plan> {
@@ -323,8 +335,8 @@ impl<'a> Planner<'a> {
             effective_bpw: 8.0 * tensor_bytes as f64 / parameters,
             payload_bpw: payload_bits as f64 / parameters,
             loss: tensors.iter().map(|tensor| tensor.loss).sum(),
-            lower_bound: outcome.as_ref().map(|outcome| outcome.bound),
-            best_uniform: outcome.as_ref().and_then(|outcome| {
+            lower_bound: outcome.map(|outcome| outcome.bound),
+            best_uniform: outcome.and_then(|outcome| {
                 let (scheme, loss) = outcome.uniform?;
                 Some(Uniform { scheme, loss, is_the_plan: outcome.is_uniform })
             }),
