@@ -45,6 +45,7 @@ const UNITS: [(&str, f64); 9] = [
 impl Budget {
     /// The limit for a source of `parameters` weights whose files are `file_bytes` long.
     #[must_use]
+    #[expect(clippy::cast_sign_loss, reason = "a budget is more than nothing")]
     pub fn limit(&self, parameters: u64, file_bytes: u64) -> Limit {
         // Whole bytes, rounded down; beyond 2^64 there is no limit that matters.
         match self.amount {

@@ -358,6 +358,7 @@ impl Error {
     }
 
     /// An [`Error::Option`].
+    #[expect(clippy::needless_pass_by_value, reason = "a number, a text or a path's display are all given as they are")]
     pub fn option(option: &'static str, value: impl ToString, reason: impl Into<String>) -> Self {
         Self::Option { option, value: value.to_string(), reason: reason.into() }
     }

@@ -1,6 +1,6 @@
 //! What a tensor's name says about it: its role, its layer, its expert.
 //!
-//! A new architecture needs at most a line in [`ROLES`].
+//! A new architecture needs at most a line in `ROLES`.
 
 use std::fmt;
 

@@ -239,7 +239,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Option`].
-    pub fn matches<'a>(&self, tensors: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+    pub fn matches<'a>(&self, tensors: &(impl Iterator<Item = &'a str> + Clone)) -> Result<()> {
         match self.rules.iter().find(|rule| !tensors.clone().any(|tensor| rule.pattern.is_match(tensor))) {
             None => Ok(()),
             Some(rule) => {
@@ -325,7 +325,7 @@ mod tests {
             let message = Policy::new(&options).unwrap_err().to_string();
             assert!(message.starts_with(expected), "{message}");
         }
-        let unmatched = policy(&["lm_haed"], &[]).unwrap().matches(["lm_head.weight"].into_iter()).unwrap_err();
+        let unmatched = policy(&["lm_haed"], &[]).unwrap().matches(&["lm_head.weight"].into_iter()).unwrap_err();
         assert!(unmatched.to_string().starts_with("--keep `lm_haed`: matches no tensor"), "{unmatched}");
     }
 }

@@ -142,14 +142,15 @@ pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[Ask<'_>], sample_bands: 
     let first: Vec<_> =
         asks.iter().enumerate().map(|(at, ask)| (at, sample(bands(ask.matrix), sample_bands))).collect();
     let mut curves = encode(pass, encoder, asks, &first)?;
-    let again: Vec<_> = first
-        .iter()
-        .filter_map(|(at, sampled)| {
-            let error = curves[*at].iter().map(|point| point.standard_error).fold(0.0, f64::max);
+    let mut again = Vec::new();
+    for (at, sampled) in &first {
+        let error = curves[*at].iter().map(|point| point.standard_error).fold(0.0, f64::max);
+        if error > TARGET_ERROR {
             let wanted = sampled.len() as f64 * (error / TARGET_ERROR) * (error / TARGET_ERROR);
-            (error > TARGET_ERROR).then(|| (*at, sample(bands(asks[*at].matrix), wanted.ceil() as u64)))
-        })
-        .collect();
+            #[expect(clippy::cast_sign_loss, reason = "a count")]
+            again.push((*at, sample(bands(asks[*at].matrix), wanted.ceil() as u64)));
+        }
+    }
     for ((at, _), curve) in again.iter().zip(encode(pass, encoder, asks, &again)?) {
         curves[*at] = curve;
     }

@@ -104,7 +104,6 @@ impl Reader {
         let mut first = rows.start;
         let band_bytes = usize::try_from(row_bytes).map_err(|_| Error::Bug("row".to_owned()))? * ROWS;
         for source in self.buffer.get(length).chunks(band_bytes) {
-            let source = &*source;
             band::load(matrix.float, source, cols, &mut self.row, &mut self.band);
             let after = (first + ROWS as u64).min(rows.end);
             each(first..after, &self.band, source)?;

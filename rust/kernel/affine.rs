@@ -184,6 +184,7 @@ impl<V: Vector> Candidate<V> {
 
 /// The weighted least-squares grid for the codes that `(scale, bias)` gives, and its error.
 #[inline(always)]
+#[expect(clippy::many_single_char_names, reason = "they are the formula's, see the module")]
 fn fit<V: Vector, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
@@ -317,6 +318,7 @@ kernel! {
     /// The least weighted error: see the [module](self).
     ///
     /// As [`encode_plain`], with one weight `k` per column, none negative, and the `trials` for the code width.
+    #[expect(clippy::too_many_arguments, reason = "a kernel takes slices and numbers; `Encoder` is its only caller")]
     pub fn encode_search<V: Vector, const G: usize>(
         band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float,
         codes: &mut [[u8; ROWS]], out: &mut [[Grid; ROWS]],

@@ -1,6 +1,6 @@
 //! Hot loops on slices.
 //!
-//! Each loop is written once, over [`vector::Vector`], and compiled once for every [`Level`] by [`kernel!`]. Every
+//! Each loop is written once, over [`vector::Vector`], and compiled once for every [`Level`] by `kernel!`. Every
 //! implementation of the trait rounds every operation alike, so all levels give the same bits; the tests hold them to
 //! it. Which one runs is chosen once.
 

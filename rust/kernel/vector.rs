@@ -26,22 +26,30 @@ pub trait Vector: Copy {
     /// The lanes as an array.
     fn store(self) -> Lane;
     /// `self + other`
+    #[must_use]
     fn add(self, other: Self) -> Self;
     /// `self - other`
+    #[must_use]
     fn sub(self, other: Self) -> Self;
     /// `self * other`
+    #[must_use]
     fn mul(self, other: Self) -> Self;
     /// `self / other`
+    #[must_use]
     fn div(self, other: Self) -> Self;
     /// `self` where less than `other`, else `other` (so also where either is NaN).
+    #[must_use]
     fn min(self, other: Self) -> Self;
     /// `self` where greater than `other`, else `other` (so also where either is NaN).
+    #[must_use]
     fn max(self, other: Self) -> Self;
     /// Magnitude.
+    #[must_use]
     fn abs(self) -> Self;
     /// Where `self < other`; false where either is NaN.
     fn less(self, other: Self) -> Self::Mask;
     /// `self` where `mask`, else `other`.
+    #[must_use]
     fn where_or(self, mask: Self::Mask, other: Self) -> Self;
     /// The low byte of each lane's integer value, which must be in `[0, 255]`.
     fn bytes(self) -> [u8; ROWS];
@@ -51,6 +59,7 @@ pub trait Vector: Copy {
     /// The nearest integer, ties to even, of values in `[0, 2^22)`.
     ///
     /// Adding and taking away 1.5 × 2^23 leaves no fraction bits, on every target.
+    #[must_use]
     #[inline(always)]
     fn round(self) -> Self {
         let magic = Self::splat(12_582_912.0);
@@ -58,12 +67,14 @@ pub trait Vector: Copy {
     }
 
     /// Held to `[0, max]`; NaN goes to 0.
+    #[must_use]
     #[inline(always)]
     fn clamp(self, max: Self) -> Self {
         self.max(Self::splat(0.0)).min(max)
     }
 
     /// `f` of each lane, one by one.
+    #[must_use]
     #[inline(always)]
     fn each(self, f: impl Fn(f32) -> f32) -> Self {
         Self::load(self.store().map(f))
@@ -132,6 +143,7 @@ impl Vector for Portable {
         Self(std::array::from_fn(|row| if mask[row] { self.0[row] } else { other.0[row] }))
     }
     #[inline(always)]
+    #[expect(clippy::cast_sign_loss, reason = "the lanes are in [0, 255]")]
     fn bytes(self) -> [u8; ROWS] {
         self.0.map(|value| value as u8)
     }

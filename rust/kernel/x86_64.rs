@@ -16,7 +16,7 @@ use super::vector::{Lane, ROWS, Vector};
 
 /// Eight lanes in one register.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(__m256);
+pub(super) struct Avx2(__m256);
 
 /// Intrinsics of one register-to-register operation each.
 macro_rules! operations {

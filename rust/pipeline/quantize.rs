@@ -295,22 +295,22 @@ impl Job<'_> {
             left_out,
             warnings: plan.warnings.clone(),
         };
-        manifest.totals.loss = self.loss(&manifest.ledger);
+        manifest.totals.loss = Self::loss(&manifest.ledger);
         for file in &copied {
             let path = source.checkpoint.dir.join(file);
             let content = fs::read(&path).map_err(Error::io("reading", &path))?;
             let name = if file == Path::new("README.md") { Path::new(card::SOURCE_CARD) } else { file };
-            manifest.files.push(self.put(&partial, name, &content)?);
+            manifest.files.push(Self::put(&partial, name, &content)?);
         }
         let parameters = source.written().map(|(tensor, _)| tensor.elements()).sum();
         let index_text = index(&layout, &stored, parameters);
-        manifest.files.push(self.put(&partial, Path::new(INDEX), index_text.as_bytes())?);
+        manifest.files.push(Self::put(&partial, Path::new(INDEX), index_text.as_bytes())?);
         if let Some(config) = &source.checkpoint.config {
             let text = source.format.config(config, &self.modules(), source.generic);
-            manifest.files.push(self.put(&partial, Path::new("config.json"), text.as_bytes())?);
+            manifest.files.push(Self::put(&partial, Path::new("config.json"), text.as_bytes())?);
         }
         let readme = card::text(&source.checkpoint, &manifest);
-        manifest.files.push(self.put(&partial, Path::new("README.md"), readme.as_bytes())?);
+        manifest.files.push(Self::put(&partial, Path::new("README.md"), readme.as_bytes())?);
         self.read_back(&partial, &layout, &mut manifest)?;
         partial.write_file(FILE_NAME, document::text(&manifest)?.as_bytes())?;
         pass.progress.check()?;
@@ -338,7 +338,7 @@ impl Job<'_> {
         (copied, left_out)
     }
 
-    fn put(&self, partial: &Partial, name: &Path, content: &[u8]) -> Result<FileDigest> {
+    fn put(partial: &Partial, name: &Path, content: &[u8]) -> Result<FileDigest> {
         partial.write_file(name, content)?;
         Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })
     }
@@ -419,7 +419,7 @@ impl Job<'_> {
     }
 
     /// Loss of what was written.
-    fn loss(&self, ledger: &[Line]) -> f64 {
+    fn loss(ledger: &[Line]) -> f64 {
         ledger.iter().filter_map(|line| line.quantized.as_ref()).map(|quantized| quantized.loss).sum()
     }
 

@@ -29,7 +29,7 @@ pub(super) struct Entry {
 }
 
 impl Source {
-    pub fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
+    pub(super) fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
         let format = format::by_name(format)?;
         let checkpoint = Checkpoint::open(model)?;
         let treatments = format.treatments(&checkpoint, generic)?;
@@ -37,7 +37,7 @@ impl Source {
     }
 
     /// A checkpoint that the format has no layout for, as if everything in it were written under its own name.
-    pub fn untouched(model: &Path, format: &str) -> Result<Self> {
+    pub(super) fn untouched(model: &Path, format: &str) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let treatments = vec![Treatment::Write; checkpoint.tensors.len()];
         Ok(Self::with(checkpoint, format::by_name(format)?, true, treatments))
@@ -54,16 +54,16 @@ impl Source {
     }
 
     /// The tensors that are written, each with its entry.
-    pub fn written(&self) -> impl Iterator<Item = (&Tensor, &Entry)> {
+    pub(super) fn written(&self) -> impl Iterator<Item = (&Tensor, &Entry)> {
         self.checkpoint.tensors.iter().zip(&self.entries).filter(|(_, entry)| entry.treatment == Treatment::Write)
     }
 
     /// The matrices that schemes exist for.
-    pub fn candidates(&self) -> impl Iterator<Item = (&Tensor, Matrix, &Entry)> {
+    pub(super) fn candidates(&self) -> impl Iterator<Item = (&Tensor, Matrix, &Entry)> {
         self.written().filter_map(|(tensor, entry)| Some((tensor, entry.candidate.as_ref().ok()?.0, entry)))
     }
 
-    pub fn id(&self) -> SourceId {
+    pub(super) fn id(&self) -> SourceId {
         let mut digest = Digest::default();
         for shard in &self.checkpoint.shards {
             digest.text(&shard.name);

@@ -53,7 +53,7 @@ struct InspectRequest {
 /// `progress`, if given, is called every 50 ms with a stage, the bytes done and the bytes in all.
 #[pyfunction]
 #[pyo3(signature = (verb, request, progress=None))]
-fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<Bound<'_, PyAny>>) -> PyResult<String> {
+fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
     match verb {
         "inspect" => run(py, request, progress, |request: &InspectRequest, _| {
             pipeline::inspect(&request.model, &request.format, request.generic)
@@ -69,7 +69,7 @@ fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<Bound<'_, Py
 fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
     py: Python<'_>,
     request: &str,
-    callback: Option<Bound<'_, PyAny>>,
+    callback: Option<&Bound<'_, PyAny>>,
     work: impl Fn(&Q, &Progress) -> Result<A> + Sync,
 ) -> PyResult<String> {
     let request: Q =
@@ -90,7 +90,7 @@ fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
         while !finished.load(Ordering::Acquire) && !worker.is_finished() {
             py.detach(|| std::thread::park_timeout(TICK));
             if stopped.is_none()
-                && let Err(raised) = py.check_signals().and_then(|()| tell(callback.as_ref(), watch))
+                && let Err(raised) = py.check_signals().and_then(|()| tell(callback, watch))
             {
                 stopped = Some(raised);
                 watch.cancel();
@@ -101,7 +101,7 @@ fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
     match (stopped, answer) {
         (Some(raised), _) => Err(raised),
         (None, Ok(answer)) => {
-            tell(callback.as_ref(), &watch)?;
+            tell(callback, &watch)?;
             Ok(answer)
         }
         (None, Err(error)) => Err(exception(py, &error)),

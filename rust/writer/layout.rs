@@ -104,19 +104,17 @@ pub fn lay_out(modules: &[Vec<Stored>], shard_bytes: u64, format: &str) -> Layou
 
 /// The header of a file that holds `tensors` in this order, with its length in front, padded to 8 bytes.
 fn head(tensors: &[usize], stored: &[&Stored], format: &str) -> Vec<u8> {
-    let mut text = format!("{{\"__metadata__\":{{\"format\":{}}}", quoted(format));
+    let mut entries = vec![format!("\"__metadata__\":{{\"format\":{}}}", quoted(format))];
     let mut begin = 0;
     for &at in tensors {
         let Stored { name, dtype, shape, bytes } = stored[at];
         let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         let end = begin + bytes;
         let name = quoted(name);
-        text.push_str(&format!(
-            ",{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"
-        ));
+        entries.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"));
         begin = end;
     }
-    text.push('}');
+    let mut text = format!("{{{}}}", entries.join(","));
     while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
