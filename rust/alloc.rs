@@ -125,19 +125,18 @@ impl Outcome {
 #[must_use]
 pub fn trade_off(families: &[Family], wanted: usize) -> Vec<(u64, f64)> {
     let hulls: Vec<Vec<usize>> = families.iter().map(hull).collect();
-    let choice: Vec<usize> = hulls.iter().map(|hull| hull[0]).collect();
+    let mut choice: Vec<usize> = hulls.iter().map(|hull| hull[0]).collect();
     let mut bytes = total_bytes(families, &choice);
-    let mut loss = total_loss(families, &choice);
     let steps = steps(families, &hulls);
     let largest = bytes + steps.iter().map(|step| step.bytes).sum::<u64>();
     let apart = ((largest - bytes) / wanted.max(1) as u64).max(1);
-    let mut curve = vec![(bytes, loss)];
+    let mut curve = vec![(bytes, total_loss(families, &choice))];
     let mut next = bytes + apart;
     for (at, step) in steps.iter().enumerate() {
         bytes += step.bytes;
-        loss -= step.gain;
+        choice[step.family] = step.to;
         if bytes >= next || at + 1 == steps.len() {
-            curve.push((bytes, loss.max(0.0)));
+            curve.push((bytes, total_loss(families, &choice)));
             next = bytes + apart;
         }
     }

@@ -55,14 +55,17 @@ impl Budget {
         }
     }
 
-    /// `bytes` in the unit this budget is in, for a message.
+    /// The least budget of this one's unit that `bytes` fit in, for a message: what it names can be asked for.
     #[must_use]
     pub fn in_its_unit(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
-        match self.amount {
-            Amount::BitsPerWeight(_) => format!("{:.4} bits per weight", 8.0 * bytes as f64 / parameters.max(1) as f64),
-            Amount::FileBytes(_) => size(bytes),
-            Amount::PercentOfFiles(_) => format!("{:.2}%", 100.0 * bytes as f64 / file_bytes.max(1) as f64),
-        }
+        let (whole, decimals, unit) = match self.amount {
+            Amount::BitsPerWeight(_) => (8.0 * bytes as f64 / parameters.max(1) as f64, 4, " bits per weight"),
+            Amount::FileBytes(_) => return format!("{bytes}B ({})", size(bytes)),
+            Amount::PercentOfFiles(_) => (100.0 * bytes as f64 / file_bytes.max(1) as f64, 2, "%"),
+        };
+        let scale = f64::from(10_u32.pow(decimals));
+        let steps = (whole * scale).ceil();
+        format!("{:.*}{unit}", decimals as usize, steps / scale)
     }
 }
 

@@ -70,7 +70,10 @@ impl PlanRequest {
                 Ok(Scheme::Affine(affine)) => Ok(Target::Uniform(affine)),
                 _ => Err(Error::option("--bits/--group-size", scheme, "bits of 2 3 4 5 6 8, groups of 32 64 128")),
             },
-            (Some(budget), Some(_)) => Err(Error::option("--budget", budget, "is given, and so is a uniform scheme")),
+            (Some(budget), Some(scheme)) => {
+                let reason = format!("is given, and so is --bits ({scheme} for all matrices): give one of them");
+                Err(Error::option("--budget", budget, &reason))
+            }
             (None, None) => {
                 Err(Error::option("--budget", "", "is missing: say how large the result may be, as in 4.0 or 24GB"))
             }
@@ -225,12 +228,12 @@ impl<'a> Planner<'a> {
 
     /// The allocation within `limit`.
     fn within(&self, limit: Limit, budget: &Budget) -> Result<Outcome> {
+        let smallest = alloc::minimum(&self.families) + self.kept_bytes;
         let too_small = |minimum: u64| Error::BudgetTooSmall {
             budget: budget.to_string(),
             minimum: budget.in_its_unit(minimum, self.analysis.source.parameters, self.analysis.source.file_bytes),
-            sets_it: self.sets_minimum(),
+            sets_it: self.sets_minimum(minimum - smallest),
         };
-        let smallest = alloc::minimum(&self.families) + self.kept_bytes;
         let allocate = |tensor_bytes: u64| {
             let capacity = tensor_bytes.checked_sub(self.kept_bytes);
             capacity.and_then(|capacity| alloc::allocate(&self.families, capacity))
@@ -273,8 +276,8 @@ impl<'a> Planner<'a> {
         vec![0; self.families.len()]
     }
 
-    /// A sentence for what makes the smallest plan no smaller.
-    fn sets_minimum(&self) -> String {
+    /// A sentence for what makes the smallest plan, with headers of `header_bytes`, no smaller.
+    fn sets_minimum(&self, header_bytes: u64) -> String {
         let matrices = alloc::minimum(&self.families);
         let floored = match self.floored {
             0 => String::new(),
@@ -282,11 +285,18 @@ impl<'a> Planner<'a> {
                 " ({floored} of them are denied 2 bits by the floor on their signal-to-noise ratio; --min-bits 2 lifts it)"
             ),
         };
-        let kept = self.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).count();
+        let kept: Vec<&Tensor> = self.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).collect();
+        // The first of the largest.
+        let largest = kept.iter().rev().max_by_key(|tensor| tensor.bytes).map_or_else(String::new, |tensor| {
+            let why = tensor.kept.as_deref().unwrap_or_default();
+            format!(" (the largest, `{}`, {}: {why})", tensor.name, size(tensor.bytes))
+        });
+        let headers = if header_bytes > 0 { format!(", and headers {}", size(header_bytes)) } else { String::new() };
         format!(
-            "{} matrices at their smallest take {}{floored}, and {kept} tensors that are kept as they are take {}",
+            "{} matrices at their smallest take {}{floored}, {} tensors that are kept as they are {}{largest}{headers}",
             self.families.len(),
             size(matrices),
+            kept.len(),
             size(self.kept_bytes)
         )
     }
