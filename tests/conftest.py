@@ -1,4 +1,4 @@
-"""What the tests share: the example model, a safetensors writer that obeys no rules, and the command line as a process."""
+"""What the tests share: the example model, a lawless safetensors writer, the command line as a process."""
 
 import json
 import os

@@ -4,9 +4,8 @@ import json
 import re
 
 import pytest
-from conftest import EXAMPLE, STORIES, ramrs_process
-
 import ramrs
+from conftest import EXAMPLE, STORIES, ramrs_process
 
 FORMS = {
     "4": lambda source: ("tensor_bytes", 4 * source.parameters // 8),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 import ramrs
 from ramrs import evaluation
 
@@ -52,9 +51,7 @@ def table(model: Path, rows: np.ndarray, sizes: list[str]) -> Iterator[dict[str,
             budget = f"{uniform.totals.file_bytes}B"
             for name, options in ROWS:
                 options = dict(options)
-                how = (
-                    {"bits": bits, "group_size": group_size} if options.pop("uniform", False) else {"budget": budget}
-                )
+                how = {"bits": bits, "group_size": group_size} if options.pop("uniform", False) else {"budget": budget}
                 out = Path(scratch) / "out"
                 report = ramrs.quantize(model, out, overwrite=True, **how, **options)
                 sums, quantized = evaluation._Sums(), load(out)
@@ -85,12 +82,12 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "| model | size of | rival | file bytes | bpw | KL mean | median | p99 | top-1 | perplexity mean | median |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in results:
-        lines.append(
-            f"| {row['model']} | {row['size']} | {row['rival']} | {row['file_bytes']:,} | {row['effective_bpw']:.3f} "
-            f"| {row['kl_mean']:.4f} | {row['kl_median']:.4f} | {row['kl_p99']:.3f} | {row['top1_agreement']:.3f} "
-            f"| {row['perplexity_mean']:.2f} | {row['perplexity_median']:.2f} |"
-        )
+    lines.extend(
+        f"| {row['model']} | {row['size']} | {row['rival']} | {row['file_bytes']:,} | {row['effective_bpw']:.3f} "
+        f"| {row['kl_mean']:.4f} | {row['kl_median']:.4f} | {row['kl_p99']:.3f} | {row['top1_agreement']:.3f} "
+        f"| {row['perplexity_mean']:.2f} | {row['perplexity_median']:.2f} |"
+        for row in results
+    )
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+__all__ = ["call", "cpu_level", "version"]
+
 def call(verb: str, request: str, progress: Callable[[str, int, int], object] | None = None) -> str:
     """Do ``verb`` on the JSON text ``request``; return the report as JSON text."""
 

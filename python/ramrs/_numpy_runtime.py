@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 
 
 class _Linear(nn.Module):  # type: ignore[misc]
-    """``x @ W.T + b``"""
+    """``x @ W.T + b``."""
 
     def __init__(self, weight: Array, bias: Array | None) -> None:
         super().__init__()
@@ -98,7 +98,13 @@ def attention() -> Iterator[None]:
     original = mx.fast.scaled_dot_product_attention
 
     def replacement(
-        q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **others: Any  # noqa: ANN401
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: Any = None,  # noqa: ANN401
+        **others: Any,  # noqa: ANN401
     ) -> mx.array:
         if any(other is not None for other in others.values()):
             return original(q, k, v, scale=scale, mask=mask, **others)

@@ -22,8 +22,8 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "FileDigest",
-    "Inspection",
     "InspectedTensor",
+    "Inspection",
     "LedgerLine",
     "LeftOut",
     "Manifest",
@@ -74,10 +74,11 @@ def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401
         item = typing.get_args(kind)[0]
         return tuple(_build(item, element) for element in value)
     if dataclasses.is_dataclass(kind):
+        make = typing.cast("type[Any]", kind)
         if isinstance(value, list):
-            return kind(*value)
-        hints = _hints(typing.cast(type, kind))
-        return kind(**{name: _build(hints[name], element) for name, element in value.items()})
+            return make(*value)
+        hints = _hints(make)
+        return make(**{name: _build(hints[name], element) for name, element in value.items()})
     return value
 
 

@@ -85,24 +85,55 @@ def evaluate(
 
 def _token_ids(reference: Path, text: Path | None, tokens: Path | None) -> NDArray[np.int64]:
     """Read the ids to evaluate on."""
-    if (text is None) == (tokens is None):
+    if tokens is not None and text is None:
+        ids = _saved_ids(tokens)
+    elif text is not None and tokens is None:
+        ids = _encoded(reference, text)
+    else:
         raise ConfigError("--text or --tokens: give the one or the other", slug="bad-option")
-    if tokens is not None:
-        ids = np.load(tokens, allow_pickle=False)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            message = f"--tokens `{tokens}`: {ids.dtype} of shape {ids.shape}, not a list of token ids"
-            raise ConfigError(message, slug="bad-option", path=str(tokens))
-        return ids.astype(np.int64)
-    assert text is not None  # noqa: S101
-    path = reference / "tokenizer.json"
-    if not path.exists():
+    vocabulary = _json(reference / "config.json").get("vocab_size")
+    if ids.size and vocabulary is not None and not 0 <= ids.min() <= ids.max() < vocabulary:
+        message = f"token ids from {ids.min()} to {ids.max()}, and the vocabulary of {reference} has {vocabulary}"
+        raise ConfigError(message, slug="bad-option", hint="give ids of this model's own tokenizer")
+    return ids
+
+
+def _saved_ids(path: Path) -> NDArray[np.int64]:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as fault:
+        message = f"--tokens `{path}`: not an .npy file: {fault}"
+        raise ConfigError(message, slug="bad-option", path=str(path)) from fault
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
+        message = f"--tokens `{path}`: not a list of token ids, which is an array of integers of one dimension"
+        raise ConfigError(message, slug="bad-option", path=str(path))
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _encoded(reference: Path, text: Path) -> NDArray[np.int64]:
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as fault:
+        message = f"--text `{text}`: not UTF-8: {fault.reason} at byte {fault.start}"
+        raise ConfigError(message, slug="bad-option", path=str(text)) from fault
+    tokenizer = _tokenizer(reference)
+    if tokenizer is None:
         message = f"{reference}: no tokenizer.json"
         hint = "give token ids with --tokens FILE.npy"
-        raise CheckpointError(message, slug="no-tokenizer", hint=hint, path=str(path))
-    from tokenizers import Tokenizer
+        raise CheckpointError(message, slug="no-tokenizer", hint=hint, path=str(reference / "tokenizer.json"))
+    return np.asarray(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
 
-    encoded = Tokenizer.from_file(str(path)).encode(text.read_text(encoding="utf-8"), add_special_tokens=False)
-    return np.asarray(encoded.ids, dtype=np.int64)
+
+def _tokenizer(reference: Path) -> Any | None:  # noqa: ANN401
+    path = reference / "tokenizer.json"
+    if not path.exists():
+        return None
+    with _mlx():
+        from tokenizers import Tokenizer
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as fault:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{path}: not a tokenizer: {fault}", slug="no-tokenizer", path=str(path)) from fault
 
 
 def _bos(reference: Path, bos: int | Literal["auto", "none"]) -> tuple[int | None, str]:
@@ -114,10 +145,9 @@ def _bos(reference: Path, bos: int | Literal["auto", "none"]) -> tuple[int | Non
     settings = _json(reference / "tokenizer_config.json")
     token = settings.get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    if token is not None and (reference / "tokenizer.json").exists():
-        from tokenizers import Tokenizer
-
-        found = Tokenizer.from_file(str(reference / "tokenizer.json")).token_to_id(token)
+    tokenizer = _tokenizer(reference) if token is not None else None
+    if tokenizer is not None:
+        found = tokenizer.token_to_id(token)
         if found is not None:
             return found, f"BOS {token} ({found}) of the tokenizer"
     if settings and token is None:
@@ -128,13 +158,19 @@ def _bos(reference: Path, bos: int | Literal["auto", "none"]) -> tuple[int | Non
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as fault:
+        raise CheckpointError(f"{path}: not JSON: {fault}", slug="config-syntax", path=str(path)) from fault
+    return found if isinstance(found, dict) else {}
 
 
-def _windows(
-    ids: NDArray[np.int64], window: int, max_tokens: int | None, first: int | None
-) -> NDArray[np.int64]:
+def _windows(ids: NDArray[np.int64], window: int, max_tokens: int | None, first: int | None) -> NDArray[np.int64]:
     """Cut the ids into windows that begin with ``first``; a last one that is not full is left out."""
+    if window < 2:
+        raise ConfigError(f"--window `{window}`: a window takes two tokens at least", slug="bad-option")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"--max-tokens `{max_tokens}`: is less than one", slug="bad-option")
     ids = ids[:max_tokens]
     body = window - (first is not None)
     count = len(ids) // body
@@ -208,19 +244,30 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @contextlib.contextmanager
-def _runtime(own_kernels: bool) -> Iterator[Callable[[Path], Any]]:
-    """Give a function that loads a model; while the context lasts, it may be run."""
+def _mlx() -> Iterator[None]:
+    """Say what to install where an import fails."""
     try:
-        import mlx.core as mx
-        from mlx_lm.utils import load_model
+        yield
     except ImportError as fault:
         message = f"eval needs MLX: {fault}"
         raise ConfigError(message, slug="no-mlx", hint="pip install 'ramrs[eval]'") from fault
 
+
+@contextlib.contextmanager
+def _runtime(own_kernels: bool) -> Iterator[Callable[[Path], Any]]:
+    """Give a function that loads a model; while the context lasts, it may be run."""
+    with _mlx():
+        import mlx.core as mx
+        from mlx_lm.utils import load_model
+
     def load(path: Path) -> Any:  # noqa: ANN401
         if not (path / "config.json").exists():
             raise CheckpointError(f"{path}: no config.json", slug="no-checkpoint", path=str(path))
-        return load_model(path)[0]
+        try:
+            return load_model(path)[0]
+        except (ValueError, KeyError, TypeError, RuntimeError) as fault:
+            message = f"{path}: mlx-lm cannot load it: {fault}"
+            raise CheckpointError(message, slug="not-loadable", path=str(path)) from fault
 
     if own_kernels:
         yield load

@@ -29,6 +29,6 @@ def run(arguments: list[str]) -> int:
         # Whoever read our output has seen enough. Python would complain while it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except BaseException as fault:  # noqa: BLE001
+    except BaseException as fault:
         return output.failure(fault, as_json=as_json)
     return output.exit_code()

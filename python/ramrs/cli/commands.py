@@ -83,7 +83,9 @@ MinBits = Annotated[
 MaxBits = Annotated[int | None, typer.Option("--max-bits", help="No more bits, and nothing kept.", show_default=False)]
 FloorDb = Annotated[
     float | None,
-    typer.Option("--floor-db", help="Rule out 2-bit codes below this ratio of signal to noise (9).", show_default=False),
+    typer.Option(
+        "--floor-db", help="Rule out 2-bit codes below this ratio of signal to noise (9).", show_default=False
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -101,9 +103,13 @@ Tensor = Annotated[
 ShardBytes = Annotated[int, typer.Option("--shard-bytes", min=1, help="Tensor data per file.")]
 Threads = Annotated[
     int | None,
-    typer.Option("-j", "--threads", min=1, help="Threads; all that the process may use by default.", show_default=False),
+    typer.Option(
+        "-j", "--threads", min=1, help="Threads; all that the process may use by default.", show_default=False
+    ),
 ]
-ChunkBytes = Annotated[int, typer.Option("--chunk-bytes", min=1, help="Bytes that a thread reads at a time.", hidden=True)]
+ChunkBytes = Annotated[
+    int, typer.Option("--chunk-bytes", min=1, help="Bytes that a thread reads at a time.", hidden=True)
+]
 Simd = Annotated[bool, typer.Option("--simd/--no-simd", help="Use the CPU's vector instructions.", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings or hints.")]
@@ -118,7 +124,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[  # noqa: ARG001
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
@@ -388,5 +394,3 @@ def _token(text: str) -> int:
         return int(text)
     except ValueError:
         raise typer.BadParameter("is a token id, 'auto' or 'none'", param_hint="--bos") from None
-
-

