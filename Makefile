@@ -1,0 +1,57 @@
+# `make example` and `make test` are all a fresh machine needs: a Rust toolchain, Python 3.11 or newer, and the package
+# registries. Everything is installed into .venv, pinned by tests/requirements.txt and Cargo.lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help example test lint models bench clean
+help:
+	@echo 'make example   install ramrs into .venv and quantize the bundled example model to 4 bits per weight'
+	@echo 'make test      install everything into .venv and run every test'
+	@echo 'make lint      formatting, lints and types alone'
+	@echo 'make models    make models/smollm2-135m, the real model some tests use (93 MB to fetch)'
+	@echo 'make bench     kernels, memory and quality'
+
+example: .venv/ramrs
+	$(BIN)/ramrs quantize examples/llama2xs-280k --budget 4.0 --output build/llama2xs-280k-4bpw --overwrite
+
+test: .venv/tests lint
+	@$(MAKE) --no-print-directory models || echo 'models/smollm2-135m was not made: the tests that need it will be skipped'
+	$(BIN)/maturin develop --release --locked --quiet
+	cargo test --release --locked
+	$(BIN)/pytest
+
+lint: .venv/tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --check; else echo 'no rustfmt: not checked'; fi
+	@if cargo clippy --version >/dev/null 2>&1; then \
+		cargo clippy --release --locked --all-targets --features python -- -D warnings; \
+	else echo 'no clippy: not checked'; fi
+
+models: models/smollm2-135m/config.json
+models/smollm2-135m/config.json: | .venv/tests
+	$(BIN)/python benches/quality/models.py smollm2-135m
+
+bench: .venv/tests models
+	$(BIN)/maturin develop --release --locked --quiet
+	cargo bench --locked
+	$(BIN)/python benches/memory.py models/smollm2-135m
+	$(BIN)/python benches/quality/quality.py examples/llama2xs-280k models/smollm2-135m
+
+# The package alone, built as a user's pip would.
+.venv/ramrs: .venv/made $(shell find rust python -name '*.rs' -o -name '*.py') Cargo.toml Cargo.lock pyproject.toml
+	$(BIN)/pip install --quiet .
+	@touch $@
+
+.venv/tests: .venv/made tests/requirements.txt
+	$(BIN)/pip install --quiet --requirement tests/requirements.txt
+	@touch $@
+
+.venv/made:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+clean:
+	rm -rf .venv build target
