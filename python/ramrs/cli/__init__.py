@@ -22,6 +22,7 @@ def run(arguments: list[str]) -> int:
     from ramrs.cli import output
     from ramrs.cli.commands import app
 
+    output.begin()
     as_json = "--json" in arguments
     try:
         app(arguments, prog_name="ramrs", standalone_mode=False)

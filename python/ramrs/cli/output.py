@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 from rich.console import Console
 
 from ramrs.errors import BudgetError, InternalError, RamrsError, VerifyError
@@ -22,7 +22,15 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DONE, NO, FAILED, BUG, INTERRUPTED = 0, 1, 2, 101, 130
 
+# Typer carries click within it in newer releases, and used click itself before: the exceptions are found from Typer's.
+_ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 _state = {"exit": DONE, "quiet": False}
+
+
+def begin() -> None:
+    """Forget an earlier command of this process."""
+    _state.update(exit=DONE, quiet=False)
 
 
 def exit_code() -> int:
@@ -42,13 +50,15 @@ def set_quiet(quiet: bool) -> None:
 
 def failure(fault: BaseException, *, as_json: bool) -> int:
     """Print what went wrong, and return the exit code for it."""
-    if isinstance(fault, KeyboardInterrupt | click.Abort):
+    if isinstance(fault, KeyboardInterrupt | typer.Abort):
         _fault("interrupted", "interrupted: nothing was left behind", None, as_json=as_json)
         return INTERRUPTED
-    if isinstance(fault, SystemExit | click.exceptions.Exit):
-        code = fault.exit_code if isinstance(fault, click.exceptions.Exit) else fault.code
+    if isinstance(fault, SystemExit | typer.Exit):
+        code = fault.exit_code if isinstance(fault, typer.Exit) else fault.code
         return code if isinstance(code, int) else FAILED
-    if isinstance(fault, click.ClickException):
+    if isinstance(fault, _ClickException):
+        if not fault.format_message():  # `ramrs` alone: the help was printed
+            return FAILED
         _fault("usage", fault.format_message(), "ramrs COMMAND --help lists the options", as_json=as_json)
         return FAILED
     if isinstance(fault, RamrsError):
