@@ -1,5 +1,6 @@
 """Damaged, hostile and unsuitable input: what the command line says about it, and that it leaves nothing behind."""
 
+import ctypes
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import resource
 import shutil
 import signal
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -418,11 +420,16 @@ def test_an_output_below_a_file_is_refused(ramrs_cli):
     assert sees_everything(ramrs_cli.directory) == {"file": b"mine"}
 
 
+def obey_permissions():
+    """Give up root's right to write everywhere: CAP_DAC_OVERRIDE, out of the bounding set."""
+    if os.geteuid() == 0 and ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) != 0:
+        os.setuid(65534)
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_directory_is_named(ramrs_cli):
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
     ramrs_cli.directory.chmod(0o555)
-    done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out")
+    done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out", preexec_fn=obey_permissions)
     ramrs_cli.directory.chmod(0o755)
     assert done.returncode == 2
     assert "out.partial" in done.stderr
@@ -498,7 +505,7 @@ def documents(tmp_path_factory):
         (
             "--analysis",
             "changed",
-            "analysis.json: it was made with other weights, another sensitivity or other options",
+            "analysis.json: it was made with other weights, another sensitivity",
         ),
     ],
 )
