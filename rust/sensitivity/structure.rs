@@ -142,7 +142,8 @@ pub fn decoder(checkpoint: &Checkpoint) -> Result<Decoder<'_>, String> {
         embedding,
         blocks,
         final_norm: view.norm(&outside, &["norm", "ln_f", "norm_f", "final_layernorm"]),
-        head: view.linear(&outside, Role::Head),
+        // A copy of a tied embedding is not a matrix of its own.
+        head: view.linear(&outside, Role::Head).filter(|_| checkpoint.is_tied() != Some(true)),
         head_size,
         heads,
         kv_heads: size("num_key_value_heads").unwrap_or(heads),

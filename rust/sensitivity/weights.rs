@@ -12,13 +12,14 @@
 //! channels alike", [`FLAT_SHARE`] of the energy: it costs little where the moments are right and guards where they are
 //! wrong. The gain is the [role prior](super::prior) over the output's energy.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::prior::Prior;
 use super::structure::{Block, Decoder, Linear, Norm, decoder};
 use super::{Gain, Measured, Origin, Vectors};
 use crate::checkpoint::stream::{Pass, Reader};
-use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::checkpoint::{Matrix, Tensor};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
@@ -35,13 +36,10 @@ pub const DOUBT: f64 = 0.7;
 type Moments = Vec<f64>;
 
 /// Sensitivity of the matrices of one checkpoint, by tensor.
-pub struct Derived<'a> {
-    /// The prior that was used.
+struct Derived<'a> {
     prior: Prior,
     layers: usize,
-    measured: std::collections::BTreeMap<&'a str, Measured>,
-    /// Why no structure was found, if so.
-    pub unrecognised: Option<String>,
+    measured: BTreeMap<&'a str, Measured>,
 }
 
 /// Measures `matrices` (among them all that the structure needs) and derives their sensitivity.
@@ -49,14 +47,12 @@ pub struct Derived<'a> {
 /// # Errors
 /// Those of [`stats::energies`].
 pub fn derive<'a>(pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)], prior: Prior) -> Result<Vec<Measured>> {
-    let structure = decoder(pass.checkpoint);
     let layers =
         matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |last| last + 1);
-    let mut derived = Derived { prior, layers, measured: std::collections::BTreeMap::new(), unrecognised: None };
-    match &structure {
-        Ok(decoder) => Propagation { pass, decoder, derived: &mut derived }.run()?,
+    let mut derived = Derived { prior, layers, measured: BTreeMap::new() };
+    match decoder(pass.checkpoint) {
+        Ok(decoder) => Propagation { pass, decoder: &decoder, derived: &mut derived }.run()?,
         Err(reason) => {
-            derived.unrecognised = Some(reason.clone());
             pass.progress.warn(format!("the structure is not recognised ({reason}): all input channels count alike"));
         }
     }
@@ -66,23 +62,26 @@ pub fn derive<'a>(pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)], prior: Prio
 impl<'a> Derived<'a> {
     /// Takes in what was measured of `tensor` under the moments `k`.
     fn take(&mut self, tensor: &'a Tensor, k: &[f64], energy: &Energy) {
-        let (k, origin) = if energy.weighted > 0.0 {
-            let share = (1.0 - FLAT_SHARE) * energy.plain / energy.weighted;
-            (k.iter().map(|&k| (share * k + FLAT_SHARE) as f32).collect(), Origin::Propagated)
-        } else {
-            (vec![1.0; k.len()], Origin::Flat)
-        };
-        self.put(tensor, k, energy.plain, origin);
-    }
-
-    /// Records `k`, under which the matrix has the same energy as plain.
-    fn put(&mut self, tensor: &'a Tensor, k: Vec<f32>, energy: f64, origin: Origin) {
         let name = Name::parse(&tensor.name);
         let signal = self.prior.of(name.role, name.layer, self.layers);
-        let gain = if energy > 0.0 { 2.0 * signal / energy } else { 0.0 };
-        let vectors = Vectors { k: k.into(), r: Gain::Same(gain) };
-        let signal = if energy > 0.0 { signal } else { 0.0 };
-        self.measured.insert(&tensor.name, Measured { vectors, signal, energy, origin });
+        self.put(tensor, k, energy, signal, FLAT_SHARE);
+    }
+
+    /// Records `tensor` with the moments `k`, of which a share `flat` counts all channels alike. They are scaled so
+    /// that under them the matrix has the same energy as plain.
+    fn put(&mut self, tensor: &'a Tensor, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
+        let plain = energy.plain;
+        let (k, origin): (Arc<[f32]>, _) = if energy.weighted > 0.0 {
+            let share = (1.0 - flat) * plain / energy.weighted;
+            (k.iter().map(|&k| (share * k + flat) as f32).collect(), Origin::Propagated)
+        } else {
+            (vec![1.0; k.len()].into(), Origin::Flat)
+        };
+        // A matrix of zeros has no error, whatever becomes of it.
+        let signal = if plain > 0.0 { signal } else { 0.0 };
+        let gain = if plain > 0.0 { 2.0 * signal / plain } else { 0.0 };
+        let vectors = Vectors { k, r: Gain::Same(gain) };
+        self.measured.insert(&tensor.name, Measured { vectors, signal, energy: plain, origin });
     }
 
     /// Measures what the propagation did not reach, and puts all in the order of `matrices`.
@@ -93,8 +92,9 @@ impl<'a> Derived<'a> {
         let asks: Vec<_> =
             missing.iter().zip(&ones).map(|((tensor, matrix), k)| Ask { tensor, matrix: *matrix, k }).collect();
         let energies = stats::energies(pass, &asks)?;
-        for ((tensor, _), (k, energy)) in missing.iter().zip(ones.iter().zip(&energies)) {
-            self.put(tensor, k.to_vec(), energy.plain, Origin::Flat);
+        for ((tensor, matrix), energy) in missing.iter().zip(&energies) {
+            let unknown = Energy { weighted: 0.0, ..energy.clone() };
+            self.take(tensor, &vec![1.0; matrix.cols as usize], &unknown);
         }
         matrices
             .iter()
@@ -191,16 +191,7 @@ impl<'a> Propagation<'_, 'a> {
         let looked_up = self.derived.prior.of(Role::Embedding, None, 0);
         let as_head = self.derived.prior.of(Role::Head, None, 0);
         let signal = looked_up + as_head;
-        let flat = (looked_up + as_head * FLAT_SHARE) / signal;
-        let share = if energy.weighted > 0.0 { (1.0 - flat) * energy.plain / energy.weighted } else { 0.0 };
-        let k: Vec<f32> = last.iter().map(|k| (share * k + flat) as f32).collect();
-        let measured = Measured {
-            vectors: Vectors { k: k.into(), r: Gain::Same(2.0 * signal / energy.plain) },
-            signal,
-            energy: energy.plain,
-            origin: Origin::Propagated,
-        };
-        self.derived.measured.insert(&embedding.weight.name, measured);
+        self.derived.put(embedding.weight, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
         Ok(())
     }
 
@@ -209,8 +200,8 @@ impl<'a> Propagation<'_, 'a> {
         let mean = stream.iter().sum::<f64>() / stream.len() as f64;
         let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
         let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
-        let gain = vector(self.pass, weight, stream.len())?;
-        let shift = bias.map(|bias| vector(self.pass, bias, stream.len())).transpose()?;
+        let Some(gain) = vector(self.pass, weight, stream.len())? else { return Ok(normed.collect()) };
+        let shift = bias.map(|bias| vector(self.pass, bias, stream.len())).transpose()?.flatten();
         let one = if self.decoder.traits.norm_adds_one { 1.0 } else { 0.0 };
         let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
         Ok(match shift {
@@ -236,10 +227,9 @@ impl<'a> Propagation<'_, 'a> {
             let energy = energies.next().ok_or_else(|| Error::Bug("a measurement is missing".to_owned()))?;
             self.derived.take(linear.weight, k, &energy);
             let mut rows = energy.rows;
-            if let Some(bias) = linear.bias {
-                for (row, bias) in rows.iter_mut().zip(vector(self.pass, bias, linear.matrix.rows as usize)?) {
-                    *row += bias * bias;
-                }
+            let bias = linear.bias.map(|bias| vector(self.pass, bias, rows.len())).transpose()?.flatten();
+            for (row, bias) in rows.iter_mut().zip(bias.unwrap_or_default()) {
+                *row += bias * bias;
             }
             moments.push(Some(rows));
         }
@@ -260,19 +250,20 @@ impl<'a> Propagation<'_, 'a> {
     }
 }
 
-/// A one-dimensional tensor of `length` floats.
-fn vector(pass: Pass<'_>, tensor: &Tensor, length: usize) -> Result<Vec<f64>> {
-    let wrong = || Error::Bug(format!("`{}` is not a vector of {length} floats", tensor.name));
-    let float = Float::of(tensor.dtype).filter(|_| tensor.elements() == length as u64).ok_or_else(wrong)?;
+/// The elements of `tensor`; `None` if it is not `length` floats.
+fn vector(pass: Pass<'_>, tensor: &Tensor, length: usize) -> Result<Option<Vec<f64>>> {
+    let Some(float) = Float::of(tensor.dtype).filter(|_| tensor.elements() == length as u64) else { return Ok(None) };
     let mut values = vec![0.0; length];
     float.widen(Reader::default().bytes(pass.checkpoint, tensor, 0..tensor.bytes)?, &mut values);
-    Ok(values.into_iter().map(f64::from).collect())
-}
-
-/// Whether `checkpoint` has a structure that moments can be propagated through; if not, why.
-///
-/// # Errors
-/// A sentence that says what is missing.
-pub fn recognised(checkpoint: &Checkpoint) -> std::result::Result<(), String> {
-    decoder(checkpoint).map(|_| ())
+    let wrong = |value: &f32| !value.is_finite();
+    match values.iter().position(wrong) {
+        None => Ok(Some(values.into_iter().map(f64::from).collect())),
+        Some(first) => Err(Error::NonFinite {
+            file: pass.checkpoint.file_of(tensor).to_owned(),
+            tensor: tensor.name.clone(),
+            count: values.iter().filter(|value| wrong(value)).count(),
+            rows: (0, length as u64),
+            first: vec![first as u64],
+        }),
+    }
 }
