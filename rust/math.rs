@@ -46,15 +46,15 @@ pub fn ln(x: f64) -> f64 {
     f64::from(n) * LN_2 + 2.0 * f * sum
 }
 
-/// A ratio in decibels, `10 log₁₀ ratio`; 999 for an infinite one, −999 for none.
+/// A ratio in decibels, `10 log₁₀ ratio`; 999 for an infinite one and for 0 ÷ 0 (no noise), −999 for none.
 #[must_use]
 pub fn decibels(ratio: f64) -> f64 {
     if ratio.is_finite() && ratio > 1e-99 {
         (10.0 / LN_10) * ln(ratio)
-    } else if ratio > 0.0 {
-        999.0
-    } else {
+    } else if ratio <= 1.0 {
         -999.0
+    } else {
+        999.0
     }
 }
 
@@ -98,6 +98,8 @@ mod tests {
             assert!((from_decibels(decibels(ratio)) / ratio - 1.0).abs() < 1e-12);
         }
         assert_eq!(decibels(f64::INFINITY), 999.0);
+        assert_eq!(decibels(f64::NAN), 999.0);
         assert_eq!(decibels(0.0), -999.0);
+        assert_eq!(decibels(1e-200), -999.0);
     }
 }

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::{Settings, SourceId, Tool};
 use crate::checkpoint::Matrix;
 use crate::dtype::{Dtype, Float};
-use crate::error::Result;
+use crate::error::{Error, FileFault, Result};
 use crate::name::Role;
 use crate::scheme::Scheme;
 use crate::sensitivity::Origin;
 
 /// Version of the document.
 pub const VERSION: u32 = 1;
+
+const WHAT: &str = "analysis";
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,9 +90,22 @@ impl Analysis {
     /// Reads one.
     ///
     /// # Errors
-    /// As [`super::read`].
+    /// As [`super::read`], and for sizes and losses that no analysis has.
     pub fn read(path: &Path) -> Result<Self> {
-        super::read(path, "analysis", ("ramrs_analysis", VERSION))
+        let analysis: Self = super::read(path, WHAT, ("ramrs_analysis", VERSION))?;
+        analysis.check().map_err(|reason| Error::file(path, FileFault::Document { what: WHAT, reason }))?;
+        Ok(analysis)
+    }
+
+    /// What follows adds and multiplies sizes, and compares losses: here both are made sure of.
+    fn check(&self) -> std::result::Result<(), String> {
+        let mut total: u64 = 0;
+        for tensor in &self.tensors {
+            tensor.check().map_err(|reason| format!("tensor `{}`: {reason}", tensor.name))?;
+            // No scheme stores more than the source, or than 8 bits and a scale and a bias for every 32 weights.
+            total = tensor.bytes.checked_mul(16).and_then(|bytes| total.checked_add(bytes)).ok_or("it is too large")?;
+        }
+        Ok(())
     }
 }
 
@@ -99,6 +114,26 @@ impl Tensor {
     #[must_use]
     pub fn dtype(&self) -> Option<Dtype> {
         Dtype::parse(&self.dtype)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let dtype = self.dtype().ok_or_else(|| format!("unknown dtype {}", self.dtype))?;
+        let elements = self.shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
+        let bytes = elements.and_then(|elements| dtype.bytes(elements));
+        if bytes != Some(self.bytes) {
+            return Err(format!("{} {:?} is not {} bytes", self.dtype, self.shape, self.bytes));
+        }
+        let Some(curve) = &self.curve else { return Ok(()) };
+        let matrix = self.matrix().ok_or("has a curve, and is no matrix")?;
+        for point in &curve.points {
+            if !point.scheme.affine().is_some_and(|affine| affine.fits(matrix.cols)) {
+                return Err(format!("{} does not fit it", point.scheme));
+            }
+            if !(point.loss.is_finite() && point.loss >= 0.0 && point.standard_error.is_finite()) {
+                return Err(format!("{} has a loss of {} ± {}", point.scheme, point.loss, point.standard_error));
+            }
+        }
+        Ok(())
     }
 
     /// Its shape as a matrix, if it is one of a float type that ramrs decodes.

@@ -186,12 +186,15 @@ fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Re
         return Err(stale(format!("it lists {} tensors, and {} are written", plan.tensors.len(), written.len())));
     }
     let mut bits = 0;
+    let mut edited = false;
     for (planned, (tensor, entry)) in plan.tensors.iter_mut().zip(&written) {
         if planned.name != tensor.name {
             return Err(stale(format!("it lists `{}` where `{}` belongs", planned.name, tensor.name)));
         }
+        let planned_bytes = planned.bytes;
         let Some(affine) = planned.scheme.affine() else {
             planned.bytes = tensor.bytes;
+            edited |= planned.bytes != planned_bytes;
             bits += 8 * tensor.bytes;
             continue;
         };
@@ -203,7 +206,16 @@ fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Re
             Err(kept) => return Err(Error::Scheme { tensor: tensor.name.clone(), reason: kept.to_string() }),
         };
         planned.bytes = affine.stored_bytes(matrix.rows, matrix.cols, matrix.float);
+        edited |= planned.bytes != planned_bytes;
         bits += matrix.elements() * u64::from(affine.bits());
+    }
+    if edited {
+        // What was promised of the plan as it was does not hold of the one that it is now.
+        plan.budget = None;
+        plan.totals.budget_bytes = None;
+        plan.totals.lower_bound = None;
+        plan.totals.best_uniform = None;
+        plan.warnings.push("the plan was edited: its predicted loss is that of the plan before".to_owned());
     }
     let parameters = plan.source.parameters.max(1) as f64;
     let stored = modules(source.format, &described(source), &schemes(&plan))?;
