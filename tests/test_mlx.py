@@ -61,7 +61,7 @@ TYPES = {
 
 def listed_types():
     text = (ROOT / "rust" / "format" / "mlx" / "models.rs").read_text()
-    return re.findall(r'"(\w+)"', re.search(r"AS_IS: .*?;", text, re.DOTALL)[0])
+    return re.findall(r'"(\w+)"', re.search(r"AS_IS: [^=]*=(.*?);", text, re.DOTALL)[1])
 
 
 def random_model(directory, config, dtype="BF16"):
@@ -150,14 +150,13 @@ def test_the_example_is_loaded_and_generates(example_at_4):
     assert len(text.split()) >= 4
 
 
-def test_the_runtimes_own_arithmetic_agrees_with_a_bfloat16_folder(example_at_4, tmp_path):
+def test_the_runtimes_own_16_bit_arithmetic_is_as_near_as_it_is_on_an_ordinary_folder(example_at_4, tmp_path):
     tokens = np.random.default_rng(6).integers(3, 512, 64).tolist()
-    span = assert_same_model(example_at_4[0], tmp_path, 512)
-    decoded = decoded_folder(example_at_4[0], tmp_path / "bf16", "BF16")
-    apart = np.abs(logits(example_at_4[0], tokens) - logits(decoded, tokens))
-    # Both round each activation to 8 bits: a few steps of that, and not the weights, are what is left.
-    assert apart.max() <= 4e-2 * span
-    assert apart.mean() <= 1e-2 * span
+    exact = logits(decoded_folder(example_at_4[0], tmp_path / "f32", "F32"), tokens)
+    ordinary = np.abs(logits(decoded_folder(example_at_4[0], tmp_path / "bf16", "BF16"), tokens) - exact)
+    quantized = np.abs(logits(example_at_4[0], tokens) - exact)
+    assert quantized.max() <= 3 * ordinary.max()
+    assert quantized.mean() <= 3 * ordinary.mean() <= 1e-2 * (exact.max() - exact.min())
 
 
 def test_shards_of_an_output_are_loaded(tmp_path):
@@ -185,7 +184,12 @@ def test_mixed_schemes_are_described_as_mlx_does_it_itself(tmp_path):
     """A checkpoint that `mlx_lm.convert` made with a predicate, made again by rules."""
     golden = DATA / "tiny-llama-mlx-mixed"
     block = json.loads((golden / "config.json").read_text())["quantization"]
-    affine = {path: entry for path, entry in block.items() if isinstance(entry, dict) and entry.get("mode") == "affine"}
+    # An entry without a mode is affine, too; ours say so.
+    affine = {
+        path: {"mode": "affine"} | entry
+        for path, entry in block.items()
+        if isinstance(entry, dict) and entry.get("mode", "affine") == "affine"
+    }
     rules = [".=4g64", *(f"^{path}[.]={entry['bits']}g{entry['group_size']}" for path, entry in affine.items())]
     rules.append("layers.0.self_attn.q_proj=kept")
     ramrs.quantize(DATA / "tiny-llama-bf16", tmp_path / "out", budget=16, tensor=rules, effort="fast")
@@ -286,7 +290,7 @@ def test_a_stored_head_that_is_tied_is_left_out_with_its_reason(tmp_path):
     assert_same_model(tmp_path / "out", tmp_path, LLAMA["vocab_size"])
 
 
-def test_a_single_file_without_its_directory_is_written_generically(tmp_path):
+def test_a_single_file_is_written_generically_and_beside_it(tmp_path):
     write_safetensors(tmp_path / "weights.safetensors", llama_tensors(LLAMA))
     ramrs.quantize(tmp_path / "weights.safetensors", tmp_path / "out", budget=6, generic=True)
     assert ramrs.verify(tmp_path / "out", source=tmp_path / "weights.safetensors").ok
