@@ -59,13 +59,11 @@ pub fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
         return Err(Error::file(path, FileFault::TooShort(file_bytes)));
     }
     read_at(file, path, &mut length, 0)?;
-    if let Some(fault) = other_format(length) {
-        return Err(Error::file(path, fault));
-    }
     let claimed = u64::from_le_bytes(length);
     let limit = MAX_HEADER_BYTES.min(file_bytes - 8);
     if claimed > limit {
-        return Err(Error::file(path, FileFault::HeaderLength { claimed, limit }));
+        // Only now: a length that is possible may begin with the bytes of another format.
+        return Err(Error::file(path, other_format(length).unwrap_or(FileFault::HeaderLength { claimed, limit })));
     }
     let mut text = vec![0; usize::try_from(claimed).map_err(|_| Error::Bug("header length".to_owned()))?];
     read_at(file, path, &mut text, 8)?;
