@@ -6,7 +6,7 @@
 //! left is filled with the upgrades that fit, and improved by exchanges. Ties are broken by bytes, then by the order of
 //! the families, so the result is a function of its input alone.
 
-use crate::scheme::Scheme;
+use crate::scheme::{Affine, Scheme};
 
 /// One choice for a family.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -198,10 +198,11 @@ fn rate(step: Step) -> f64 {
 /// many bits, or its largest.
 #[must_use]
 pub fn uniform_choice(families: &[Family], scheme: Scheme) -> Vec<usize> {
+    let bits = |scheme: Scheme| scheme.affine().map_or(u8::MAX, Affine::bits);
     let pick = |family: &Family| {
         let same = family.points.iter().position(|point| point.scheme == scheme);
-        // Schemes are ordered by bits, then by group size.
-        same.or_else(|| family.points.iter().position(|point| point.scheme >= scheme))
+        // Points grow by bytes: the first is the smallest.
+        same.or_else(|| family.points.iter().position(|point| bits(point.scheme) >= bits(scheme)))
             .unwrap_or(family.points.len() - 1)
     };
     families.iter().map(pick).collect()
@@ -216,7 +217,7 @@ pub fn uniforms(families: &[Family]) -> Vec<(Scheme, Allocation)> {
         let (bytes, loss) = (total_bytes(families, &choice), total_loss(families, &choice));
         (scheme, Allocation { choice, bytes, loss })
     };
-    crate::scheme::Affine::all().map(Scheme::Affine).filter(has).map(uniform).collect()
+    Affine::all().map(Scheme::Affine).filter(has).map(uniform).collect()
 }
 
 /// An allocation that is being improved.
