@@ -252,6 +252,9 @@ fn points(ask: &Ask<'_>, encoded: &[BandSums]) -> Result<Vec<Point>> {
     let signal: f64 = encoded.iter().map(|band| band.signal).sum();
     let energy: f64 = encoded.iter().map(|band| band.energy).sum();
     let (count, everything) = (encoded.len() as f64, encoded.len() as u64 == all);
+    // One band has no spread, and bands of zeros are no sample of a matrix that has others.
+    let says_nothing =
+        count < 2.0 || (signal <= 0.0 && measured.signal > 0.0) || (energy <= 0.0 && measured.energy > 0.0);
     let mut points = Vec::with_capacity(ask.schemes.len());
     for (at, &scheme) in ask.schemes.iter().enumerate() {
         let weighted: f64 = encoded.iter().map(|band| band.noise[at].weighted).sum();
@@ -259,11 +262,13 @@ fn points(ask: &Ask<'_>, encoded: &[BandSums]) -> Result<Vec<Point>> {
         if !(weighted.is_finite() && plain.is_finite()) {
             return Err(Error::Bug(format!("the error of `{}` at {scheme} is not a number", ask.tensor.name)));
         }
-        if everything || signal <= 0.0 || weighted <= 0.0 {
-            points.push(Point { scheme, noise: Noise { weighted, plain }, standard_error: 0.0 });
+        if everything || says_nothing {
+            let standard_error = if everything { 0.0 } else { f64::INFINITY };
+            points.push(Point { scheme, noise: Noise { weighted, plain }, standard_error });
             continue;
         }
-        let ratio = weighted / signal;
+        let per = |noise: f64, signal: f64| if signal > 0.0 { noise / signal } else { 0.0 };
+        let ratio = per(weighted, signal);
         let off = |band: &BandSums| {
             let off = band.noise[at].weighted - ratio * band.signal;
             off * off
@@ -272,8 +277,8 @@ fn points(ask: &Ask<'_>, encoded: &[BandSums]) -> Result<Vec<Point>> {
         let unsampled = 1.0 - count / all as f64;
         points.push(Point {
             scheme,
-            noise: Noise { weighted: measured.signal * ratio, plain: measured.energy * (plain / energy) },
-            standard_error: (unsampled * count / (count - 1.0) * spread).sqrt() / weighted,
+            noise: Noise { weighted: measured.signal * ratio, plain: measured.energy * per(plain, energy) },
+            standard_error: per((unsampled * count / (count - 1.0) * spread).sqrt(), weighted),
         });
     }
     Ok(points)
