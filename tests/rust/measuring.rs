@@ -1,0 +1,208 @@
+//! Energies of weights and rate–distortion curves, held against plain loops in `f64`.
+
+use proptest::prelude::*;
+use ramrs::checkpoint::stream::CHUNK_BYTES;
+use ramrs::checkpoint::{Checkpoint, Matrix};
+use ramrs::dtype::Float;
+use ramrs::kernel::Level;
+use ramrs::quant::{Effort, Encoder};
+use ramrs::rd::{self, Point};
+use ramrs::scheme::Affine;
+use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
+use ramrs::stats::{Ask, Energy, column_means, energies};
+
+use super::support::{self, Crew, Numbers, checkpoint, made};
+
+/// Energies of the only tensor, with these threads and chunks.
+fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> ramrs::error::Result<Energy> {
+    let crew = Crew::new(threads, chunk_bytes);
+    let tensor = &checkpoint.tensors[0];
+    let ask = Ask { tensor, matrix: tensor.matrix().unwrap(), k };
+    Ok(energies(crew.pass(checkpoint, Level::detect()), &[ask])?.remove(0))
+}
+
+fn is_close(found: f64, expected: f64) -> bool {
+    (found - expected).abs() <= 1e-5 * expected
+}
+
+proptest! {
+    #![proptest_config(support::config(60))]
+
+    #[test]
+    fn energies_are_the_sums_of_squares(
+        rows in 1..40_usize, cols in 1..200_usize, seed: u64,
+        float in prop::sample::select([Float::F32, Float::F16, Float::BF16].as_slice()),
+    ) {
+        let mut numbers = Numbers(seed);
+        let weights = numbers.weights(rows * cols, float);
+        let k: Vec<f32> = (0..cols).map(|_| numbers.unit() as f32).collect();
+        let (_dir, checkpoint) = checkpoint(&[made("w", float, &[rows as u64, cols as u64], &weights)]);
+        let found = measured(&checkpoint, &k, 2, CHUNK_BYTES).unwrap();
+        prop_assert_eq!(found.rows.len(), rows);
+        let (mut weighted, mut plain) = (0.0, 0.0);
+        for (row, energy) in weights.chunks(cols).zip(&found.rows) {
+            let squares = || row.iter().map(|&w| f64::from(w) * f64::from(w));
+            let expected: f64 = squares().zip(&k).map(|(square, &k)| square * f64::from(k)).sum();
+            prop_assert!(is_close(*energy, expected), "{energy} {expected}");
+            weighted += expected;
+            plain += squares().sum::<f64>();
+        }
+        prop_assert!(is_close(found.weighted, weighted) && is_close(found.plain, plain), "{:?}", found);
+        // However it is cut, and by however many: the same bits.
+        for (threads, chunk_bytes) in [(1, 1), (2, 1_000), (1, 1 << 30)] {
+            prop_assert_eq!(&measured(&checkpoint, &k, threads, chunk_bytes).unwrap(), &found);
+        }
+        let crew = Crew::new(2, 1_000);
+        let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
+        let means = column_means(crew.pass(&checkpoint, Level::detect()), tensor, matrix).unwrap();
+        for (column, mean) in means.iter().enumerate() {
+            let squares = weights.iter().skip(column).step_by(cols).map(|&w| f64::from(w) * f64::from(w));
+            prop_assert!(is_close(*mean, squares.sum::<f64>() / rows as f64));
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
+    for (bad, float) in [(f32::NAN, Float::BF16), (f32::INFINITY, Float::F16), (f32::NEG_INFINITY, Float::F32)] {
+        let (rows, cols) = (21, 70);
+        let mut weights = Numbers(4).weights(rows * cols, float);
+        // Row 18 holds the first; both are in the third band, rows 16 to 20.
+        weights[18 * cols + 65] = bad;
+        weights[19 * cols] = bad;
+        let tensors = [made("model.q_proj.weight", float, &[rows as u64, cols as u64], &weights)];
+        let (_dir, checkpoint) = checkpoint(&tensors);
+        for (threads, chunk_bytes) in [(1, 1), (2, CHUNK_BYTES)] {
+            let fault = measured(&checkpoint, &vec![1.0; cols], threads, chunk_bytes).unwrap_err();
+            assert_eq!((fault.slug(), fault.tensor()), ("non-finite", Some("model.q_proj.weight")));
+            assert!(fault.path().unwrap().ends_with("model.safetensors"));
+            let message = fault.to_string();
+            assert!(message.contains("2 non-finite values among rows 16..21, first at [18, 65]"), "{message}");
+        }
+        // Not even where nothing depends on it.
+        assert_eq!(measured(&checkpoint, &vec![0.0; cols], 1, CHUNK_BYTES).unwrap_err().slug(), "non-finite");
+        let crew = Crew::new(1, CHUNK_BYTES);
+        let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
+        let fault = column_means(crew.pass(&checkpoint, Level::detect()), tensor, matrix).unwrap_err();
+        assert_eq!(fault.slug(), "non-finite");
+    }
+}
+
+#[test]
+fn weights_too_large_to_square_are_named() {
+    let mut weights = Numbers(5).weights(9 * 32, Float::BF16);
+    weights[8 * 32 + 3] = -3e38;
+    let (_dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[9, 32], &weights)]);
+    let fault = measured(&checkpoint, &[1.0; 32], 1, CHUNK_BYTES).unwrap_err();
+    assert_eq!((fault.slug(), fault.tensor()), ("too-large", Some("w")));
+    assert!(fault.to_string().contains("e38 at row 8 is too large"), "{fault}");
+}
+
+/// A matrix whose rows are of many sizes, and its sensitivity.
+fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoint, Measured) {
+    let mut numbers = Numbers(9);
+    let mut weights = Vec::new();
+    for _ in 0..rows {
+        let size = ramrs::math::exp(0.5 * numbers.normal());
+        weights.extend(numbers.weights(cols, Float::F32).into_iter().map(|w| Float::BF16.round(w * size as f32)));
+    }
+    let k: Vec<f32> = (0..cols).map(|_| numbers.unit() as f32).collect();
+    let r: Vec<f32> = (0..rows).map(|_| 2.0 * numbers.unit() as f32).collect();
+    let (dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[rows as u64, cols as u64], &weights)]);
+    let energy = measured(&checkpoint, &k, 2, CHUNK_BYTES).unwrap();
+    let r = if each { Gain::Each(r.into()) } else { Gain::Same(3.0) };
+    let signal = energy.rows.iter().enumerate().map(|(row, energy)| 0.5 * r.of(row) * energy).sum();
+    let vectors = Vectors { k: k.into(), r };
+    (dir, checkpoint, Measured { vectors, signal, energy: energy.plain, origin: Origin::File })
+}
+
+fn curve(
+    checkpoint: &Checkpoint,
+    measured: &Measured,
+    sample_bands: u64,
+    threads: usize,
+    chunk_bytes: u64,
+) -> Vec<Point> {
+    let crew = Crew::new(threads, chunk_bytes);
+    let tensor = &checkpoint.tensors[0];
+    let matrix: Matrix = tensor.matrix().unwrap();
+    let schemes = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
+    let ask = rd::Ask { tensor, matrix, schemes, measured };
+    let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
+    rd::curves(crew.pass(checkpoint, Level::detect()), encoder, &[ask], sample_bands).unwrap().remove(0)
+}
+
+#[test]
+fn a_curve_of_all_bands_has_no_error_and_a_sampled_one_is_within_a_few_of_its_own() {
+    for each in [false, true] {
+        let (_dir, checkpoint, measured) = matrix(16_001, 64, each);
+        let full = curve(&checkpoint, &measured, 0, 2, CHUNK_BYTES);
+        assert!(full.len() == 12 && full.iter().all(|point| point.standard_error == 0.0));
+        assert!(full.windows(2).all(|pair| pair[1].noise.weighted < pair[0].noise.weighted));
+        let sampled = curve(&checkpoint, &measured, 60, 2, CHUNK_BYTES);
+        for (full, sampled) in full.iter().zip(&sampled) {
+            assert!(0.0 < sampled.standard_error && sampled.standard_error <= 0.011, "{}", sampled.standard_error);
+            let off = (sampled.noise.weighted / full.noise.weighted - 1.0).abs() / sampled.standard_error;
+            assert!(off < 3.5, "{}: {off} standard errors off", full.scheme);
+            assert!((sampled.noise.plain / full.noise.plain - 1.0).abs() < 0.1);
+        }
+    }
+}
+
+#[test]
+fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
+    let (_dir, checkpoint, measured) = matrix(21, 128, true);
+    let (tensor, crew) = (&checkpoint.tensors[0], Crew::new(1, CHUNK_BYTES));
+    let matrix = tensor.matrix().unwrap();
+    let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
+    for point in curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES) {
+        let (mut weighted, mut plain) = (0.0, 0.0);
+        let mut reader = ramrs::checkpoint::stream::Reader::default();
+        let pass = crew.pass(&checkpoint, Level::detect());
+        let sum = |rows: std::ops::Range<u64>, band: &[ramrs::kernel::vector::Lane], _: &[u8]| {
+            let mut encoded = ramrs::quant::Encoded::default();
+            encoder.encode(point.scheme, matrix.float, band, &measured.vectors.k, &mut encoded);
+            let errors = encoder.error(point.scheme, band, &measured.vectors.k, &encoded);
+            for (row, error) in rows.zip(errors) {
+                weighted += 0.5 * measured.vectors.r.of(row as usize) * error.weighted;
+                plain += error.plain;
+            }
+            Ok(())
+        };
+        reader.bands(pass.checkpoint, tensor, matrix, &(0..3), sum).unwrap();
+        assert!((point.noise.weighted / weighted - 1.0).abs() < 1e-12, "{}", point.scheme);
+        assert!((point.noise.plain / plain - 1.0).abs() < 1e-12, "{}", point.scheme);
+    }
+}
+
+#[test]
+fn a_curve_is_the_same_however_the_work_is_cut_and_by_however_many() {
+    let (_dir, checkpoint, measured) = matrix(500, 96, true);
+    for sample_bands in [0, 7, 40] {
+        let expected = curve(&checkpoint, &measured, sample_bands, 1, CHUNK_BYTES);
+        for (threads, chunk_bytes) in [(1, 1), (2, CHUNK_BYTES), (2, 4_000), (3, 1)] {
+            assert_eq!(curve(&checkpoint, &measured, sample_bands, threads, chunk_bytes), expected);
+        }
+    }
+}
+
+#[test]
+fn one_sampled_band_says_nothing_of_its_error_so_all_are_encoded() {
+    let (_dir, checkpoint, measured) = matrix(64, 64, false);
+    assert_eq!(curve(&checkpoint, &measured, 1, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
+}
+
+#[test]
+fn sampled_bands_that_are_all_zero_say_nothing_of_the_rest() {
+    // 64 bands, of which the sample of four takes the 8th, 24th, 40th and 56th.
+    let mut weights = Numbers(3).weights(512 * 64, Float::BF16);
+    for band in [8, 24, 40, 56] {
+        weights[band * 8 * 64..][..8 * 64].fill(0.0);
+    }
+    let (_dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[512, 64], &weights)]);
+    let k = [1.0; 64];
+    let energy = measured(&checkpoint, &k, 1, CHUNK_BYTES).unwrap();
+    let vectors = Vectors { k: k.to_vec().into(), r: Gain::Same(2.0) };
+    let measured = Measured { vectors, signal: energy.weighted, energy: energy.plain, origin: Origin::Flat };
+    assert_eq!(curve(&checkpoint, &measured, 4, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
+}
