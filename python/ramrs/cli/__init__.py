@@ -20,16 +20,19 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line with these arguments, and return its exit code."""
     from ramrs.cli import output
-    from ramrs.cli.commands import app
+    from ramrs.cli.commands import CarriedError, app
 
     output.begin()
     as_json = "--json" in arguments
     try:
-        app(arguments, prog_name="ramrs", standalone_mode=False)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain while it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except BaseException as fault:
+        code = app(arguments, prog_name="ramrs", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as caught:
+        fault = caught.fault if isinstance(caught, CarriedError) else caught
+        if isinstance(fault, BrokenPipeError) or isinstance(fault.__context__, BrokenPipeError):
+            # Whoever read our output has seen enough. Python would complain while it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return output.exit_code()
         return output.failure(fault, as_json=as_json)
-    return output.exit_code()
+    # Typer returns the code of an early exit: --help, --version.
+    return code if isinstance(code, int) and code else output.exit_code()

@@ -7,14 +7,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import ramrs
 from ramrs import api
 from ramrs.cli import output
 from ramrs.cli.progress import ProgressBar
 
+
+class CarriedError(Exception):
+    """What a command raised, where Typer would make something else of it."""
+
+    def __init__(self, fault: BaseException) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class _Group(typer.core.TyperGroup):
+    """Commands whose exceptions come out as they are: Typer exits for some of them, with codes of its own."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, OSError, EOFError) as fault:
+            raise CarriedError(fault) from fault
+
+
 app = typer.Typer(
     name="ramrs",
+    cls=_Group,
     help="Compress LLM checkpoints from their weights alone, to a size you name.",
     no_args_is_help=True,
     add_completion=False,
