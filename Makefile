@@ -36,7 +36,7 @@ models/smollm2-135m/config.json: | .venv/tests
 
 bench: .venv/tests models
 	$(BIN)/maturin develop --release --locked --quiet
-	cargo bench --locked
+	cargo bench --locked --bench kernels
 	$(BIN)/python benches/memory.py models/smollm2-135m
 	$(BIN)/python benches/quality/quality.py examples/llama2xs-280k models/smollm2-135m
 

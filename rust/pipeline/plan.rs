@@ -285,6 +285,12 @@ impl<'a> Planner<'a> {
                 " ({floored} of them are denied 2 bits by the floor on their signal-to-noise ratio; --min-bits 2 lifts it)"
             ),
         };
+        let asked = |family: &&Family| matches!(family.points[..], [Point { scheme: Scheme::Kept, .. }]);
+        let asked_bytes: u64 = self.families.iter().filter(asked).map(|family| family.points[0].bytes).sum();
+        let asked = match self.families.iter().filter(asked).count() {
+            0 => String::new(),
+            asked => format!(" ({asked} of them, {}, are to be kept by your rules)", size(asked_bytes)),
+        };
         let kept: Vec<&Tensor> = self.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).collect();
         // The first of the largest.
         let largest = kept.iter().rev().max_by_key(|tensor| tensor.bytes).map_or_else(String::new, |tensor| {
@@ -293,7 +299,7 @@ impl<'a> Planner<'a> {
         });
         let headers = if header_bytes > 0 { format!(", and headers {}", size(header_bytes)) } else { String::new() };
         format!(
-            "{} matrices at their smallest take {}{floored}, {} tensors that are kept as they are {}{largest}{headers}",
+            "{} matrices at their smallest take {}{floored}{asked}, {} tensors that are kept as they are {}{largest}{headers}",
             self.families.len(),
             size(matrices),
             kept.len(),

@@ -1,0 +1,87 @@
+//! Kernels on random weights, one core: bytes of source per second, portable beside dispatched, and a plain read of the
+//! same memory to compare with.
+//!
+//!     cargo bench --bench kernels
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ramrs::dtype::Float;
+use ramrs::kernel::Level;
+use ramrs::kernel::band::{energy, load};
+use ramrs::kernel::vector::{Lane, ROWS};
+use ramrs::quant::{Effort, Encoded, Encoder};
+use ramrs::scheme::{Affine, Scheme};
+
+const COLUMNS: usize = 4096;
+const BYTES: usize = ROWS * COLUMNS * 2;
+
+/// A band of bfloat16 weights, about normal.
+fn source() -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut unit = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1_u32 << 24) as f32
+    };
+    let values: Vec<f32> = (0..ROWS * COLUMNS).map(|_| 0.02 * ((0..12).map(|_| unit()).sum::<f32>() - 6.0)).collect();
+    let mut bytes = Vec::with_capacity(BYTES);
+    Float::BF16.append(&values, &mut bytes);
+    bytes
+}
+
+fn levels() -> Vec<Level> {
+    let mut levels = vec![Level::PORTABLE];
+    if Level::detect() != Level::PORTABLE {
+        levels.push(Level::detect());
+    }
+    levels
+}
+
+fn kernels(criterion: &mut Criterion) {
+    let bytes = source();
+    let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
+    load(Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
+    let k = vec![1.0; COLUMNS];
+
+    let mut group = criterion.benchmark_group("band");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    group.bench_function("read", |bench| {
+        let words: &[u64] = bytemuck::cast_slice(&bytes);
+        bench.iter(|| black_box(words).iter().fold(0_u64, |sum, word| sum ^ word));
+    });
+    group.bench_function("load", |bench| {
+        bench.iter(|| load(Float::BF16, black_box(&bytes), COLUMNS, &mut row, &mut band));
+    });
+    for level in levels() {
+        group.bench_function(BenchmarkId::new("energy", level.name()), |bench| {
+            bench.iter(|| energy(level, black_box(&band), black_box(&k)));
+        });
+    }
+    group.finish();
+
+    for (name, effort) in [("encode fast", Effort::Fast), ("encode normal", Effort::Normal)] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Bytes(BYTES as u64));
+        for scheme in ["2g64", "3g64", "4g64", "8g64", "4g32", "4g128"] {
+            let scheme: Affine = match scheme.parse() {
+                Ok(Scheme::Affine(affine)) => affine,
+                _ => unreachable!("a scheme"),
+            };
+            for level in levels() {
+                let encoder = Encoder { level, effort };
+                let mut out = Encoded::default();
+                group.bench_function(BenchmarkId::new(scheme.to_string(), level.name()), |bench| {
+                    bench.iter(|| encoder.encode(scheme, Float::BF16, black_box(&band), black_box(&k), &mut out));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20).without_plots();
+    targets = kernels
+}
+criterion_main!(benches);
