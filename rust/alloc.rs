@@ -92,17 +92,20 @@ pub fn allocate(families: &[Family], capacity: u64) -> Option<Outcome> {
             bound = Some(now.loss() - step.gain * taken);
         }
     }
-    now.fill();
-    let mut loss = now.loss();
-    let bound = bound.unwrap_or(loss).min(loss).max(0.0);
-    while loss > bound * (1.0 + CLOSE_ENOUGH) && now.exchange() {
-        now.fill();
-        loss = now.loss();
-    }
-    let allocation = Allocation { bytes: total_bytes(families, &now.choice), choice: now.choice, loss };
+    let bound = bound.unwrap_or_else(|| now.loss()).max(0.0);
+    let allocation = now.improve(bound);
+    let bound = bound.min(allocation.loss);
     let mut outcome = Outcome { allocation, bound, uniform: None, is_uniform: false };
     for (scheme, uniform) in uniforms(families).into_iter().filter(|(_, uniform)| uniform.bytes <= capacity) {
         outcome.compare(scheme, uniform);
+    }
+    if outcome.is_uniform {
+        // What it leaves may do for more.
+        let Allocation { choice, bytes, loss } = outcome.allocation.clone();
+        let better = Search { families, choice, left: capacity - bytes }.improve(bound);
+        if better.loss < loss {
+            outcome = Outcome { bound: bound.min(better.loss), allocation: better, is_uniform: false, ..outcome };
+        }
     }
     Some(outcome)
 }
@@ -250,6 +253,15 @@ impl Search<'_> {
             }
         }
         changes
+    }
+
+    /// Fills what is left, and exchanges until that gains no more, or no more that matters above `bound`.
+    fn improve(mut self, bound: f64) -> Allocation {
+        self.fill();
+        while self.loss() > bound * (1.0 + CLOSE_ENOUGH) && self.exchange() {
+            self.fill();
+        }
+        Allocation { bytes: total_bytes(self.families, &self.choice), loss: self.loss(), choice: self.choice }
     }
 
     /// Takes the upgrades that fit, each time the one that gains most, until none does.
