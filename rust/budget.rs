@@ -157,8 +157,21 @@ mod tests {
     fn a_size_is_told_in_the_budgets_own_unit() {
         let told = |text: &str| text.parse::<Budget>().unwrap().in_its_unit(400, 1_000, 5_000);
         assert_eq!(told("4.0"), "3.2000 bits per weight");
-        assert_eq!(told("24GB"), "400 B");
+        assert_eq!(told("24GB"), "400B (400 B)");
         assert_eq!(told("30%"), "8.00%");
         assert_eq!(size(24_100_000_000), "24.10 GB");
+    }
+
+    #[test]
+    fn a_size_that_is_told_can_be_asked_for_and_is_enough() {
+        for bytes in (1..2_000).chain([123_456_789_012, 70_000_000_001]) {
+            for text in ["4.0", "24GB", "30%"] {
+                let told = text.parse::<Budget>().unwrap().in_its_unit(bytes, 70_000_000_000, 140_000_000_123);
+                let asked = told.split(" (").next().unwrap().replace(" bits per weight", "bpw");
+                let limit = asked.parse::<Budget>().unwrap().limit(70_000_000_000, 140_000_000_123);
+                let (Limit::TensorBytes(limit) | Limit::FileBytes(limit)) = limit;
+                assert!(limit >= bytes, "{bytes} bytes are told as {told}, and that is {limit}");
+            }
+        }
     }
 }
