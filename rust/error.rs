@@ -306,7 +306,7 @@ pub enum Error {
         reason: String,
     },
     /// The operating system refused.
-    #[error("{action} {}: {source}", path.display())]
+    #[error("{action} {}: {}", path.display(), said(source))]
     Io {
         /// What was tried, as a participle: `reading`, `writing`…
         action: &'static str,
@@ -342,6 +342,12 @@ pub enum Kind {
     Interrupted,
     /// Our bug.
     Bug,
+}
+
+/// What the system said, without the number of its error.
+pub(crate) fn said(source: &io::Error) -> String {
+    let text = source.to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
 impl Error {

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::Config;
-use crate::error::{Error, FileFault, Result};
+use crate::error::{Error, FileFault, Result, said};
 
 /// Name of the index of a sharded checkpoint.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -109,7 +109,7 @@ fn missing(path: &Path, fault: &std::io::Error) -> Error {
     } else {
         "give the model's directory"
     };
-    no_checkpoint(path, fault.to_string(), hint)
+    no_checkpoint(path, said(fault), hint)
 }
 
 fn no_checkpoint(path: &Path, reason: impl Into<String>, hint: &'static str) -> Error {

@@ -99,7 +99,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     }
     let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
     if !request.dry_run {
-        check_output(&source, &request.output, request.overwrite)?;
+        check_output(&analysis_request.model, &source, request)?;
     }
     let engine = Engine::new(&analysis_request.resources)?;
     let pass = engine.pass(&source.checkpoint, progress);
@@ -134,15 +134,17 @@ enum Asked<'a> {
     Planned(super::plan::Target),
 }
 
-/// The output must not be the source, nor inside it, nor there already.
-fn check_output(source: &Source, output: &Path, overwrite: bool) -> Result<()> {
+/// The output must not be the source, nor inside its directory, nor around it, nor there already. Beside a single file,
+/// `model`, it may be.
+fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Result<()> {
+    let (output, overwrite) = (request.output.as_path(), request.overwrite);
     if output.as_os_str().is_empty() {
         return Err(Error::option("--output", "", "is missing"));
     }
     let mut existing = std::path::absolute(output).map_err(Error::io("resolving", output))?;
     while !existing.exists() && existing.pop() {}
     let existing = existing.canonicalize().map_err(Error::io("resolving", output))?;
-    let inside = existing.starts_with(&source.checkpoint.dir);
+    let inside = existing.starts_with(&source.checkpoint.dir) && !model.is_file();
     let is_parent = output.exists() && source.checkpoint.dir.starts_with(&existing);
     if inside || is_parent {
         return Err(Error::OutputIsSource { path: output.to_owned() });
@@ -468,7 +470,8 @@ impl Job<'_> {
         let names: Vec<String> = layout.files.iter().map(|file| file.name.clone()).collect();
         let others: Vec<String> = manifest.files.iter().map(|file| file.name.clone()).collect();
         let all: Vec<&String> = names.iter().chain(&others).collect();
-        pass.progress.begin(Stage::Verify, layout.file_bytes());
+        let other_bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+        pass.progress.begin(Stage::Verify, layout.file_bytes() + other_bytes);
         let found =
             pass.workers.map(pass.progress, &all, || (), |(), name| content(partial.dir(), name, pass.progress))?;
         // The files of weights have no digest yet: their tensors have.

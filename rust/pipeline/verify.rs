@@ -1,7 +1,7 @@
 //! `verify`: is an output what its manifest says, does it decode, and is it as close to its source as claimed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,12 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     let manifest = Manifest::read(&path)?;
     let engine = Engine::new(&request.resources)?;
     let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
+    // Whoever wrote the manifest does not get to name files outside of the directory.
+    let leads_out = |name: &&&str| !Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if let Some(name) = names.iter().find(leads_out) {
+        let problems = vec![Problem::file(name, "the manifest names a file outside of the directory")];
+        return Ok(VerifyReport { problems, ..VerifyReport::default() });
+    }
     progress.begin(Stage::Verify, manifest.files.iter().map(|file| file.bytes).sum());
     let present: Vec<&str> = names.iter().copied().filter(|name| request.output.join(name).is_file()).collect();
     let found = engine.workers.map(progress, &present, || (), |(), name| content(&request.output, name, progress));
