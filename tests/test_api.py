@@ -196,8 +196,8 @@ def test_two_jobs_may_run_at_once(tmp_path):
 
 def test_rules_may_be_a_mapping_or_texts():
     analysis = ramrs.analyze(EXAMPLE)
-    as_mapping = ramrs.plan(analysis, budget=5, tensor={"q_proj": "6", "up_proj": "kept"})
-    as_texts = ramrs.plan(analysis, budget=5, tensor=["q_proj=6", "up_proj=kept"])
+    as_mapping = ramrs.plan(analysis, budget=7, tensor={"q_proj": "6", "up_proj": "kept"})
+    as_texts = ramrs.plan(analysis, budget=7, tensor=["q_proj=6", "up_proj=kept"])
     assert as_mapping == as_texts
 
 

@@ -68,6 +68,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate ``output`` against ``reference``: see :func:`ramrs.eval`."""
     ids = _token_ids(reference, text, tokens)
+    for model in (reference, output):
+        _in_vocabulary(ids, model)
     first, note = _bos(reference, bos)
     windows = _windows(ids, window, max_tokens, first)
     with _runtime(runtime) as load:
@@ -76,7 +78,12 @@ def evaluate(
         for done, row in enumerate(windows):
             if progress is not None:
                 progress(Progress("eval", done * window, len(windows) * window))
-            found.add([_logits(model, row) for model in models], row)
+            logits = [_logits(model, row) for model in models]
+            if logits[0].shape != logits[1].shape:
+                one, other = (each.shape[-1] for each in logits)
+                message = f"{output}: has a vocabulary of {other}, and {reference} one of {one}: nothing to compare"
+                raise CheckpointError(message, slug="other-model", path=str(output))
+            found.add(logits, row)
     if progress is not None:
         progress(Progress("eval", len(windows) * window, len(windows) * window))
     computed = "the runtime's own kernels" if runtime else "float32 on decoded weights"
@@ -91,11 +98,14 @@ def _token_ids(reference: Path, text: Path | None, tokens: Path | None) -> NDArr
         ids = _encoded(reference, text)
     else:
         raise ConfigError("--text or --tokens: give the one or the other", slug="bad-option")
-    vocabulary = _json(reference / "config.json").get("vocab_size")
-    if ids.size and vocabulary is not None and not 0 <= ids.min() <= ids.max() < vocabulary:
-        message = f"token ids from {ids.min()} to {ids.max()}, and the vocabulary of {reference} has {vocabulary}"
-        raise ConfigError(message, slug="bad-option", hint="give ids of this model's own tokenizer")
     return ids
+
+
+def _in_vocabulary(ids: NDArray[np.int64], model: Path) -> None:
+    vocabulary = _json(model / "config.json").get("vocab_size")
+    if ids.size and isinstance(vocabulary, int) and not 0 <= ids.min() <= ids.max() < vocabulary:
+        message = f"token ids from {ids.min()} to {ids.max()}, and the vocabulary of {model} has {vocabulary}"
+        raise ConfigError(message, slug="bad-option", hint="give ids of this model's own tokenizer")
 
 
 def _saved_ids(path: Path) -> NDArray[np.int64]:
