@@ -97,3 +97,70 @@ impl Vector for Avx2 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::vector::Portable;
+    use super::*;
+
+    /// Numbers of every kind, and what is none.
+    const VALUES: [f32; 16] = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        0.5,
+        2.5,
+        1e-45,
+        -1e-40,
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        255.0,
+        254.5,
+        1e-7,
+    ];
+
+    /// The bits of a lane; all that is no number alike.
+    fn bits(lanes: Lane) -> [u32; ROWS] {
+        lanes.map(|lane| if lane.is_nan() { f32::NAN.to_bits() } else { lane.to_bits() })
+    }
+
+    /// What every operation gives of a pair.
+    fn all<V: Vector>(a: Lane, b: Lane) -> Vec<[u32; ROWS]> {
+        let (x, y) = (V::load(a), V::load(b));
+        let held = x.clamp(V::splat(255.0));
+        let results = [
+            x.add(y),
+            x.sub(y),
+            x.mul(y),
+            x.div(y),
+            x.min(y),
+            x.max(y),
+            x.abs(),
+            x.where_or(x.less(y), y),
+            held,
+            held.round(),
+            V::from_bytes(held.round().bytes()),
+            V::splat(b[3]),
+            x.each(f32::round_ties_even),
+        ];
+        results.map(|result| bits(result.store())).to_vec()
+    }
+
+    #[test]
+    fn every_operation_gives_the_bits_of_the_portable_one() {
+        if !std::arch::is_x86_feature_detected!("avx2") {
+            return;
+        }
+        for at in 0..VALUES.len() {
+            for by in 0..VALUES.len() {
+                let a: Lane = std::array::from_fn(|lane| VALUES[(at + lane) % VALUES.len()]);
+                let b: Lane = std::array::from_fn(|lane| VALUES[(by + 3 * lane) % VALUES.len()]);
+                assert_eq!(all::<Avx2>(a, b), all::<Portable>(a, b), "{a:?} {b:?}");
+            }
+        }
+    }
+}
