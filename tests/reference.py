@@ -5,8 +5,11 @@ A row of codes is one little-endian bit stream: element ``i`` has the bits ``[i 
 float32 throughout: the grid is anchored at the edge of largest magnitude, and stretched so that zero lies on it.
 """
 
+import json
+
 import numpy as np
-from conftest import Tensor, stored
+import ramrs
+from conftest import Tensor, read_weights, stored, write_checkpoint
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -59,3 +62,16 @@ def encode_plain(values, dtype, bits, group_size):
     codes = np.clip(np.round((grouped - bias[..., None]) / scale[..., None]), 0, steps)
     weight = pack(codes.reshape(values.shape).astype(np.uint8), bits)
     return Tensor("U32", weight), Tensor(dtype, stored(scale, dtype)), Tensor(dtype, stored(bias, dtype))
+
+
+def decoded_folder(output, directory, dtype):
+    """Write the decoded weights of an output as an ordinary checkpoint, by the reference decoder."""
+    manifest, found = ramrs.Manifest.read(output / "ramrs-manifest.json"), read_weights(output)
+    schemes = {line.tensor.removesuffix(".weight"): line.quantized.scheme for line in manifest.ledger if line.quantized}
+    parts = {f"{module}.{part}" for module in schemes for part in ("weight", "scales", "biases")}
+    tensors = {name: tensor for name, tensor in found.items() if name not in parts}
+    for module, scheme in schemes.items():
+        tensors[f"{module}.weight"] = Tensor.of(decoded_module(found, module, scheme), dtype)
+    config = json.loads((output / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+    return write_checkpoint(directory, {name: Tensor.of(t.values, dtype) for name, t in tensors.items()}, config)

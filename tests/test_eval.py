@@ -266,5 +266,5 @@ def test_a_reference_that_is_not_one_is_named(spoil, message, output, example, r
 def test_models_of_two_vocabularies_are_not_compared(example, tmp_path):
     other = write_checkpoint(tmp_path / "other", llama_tensors(LLAMA))
     shutil.copy(EXAMPLE / "tokenizer.json", other)
-    with pytest.raises(ramrs.ConfigError, match="vocabulary of .*other has 128"):
+    with pytest.raises(ramrs.ConfigError, match=r"vocabulary of .*other has 128"):
         ramrs.eval(other, reference=EXAMPLE, text=STORY_TEXT, **SHORT)

@@ -20,7 +20,7 @@ from conftest import (
     write_safetensors,
     write_shards,
 )
-from reference import decoded_module
+from reference import decoded_folder
 
 mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
 mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[eval]")
@@ -74,19 +74,6 @@ def random_model(directory, config, dtype="BF16"):
     if config["tie_word_embeddings"]:
         assert "lm_head.weight" not in tensors
     return write_checkpoint(directory, tensors, config)
-
-
-def decoded_folder(output, directory, dtype):
-    """Write the decoded weights of an output as an ordinary checkpoint, by the reference decoder."""
-    manifest, found = ramrs.Manifest.read(output / "ramrs-manifest.json"), read_weights(output)
-    schemes = {line.tensor.removesuffix(".weight"): line.quantized.scheme for line in manifest.ledger if line.quantized}
-    parts = {f"{module}.{part}" for module in schemes for part in ("weight", "scales", "biases")}
-    tensors = {name: tensor for name, tensor in found.items() if name not in parts}
-    for module, scheme in schemes.items():
-        tensors[f"{module}.weight"] = Tensor.of(decoded_module(found, module, scheme), dtype)
-    config = json.loads((output / "config.json").read_text())
-    config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-    return write_checkpoint(directory, {name: Tensor.of(t.values, dtype) for name, t in tensors.items()}, config)
 
 
 def logits(directory, tokens, dtype=None):

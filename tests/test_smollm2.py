@@ -1,0 +1,92 @@
+"""A real model of 30 layers: SmolLM2-135M, made by `make models`; or where `RAMRS_SMOLLM2` says."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ramrs
+from conftest import ROOT, STORY_TEXT
+from reference import decoded_folder
+
+mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
+mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[eval]")
+
+SMOLLM2 = Path(os.environ.get("RAMRS_SMOLLM2", ROOT / "models" / "smollm2-135m"))
+
+pytestmark = [
+    pytest.mark.smollm2,
+    pytest.mark.skipif(
+        not (SMOLLM2 / "model.safetensors").exists(),
+        reason=f"no SmolLM2-135M in {SMOLLM2}: `make models` makes it, RAMRS_SMOLLM2 says where else it is",
+    ),
+]
+
+BUDGETS = [3.5, 4.5, 6.0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    mx.set_default_device(mx.cpu)
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return ramrs.analyze(SMOLLM2)
+
+
+@pytest.fixture(scope="module", params=BUDGETS)
+def quantized(request, analysis, tmp_path_factory):
+    """A budget, the output, and the report."""
+    output = tmp_path_factory.mktemp("smollm2") / "out"
+    return request.param, output, ramrs.quantize(SMOLLM2, output, budget=request.param, analysis=analysis)
+
+
+def logits(directory, tokens):
+    """Logits in float32 of what is stored."""
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(directory)
+    model.set_dtype(mx.float32)
+    return np.array(model(mx.array([tokens]))[0])
+
+
+def test_the_budget_is_met_and_used_up_and_the_plan_is_what_is_written(quantized):
+    budget, output, report = quantized
+    totals = report.plan.totals
+    assert 0.999 * budget <= totals.effective_bpw <= budget
+    assert totals.file_bytes == sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    assert totals.tensor_bytes == sum(line.bytes for line in report.manifest.ledger)
+    assert totals.lower_bound <= totals.loss <= totals.best_uniform.loss
+
+
+def test_the_output_is_what_its_manifest_says(quantized):
+    _, output, _ = quantized
+    report = ramrs.verify(output, source=SMOLLM2)
+    assert report.ok, report.problems
+    assert report.compared_with_source == 272
+
+
+def test_mlx_lm_loads_it_and_generates(quantized):
+    model, tokenizer = mlx_lm.load(str(quantized[1]))
+    text = mlx_lm.generate(model, tokenizer, prompt="The capital of France is", max_tokens=6)
+    assert text.strip()
+
+
+def text_tokens(count):
+    """Token ids of a story, after a BOS."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(SMOLLM2 / "tokenizer.json"))
+    return [1, *tokenizer.encode(STORY_TEXT.read_text()[:2000], add_special_tokens=False).ids[: count - 1]]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("BF16", 1e-2), ("F32", 1e-4)])
+def test_the_logits_are_those_of_a_folder_of_the_decoded_weights(dtype, tolerance, quantized, tmp_path):
+    """In bfloat16 the folder's weights are rounded once more; in float32 they are the decoded ones."""
+    tokens = text_tokens(48)
+    expected = logits(decoded_folder(quantized[1], tmp_path / "decoded", dtype), tokens)
+    found = logits(quantized[1], tokens)
+    apart = np.abs(found - expected).max() / (expected.max() - expected.min())
+    print(f"{quantized[0]} bits, {dtype}: {apart:.1e} of the range of the logits apart")  # noqa: T201
+    assert apart <= tolerance
