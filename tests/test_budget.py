@@ -58,27 +58,28 @@ def test_a_budget_that_is_too_small_says_what_the_least_is_and_what_sets_it(ramr
     done = ramrs_cli("quantize", EXAMPLE, "--budget", "1.0", "-o", "out")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert "budget of 1 bits per weight is below the smallest possible size, 2.5487 bits per weight" in done.stderr
+    assert "budget of 1 bits per weight is below the smallest possible size, 2.5488 bits per weight" in done.stderr
     assert "36 matrices at their smallest take 87.55 KB" in done.stderr
     assert "--min-bits 2 lifts it" in done.stderr
-    assert "11 tensors that are kept as they are take 1.41 KB" in done.stderr
+    assert "11 tensors that are kept as they are 1.41 KB" in done.stderr
     assert "hint: raise the budget" in done.stderr
     assert not list(ramrs_cli.directory.iterdir())
 
 
-@pytest.mark.parametrize(("budget", "unit"), [("1.0", " bits per weight"), ("50KB", " KB"), ("5%", "%")])
-def test_the_least_that_the_message_names_is_possible(budget, unit):
+@pytest.mark.parametrize(
+    ("budget", "form"), [("1.0", r"([0-9.]+) bits per weight:"), ("50KB", r"([0-9]+B) \("), ("5%", r"([0-9.]+%):")]
+)
+def test_the_least_that_the_message_names_is_possible(budget, form):
     analysis = ramrs.analyze(EXAMPLE)
     with pytest.raises(ramrs.BudgetError) as caught:
         ramrs.plan(analysis, budget=budget)
     assert caught.value.slug == "budget-too-small"
-    least = re.search(rf"smallest possible size, ([0-9.]+){unit}:", str(caught.value))[1]
-    told = least + unit.replace(" bits per weight", "").strip()
-    assert ramrs.plan(analysis, budget=told).totals.tensor_bytes < 90_000
+    least = re.search(f"smallest possible size, {form}", str(caught.value))[1]
+    assert ramrs.plan(analysis, budget=least).totals.tensor_bytes < 90_000
 
 
 def test_the_least_file_size_counts_the_headers_in_what_sets_it():
-    with pytest.raises(ramrs.BudgetError, match=r"100\.9\d KB: .*headers? .*1[12]\.\d\d KB"):
+    with pytest.raises(ramrs.BudgetError, match=r"100\.9\d KB\): .*headers 1[12]\.\d\d KB"):
         ramrs.plan(EXAMPLE, budget="50KB")
 
 
@@ -143,7 +144,7 @@ def test_rows_that_fit_no_scheme_are_kept_and_the_ledger_says_why(tmp_path):
 def test_a_budget_that_unquantizable_rows_make_impossible_says_that_they_do():
     done = ramrs_process("quantize", STORIES, "--budget", "4.0", "--dry-run")
     assert done.returncode == 1
-    assert "smallest possible size, 9.2483 bits per weight" in done.stderr
+    assert "smallest possible size, 9.2484 bits per weight" in done.stderr
     assert "rows of 172 do not divide into groups of 32, 64 or 128" in done.stderr
 
 
