@@ -20,7 +20,7 @@ from conftest import (
     write_safetensors,
     write_shards,
 )
-from reference import decoded_folder
+from reference import decoded_folder, decoded_module
 
 mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
 mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[eval]")
@@ -129,6 +129,21 @@ def test_every_float_type_of_a_source_is_loaded(dtype, tmp_path):
 def test_every_scheme_is_loaded(bits, group_size, tmp_path):
     ramrs.quantize(EXAMPLE, tmp_path / "out", bits=bits, group_size=group_size)
     assert_same_model(tmp_path / "out", tmp_path, 512)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_the_runtime_decodes_every_scheme_to_the_reference_bit_for_bit(dtype, tmp_path):
+    source = write_checkpoint(tmp_path / "model", llama_tensors(LLAMA, dtype))
+    for bits in (2, 3, 4, 5, 6, 8):
+        ramrs.quantize(source, tmp_path / "out", bits=bits, group_size=64, overwrite=True)
+        found = mx.load(str(tmp_path / "out" / "model.safetensors"))
+        modules = [name.removesuffix(".scales") for name in found if name.endswith(".scales")]
+        assert len(modules) == 15
+        for module in modules:
+            scales, biases = (found[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+            theirs = mx.dequantize(found[f"{module}.weight"], scales, biases, group_size=64, bits=bits)
+            ours = decoded_module(read_weights(tmp_path / "out"), module, f"{bits}g64")
+            assert np.array(theirs).tobytes() == ours.tobytes()
 
 
 def test_the_example_is_loaded_and_generates(example_at_4):
