@@ -18,7 +18,7 @@ example: .venv/ramrs
 test: .venv/tests lint
 	@$(MAKE) --no-print-directory models || echo 'models/smollm2-135m was not made: the tests that need it will be skipped'
 	$(BIN)/maturin develop --release --locked --quiet
-	cargo test --release --locked
+	cargo test --locked
 	$(BIN)/pytest
 
 lint: .venv/tests
@@ -27,7 +27,7 @@ lint: .venv/tests
 	$(BIN)/mypy
 	@if cargo fmt --version >/dev/null 2>&1; then cargo fmt --check; else echo 'no rustfmt: not checked'; fi
 	@if cargo clippy --version >/dev/null 2>&1; then \
-		cargo clippy --release --locked --all-targets --features python -- -D warnings; \
+		cargo clippy --locked --all-targets --features python -- -D warnings; \
 	else echo 'no clippy: not checked'; fi
 
 models: models/smollm2-135m/config.json

@@ -150,18 +150,31 @@ pub struct Allowed {
     pub kept: bool,
     /// Schemes whose ratio at the output is lower are out, in decibels.
     pub floor_db: Option<f64>,
-    /// The rule that keeps it, if there is one.
-    pub must_keep: Option<String>,
+    /// The rule of the user that says so, if there is one.
+    pub rule: Option<String>,
+    must_keep: bool,
 }
 
 impl Allowed {
+    /// Why it becomes `scheme`.
+    #[must_use]
+    pub fn why(&self, scheme: Scheme) -> String {
+        let is_told = self.must_keep || (self.min_bits == self.max_bits && self.group_size.is_some());
+        match (&self.rule, scheme) {
+            (Some(rule), _) if is_told => Kept::Asked(rule.clone()).to_string(),
+            (Some(rule), _) => format!("the allocation, within {rule}"),
+            (None, Scheme::Kept) => Kept::Chosen.to_string(),
+            (None, Scheme::Affine(_)) => "the allocation".to_owned(),
+        }
+    }
+
     /// Whether the plan may choose `scheme`, floor aside.
     #[must_use]
     pub fn admits(&self, scheme: Scheme) -> bool {
         match scheme {
             Scheme::Kept => self.kept,
             Scheme::Affine(affine) => {
-                self.must_keep.is_none()
+                !self.must_keep
                     && (self.min_bits..=self.max_bits).contains(&affine.bits())
                     && self.group_size.is_none_or(|size| usize::from(size) == affine.group_size())
             }
@@ -218,16 +231,14 @@ impl Policy {
             group_size: None,
             kept: self.max_bits.is_none(),
             floor_db: self.min_bits.is_none().then_some(self.floor_db),
-            must_keep: None,
+            rule: rule.map(|rule| rule.text.clone()),
+            must_keep: false,
         };
-        match rule.map(|rule| (rule.spec, &rule.text)) {
-            Some((Spec::Kept, text)) => {
-                allowed.kept = true;
-                allowed.must_keep = Some(text.clone());
-            }
-            Some((Spec::Bits { min, max, group_size }, _)) => {
-                allowed =
-                    Allowed { min_bits: min, max_bits: max, group_size, kept: false, floor_db: None, must_keep: None };
+        match rule.map(|rule| rule.spec) {
+            Some(Spec::Kept) => (allowed.kept, allowed.must_keep) = (true, true),
+            Some(Spec::Bits { min, max, group_size }) => {
+                (allowed.min_bits, allowed.max_bits, allowed.group_size) = (min, max, group_size);
+                (allowed.kept, allowed.floor_db) = (false, None);
             }
             None if role == Role::Router => allowed.min_bits = min_bits.max(ROUTER_BITS.min(max_bits)),
             None => {}
@@ -288,7 +299,7 @@ mod tests {
         assert!(up.admits(scheme("3g128")) && !up.admits(scheme("4g128")));
         let head = policy.allowed("lm_head.weight", Role::Head);
         assert!(head.admits(Scheme::Kept) && !head.admits(scheme("8g32")));
-        assert_eq!(head.must_keep.as_deref(), Some("--keep lm_head"));
+        assert_eq!(head.rule.as_deref(), Some("--keep lm_head"));
         let query = policy.allowed("model.layers.0.self_attn.q_proj.weight", Role::Query);
         assert!(query.admits(scheme("2g128")) && query.admits(Scheme::Kept));
         assert_eq!(query.floor_db, Some(FLOOR_DB));

@@ -13,7 +13,7 @@ use crate::document::analysis::{Analysis, Curve, Tensor};
 use crate::document::plan::{self, Plan, Size, Totals, Uniform};
 use crate::error::{Error, Result};
 use crate::format::{self, Format};
-use crate::policy::{Allowed, Kept, Policy, PolicyOptions};
+use crate::policy::{Allowed, Policy, PolicyOptions};
 use crate::progress::{Progress, Stage};
 use crate::scheme::{Affine, Scheme};
 use crate::writer::layout::{Layout, SHARD_BYTES, Stored, lay_out};
@@ -377,12 +377,10 @@ impl<'a> Planner<'a> {
 
     fn tensor(&self, at: usize, tensor: &Tensor, scheme: Scheme) -> plan::Tensor {
         let point = tensor.curve.as_ref().and_then(|curve| curve.points.iter().find(|point| point.scheme == scheme));
-        let rule = self.allowed[at].as_ref().and_then(|allowed| allowed.must_keep.clone());
-        let why = match (&tensor.kept, rule, scheme) {
-            (Some(kept), ..) => kept.clone(),
-            (None, Some(rule), _) => Kept::Asked(rule).to_string(),
-            (None, None, Scheme::Kept) => Kept::Chosen.to_string(),
-            (None, None, Scheme::Affine(_)) => "the allocation".to_owned(),
+        let why = match (&tensor.kept, &self.allowed[at]) {
+            (Some(kept), _) => kept.clone(),
+            (None, Some(allowed)) => allowed.why(scheme),
+            (None, None) => String::new(),
         };
         let bytes = scheme
             .affine()

@@ -10,7 +10,7 @@
 //! `__metadata__` holds `format` = `ramrs-sensitivity`, `version` = `1`, and whatever else its writer likes. Without
 //! `T.r` (all that an importance matrix knows) the gain is the [role prior](super::prior)'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -120,9 +120,16 @@ impl SensitivityFile {
                 matrices.len(),
             ));
         }
+        self.warn_of_strays(pass, matrices);
         let asks: Vec<_> =
             matrices.iter().zip(&vectors).map(|(&(tensor, matrix), (k, _, _))| Ask { tensor, matrix, k }).collect();
         let energies = stats::energies(pass, &asks)?;
+        for ((tensor, _), energy) in matrices.iter().zip(&energies) {
+            if !energy.weighted.is_finite() {
+                let (file, tensor) = (self.shard.path.clone(), format!("{}.k", tensor.name));
+                return Err(Error::Sensitivity { file, tensor, reason: "is too large to weigh with".to_owned() });
+            }
+        }
         let layers =
             matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |l| l + 1);
         Ok(matrices
@@ -141,5 +148,24 @@ impl SensitivityFile {
                 Measured { vectors: Vectors { k, r }, signal, energy: energy.plain, origin }
             })
             .collect())
+    }
+
+    /// Warns of vectors that are of use to none of `matrices`.
+    fn warn_of_strays(&self, pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) {
+        let covered: BTreeSet<&str> = matrices
+            .iter()
+            .map(|(tensor, _)| tensor.name.as_str())
+            .filter(|name| self.entries.contains_key(&format!("{name}.k")))
+            .collect();
+        let is_stray = |name: &&String| {
+            name.strip_suffix(".k").or(name.strip_suffix(".r")).is_none_or(|tensor| !covered.contains(tensor))
+        };
+        let strays = self.entries.keys().filter(is_stray).count();
+        if let Some(first) = self.entries.keys().find(is_stray) {
+            let path = self.shard.path.display();
+            pass.progress.warn(format!(
+                "{path} has {strays} vectors that no matrix takes (first `{first}`): wrong names, or an `.r` without its `.k`"
+            ));
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! with the importance `k` of its input channels and the gain `r` of its output channels. In nats per token, where the
-//! source knows; additive over matrices. [`weights`] derives the vectors from the checkpoint alone; [`file`] reads
+//! source knows; additive over matrices. [`weights`] derives the vectors from the checkpoint alone; [`mod@file`] reads
 //! them from a file of the documented schema, whoever wrote it.
 
 pub mod file;

@@ -82,11 +82,21 @@ mod tests {
 
     #[test]
     fn the_ends_count_more_and_none_counts_alike() {
-        let middle = Prior::Roles.of(Role::Down, Some(3), 8);
-        assert_eq!(Prior::Roles.of(Role::Down, Some(0), 8), 2.0 * middle);
-        assert_eq!(Prior::Roles.of(Role::Down, Some(7), 8), 2.0 * middle);
-        assert!(Prior::Roles.of(Role::Query, Some(3), 8) < middle);
+        let of = |layer, layers| Prior::Roles.of(Role::Down, Some(layer), layers);
+        let middle = of(4, 8);
+        assert_eq!(of(5, 8), middle);
+        assert!(of(0, 8) > of(1, 8) && of(1, 8) > of(2, 8) && of(2, 8) > middle);
+        assert!(of(7, 8) > of(0, 8));
+        // The only layer is the last one.
+        assert_eq!(of(0, 1), of(7, 8));
+        assert!(Prior::Roles.of(Role::Query, Some(4), 8) < middle);
         assert!(Prior::Roles.of(Role::Head, None, 8) > middle);
         assert_eq!(Prior::None.of(Role::Down, Some(0), 8), Prior::None.of(Role::Query, Some(3), 8));
+    }
+
+    #[test]
+    fn every_matrix_has_an_entry_above_zero() {
+        assert!(BY_ROLE.iter().all(|(_, loss)| *loss > 0.0));
+        assert_eq!(BY_ROLE.last().map(|(role, _)| *role), Some(Role::Other), "the last one is for all others");
     }
 }

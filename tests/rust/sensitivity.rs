@@ -113,3 +113,16 @@ fn a_matrix_that_nothing_reaches_has_no_signal_and_no_gain() {
     let found = measure(&[vector("a.k", &[0.0; 4])], SOUND).0.unwrap();
     assert_eq!((found[0].signal, &found[0].vectors.r), (0.0, &Gain::Same(0.0)));
 }
+
+#[test]
+fn vectors_that_no_matrix_takes_are_warned_of() {
+    let k = vector("a.k", &[1.0; 4]);
+    let (_, warnings) = measure(&[k, vector("a.r", &[1.0; 3]), vector("b.r", &[1.0; 2]), vector("c.k", &[1.0])], SOUND);
+    assert!(warnings.iter().any(|text| text.contains("2 vectors that no matrix takes (first `b.r`)")), "{warnings:?}");
+}
+
+#[test]
+fn vectors_too_large_to_weigh_with_are_refused() {
+    let fault = refused(&[vector("a.k", &[f32::MAX; 4]), vector("b.k", &[1.0; 4])], SOUND, "sensitivity");
+    assert!(fault.to_string().contains("`a.k`"), "{fault}");
+}
