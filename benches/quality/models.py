@@ -89,7 +89,7 @@ def convert(source: Path, out: Path) -> None:
     fields = {name: field.contents() for name, field in reader.fields.items()}
     kind = fields["general.architecture"]
 
-    def of(key: str, otherwise: Any = None) -> Any:
+    def of(key: str, otherwise: Any = None) -> Any:  # noqa: ANN401
         return fields.get(f"{kind}.{key}", otherwise)
 
     heads, kv_heads = of("attention.head_count"), of("attention.head_count_kv")
