@@ -147,7 +147,7 @@ pub enum FileFault {
 #[non_exhaustive]
 pub enum Error {
     /// An option's value makes no sense.
-    #[error("{option} `{value}`: {reason}")]
+    #[error("{option}{}: {reason}", if value.is_empty() { String::new() } else { format!(" `{value}`") })]
     Option {
         /// The option, as the command line spells it.
         option: &'static str,

@@ -287,7 +287,9 @@ def verified(report: VerifyReport) -> None:
     for problem in report.problems:
         where = problem.file if problem.tensor is None else f"{problem.file}: {problem.tensor}"
         OUT.print(f"{where}: {problem.what}", markup=False)
-    OUT.print("as the manifest says" if report.ok else f"{len(report.problems)} problems", markup=False)
+    count = len(report.problems)
+    wrong = f"not as the manifest says: {count} problem{'s' if count > 1 else ''}"
+    OUT.print("as the manifest says" if report.ok else wrong, markup=False)
 
 
 def evaluated(found: Evaluation) -> None:
