@@ -147,7 +147,7 @@ pub enum FileFault {
 #[non_exhaustive]
 pub enum Error {
     /// An option's value makes no sense.
-    #[error("{option}{}: {reason}", if value.is_empty() { String::new() } else { format!(" `{value}`") })]
+    #[error("{option} `{value}`: {reason}")]
     Option {
         /// The option, as the command line spells it.
         option: &'static str,
@@ -155,6 +155,14 @@ pub enum Error {
         value: String,
         /// Why it cannot be.
         reason: String,
+    },
+    /// An option that there must be is not there.
+    #[error("{option} is missing: {what}")]
+    MissingOption {
+        /// The option, as the command line spells it.
+        option: &'static str,
+        /// What it should say.
+        what: &'static str,
     },
     /// The path holds no checkpoint.
     #[error("{}: {reason}", path.display())]
@@ -373,9 +381,11 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Option { .. } | Self::OutputExists { .. } | Self::OutputIsSource { .. } | Self::Stale { .. } => {
-                Kind::Config
-            }
+            Self::Option { .. }
+            | Self::MissingOption { .. }
+            | Self::OutputExists { .. }
+            | Self::OutputIsSource { .. }
+            | Self::Stale { .. } => Kind::Config,
             Self::NoCheckpoint { .. }
             | Self::File { .. }
             | Self::Entry { .. }
@@ -398,6 +408,7 @@ impl Error {
     pub fn slug(&self) -> &'static str {
         match self {
             Self::Option { .. } => "bad-option",
+            Self::MissingOption { .. } => "missing-option",
             Self::NoCheckpoint { .. } => "no-checkpoint",
             Self::File { fault, .. } => match fault {
                 FileFault::TooShort(_) => "file-too-short",
@@ -500,6 +511,7 @@ impl Error {
             Self::DuplicateTensor { second, .. } => Some(second),
             Self::AlreadyQuantized { config, .. } => Some(config),
             Self::Option { .. }
+            | Self::MissingOption { .. }
             | Self::UnknownModel { .. }
             | Self::Scheme { .. }
             | Self::BudgetTooSmall { .. }

@@ -75,7 +75,7 @@ impl PlanRequest {
                 Err(Error::option("--budget", budget, &reason))
             }
             (None, None) => {
-                Err(Error::option("--budget", "", "missing: say how large the result may be, as in 4.0 or 24GB"))
+                Err(Error::MissingOption { option: "--budget", what: "how large the result may be, as in 4.0 or 24GB" })
             }
         }
     }

@@ -139,7 +139,7 @@ enum Asked<'a> {
 fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Result<()> {
     let (output, overwrite) = (request.output.as_path(), request.overwrite);
     if output.as_os_str().is_empty() {
-        return Err(Error::option("--output", "", "is missing"));
+        return Err(Error::MissingOption { option: "--output", what: "the directory to write" });
     }
     let mut existing = std::path::absolute(output).map_err(Error::io("resolving", output))?;
     while !existing.exists() && existing.pop() {}
