@@ -91,7 +91,7 @@ fn vectors_that_do_not_fit_are_refused_by_name() {
     refused(made("a.k", Float::F32, &[1, 4], &[1.0; 4]), "is F32 [1, 4]");
     refused(vector("a.r", &[1.0; 4]), "should be F32 [3]");
     for bad in [-1.0, f32::NAN, f32::INFINITY] {
-        refused(vector("a.k", &[1.0, 1.0, bad, 1.0]), &format!("element 2 is {bad}, and should be finite"));
+        refused(vector("a.k", &[1.0, 1.0, bad, 1.0]), &format!("element 2 is {bad:e}, and should be from 0"));
         refused(vector("a.r", &[bad, 1.0, 1.0]), &format!("element 0 is {bad}"));
     }
 }
@@ -123,6 +123,6 @@ fn vectors_that_no_matrix_takes_are_warned_of() {
 
 #[test]
 fn vectors_too_large_to_weigh_with_are_refused() {
-    let fault = refused(&[vector("a.k", &[f32::MAX; 4]), vector("b.k", &[1.0; 4])], SOUND, "sensitivity");
+    let fault = refused(&[vector("a.k", &[f32::MAX; 4]), vector("b.k", &[1.0; 4])], SOUND, "sensitivity-mismatch");
     assert!(fault.to_string().contains("`a.k`"), "{fault}");
 }
