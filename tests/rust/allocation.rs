@@ -91,7 +91,7 @@ proptest! {
         let optimum = optimum(&families, capacity).unwrap();
         let rounding = 1e-12 * (1.0 + optimum);
         prop_assert!(outcome.bound <= optimum + rounding, "bound {} of {optimum}", outcome.bound);
-        prop_assert!(optimum <= allocation.loss + rounding, "{} is less than {optimum}", allocation.loss);
+        prop_assert!((allocation.loss - optimum).abs() <= rounding.max(1e-5 * optimum), "{} of {optimum}", allocation.loss);
         let fitting = uniforms(&families).into_iter().filter(|(_, uniform)| uniform.bytes <= capacity);
         let uniform = fitting.map(|(_, uniform)| uniform.loss).min_by(f64::total_cmp);
         prop_assert_eq!(outcome.uniform.map(|(_, loss)| loss), uniform);
@@ -101,7 +101,7 @@ proptest! {
     }
 
     #[test]
-    fn the_bound_is_that_of_the_linear_programme(families in few(), percent in 0..100_u64) {
+    fn the_bound_is_at_least_that_of_the_linear_programme(families in few(), percent in 0..100_u64) {
         let least = minimum(&families);
         let most: u64 = families.iter().map(|family| family.points.iter().map(|p| p.bytes).max().unwrap()).sum();
         let capacity = least + percent * (most - least) / 100;
@@ -119,7 +119,7 @@ proptest! {
         };
         let expected = slopes.chain([0.0]).map(dual).max_by(f64::total_cmp).unwrap();
         let found = allocate(&families, capacity).unwrap().bound;
-        prop_assert!((found - expected).abs() < 1e-9, "{found}, and the dual's best is {expected}");
+        prop_assert!(found > expected - 1e-9, "{found}, and the dual's best is {expected}");
     }
 }
 
@@ -143,28 +143,29 @@ fn with_room_for_everything_everything_has_its_least_loss() {
 
 #[test]
 fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
-    // Four matrices leave little to exchange: most are at the optimum, a few are far from it.
-    let mut ratios = Vec::new();
     for seed in 0..60 {
         let families = matrices(seed, 4);
         let (least, most) = (minimum(&families), families.iter().map(|f| f.points.last().unwrap().bytes).sum::<u64>());
         for share in [2, 3, 5, 8] {
             let capacity = least + (most - least) / share;
-            let found = allocate(&families, capacity).unwrap().allocation.loss;
+            let outcome = allocate(&families, capacity).unwrap();
             let optimum = optimum(&families, capacity).unwrap();
-            ratios.push(if optimum > 0.0 { found / optimum } else { 1.0 });
+            assert!(outcome.allocation.loss <= optimum * (1.0 + 1e-5), "{outcome:?}, and there is {optimum}");
+            assert!(outcome.bound <= optimum * (1.0 + 1e-12), "{outcome:?}, and there is {optimum}");
         }
     }
-    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
-    let worst = ratios.iter().copied().fold(0.0, f64::max);
-    let exact = ratios.iter().filter(|ratio| **ratio < 1.0 + 1e-12).count();
-    assert!(mean < 1.03 && worst < 2.0 && exact * 3 > ratios.len() * 2, "mean {mean}, worst {worst}, {exact} exact");
+    // As many as a small model has: the least is found, and proved to be.
+    for seed in 0..20 {
+        let families = matrices(seed, 36);
+        let outcome = allocate(&families, minimum(&families) * 3 / 2).unwrap();
+        assert!(outcome.allocation.loss <= outcome.bound * (1.0 + 1e-5), "{outcome:?}");
+    }
     for seed in 0..20 {
         let families = matrices(seed, 250);
         let capacity = minimum(&families) * 2;
         let outcome = allocate(&families, capacity).unwrap();
         let gap = outcome.allocation.loss / outcome.bound - 1.0;
-        assert!(gap < 1e-3, "{gap}");
+        assert!(gap < 1e-4, "{gap}");
         assert!(capacity - outcome.allocation.bytes < capacity / 1_000 && !outcome.is_uniform);
     }
 }

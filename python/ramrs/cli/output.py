@@ -216,7 +216,8 @@ def plan(made: Plan, *, curve: bool = True, tensors: bool = False) -> None:
     if totals.lower_bound is not None:
         gap = totals.loss - totals.lower_bound
         share = 100 * gap / totals.lower_bound if totals.lower_bound > 0 else 0.0
-        rows.append(("bound", f"{totals.lower_bound:.4g}: no plan of this size has less; the gap is {share:.3f} %"))
+        proved = f"{totals.lower_bound:.4g}: no plan of this size has less"
+        rows.append(("bound", proved if share < 0.001 else f"{proved}; the gap is {share:.3f} %"))
     if totals.best_uniform is not None:
         uniform = totals.best_uniform
         rows.append(("uniform", f"{uniform.loss:.4g} with {uniform.scheme} for all, the best that fits"))

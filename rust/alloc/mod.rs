@@ -3,8 +3,11 @@
 //! A multiple-choice knapsack. On each family's lower convex hull of (bytes, loss) the steps of all families are taken
 //! by falling gain per byte: the optimum of the Lagrangian at every multiplier. Where the next step does not fit, its
 //! fraction that would gives the dual bound: no allocation of these points within the capacity has less loss. What is
-//! left is filled with the upgrades that fit, and improved by exchanges. Ties are broken by bytes, then by the order of
-//! the families, so the result is a function of its input alone.
+//! left is filled with the upgrades that fit; where that is not as good as the bound, all that could still be better is
+//! searched ([`exact`]). Ties are broken by bytes, then by the order of the families, so the result is a function of its
+//! input alone.
+
+mod exact;
 
 use crate::scheme::{Affine, Scheme};
 
@@ -60,11 +63,8 @@ struct Step {
     gain: f64,
 }
 
-/// Exchanges are not looked for where the loss is within this of the bound, relatively.
+/// Nothing better is looked for where the loss is within this of the bound, relatively.
 const CLOSE_ENOUGH: f64 = 1e-5;
-
-/// How many downgrades and upgrades an exchange is looked for among.
-const EXCHANGES: usize = 96;
 
 /// Bytes of every family at its smallest.
 #[must_use]
@@ -82,29 +82,36 @@ pub fn allocate(families: &[Family], capacity: u64) -> Option<Outcome> {
         choice: hulls.iter().map(|hull| hull[0]).collect(),
         left: capacity.checked_sub(minimum(families))?,
     };
-    let mut bound = None;
+    let mut dual = None;
     for step in steps(families, &hulls) {
         if step.bytes <= now.left && now.choice[step.family] == step.from {
             now.choice[step.family] = step.to;
             now.left -= step.bytes;
-        } else if bound.is_none() {
+        } else if dual.is_none() {
             let taken = now.left as f64 / step.bytes as f64;
-            bound = Some(now.loss() - step.gain * taken);
+            dual = Some((now.loss() - step.gain * taken, rate(step)));
         }
     }
-    let bound = bound.unwrap_or_else(|| now.loss()).max(0.0);
-    let allocation = now.improve(bound);
-    let bound = bound.min(allocation.loss);
+    let allocation = now.filled();
+    let (bound, multiplier) = dual.unwrap_or((allocation.loss, 0.0));
+    let bound = bound.clamp(0.0, allocation.loss);
     let mut outcome = Outcome { allocation, bound, uniform: None, is_uniform: false };
     for (scheme, uniform) in uniforms(families).into_iter().filter(|(_, uniform)| uniform.bytes <= capacity) {
         outcome.compare(scheme, uniform);
     }
     if outcome.is_uniform {
         // What it leaves may do for more.
-        let Allocation { choice, bytes, loss } = outcome.allocation.clone();
-        let better = Search { families, choice, left: capacity - bytes }.improve(bound);
-        if better.loss < loss {
-            outcome = Outcome { bound: bound.min(better.loss), allocation: better, is_uniform: false, ..outcome };
+        let Allocation { choice, bytes, .. } = outcome.allocation.clone();
+        outcome.take(Search { families, choice, left: capacity - bytes }.filled());
+    }
+    if outcome.allocation.loss > bound * (1.0 + CLOSE_ENOUGH) {
+        let exact::Found { choice, is_least } = exact::search(families, capacity, multiplier, outcome.allocation.loss);
+        if let Some(choice) = choice {
+            let left = capacity - total_bytes(families, &choice);
+            outcome.take(Search { families, choice, left }.filled());
+        }
+        if is_least {
+            outcome.bound = outcome.allocation.loss;
         }
     }
     Some(outcome)
@@ -117,9 +124,17 @@ impl Outcome {
             self.uniform = Some((scheme, uniform.loss));
         }
         if uniform.loss < self.allocation.loss {
-            self.bound = self.bound.min(uniform.loss);
-            self.allocation = uniform;
+            self.take(uniform);
             self.is_uniform = true;
+        }
+    }
+
+    /// Takes an allocation of less loss.
+    fn take(&mut self, better: Allocation) {
+        if better.loss < self.allocation.loss {
+            self.bound = self.bound.min(better.loss);
+            self.allocation = better;
+            self.is_uniform = false;
         }
     }
 }
@@ -255,12 +270,9 @@ impl Search<'_> {
         changes
     }
 
-    /// Fills what is left, and exchanges until that gains no more, or no more that matters above `bound`.
-    fn improve(mut self, bound: f64) -> Allocation {
+    /// The allocation, once what is left was filled.
+    fn filled(mut self) -> Allocation {
         self.fill();
-        while self.loss() > bound * (1.0 + CLOSE_ENOUGH) && self.exchange() {
-            self.fill();
-        }
         Allocation { bytes: total_bytes(self.families, &self.choice), loss: self.loss(), choice: self.choice }
     }
 
@@ -282,31 +294,5 @@ impl Search<'_> {
                 }
             }
         }
-    }
-
-    /// Makes the best exchange of a downgrade for an upgrade that gains more; whether there was one.
-    fn exchange(&mut self) -> bool {
-        let mut down = self.changes(|now, to| to.bytes < now.bytes);
-        down.sort_by(|a, b| rate(*b).total_cmp(&rate(*a)).then(a.bytes.cmp(&b.bytes)));
-        down.truncate(EXCHANGES);
-        let mut up = self.changes(|now, to| to.bytes > now.bytes && to.loss < now.loss);
-        up.sort_by(|a, b| rate(*b).total_cmp(&rate(*a)).then(a.bytes.cmp(&b.bytes)));
-        up.truncate(EXCHANGES);
-        let mut best: Option<(f64, Step, Step)> = None;
-        for &lower in &down {
-            for &raise in &up {
-                let gain = raise.gain + lower.gain;
-                let fits = raise.family != lower.family && raise.bytes <= lower.bytes + self.left;
-                // A gain that is lost in the rounding of the sum is none: the search must come to an end.
-                if fits && gain > 1e-12 * raise.gain && best.is_none_or(|(most, ..)| gain > most) {
-                    best = Some((gain, lower, raise));
-                }
-            }
-        }
-        let Some((_, lower, raise)) = best else { return false };
-        self.choice[lower.family] = lower.to;
-        self.choice[raise.family] = raise.to;
-        self.left = self.left + lower.bytes - raise.bytes;
-        true
     }
 }

@@ -1,0 +1,136 @@
+//! The least loss within a capacity, where few choices are left open.
+//!
+//! At the multiplier `λ` of the dual bound every point has a reduced cost, `loss + λ · bytes` less the least of its family:
+//! what choosing it adds to the bound. The reduced costs of an allocation, and `λ` for every byte it leaves, add up to its
+//! distance from the bound. So a point whose reduced cost is more than the distance of an allocation that is known is in
+//! no better one. Of the points that remain all allocations are built, family by family, but those that are further from
+//! the bound already, and those that another beats in bytes and in loss.
+
+use super::Family;
+
+/// Partial allocations that are carried on from one family to the next. If there are more, those closest to the bound
+/// are, and what is found need not be the least.
+const CARRIED: usize = 2_048;
+
+/// What was found.
+pub(super) struct Found {
+    /// An allocation better than the one that was known.
+    pub choice: Option<Vec<usize>>,
+    /// Whether no other is better still.
+    pub is_least: bool,
+}
+
+/// A point that may be in a better allocation.
+#[derive(Clone, Copy)]
+struct Open {
+    point: usize,
+    bytes: u64,
+    loss: f64,
+    reduced: f64,
+}
+
+/// An allocation of the families up to some one.
+#[derive(Clone, Copy)]
+struct Partial {
+    bytes: u64,
+    loss: f64,
+    reduced: f64,
+    /// The one it continues.
+    from: usize,
+    /// By which of the family's open points.
+    by: usize,
+}
+
+/// Looks for an allocation of at most `capacity` bytes with less loss than `known`.
+pub(super) fn search(families: &[Family], capacity: u64, multiplier: f64, known: f64) -> Found {
+    let of = |family: &Family| {
+        let cost = |at: usize| family.points[at].loss + multiplier * family.points[at].bytes as f64;
+        (0..family.points.len()).map(cost).fold(f64::INFINITY, f64::min)
+    };
+    let least: Vec<f64> = families.iter().map(of).collect();
+    let bound = least.iter().sum::<f64>() - multiplier * capacity as f64;
+    // Sums in another order round otherwise.
+    let distance = known - bound + 1e-9 * known.abs();
+    let open: Vec<Vec<Open>> =
+        families.iter().zip(&least).map(|(family, least)| open(family, multiplier, *least, distance)).collect();
+    // Few choices first: they tell most about the rest.
+    let mut order: Vec<usize> = (0..families.len()).collect();
+    order.sort_by_key(|&family| open[family].len());
+
+    let mut rest_least: u64 = open.iter().filter_map(|open| open.first()).map(|open| open.bytes).sum();
+    let mut rest_most: u64 = open.iter().filter_map(|open| open.last()).map(|open| open.bytes).sum();
+    let mut stages: Vec<Vec<Partial>> = vec![vec![Partial { bytes: 0, loss: 0.0, reduced: 0.0, from: 0, by: 0 }]];
+    let mut is_least = true;
+    for &family in &order {
+        let open = &open[family];
+        let (Some(first), Some(last)) = (open.first(), open.last()) else {
+            return Found { choice: None, is_least: true };
+        };
+        rest_least -= first.bytes;
+        rest_most -= last.bytes;
+        let may_be_better = |partial: &Partial| {
+            let left = capacity.saturating_sub(partial.bytes + rest_most);
+            partial.bytes + rest_least <= capacity && partial.reduced + multiplier * left as f64 <= distance
+        };
+        let before = stages.last().map_or(&[][..], Vec::as_slice);
+        let mut next = Vec::with_capacity(before.len() * open.len());
+        for (from, partial) in before.iter().enumerate() {
+            next.extend(open.iter().enumerate().map(|(by, open)| Partial {
+                bytes: partial.bytes + open.bytes,
+                loss: partial.loss + open.loss,
+                reduced: partial.reduced + open.reduced,
+                from,
+                by,
+            }));
+        }
+        next.retain(may_be_better);
+        unbeaten(&mut next);
+        if next.len() > CARRIED {
+            is_least = false;
+            next.sort_by(|a, b| a.reduced.total_cmp(&b.reduced).then(a.bytes.cmp(&b.bytes)));
+            next.truncate(CARRIED);
+            next.sort_by_key(|partial| partial.bytes);
+        }
+        stages.push(next);
+    }
+    let best = stages.last().and_then(|last| last.iter().enumerate().min_by(|a, b| a.1.loss.total_cmp(&b.1.loss)));
+    let Some((mut at, _)) = best.filter(|(_, best)| best.loss < known) else {
+        return Found { choice: None, is_least };
+    };
+    let mut choice = vec![0; families.len()];
+    for (&family, stage) in order.iter().zip(&stages[1..]).rev() {
+        choice[family] = open[family][stage[at].by].point;
+        at = stage[at].from;
+    }
+    Found { choice: Some(choice), is_least }
+}
+
+/// The points of a family that may be in a better allocation, by growing bytes.
+fn open(family: &Family, multiplier: f64, least: f64, distance: f64) -> Vec<Open> {
+    let all = family.points.iter().enumerate().map(|(at, point)| Open {
+        point: at,
+        bytes: point.bytes,
+        loss: point.loss,
+        reduced: (point.loss + multiplier * point.bytes as f64 - least).max(0.0),
+    });
+    let mut open: Vec<Open> = all.filter(|open| open.reduced <= distance).collect();
+    open.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.loss.total_cmp(&b.loss)));
+    let mut lowest = f64::INFINITY;
+    open.retain(|open| {
+        let is_lower = open.loss < lowest;
+        lowest = lowest.min(open.loss);
+        is_lower
+    });
+    open
+}
+
+/// Sorts by bytes, and drops all that another beats.
+fn unbeaten(partials: &mut Vec<Partial>) {
+    partials.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.loss.total_cmp(&b.loss)));
+    let mut lowest = f64::INFINITY;
+    partials.retain(|partial| {
+        let is_lower = partial.loss < lowest;
+        lowest = lowest.min(partial.loss);
+        is_lower
+    });
+}
