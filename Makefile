@@ -18,6 +18,7 @@ example: .venv/ramrs
 test: .venv/tests lint
 	@$(MAKE) --no-print-directory models || echo 'models/smollm2-135m was not made: the tests that need it will be skipped'
 	$(BIN)/maturin develop --release --locked --quiet
+	$(BIN)/python -m mypy.stubtest ramrs._native
 	cargo test --locked
 	$(BIN)/pytest
 
@@ -29,6 +30,7 @@ lint: .venv/tests
 	@if cargo clippy --version >/dev/null 2>&1; then \
 		cargo clippy --locked --all-targets --features python -- -D warnings; \
 	else echo 'no clippy: not checked'; fi
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 
 models: models/smollm2-135m/config.json
 models/smollm2-135m/config.json: | .venv/tests

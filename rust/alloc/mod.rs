@@ -4,7 +4,7 @@
 //! by falling gain per byte: the optimum of the Lagrangian at every multiplier. Where the next step does not fit, its
 //! fraction that would gives the dual bound: no allocation of these points within the capacity has less loss. What is
 //! left is filled with the upgrades that fit; where that is not as good as the bound, all that could still be better is
-//! searched ([`exact`]). Ties are broken by bytes, then by the order of the families, so the result is a function of its
+//! searched (`exact`). Ties are broken by bytes, then by the order of the families, so the result is a function of its
 //! input alone.
 
 mod exact;
