@@ -40,7 +40,7 @@ bench: .venv/tests models
 	$(BIN)/maturin develop --release --locked --quiet
 	cargo bench --locked --bench kernels
 	$(BIN)/python benches/memory.py models/smollm2-135m
-	$(BIN)/python benches/quality/quality.py examples/llama2xs-280k models/smollm2-135m
+	$(BIN)/python benches/quality/quality.py examples/llama2xs-280k models/smollm2-135m --text tests/data/text/tinystories.txt
 
 # The package alone, built as a user's pip would.
 .venv/ramrs: .venv/made $(shell find rust python -name '*.rs' -o -name '*.py') Cargo.toml Cargo.lock pyproject.toml
