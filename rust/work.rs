@@ -14,6 +14,9 @@ use crate::progress::Progress;
 /// How many pieces per thread may be done, or in work, ahead of the one whose turn it is.
 const AHEAD: usize = 4;
 
+/// The most threads there may be: far more than cores only wait for each other.
+pub const MAX_THREADS: usize = 512;
+
 /// A pool of threads of our own.
 #[derive(Debug)]
 pub struct Workers {
@@ -38,9 +41,13 @@ impl Workers {
     /// A pool of `threads`, or of as many as this process may use (its CPU set and cgroup quota).
     ///
     /// # Errors
-    /// [`Error::Io`] if the system gives no threads.
+    /// [`Error::Option`] for more than [`MAX_THREADS`], [`Error::Io`] if the system gives none.
     pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
-        let threads = threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        if let Some(threads) = threads.filter(|threads| threads.get() > MAX_THREADS) {
+            return Err(Error::option("--threads", threads, format!("more than {MAX_THREADS}")));
+        }
+        let available = std::thread::available_parallelism().ok();
+        let threads = threads.or(available).map_or(1, NonZeroUsize::get).min(MAX_THREADS);
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("ramrs-{index}"))
@@ -178,6 +185,12 @@ mod tests {
 
     fn workers(threads: usize) -> Workers {
         Workers::new(NonZeroUsize::new(threads)).unwrap()
+    }
+
+    #[test]
+    fn thousands_of_threads_are_refused() {
+        let fault = Workers::new(NonZeroUsize::new(MAX_THREADS + 1)).unwrap_err();
+        assert_eq!(fault.to_string(), "--threads `513`: more than 512");
     }
 
     #[test]
