@@ -7,6 +7,7 @@ the answer is no, 2 could not do it, 130 interrupted, 101 a bug of ours.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 __all__ = ["main"]
@@ -14,6 +15,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line, and exit."""
+    # A pipeline's way to say Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
