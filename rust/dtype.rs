@@ -153,6 +153,10 @@ impl Float {
     /// If `source` is not `out.len()` elements long or not aligned to the element.
     pub fn widen(self, source: &[u8], out: &mut [f32]) {
         assert_eq!(source.len(), out.len() * self.bytes(), "widen: lengths differ");
+        if source.is_empty() {
+            // Nothing has no alignment.
+            return;
+        }
         match self {
             Self::F32 => out.copy_from_slice(bytemuck::cast_slice(source)),
             Self::F16 => bytemuck::cast_slice::<u8, f16>(source).convert_to_f32_slice(out),

@@ -133,7 +133,7 @@ pub enum FileFault {
     #[error("changed while it was read: {0}")]
     Changed(String),
     /// A saved analysis, plan, sensitivity or manifest that does not read as one.
-    #[error("not a {what}: {reason}")]
+    #[error("not {} {what}: {reason}", if what.starts_with('a') { "an" } else { "a" })]
     Document {
         /// What it should be.
         what: &'static str,
@@ -156,6 +156,9 @@ pub enum Error {
         /// Why it cannot be.
         reason: String,
     },
+    /// Options that are of no use as they are: of a wrong type, out of all range, or a path that is no text.
+    #[error("an option makes no sense: {0}")]
+    Request(String),
     /// An option that there must be is not there.
     #[error("{option} is missing: {what}")]
     MissingOption {
@@ -281,6 +284,18 @@ pub enum Error {
         /// What makes it no smaller.
         sets_it: String,
     },
+    /// What is to be overwritten was not written by ramrs.
+    #[error("{} is not an output of ramrs", path.display())]
+    Foreign {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The partial output is there already.
+    #[error("{} is there: another run is writing it, or it is not ramrs' own", path.display())]
+    Busy {
+        /// The partial output.
+        path: PathBuf,
+    },
     /// The output is there already.
     #[error("{} exists already", path.display())]
     OutputExists {
@@ -383,6 +398,9 @@ impl Error {
         match self {
             Self::Option { .. }
             | Self::MissingOption { .. }
+            | Self::Request(_)
+            | Self::Foreign { .. }
+            | Self::Busy { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }
             | Self::Stale { .. } => Kind::Config,
@@ -408,7 +426,10 @@ impl Error {
     pub fn slug(&self) -> &'static str {
         match self {
             Self::Option { .. } => "bad-option",
+            Self::Request(_) => "bad-request",
             Self::MissingOption { .. } => "missing-option",
+            Self::Foreign { .. } => "output-foreign",
+            Self::Busy { .. } => "output-busy",
             Self::NoCheckpoint { .. } => "no-checkpoint",
             Self::File { fault, .. } => match fault {
                 FileFault::TooShort(_) => "file-too-short",
@@ -484,6 +505,10 @@ impl Error {
             Self::AlreadyQuantized { .. } => Some("give the original checkpoint: quantizing twice loses twice"),
             Self::BudgetTooSmall { .. } => Some("raise the budget, or loosen what sets the minimum"),
             Self::OutputExists { .. } => Some("give another -o, or --overwrite to replace it"),
+            Self::Foreign { .. } => Some(
+                "--overwrite replaces outputs of ramrs and empty directories: remove it yourself, or give another -o",
+            ),
+            Self::Busy { .. } => Some("wait for the other run, remove what is there, or give another -o"),
             Self::OutputIsSource { .. } => Some("give another -o"),
             Self::DiskFull { .. } => Some("free some space, or give an -o on another file system"),
             Self::Stale { .. } => Some("analyze the checkpoint again"),
@@ -499,6 +524,8 @@ impl Error {
             Self::NoCheckpoint { path, .. }
             | Self::OutputExists { path }
             | Self::OutputIsSource { path }
+            | Self::Foreign { path }
+            | Self::Busy { path }
             | Self::DiskFull { path, .. }
             | Self::Io { path, .. } => Some(path),
             Self::File { file, .. }
@@ -512,6 +539,7 @@ impl Error {
             Self::AlreadyQuantized { config, .. } => Some(config),
             Self::Option { .. }
             | Self::MissingOption { .. }
+            | Self::Request(_)
             | Self::UnknownModel { .. }
             | Self::Scheme { .. }
             | Self::BudgetTooSmall { .. }

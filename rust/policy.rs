@@ -128,7 +128,7 @@ pub struct PolicyOptions {
 pub struct Policy {
     min_bits: Option<u8>,
     max_bits: Option<u8>,
-    floor_db: f64,
+    floor_db: Option<f64>,
     rules: Vec<Rule>,
 }
 
@@ -198,8 +198,9 @@ impl Policy {
         {
             return Err(Error::option("--min-bits", min, format!("is above --max-bits {max}")));
         }
-        let floor_db = options.floor_db.unwrap_or(FLOOR_DB);
-        if !(-100.0..=100.0).contains(&floor_db) {
+        // Whoever asks for 2 bits gets them, unless a floor was asked for, too.
+        let floor_db = options.floor_db.or(min_bits.is_none().then_some(FLOOR_DB));
+        if let Some(floor_db) = floor_db.filter(|floor_db| !(-100.0..=100.0).contains(floor_db)) {
             return Err(Error::option("--floor-db", floor_db, "not between -100 and 100"));
         }
         let mut rules = Vec::new();
@@ -230,7 +231,7 @@ impl Policy {
             max_bits,
             group_size: None,
             kept: self.max_bits.is_none(),
-            floor_db: self.min_bits.is_none().then_some(self.floor_db),
+            floor_db: self.floor_db,
             rule: rule.map(|rule| rule.text.clone()),
             must_keep: false,
         };

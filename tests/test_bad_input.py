@@ -377,6 +377,7 @@ def test_overwrite_replaces_the_whole_output(ramrs_cli):
     output = ramrs_cli.directory / "out"
     output.mkdir()
     (output / "model-old.safetensors").write_text("stale")
+    (output / "ramrs-manifest.json").write_text("of an earlier run")
     done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out", "--overwrite")
     assert done.returncode == 0
     assert not (output / "model-old.safetensors").exists()
@@ -384,13 +385,76 @@ def test_overwrite_replaces_the_whole_output(ramrs_cli):
     assert [path.name for path in ramrs_cli.directory.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("is_directory", [True, False])
+def test_overwrite_replaces_nothing_but_outputs(ramrs_cli, is_directory):
+    output = ramrs_cli.directory / "out"
+    precious = output / "thesis.txt" if is_directory else output
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("mine")
+    done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out", "--overwrite")
+    assert done.returncode == 2
+    assert "out is not an output of ramrs" in done.stderr
+    assert "remove it yourself" in done.stderr
+    assert precious.read_text() == "mine"
+
+
+def test_a_foreign_partial_output_is_left_alone(ramrs_cli):
+    (ramrs_cli.directory / "out.partial").mkdir()
+    done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out", "--overwrite")
+    assert done.returncode == 2
+    assert "out.partial is there: another run is writing it, or it is not ramrs' own" in done.stderr
+
+
+def test_a_checkpoint_without_tensors_is_none(ramrs_cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_safetensors(tmp_path / "empty" / "model.safetensors", {}, header_of({}))
+    done = ramrs_cli("quantize", tmp_path / "empty", "--generic", "--budget", "9", "-o", "out")
+    assert done.returncode == 2
+    assert "no tensors in it" in done.stderr
+
+
+def test_tensors_without_elements_are_kept(ramrs_cli, tmp_path):
+    tensors = {
+        "none.weight": Tensor.of(np.zeros((0, 64), np.float32)),
+        "a.weight": Tensor.of(np.ones((8, 64), np.float32)),
+    }
+    (tmp_path / "some").mkdir()
+    write_safetensors(tmp_path / "some" / "model.safetensors", tensors, header_of(tensors))
+    done = ramrs_cli("quantize", tmp_path / "some", "--generic", "--bits", "8", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert ramrs.verify(ramrs_cli.directory / "out", source=tmp_path / "some").ok
+
+
+@pytest.mark.parametrize("key", ["bits", "group_size", "mode"])
+def test_a_module_called_as_a_key_of_the_configuration_is_refused(ramrs_cli, tmp_path, key):
+    tensors = {f"{key}.weight": Tensor.of(np.ones((8, 64), np.float32))}
+    (tmp_path / "keys").mkdir()
+    write_safetensors(tmp_path / "keys" / "model.safetensors", tensors, header_of(tensors))
+    done = ramrs_cli("quantize", tmp_path / "keys", "--generic", "--bits", "8", "-o", "out")
+    assert done.returncode == 2
+    assert f"`{key}.weight`" in done.stderr
+
+
+def test_a_name_that_the_scheme_needs_is_refused_before_any_work(ramrs_cli, tmp_path):
+    tensors = {name: Tensor.of(np.ones((8, 64), np.float32)) for name in ("a.weight", "a.scales")}
+    (tmp_path / "names").mkdir()
+    write_safetensors(tmp_path / "names" / "model.safetensors", tensors, header_of(tensors))
+    done = ramrs_cli("plan", tmp_path / "names", "--generic", "--bits", "8")
+    assert done.returncode == 2
+    assert "would be called `a.scales`" in done.stderr
+
+
 def test_a_job_that_fails_does_not_touch_the_output_it_was_to_replace(ramrs_cli, model):
     value(np.nan)(model)
     output = ramrs_cli.directory / "out"
     output.mkdir()
     (output / "precious.txt").write_text("mine")
+    (output / "ramrs-manifest.json").write_text("of an earlier run")
     assert ramrs_cli("quantize", model, "--budget", "6", "-o", "out", "--overwrite").returncode == 2
-    assert sees_everything(ramrs_cli.directory) == {"out/precious.txt": b"mine"}
+    assert sees_everything(ramrs_cli.directory) == {
+        "out/precious.txt": b"mine",
+        "out/ramrs-manifest.json": b"of an earlier run",
+    }
 
 
 @pytest.mark.parametrize("below", ["", "inside", "inside/deeper"])
@@ -464,7 +528,11 @@ OPTIONS = {
     "unknown format": (["--budget", "4", "--format", "gguf"], "--format `gguf`: not one of: mlx"),
     "no budget": ([], "--budget"),
     "no threads": (["--budget", "4", "-j", "0"], "Invalid value for '-j' / '--threads'"),
-    "budget and plan": (["--budget", "4", "--plan", "plan.json"], "a plan has its own budget"),
+    "budget and plan": (["--budget", "4", "--plan", "plan.json"], "--budget: a saved plan has its own"),
+    "300 bits": (["--budget", "4", "--min-bits", "300"], "300"),
+    "group size with a budget": (["--budget", "4", "--group-size", "32"], "goes with --bits"),
+    "thousands of threads": (["--budget", "4", "-j", "4000"], "more than 512"),
+    "limits on a plan": (["--plan", "plan.json", "--min-bits", "6"], "--min-bits: a saved plan has its own"),
     "no such plan": (["--plan", "plan.json"], "plan.json"),
     "no such sensitivity": (["--budget", "4", "--sensitivity", "none.safetensors"], "none.safetensors"),
 }

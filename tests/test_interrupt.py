@@ -114,7 +114,7 @@ def test_what_the_callback_raises_comes_out_and_nothing_is_left(fault, large, tm
 @pytest.mark.parametrize("stage", ["curves", "encode", "verify"])
 def test_a_callback_may_stop_the_job_in_any_stage(stage, large, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "before.txt").write_text("still here")
+    (tmp_path / "out" / "ramrs-manifest.json").write_text("still here")
 
     def stop(now):
         if now.stage == stage:
@@ -122,7 +122,7 @@ def test_a_callback_may_stop_the_job_in_any_stage(stage, large, tmp_path):
 
     with pytest.raises(LookupError, match=stage):
         ramrs.quantize(large, tmp_path / "out", bits=4, effort="fast", generic=True, overwrite=True, progress=stop)
-    assert sees_everything(tmp_path) == {"out/before.txt": b"still here"}
+    assert sees_everything(tmp_path) == {"out/ramrs-manifest.json": b"still here"}
 
 
 def test_progress_goes_forward_and_arrives(large, tmp_path):

@@ -7,6 +7,7 @@ raises stops the job. Ctrl-C stops a job, too, and leaves nothing behind.
 
 from __future__ import annotations
 
+import inspect as inspect_module
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +28,16 @@ Callback = Callable[[Progress], object]
 Effort = Literal["fast", "normal"]
 Objective = Literal["output", "mse", "mint"]
 Prior = Literal["roles", "none"]
-Rules = Mapping[str, str] | Sequence[str]
+Rules = Mapping[str, str] | str | Sequence[str]
 
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 5 << 30
 SAMPLE_BANDS = 64
+GROUP_SIZE = 64
+
+#: Options that a saved plan, and a saved analysis, has answered already.
+_PLANNED = {"budget", "bits", "group_size", "analysis", "min_bits", "max_bits", "floor_db", "keep", "tensor"}
+_ANALYZED = {"format", "generic", "effort", "objective", "sensitivity", "prior", "sample_bands"}
 
 
 def inspect(model: PathLike, *, format: str = "mlx", generic: bool = False) -> Inspection:  # noqa: A002
@@ -94,11 +100,11 @@ def plan(
     *,
     budget: float | str | None = None,
     bits: int | None = None,
-    group_size: int = 64,
+    group_size: int | None = None,
     min_bits: int | None = None,
     max_bits: int | None = None,
     floor_db: float | None = None,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     tensor: Rules = (),
     shard_bytes: int = SHARD_BYTES,
     format: str = "mlx",  # noqa: A002
@@ -147,10 +153,9 @@ def plan(
     options = locals()
     with tempfile.TemporaryDirectory(prefix="ramrs-") as scratch:
         request = _plan(options)
-        if isinstance(model, Analysis):
+        if isinstance(model, Analysis) or (Path(model).is_file() and Path(model).suffix == ".json"):
+            _refuse(options, "plan", _ANALYZED, "a saved analysis")
             request["analysis"] = _saved(model, scratch)
-        elif Path(model).is_file() and Path(model).suffix == ".json":
-            request["analysis"] = str(model)
         else:
             request["model"] = _analysis(options)
         return Plan.from_dict(_call("plan", request, progress))
@@ -162,13 +167,13 @@ def quantize(
     *,
     budget: float | str | None = None,
     bits: int | None = None,
-    group_size: int = 64,
+    group_size: int | None = None,
     plan: PathLike | Plan | None = None,
     analysis: PathLike | Analysis | None = None,
     min_bits: int | None = None,
     max_bits: int | None = None,
     floor_db: float | None = None,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     tensor: Rules = (),
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -223,8 +228,8 @@ def quantize(
         TensorError: A weight is not a finite number.
     """
     options = locals()
-    if plan is not None and (budget is not None or bits is not None):
-        raise ConfigError("plan: a plan has its own budget", slug="bad-option")
+    if plan is not None:
+        _refuse(options, "quantize", _PLANNED | _ANALYZED - {"sensitivity", "sample_bands"}, "a saved plan")
     with tempfile.TemporaryDirectory(prefix="ramrs-") as scratch:
         request = _plan(options)
         request["model"] = _analysis(options)
@@ -318,14 +323,14 @@ def default_output(
     model: PathLike,
     budget: float | str | None,
     bits: int | None,
-    group_size: int,
+    group_size: int | None,
     plan: PathLike | Plan | None,
 ) -> Path:
     """Name the output directory where the user did not."""
     if plan is not None:
         what = Path(plan).stem if not isinstance(plan, Plan) else "plan"
     elif bits is not None:
-        what = f"{bits}g{group_size}"
+        what = f"{bits}g{group_size or GROUP_SIZE}"
     else:
         what = str(budget).strip().replace(" ", "").replace("%", "pct").replace("/", "-")
         what = f"{what}bpw" if what.replace(".", "", 1).isdigit() else what
@@ -352,16 +357,28 @@ def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plan(options: Mapping[str, Any]) -> dict[str, Any]:
     """Make the request for a plan from a function's arguments."""
-    rules = options["tensor"]
+    rules, keep = options["tensor"], options["keep"]
+    keep = [keep] if isinstance(keep, str) else list(keep)
+    rules = [rules] if isinstance(rules, str) else rules
     rules = [f"{regex}={spec}" for regex, spec in rules.items()] if isinstance(rules, Mapping) else list(rules)
     policy = {name: options[name] for name in ("min_bits", "max_bits", "floor_db")}
     bits, budget = options["bits"], options["budget"]
+    if bits is None and options["group_size"] is not None:
+        raise ConfigError("--group-size: goes with --bits, not with a budget", slug="bad-option")
     return {
         "budget": None if budget is None else str(budget),
-        "uniform": None if bits is None else f"{bits}g{options['group_size']}",
-        "policy": {**policy, "keep": list(options["keep"]), "tensor": rules},
+        "uniform": None if bits is None else f"{bits}g{options['group_size'] or GROUP_SIZE}",
+        "policy": {**policy, "keep": keep, "tensor": rules},
         "shard_bytes": options["shard_bytes"],
     }
+
+
+def _refuse(options: Mapping[str, Any], verb: str, answered: set[str], by: str) -> None:
+    """Refuse options that would be ignored."""
+    defaults = inspect_module.signature(globals()[verb]).parameters
+    for name in sorted(answered & defaults.keys()):
+        if options[name] != defaults[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')}: {by} has its own", slug="bad-option")
 
 
 def _saved(document: PathLike | Plan | Analysis, scratch: str) -> str:

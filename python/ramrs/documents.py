@@ -315,6 +315,7 @@ class Plan(_File):
     budget: str | None
     totals: Totals
     trade_off: tuple[Size, ...]
+    schemes_sha256: str
     tensors: tuple[PlannedTensor, ...]
     warnings: tuple[str, ...]
 

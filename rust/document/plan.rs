@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, SourceId, Tool};
+use crate::digest::Digest;
 use crate::error::Result;
 use crate::name::Role;
 use crate::policy::PolicyOptions;
@@ -33,6 +34,8 @@ pub struct Plan {
     pub totals: Totals,
     /// Sizes and losses of other plans from the same curves, from the smallest to the largest.
     pub trade_off: Vec<Size>,
+    /// SHA-256 of the tensors' names and schemes, by which an edit is noticed.
+    pub schemes_sha256: String,
     /// The tensors that are written, in the order of the checkpoint.
     pub tensors: Vec<Tensor>,
     /// What the user should know.
@@ -105,6 +108,17 @@ pub struct Tensor {
     pub sqnr_db: Option<f64>,
     /// Why.
     pub why: String,
+}
+
+/// SHA-256 of the names and schemes of `tensors`.
+#[must_use]
+pub fn schemes_digest(tensors: &[Tensor]) -> String {
+    let mut digest = Digest::default();
+    for tensor in tensors {
+        digest.text(&tensor.name);
+        digest.text(&tensor.scheme.to_string());
+    }
+    digest.finish()
 }
 
 impl Plan {

@@ -1,6 +1,6 @@
 //! `plan`: an analysis and a budget to a scheme for every tensor, exact to the byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,11 @@ pub(super) fn from_analysis(
     // One scheme for all is what was asked for, whatever the floor.
     let has_floor = matches!(target, Target::Budget(_));
     let planner = Planner::new(analysis, policy, has_floor, request.shard_bytes)?;
+    planner.check_names()?;
+    let uniform = match target {
+        Target::Uniform(affine) => Some(affine),
+        Target::Budget(_) => None,
+    };
     let (choice, outcome, budget, budget_bytes) = match target {
         Target::Uniform(affine) => (alloc::uniform_choice(&planner.families, Scheme::Affine(affine)), None, None, None),
         Target::Budget(budget) => {
@@ -116,7 +121,17 @@ pub(super) fn from_analysis(
             (outcome.allocation.choice.clone(), Some(outcome), Some(budget.text), Some(bytes))
         }
     };
-    planner.document(request, &choice, outcome.as_ref(), budget, budget_bytes)
+    let mut plan = planner.document(request, &choice, outcome.as_ref(), budget, budget_bytes)?;
+    if let Some(asked) = uniform {
+        let other = |tensor: &&plan::Tensor| tensor.scheme.affine().is_some_and(|affine| affine != asked);
+        let others = plan.tensors.iter().filter(other).count();
+        if others > 0 {
+            plan.warnings.push(format!(
+                "{others} matrices get another scheme than {asked}: it does not fit them, or a limit rules it out"
+            ));
+        }
+    }
+    Ok(plan)
 }
 
 /// An analysis, seen through a policy.
@@ -170,6 +185,21 @@ impl<'a> Planner<'a> {
             planner.families.push(Family { points });
         }
         Ok(planner)
+    }
+
+    /// The tensors that a scheme stores must not be called as others of the source are.
+    fn check_names(&self) -> Result<()> {
+        let names: BTreeSet<&str> = self.analysis.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        for tensor in self.analysis.tensors.iter().filter(|tensor| tensor.curve.is_some()) {
+            let (Some(matrix), Some(affine)) = (tensor.matrix(), Affine::all().next()) else { continue };
+            let parts = self.format.parts(&tensor.name, matrix, affine);
+            if let Some(part) = parts.iter().find(|part| part.name != tensor.name && names.contains(part.name.as_str()))
+            {
+                let reason = format!("what is stored for it would be called `{}`, as another tensor is", part.name);
+                return Err(Error::Scheme { tensor: tensor.name.clone(), reason });
+            }
+        }
+        Ok(())
     }
 
     /// What a family may become, by growing bytes.
@@ -350,7 +380,7 @@ impl<'a> Planner<'a> {
             budget_bytes,
             effective_bpw: 8.0 * tensor_bytes as f64 / parameters,
             payload_bpw: payload_bits as f64 / parameters,
-            loss: tensors.iter().map(|tensor| tensor.loss).sum(),
+            loss: tensors.iter().map(|tensor| tensor.loss).fold(0.0, |sum, loss| sum + loss),
             lower_bound: outcome.map(|outcome| outcome.bound),
             best_uniform: outcome.and_then(|outcome| {
                 let (scheme, loss) = outcome.uniform?;
@@ -370,6 +400,7 @@ impl<'a> Planner<'a> {
             budget,
             warnings: self.warnings(&schemes, &totals),
             totals,
+            schemes_sha256: plan::schemes_digest(&tensors),
             trade_off: alloc::trade_off(&self.families, TRADE_OFF_SIZES).into_iter().map(size).collect(),
             tensors,
         })

@@ -18,7 +18,7 @@ use crate::document::analysis::{self, Analysis};
 use crate::document::manifest::{
     Became, FILE_NAME, FileDigest, LeftOut, Line, Manifest, Quantized, TensorDigest, VERSION,
 };
-use crate::document::plan::Plan;
+use crate::document::plan::{self, Plan};
 use crate::document::{self, Tool};
 use crate::error::{Error, Result};
 use crate::format::{Module, Treatment};
@@ -152,6 +152,10 @@ fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Res
     if output.symlink_metadata().is_ok() && !overwrite {
         return Err(Error::OutputExists { path: output.to_owned() });
     }
+    let is_empty = || fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
+    if output.symlink_metadata().is_ok() && !output.join(FILE_NAME).is_file() && !is_empty() {
+        return Err(Error::Foreign { path: output.to_owned() });
+    }
     Ok(())
 }
 
@@ -188,15 +192,12 @@ fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Re
         return Err(stale(format!("it lists {} tensors, and {} are written", plan.tensors.len(), written.len())));
     }
     let mut bits = 0;
-    let mut edited = false;
     for (planned, (tensor, entry)) in plan.tensors.iter_mut().zip(&written) {
         if planned.name != tensor.name {
             return Err(stale(format!("it lists `{}` where `{}` belongs", planned.name, tensor.name)));
         }
-        let planned_bytes = planned.bytes;
         let Some(affine) = planned.scheme.affine() else {
             planned.bytes = tensor.bytes;
-            edited |= planned.bytes != planned_bytes;
             bits += 8 * tensor.bytes;
             continue;
         };
@@ -208,10 +209,16 @@ fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Re
             Err(kept) => return Err(Error::Scheme { tensor: tensor.name.clone(), reason: kept.to_string() }),
         };
         planned.bytes = affine.stored_bytes(matrix.rows, matrix.cols, matrix.float);
-        edited |= planned.bytes != planned_bytes;
         bits += matrix.elements() * u64::from(affine.bits());
     }
-    if edited {
+    let promised = plan.totals.clone();
+    let parameters = plan.source.parameters.max(1) as f64;
+    let stored = modules(source.format, &described(source), &schemes(&plan))?;
+    plan.totals.tensor_bytes = plan.tensors.iter().map(|tensor| tensor.bytes).sum();
+    plan.totals.file_bytes = lay_out(&stored, shard_bytes, source.format.name()).file_bytes();
+    plan.totals.effective_bpw = 8.0 * plan.totals.tensor_bytes as f64 / parameters;
+    plan.totals.payload_bpw = bits as f64 / parameters;
+    if plan.totals != promised || plan.schemes_sha256 != plan::schemes_digest(&plan.tensors) {
         // What was promised of the plan as it was does not hold of the one that it is now.
         plan.budget = None;
         plan.totals.budget_bytes = None;
@@ -219,12 +226,6 @@ fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Re
         plan.totals.best_uniform = None;
         plan.warnings.push("the plan was edited: its predicted loss is that of the plan before".to_owned());
     }
-    let parameters = plan.source.parameters.max(1) as f64;
-    let stored = modules(source.format, &described(source), &schemes(&plan))?;
-    plan.totals.tensor_bytes = plan.tensors.iter().map(|tensor| tensor.bytes).sum();
-    plan.totals.file_bytes = lay_out(&stored, shard_bytes, source.format.name()).file_bytes();
-    plan.totals.effective_bpw = 8.0 * plan.totals.tensor_bytes as f64 / parameters;
-    plan.totals.payload_bpw = bits as f64 / parameters;
     Ok(plan)
 }
 

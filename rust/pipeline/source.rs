@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::checkpoint::{Checkpoint, Matrix, Tensor};
 use crate::digest::Digest;
 use crate::document::SourceId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{self, Format, Treatment};
 use crate::name::Name;
 use crate::policy::{Kept, candidate};
@@ -32,6 +32,10 @@ impl Source {
     pub(super) fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
         let format = format::by_name(format)?;
         let checkpoint = Checkpoint::open(model)?;
+        if checkpoint.tensors.is_empty() {
+            let (path, reason) = (model.to_owned(), "no tensors in it".to_owned());
+            return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
+        }
         let treatments = format.treatments(&checkpoint, generic)?;
         Ok(Self::with(checkpoint, format, generic, treatments))
     }

@@ -73,7 +73,7 @@ fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
     work: impl Fn(&Q, &Progress) -> Result<A> + Sync,
 ) -> PyResult<String> {
     let request: Q =
-        serde_json::from_str(request).map_err(|fault| PyValueError::new_err(format!("bad request: {fault}")))?;
+        serde_json::from_str(request).map_err(|fault| exception(py, &Error::Request(fault.to_string())))?;
     let watch = Progress::default();
     let mut stopped: Option<PyErr> = None;
     let finished = AtomicBool::new(false);

@@ -132,8 +132,8 @@ pub fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) -> Result
 
 /// Removes a partial output that nobody is writing any more.
 fn remove_abandoned(dir: &Path) -> Result<()> {
-    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::OutputExists { path: dir.to_owned() })?;
-    lock.try_lock().map_err(|_| Error::OutputExists { path: dir.to_owned() })?;
+    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Busy { path: dir.to_owned() })?;
+    lock.try_lock().map_err(|_| Error::Busy { path: dir.to_owned() })?;
     remove(dir)
 }
 
@@ -205,7 +205,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let live = Partial::create(&out, false, 0).unwrap();
-        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-exists");
+        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-busy");
         // As after a kill: the directory stays, the lock goes with the process.
         let Partial { ref dir, .. } = live;
         let kept = dir.clone();
@@ -215,7 +215,7 @@ mod tests {
         assert!(kept.exists());
         drop(Partial::create(&out, false, 0).unwrap());
         fs::create_dir(&kept).unwrap();
-        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-exists");
+        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-busy");
         assert!(kept.exists());
     }
 

@@ -87,6 +87,7 @@ fn a_plan() -> Plan {
             best_uniform: Some(uniform),
             ..plan::Totals::default()
         },
+        schemes_sha256: "0".repeat(64),
         trade_off: vec![plan::Size { effective_bpw: 2.5, tensor_bytes: 7, loss: LOSSES[1] }],
         tensors: vec![plan::Tensor {
             name: "a".to_owned(),
@@ -185,7 +186,8 @@ fn a_document_of_another_version_is_refused_before_anything_else_of_it_is_read()
             document[format!("ramrs_{what}")] = version.clone();
             document["of the future"] = json!(7);
             let message = reason(&document.to_string());
-            let expected = format!("not a {what}: its version is {version}; this ramrs reads version 1");
+            let article = if what.starts_with('a') { "an" } else { "a" };
+            let expected = format!("not {article} {what}: its version is {version}; this ramrs reads version 1");
             assert!(message.contains(&expected), "{message}");
         }
     });

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -17,6 +19,13 @@ def main() -> None:
     """Run the command line, and exit."""
     # A pipeline's way to say Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Whoever closed them wants to hear nothing; and a terminal of few letters should not end a job.
+    nowhere = Path(os.devnull)
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")  # noqa: SIM115: open as long as we run
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")  # noqa: SIM115: the same
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -82,7 +82,10 @@ Budget = Annotated[
 Bits = Annotated[
     int | None, typer.Option("--bits", "--q-bits", help="In place of a budget: these bits for all.", show_default=False)
 ]
-GroupSize = Annotated[int, typer.Option("--group-size", "--q-group-size", help="With --bits: groups of this size.")]
+GroupSize = Annotated[
+    int | None,
+    typer.Option("--group-size", "--q-group-size", help="With --bits: groups of this size (64).", show_default=False),
+]
 Format = Annotated[str, typer.Option("--format", help="Output format.")]
 Generic = Annotated[
     bool, typer.Option("--generic", help="Leave names alone, whatever the model is; no runtime is promised.")
@@ -223,7 +226,7 @@ def plan(
     budget: Budget = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", help="File to write it to.", show_default=False)] = None,
     bits: Bits = None,
-    group_size: GroupSize = 64,
+    group_size: GroupSize = None,
     min_bits: MinBits = None,
     max_bits: MaxBits = None,
     floor_db: FloorDb = None,
@@ -287,7 +290,7 @@ def quantize(
         typer.Option("-o", "--output", help="Directory to write; named after model and budget.", show_default=False),
     ] = None,
     bits: Bits = None,
-    group_size: GroupSize = 64,
+    group_size: GroupSize = None,
     saved_plan: Annotated[
         Path | None, typer.Option("--plan", help="A saved plan, in place of a budget.", show_default=False)
     ] = None,

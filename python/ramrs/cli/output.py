@@ -238,7 +238,11 @@ def plan(made: Plan, *, curve: bool = True, tensors: bool = False) -> None:
 
 
 def _is_bits(budget: str) -> bool:
-    return budget.removesuffix("bpw").strip().replace(".", "", 1).isdigit()
+    try:
+        float(budget.lower().removesuffix("bpw"))
+    except ValueError:
+        return False
+    return True
 
 
 def _by_role(made: Plan) -> None:

@@ -25,6 +25,11 @@ pub(super) fn treatments(checkpoint: &Checkpoint, generic: bool) -> Result<Vec<T
             return Err(Error::UnknownModel { model_type: model_type.to_owned(), format: "MLX" });
         }
     }
+    let is_key = |name: &str| ["bits", "group_size", "mode"].contains(&name.strip_suffix(".weight").unwrap_or(name));
+    if let Some(tensor) = checkpoint.tensors.iter().find(|tensor| tensor.shape.len() == 2 && is_key(&tensor.name)) {
+        let reason = "its module is called as a key of MLX's quantization block is".to_owned();
+        return Err(Error::Scheme { tensor: tensor.name.clone(), reason });
+    }
     Ok(checkpoint
         .tensors
         .iter()
