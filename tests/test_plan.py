@@ -292,3 +292,27 @@ def test_columns_that_matter_are_encoded_with_less_error(tmp_path):
         errors[name] = (off**2).sum(axis=0)
     assert errors["with"][::8].sum() < 0.7 * errors["without"][::8].sum()
     assert (k * errors["with"]).sum() < (k * errors["without"]).sum()
+
+
+def test_a_floor_that_is_asked_for_holds_beside_min_bits():
+    made = ramrs.plan(EXAMPLE, budget=4.0, min_bits=2, floor_db=40)
+    assert not [tensor.name for tensor in made.tensors if str(tensor.scheme).startswith("2")]
+
+
+def test_a_plan_that_other_shards_would_take_over_its_budget_is_promised_nothing(tmp_path):
+    made = ramrs.plan(EXAMPLE, budget="151.7KB")
+    report = ramrs.quantize(EXAMPLE, tmp_path / "out", plan=made, shard_bytes=3000)
+    assert report.plan.budget is None
+    assert any("the plan was edited" in warning for warning in report.plan.warnings)
+
+
+def test_a_single_pattern_is_one_pattern():
+    one = ramrs.plan(EXAMPLE, budget=6.0, keep=r"layers\.0\.self_attn", tensor="up_proj=5g32")
+    several = ramrs.plan(EXAMPLE, budget=6.0, keep=[r"layers\.0\.self_attn"], tensor=["up_proj=5g32"])
+    assert one == several
+
+
+def test_options_that_a_saved_analysis_has_answered_are_refused(tmp_path):
+    analysis = ramrs.analyze(EXAMPLE)
+    with pytest.raises(ramrs.ConfigError, match="--effort: a saved analysis has its own"):
+        ramrs.plan(analysis, budget=4.0, effort="fast")
