@@ -14,12 +14,13 @@ use std::str::FromStr;
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands};
 use crate::checkpoint::{Matrix, Tensor};
 use crate::error::{Error, Result};
+use crate::kernel::affine::RowError;
 use crate::kernel::band::energy;
 use crate::kernel::vector::ROWS;
 use crate::math::decibels;
 use crate::quant::{Encoded, Encoder};
 use crate::scheme::Affine;
-use crate::sensitivity::Measured;
+use crate::sensitivity::{Gain, Measured};
 
 /// Bands of a matrix that are encoded for its curve at first, unless the caller says otherwise.
 pub const SAMPLE_BANDS: u64 = 64;
@@ -89,6 +90,17 @@ pub struct Noise {
 }
 
 impl Noise {
+    /// That of the rows from `first_row` on, of these errors and with the gains `r`.
+    #[must_use]
+    pub fn of(errors: &[RowError], r: &Gain, first_row: usize) -> Self {
+        let mut noise = Self::default();
+        for (row, error) in errors.iter().enumerate() {
+            noise.weighted += 0.5 * r.of(first_row + row) * error.weighted;
+            noise.plain += error.plain;
+        }
+        noise
+    }
+
     /// Ratio of `measured`'s signal to this, in decibels.
     #[must_use]
     pub fn sqnr_db(self, measured: &Measured) -> f64 {
@@ -234,12 +246,8 @@ fn measure(
         }
         for &scheme in &ask.schemes {
             encoder.encode(scheme, ask.matrix.float, band, &vectors.k, encoded);
-            let mut noise = Noise::default();
-            for (row, error) in encoder.error(scheme, band, &vectors.k, encoded).iter().take(length).enumerate() {
-                noise.weighted += 0.5 * vectors.r.of(first + row) * error.weighted;
-                noise.plain += error.plain;
-            }
-            sums.noise.push(noise);
+            let errors = encoder.error(scheme, band, &vectors.k, encoded);
+            sums.noise.push(Noise::of(&errors[..length], &vectors.r, first));
         }
         Ok(())
     })?;
@@ -287,7 +295,7 @@ fn points(ask: &Ask<'_>, encoded: &[BandSums]) -> Result<Vec<Point>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensitivity::{Gain, Origin, Vectors};
+    use crate::sensitivity::{Origin, Vectors};
 
     #[test]
     fn the_sample_is_spread_evenly_and_never_repeats() {

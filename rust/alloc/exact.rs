@@ -84,7 +84,7 @@ pub(super) fn search(families: &[Family], capacity: u64, multiplier: f64, known:
             }));
         }
         next.retain(may_be_better);
-        unbeaten(&mut next);
+        unbeaten(&mut next, |partial| (partial.bytes, partial.loss));
         if next.len() > CARRIED {
             is_least = false;
             next.sort_by(|a, b| a.reduced.total_cmp(&b.reduced).then(a.bytes.cmp(&b.bytes)));
@@ -114,23 +114,21 @@ fn open(family: &Family, multiplier: f64, least: f64, distance: f64) -> Vec<Open
         reduced: (point.loss + multiplier * point.bytes as f64 - least).max(0.0),
     });
     let mut open: Vec<Open> = all.filter(|open| open.reduced <= distance).collect();
-    open.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.loss.total_cmp(&b.loss)));
-    let mut lowest = f64::INFINITY;
-    open.retain(|open| {
-        let is_lower = open.loss < lowest;
-        lowest = lowest.min(open.loss);
-        is_lower
-    });
+    unbeaten(&mut open, |open| (open.bytes, open.loss));
     open
 }
 
-/// Sorts by bytes, and drops all that another beats.
-fn unbeaten(partials: &mut Vec<Partial>) {
-    partials.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.loss.total_cmp(&b.loss)));
+/// Sorts by bytes, and drops all that another beats; `of` gives bytes and loss.
+fn unbeaten<T>(all: &mut Vec<T>, of: impl Fn(&T) -> (u64, f64)) {
+    all.sort_by(|a, b| {
+        let (a, b) = (of(a), of(b));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    });
     let mut lowest = f64::INFINITY;
-    partials.retain(|partial| {
-        let is_lower = partial.loss < lowest;
-        lowest = lowest.min(partial.loss);
+    all.retain(|one| {
+        let (_, loss) = of(one);
+        let is_lower = loss < lowest;
+        lowest = lowest.min(loss);
         is_lower
     });
 }

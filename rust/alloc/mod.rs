@@ -255,19 +255,19 @@ impl Search<'_> {
         self.families[family].points[self.choice[family]]
     }
 
-    /// All changes of one family that `wanted` asks for, as steps.
-    fn changes(&self, wanted: impl Fn(Point, Point) -> bool) -> Vec<Step> {
-        let mut changes = Vec::new();
+    /// The upgrades that fit into what is left.
+    fn fitting(&self) -> Vec<Step> {
+        let mut fitting = Vec::new();
         for family in 0..self.families.len() {
             let now = self.chosen(family);
             for (to, &point) in self.families[family].points.iter().enumerate() {
-                if wanted(now, point) {
+                if point.loss < now.loss && point.bytes <= now.bytes.saturating_add(self.left) {
                     let (from, bytes) = (self.choice[family], point.bytes.abs_diff(now.bytes));
-                    changes.push(Step { family, from, to, bytes, gain: now.loss - point.loss });
+                    fitting.push(Step { family, from, to, bytes, gain: now.loss - point.loss });
                 }
             }
         }
-        changes
+        fitting
     }
 
     /// The allocation, once what is left was filled.
@@ -279,8 +279,7 @@ impl Search<'_> {
     /// Takes the upgrades that fit, each time the one that gains most, until none does.
     fn fill(&mut self) {
         loop {
-            let fits = |now: Point, to: Point| to.loss < now.loss && to.bytes <= now.bytes.saturating_add(self.left);
-            let mut fitting = self.changes(fits);
+            let mut fitting = self.fitting();
             fitting.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.bytes.cmp(&b.bytes)));
             if fitting.is_empty() {
                 return;

@@ -117,13 +117,6 @@ pub(super) fn curves(
     let encoder = Encoder { level: pass.level, effort: request.effort };
     let mut curves = rd::curves(pass, encoder, &asks, request.sample_bands)?.into_iter().zip(&sensitivity.measured);
     let tensors = source.written().map(|(tensor, entry)| analysis::Tensor {
-        name: tensor.name.clone(),
-        dtype: tensor.dtype.name().to_owned(),
-        shape: tensor.shape.clone(),
-        bytes: tensor.bytes,
-        role: entry.name.role,
-        layer: entry.name.layer,
-        kept: entry.candidate.as_ref().err().map(ToString::to_string),
         curve: entry.candidate.as_ref().ok().and_then(|_| curves.next()).map(|(points, measured)| analysis::Curve {
             family: entry.name.module.clone(),
             origin: measured.origin,
@@ -131,6 +124,7 @@ pub(super) fn curves(
             energy: measured.energy,
             points: points.iter().map(|point| recorded(point, measured, request.objective)).collect(),
         }),
+        ..entry.described(tensor)
     });
     Ok(Analysis {
         ramrs_analysis: analysis::VERSION,

@@ -170,12 +170,8 @@ fn encoded_piece(
         let count = (rows.end - rows.start) as usize;
         encoder.encode(scheme, matrix.float, band, &vectors.k, encoded);
         target.format.append(scheme, matrix.float, encoded, count, &mut made.parts);
-        let mut noise = Noise::default();
-        for (row, error) in encoder.error(scheme, band, &vectors.k, encoded).iter().take(count).enumerate() {
-            noise.weighted += 0.5 * vectors.r.of(rows.start as usize + row) * error.weighted;
-            noise.plain += error.plain;
-        }
-        made.noise.push(noise);
+        let errors = encoder.error(scheme, band, &vectors.k, encoded);
+        made.noise.push(Noise::of(&errors[..count], &vectors.r, rows.start as usize));
         made.source.extend_from_slice(source);
         Ok(())
     })?;

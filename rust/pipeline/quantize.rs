@@ -235,17 +235,7 @@ fn schemes(plan: &Plan) -> Vec<Scheme> {
 
 /// The written tensors as an analysis describes them, without curves.
 fn described(source: &Source) -> Vec<analysis::Tensor> {
-    let tensor = |(tensor, entry): (&crate::checkpoint::Tensor, &super::source::Entry)| analysis::Tensor {
-        name: tensor.name.clone(),
-        dtype: tensor.dtype.name().to_owned(),
-        shape: tensor.shape.clone(),
-        bytes: tensor.bytes,
-        role: entry.name.role,
-        layer: entry.name.layer,
-        kept: None,
-        curve: None,
-    };
-    source.written().map(tensor).collect()
+    source.written().map(|(tensor, entry)| entry.described(tensor)).collect()
 }
 
 /// A plan about to be carried out.

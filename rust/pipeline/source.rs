@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, Matrix, Tensor};
 use crate::digest::Digest;
-use crate::document::SourceId;
+use crate::document::{SourceId, analysis};
 use crate::error::{Error, Result};
 use crate::format::{self, Format, Treatment};
 use crate::name::Name;
@@ -26,6 +26,22 @@ pub(super) struct Entry {
     pub treatment: Treatment,
     /// The schemes that exist for it, or why there are none.
     pub candidate: std::result::Result<(Matrix, Vec<Affine>), Kept>,
+}
+
+impl Entry {
+    /// `tensor`, the one that this is about, as an analysis describes it, without its curve.
+    pub(super) fn described(&self, tensor: &Tensor) -> analysis::Tensor {
+        analysis::Tensor {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype.name().to_owned(),
+            shape: tensor.shape.clone(),
+            bytes: tensor.bytes,
+            role: self.name.role,
+            layer: self.name.layer,
+            kept: self.candidate.as_ref().err().map(ToString::to_string),
+            curve: None,
+        }
+    }
 }
 
 impl Source {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::prior::Prior;
-use super::{Gain, Measured, Origin, Vectors};
+use super::{Gain, Measured, Origin, Vectors, layers};
 use crate::checkpoint::header::Entry;
 use crate::checkpoint::shard::{PageBuffer, Shard, read_at};
 use crate::checkpoint::stream::Pass;
@@ -127,8 +127,7 @@ impl SensitivityFile {
         let asks: Vec<_> =
             matrices.iter().zip(&vectors).map(|(&(tensor, matrix), (k, _, _))| Ask { tensor, matrix, k }).collect();
         let energies = stats::energies(pass, &asks)?;
-        let layers =
-            matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |l| l + 1);
+        let layers = layers(matrices);
         Ok(matrices
             .iter()
             .zip(vectors)

@@ -18,6 +18,9 @@ pub mod weights;
 
 use std::sync::Arc;
 
+use crate::checkpoint::{Matrix, Tensor};
+use crate::name::Name;
+
 /// The gain of a matrix's output channels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gain {
@@ -72,6 +75,11 @@ pub enum Origin {
     File,
     /// The objective asks for none.
     Unweighted,
+}
+
+/// Layers of a model with these matrices.
+fn layers(matrices: &[(&Tensor, Matrix)]) -> usize {
+    matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |last| last + 1)
 }
 
 impl Origin {

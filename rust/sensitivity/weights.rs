@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::prior::Prior;
 use super::structure::{Block, Decoder, Linear, Norm, decoder};
-use super::{Gain, Measured, Origin, Vectors};
+use super::{Gain, Measured, Origin, Vectors, layers};
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::{Matrix, Tensor};
 use crate::dtype::Float;
@@ -47,9 +47,7 @@ struct Derived<'a> {
 /// # Errors
 /// Those of [`stats::energies`].
 pub fn derive<'a>(pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)], prior: Prior) -> Result<Vec<Measured>> {
-    let layers =
-        matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |last| last + 1);
-    let mut derived = Derived { prior, layers, measured: BTreeMap::new() };
+    let mut derived = Derived { prior, layers: layers(matrices), measured: BTreeMap::new() };
     match decoder(pass.checkpoint) {
         Ok(decoder) => Propagation { pass, decoder: &decoder, derived: &mut derived }.run()?,
         Err(reason) => {
