@@ -6,6 +6,8 @@
 
 pub mod affine;
 pub mod band;
+pub mod elementary;
+pub mod product;
 pub mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -17,6 +19,7 @@ pub struct Level(Set);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Set {
     Portable,
+    /// AVX2 with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
 }
@@ -29,7 +32,7 @@ impl Level {
     #[must_use]
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
             return Self(Set::Avx2);
         }
         Self::PORTABLE
@@ -62,7 +65,7 @@ macro_rules! kernel {
             fn body<$v: $crate::kernel::vector::Vector $(, const $size: usize)?>($($arg: $type),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,fma")]
             fn avx2 $(<const $size: usize>)? ($($arg: $type),*) $(-> $ret)? {
                 body::<$crate::kernel::x86_64::Avx2 $(, $size)?>($($arg),*)
             }
@@ -70,7 +73,7 @@ macro_rules! kernel {
             match level.0 {
                 $crate::kernel::Set::Portable => body::<$crate::kernel::vector::Portable $(, $size)?>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: the CPU has AVX2: `Level::detect` saw it, and nothing else makes `Set::Avx2`.
+                // SAFETY: the CPU has AVX2 and FMA: `Level::detect` saw both, and nothing else makes `Set::Avx2`.
                 $crate::kernel::Set::Avx2 => unsafe { avx2 $(::<$size>)? ($($arg),*) },
             }
         }

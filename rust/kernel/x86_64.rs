@@ -1,15 +1,16 @@
-//! [`Vector`] in AVX2 registers.
+//! [`Vector`] in AVX2 registers, with FMA.
 //!
 //! An [`Avx2`] value is made only by this file's methods, and they are called only from the function that
-//! [`kernel!`](super::kernel) enables AVX2 for, which runs only where [`Level::detect`](super::Level::detect) saw it.
-//! That is what makes each `unsafe` here sound: the instruction exists on the CPU that runs it. (They cannot be safe
-//! `#[target_feature]` functions: those cannot be forced inline, and a kernel of calls is no kernel.)
+//! [`kernel!`](super::kernel) enables AVX2 and FMA for, which runs only where [`Level::detect`](super::Level::detect)
+//! saw both. That is what makes each `unsafe` here sound: the instruction exists on the CPU that runs it. (They cannot
+//! be safe `#[target_feature]` functions: those cannot be forced inline, and a kernel of calls is no kernel.)
 
 use std::arch::x86_64::{
     __m128i, __m256, _CMP_LT_OQ, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_packs_epi32, _mm_packus_epi16,
-    _mm256_add_ps, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi32, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_sub_ps,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_castsi256_si128,
+    _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtps_epi32, _mm256_cvttps_epi32, _mm256_div_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
 
 use super::vector::{Lane, ROWS, Vector};
@@ -25,7 +26,7 @@ macro_rules! operations {
             $(#[$meta])*
             #[inline(always)]
             fn $name(self $(, $arg: Self)*) -> Self {
-                // SAFETY: AVX2 is there, see the module.
+                // SAFETY: AVX2 with FMA is there, see the module.
                 Self(unsafe { $intrinsic(self.0 $(, $arg.0)*) })
             }
         )*
@@ -40,6 +41,7 @@ impl Vector for Avx2 {
         fn sub(other) = _mm256_sub_ps;
         fn mul(other) = _mm256_mul_ps;
         fn div(other) = _mm256_div_ps;
+        fn mul_add(by, plus) = _mm256_fmadd_ps;
         fn min(other) = _mm256_min_ps;
         fn max(other) = _mm256_max_ps;
         fn abs() = |a| _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
@@ -96,10 +98,20 @@ impl Vector for Avx2 {
             Self(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(packed)))
         }
     }
+
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: AVX2 is there, see the module.
+        unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Level;
     use super::super::vector::Portable;
     use super::*;
 
@@ -132,17 +144,22 @@ mod tests {
     fn all<V: Vector>(a: Lane, b: Lane) -> Vec<[u32; ROWS]> {
         let (x, y) = (V::load(a), V::load(b));
         let held = x.clamp(V::splat(255.0));
+        let power = x.clamp(V::splat(253.0)).round().sub(V::splat(126.0));
         let results = [
             x.add(y),
             x.sub(y),
             x.mul(y),
             x.div(y),
+            x.mul_add(y, V::splat(b[3])),
+            x.mul_add(x, y),
             x.min(y),
             x.max(y),
             x.abs(),
             x.where_or(x.less(y), y),
             held,
             held.round(),
+            V::splat(0.0).sub(held).round(),
+            power.power_of_two(),
             V::from_bytes(held.round().bytes()),
             V::splat(b[3]),
             x.each(f32::round_ties_even),
@@ -152,7 +169,7 @@ mod tests {
 
     #[test]
     fn every_operation_gives_the_bits_of_the_portable_one() {
-        if !std::arch::is_x86_feature_detected!("avx2") {
+        if Level::detect() == Level::PORTABLE {
             return;
         }
         for at in 0..VALUES.len() {
@@ -162,5 +179,16 @@ mod tests {
                 assert_eq!(all::<Avx2>(a, b), all::<Portable>(a, b), "{a:?} {b:?}");
             }
         }
+        for n in -126_i16..=127 {
+            let (avx2, portable) = (Avx2::splat(n.into()).power_of_two(), Portable::splat(n.into()).power_of_two());
+            let power = f64::from_bits((i64::from(n) + 1023).cast_unsigned() << 52);
+            assert_eq!(avx2.store().map(f64::from), [power; ROWS]);
+            assert_eq!(portable.store().map(f64::from), [power; ROWS]);
+        }
+        // Rounded twice it would be 0.
+        let (x, square) = (1.0 + f32::EPSILON, 1.0 + 2.0 * f32::EPSILON);
+        let rest = Portable::splat(x).mul_add(Portable::splat(x), Portable::splat(-square));
+        assert_eq!(rest.store(), [f32::EPSILON * f32::EPSILON; ROWS]);
+        assert_eq!(Avx2::splat(x).mul_add(Avx2::splat(x), Avx2::splat(-square)).store(), rest.store());
     }
 }
