@@ -151,6 +151,7 @@ impl Float {
     ///
     /// # Panics
     /// If `source` is not `out.len()` elements long or not aligned to the element.
+    #[inline]
     pub fn widen(self, source: &[u8], out: &mut [f32]) {
         assert_eq!(source.len(), out.len() * self.bytes(), "widen: lengths differ");
         if source.is_empty() {

@@ -84,6 +84,12 @@ impl PageBuffer {
         }
         &mut bytemuck::cast_slice_mut(&mut self.pages)[..bytes]
     }
+
+    /// The first `bytes` of the buffer, which was that long before.
+    #[must_use]
+    pub fn held(&self, bytes: usize) -> &[u8] {
+        &bytemuck::cast_slice(&self.pages)[..bytes]
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,20 @@ pub struct Pass<'a> {
     pub chunk_bytes: u64,
 }
 
+/// Bytes of a tensor, held.
+pub struct Block {
+    buffer: PageBuffer,
+    bytes: usize,
+}
+
+impl Block {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.held(self.bytes)
+    }
+}
+
 /// One thread's means of reading a checkpoint: a buffer, and the file it read last.
 #[derive(Default)]
 pub struct Reader {
@@ -82,6 +96,15 @@ impl Reader {
         let buffer = self.buffer.get(length);
         read_at(file, &shard.path, buffer, tensor.offset + range.start)?;
         Ok(buffer)
+    }
+
+    /// The same bytes, to keep.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub fn block(&mut self, checkpoint: &Checkpoint, tensor: &Tensor, range: Range<u64>) -> Result<Block> {
+        let bytes = self.bytes(checkpoint, tensor, range)?.len();
+        Ok(Block { buffer: std::mem::take(&mut self.buffer), bytes })
     }
 
     /// Calls `each` with every one of the `bands` of `tensor`: the range of its rows, the band, and the rows' bytes.

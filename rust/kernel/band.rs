@@ -1,11 +1,33 @@
 //! Rows of a file into a band, and sums over a band.
 
-use super::kernel;
 use super::vector::{Lane, ROWS};
+use super::{Level, kernel};
 use crate::dtype::Float;
 
 /// Columns summed in `f32` before the sum goes on in `f64`.
 const SUM_COLUMNS: usize = 64;
+
+kernel! {
+    /// Widens bfloat16: the upper halves of `f32`.
+    fn widen_bf16<V: Vector>(source: &[u16], out: &mut [f32]) {
+        for (wide, &bits) in out.iter_mut().zip(source) {
+            *wide = f32::from_bits(u32::from(bits) << 16);
+        }
+    }
+}
+
+/// As [`Float::widen`], with the level's instructions.
+///
+/// # Panics
+/// If `source` is not `out.len()` elements long or not aligned to the element.
+pub fn widen(level: Level, float: Float, source: &[u8], out: &mut [f32]) {
+    if float == Float::BF16 && !source.is_empty() {
+        assert_eq!(source.len(), out.len() * float.bytes(), "widen: lengths differ");
+        widen_bf16(level, bytemuck::cast_slice(source), out);
+    } else {
+        float.widen(source, out);
+    }
+}
 
 /// Lays up to [`ROWS`] rows side by side: `source` holds them one after the other, `cols` elements each. Rows that are
 /// not there are zero.
