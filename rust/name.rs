@@ -99,11 +99,12 @@ const PARTS: [(&str, Role); 12] = [
 ];
 
 /// End of a module's path, and the role. The first that matches counts.
-const ROLES: [(&str, Role); 57] = [
+const ROLES: [(&str, Role); 58] = [
     // Attention and MLP of GPT-2 share a name, and so do others: the parent tells.
     ("attn.c_proj", Role::Output),
     ("attn.c_attn", Role::QueryKeyValue),
     ("attention.dense", Role::Output),
+    ("self_attn.dense", Role::Output),
     ("attention.output.dense", Role::Output),
     ("attention.self.query", Role::Query),
     ("attention.self.key", Role::Key),

@@ -148,7 +148,7 @@ fn inside(dir: &Path, path: &Path) -> Result<PathBuf> {
 }
 
 /// Reads `dir`/`name` as text, if it is there.
-fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, String)>> {
+pub(super) fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, String)>> {
     let path = dir.join(name);
     // A link that leads nowhere is there.
     if path.symlink_metadata().is_err() {

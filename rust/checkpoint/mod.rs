@@ -154,6 +154,14 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The path and text of the file `name` of the directory, if it is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::File`] for a link that leads out of the directory.
+    pub fn text(&self, name: &str) -> Result<Option<(PathBuf, String)>> {
+        directory::read_text(&self.dir, name)
+    }
+
     /// The tensor of that name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
@@ -189,6 +197,12 @@ impl Checkpoint {
     #[must_use]
     pub fn model_type(&self) -> Option<&str> {
         self.config.as_ref()?.get("model_type")?.as_str()
+    }
+
+    /// `model_type` of the configuration, then that of its `text_config`.
+    pub fn model_types(&self) -> impl Iterator<Item = &str> {
+        let inner = || self.config.as_ref()?.get("text_config")?.get("model_type")?.as_str();
+        self.model_type().into_iter().chain(inner())
     }
 
     /// Whether the head shares the embedding's weights, as far as the configuration says.

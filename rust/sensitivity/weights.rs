@@ -16,11 +16,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::prior::Prior;
-use super::structure::{Block, Decoder, Linear, Norm, decoder};
+use super::gaussian::second_moment;
 use super::{Gain, Measured, Origin, Vectors, layers};
-use crate::checkpoint::stream::{Pass, Reader};
+use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, Tensor};
-use crate::dtype::Float;
+use crate::decoder::{Block, Decoder, Linear, Norm, Vector, decoder, vector};
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
 use crate::stats::{self, Ask, Energy};
@@ -114,7 +114,7 @@ impl<'a> Propagation<'_, 'a> {
     fn run(mut self) -> Result<()> {
         let decoder = self.decoder;
         let embedding = decoder.embedding;
-        let scale = decoder.traits.embedding_scale * decoder.traits.embedding_scale;
+        let scale = decoder.conventions.embedding_scale * decoder.conventions.embedding_scale;
         let means = stats::column_means(self.pass, embedding.weight, embedding.matrix)?;
         let mut stream: Moments = means.iter().map(|mean| mean * scale).collect();
         for block in &decoder.blocks {
@@ -127,9 +127,10 @@ impl<'a> Propagation<'_, 'a> {
     /// Attention of `block`, and what it adds to the `stream`.
     fn attention(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
         let k = self.behind(block.attention_in, stream)?;
-        let fed = [block.query, block.key, block.value, block.query_key_value];
+        let attention = &block.attention;
+        let fed = [attention.query, attention.key, attention.value, attention.query_key_value];
         let moments = self.through(&fed, &k)?;
-        let (Some(output), Some(heads)) = (block.output, self.heads(&moments)) else { return Ok(()) };
+        let (Some(output), Some(heads)) = (attention.output, self.heads(&moments)) else { return Ok(()) };
         if heads.len() as u64 != output.matrix.cols {
             return Ok(());
         }
@@ -156,9 +157,10 @@ impl<'a> Propagation<'_, 'a> {
     /// The MLP of `block`, and what it adds to the `stream`.
     fn mlp(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
         let k = self.behind(block.mlp_in, stream)?;
-        let moments = self.through(&[block.gate, block.up, block.gate_up], &k)?;
-        let Some(down) = block.down else { return Ok(()) };
-        let act = |variance: &f64| self.decoder.activation.second_moment(*variance);
+        let mlp = &block.mlp;
+        let moments = self.through(&[mlp.gate, mlp.up, mlp.gate_up], &k)?;
+        let Some(down) = mlp.down else { return Ok(()) };
+        let act = |variance: &f64| second_moment(self.decoder.conventions.activation, *variance);
         let gated = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(gate, up)| act(gate) * up).collect();
         let inner: Moments = match (&moments[0], &moments[1], &moments[2]) {
             (Some(gate), Some(up), None) => gated(gate, up),
@@ -198,9 +200,9 @@ impl<'a> Propagation<'_, 'a> {
         let mean = stream.iter().sum::<f64>() / stream.len() as f64;
         let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
         let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
-        let Some(gain) = vector(self.pass, weight, stream.len())? else { return Ok(normed.collect()) };
-        let shift = bias.map(|bias| vector(self.pass, bias, stream.len())).transpose()?.flatten();
-        let one = if self.decoder.traits.norm_adds_one { 1.0 } else { 0.0 };
+        let Some(gain) = self.vector(Vector { tensor: weight, at: 0 }, stream.len())? else { return Ok(normed.collect()) };
+        let shift = bias.map(|tensor| self.vector(Vector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
+        let one = if self.decoder.conventions.norm_adds_one { 1.0 } else { 0.0 };
         let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
         Ok(match shift {
             None => scaled.collect(),
@@ -208,10 +210,14 @@ impl<'a> Propagation<'_, 'a> {
         })
     }
 
+    fn vector(&self, of: Vector<'a>, length: usize) -> Result<Option<Moments>> {
+        Ok(vector(self.pass, of, length)?.map(|values| values.into_iter().map(f64::from).collect()))
+    }
+
     /// Measures `linears` behind moments `k`; the moments of the outputs of those that are there and take that many.
     fn through(&mut self, linears: &[Option<Linear<'a>>], k: &Moments) -> Result<Vec<Option<Moments>>> {
         let narrow: Vec<f32> = k.iter().map(|&k| k as f32).collect();
-        let usable = |linear: &Linear<'_>| linear.matrix.cols == k.len() as u64;
+        let usable = |linear: &Linear<'_>| linear.matrix.cols == k.len() as u64 && !linear.transposed;
         let there: Vec<Linear<'a>> = linears.iter().copied().flatten().filter(usable).collect();
         let asks: Vec<_> =
             there.iter().map(|linear| Ask { tensor: linear.weight, matrix: linear.matrix, k: &narrow }).collect();
@@ -225,7 +231,7 @@ impl<'a> Propagation<'_, 'a> {
             let energy = energies.next().ok_or_else(|| Error::Bug("a measurement is missing".to_owned()))?;
             self.derived.take(linear.weight, k, &energy);
             let mut rows = energy.rows;
-            let bias = linear.bias.map(|bias| vector(self.pass, bias, rows.len())).transpose()?.flatten();
+            let bias = linear.bias.map(|bias| self.vector(bias, rows.len())).transpose()?.flatten();
             for (row, bias) in rows.iter_mut().zip(bias.unwrap_or_default()) {
                 *row += bias * bias;
             }
@@ -240,28 +246,10 @@ impl<'a> Propagation<'_, 'a> {
         if norm.is_some() {
             added = self.behind(norm, &added)?;
         }
-        let scale = self.decoder.traits.residual_scale * self.decoder.traits.residual_scale;
+        let scale = self.decoder.conventions.residual_scale * self.decoder.conventions.residual_scale;
         for (channel, added) in stream.iter_mut().zip(added) {
             *channel += scale * added;
         }
         Ok(())
-    }
-}
-
-/// The elements of `tensor`; `None` if it is not `length` floats.
-fn vector(pass: Pass<'_>, tensor: &Tensor, length: usize) -> Result<Option<Vec<f64>>> {
-    let Some(float) = Float::of(tensor.dtype).filter(|_| tensor.elements() == length as u64) else { return Ok(None) };
-    let mut values = vec![0.0; length];
-    float.widen(Reader::default().bytes(pass.checkpoint, tensor, 0..tensor.bytes)?, &mut values);
-    let wrong = |value: &f32| !value.is_finite();
-    match values.iter().position(wrong) {
-        None => Ok(Some(values.into_iter().map(f64::from).collect())),
-        Some(first) => Err(Error::NonFinite {
-            file: pass.checkpoint.file_of(tensor).to_owned(),
-            tensor: tensor.name.clone(),
-            count: values.iter().filter(|value| wrong(value)).count(),
-            rows: (0, length as u64),
-            first: vec![first as u64],
-        }),
     }
 }

@@ -4,7 +4,8 @@ use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
-use ramrs::sensitivity::gaussian::Activation;
+use ramrs::kernel::elementary::Curve;
+use ramrs::sensitivity::gaussian::second_moment;
 use ramrs::sensitivity::prior::Prior;
 use ramrs::sensitivity::weights::{FLAT_SHARE, derive};
 use ramrs::sensitivity::{Gain, Measured, Origin};
@@ -136,7 +137,7 @@ fn moments_follow_the_residual_stream() {
     add(&mut stream, model.through("o_proj", &carried));
     let mlp = model.behind("post_attention_layernorm", &stream);
     let (gate, up) = (model.through("gate_proj", &mlp), model.through("up_proj", &mlp));
-    let inner: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| Activation::Silu.second_moment(*gate) * up).collect();
+    let inner: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| second_moment(Curve::Silu, *gate) * up).collect();
     add(&mut stream, model.through("down_proj", &inner));
     let last = model.behind("model.norm", &stream);
 
