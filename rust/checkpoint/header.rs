@@ -72,6 +72,33 @@ pub fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
     Ok(Header { entries, metadata: listed.metadata, bytes: 8 + claimed, sha256: Digest::of(&text) })
 }
 
+/// A tensor as a header is to list it: name, element type, shape and length in bytes.
+pub type Listed<'a> = (&'a str, Dtype, &'a [u64], u64);
+
+/// The header of a file that holds `tensors` in this order, with its length in front, padded to 8 bytes.
+#[must_use]
+pub fn compose<'a>(metadata: &[(&str, &str)], tensors: impl Iterator<Item = Listed<'a>>) -> Vec<u8> {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let metadata: Vec<String> =
+        metadata.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
+    let mut entries = vec![format!("\"__metadata__\":{{{}}}", metadata.join(","))];
+    let mut begin = 0;
+    for (name, dtype, shape, bytes) in tensors {
+        let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        let end = begin + bytes;
+        let name = quoted(name);
+        entries.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"));
+        begin = end;
+    }
+    let mut text = format!("{{{}}}", entries.join(","));
+    while !text.len().is_multiple_of(8) {
+        text.push(' ');
+    }
+    let mut head = (text.len() as u64).to_le_bytes().to_vec();
+    head.extend_from_slice(text.as_bytes());
+    head
+}
+
 /// What the first bytes say the file is, if not safetensors.
 fn other_format(start: [u8; 8]) -> Option<FileFault> {
     match start {
@@ -86,7 +113,7 @@ fn other_format(start: [u8; 8]) -> Option<FileFault> {
 /// An entry as it stands in the header, nothing checked.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Listed {
+struct Unchecked {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: [u64; 2],
@@ -95,7 +122,7 @@ struct Listed {
 /// What a header lists, in its own order; an entry that is none comes with the reason.
 #[derive(Default)]
 struct Listing {
-    entries: Vec<(String, std::result::Result<Listed, String>)>,
+    entries: Vec<(String, std::result::Result<Unchecked, String>)>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -140,7 +167,7 @@ impl<'de> Deserialize<'de> for Listing {
 /// Checks every entry against the `available` bytes of data that begin at `start`.
 fn check(
     path: &Path,
-    listed: Vec<(String, std::result::Result<Listed, String>)>,
+    listed: Vec<(String, std::result::Result<Unchecked, String>)>,
     start: u64,
     available: u64,
 ) -> Result<Vec<Entry>> {

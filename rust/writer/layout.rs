@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::checkpoint::header::compose;
 use crate::dtype::Dtype;
 
 /// Tensor data per file, unless the caller says otherwise: 5 GiB, as `mlx_lm` and the Hugging Face hub like it.
@@ -90,7 +91,11 @@ pub fn lay_out(modules: &[Vec<Stored>], shard_bytes: u64, format: &str) -> Layou
         } else {
             format!("model-{:05}-of-{count:05}.safetensors", file + 1)
         };
-        let head = head(&tensors, &stored, format);
+        let listed = tensors.iter().map(|&at| stored[at]);
+        let head = compose(
+            &[("format", format)],
+            listed.map(|Stored { name, dtype, shape, bytes }| (name.as_str(), *dtype, shape.as_slice(), *bytes)),
+        );
         let mut offset = head.len() as u64;
         for &at in &tensors {
             locations[at] = Location { file, offset };
@@ -100,32 +105,6 @@ pub fn lay_out(modules: &[Vec<Stored>], shard_bytes: u64, format: &str) -> Layou
         files.push(PlannedFile { name, head, bytes, tensors });
     }
     Layout { files, locations }
-}
-
-/// The header of a file that holds `tensors` in this order, with its length in front, padded to 8 bytes.
-fn head(tensors: &[usize], stored: &[&Stored], format: &str) -> Vec<u8> {
-    let mut entries = vec![format!("\"__metadata__\":{{\"format\":{}}}", quoted(format))];
-    let mut begin = 0;
-    for &at in tensors {
-        let Stored { name, dtype, shape, bytes } = stored[at];
-        let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let end = begin + bytes;
-        let name = quoted(name);
-        entries.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"));
-        begin = end;
-    }
-    let mut text = format!("{{{}}}", entries.join(","));
-    while !text.len().is_multiple_of(8) {
-        text.push(' ');
-    }
-    let mut head = (text.len() as u64).to_le_bytes().to_vec();
-    head.extend_from_slice(text.as_bytes());
-    head
-}
-
-/// `text` as a JSON string.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// The index of the files of `layout`, as `model.safetensors.index.json` holds it; `parameters` is the number of
