@@ -240,6 +240,14 @@ pub enum Error {
         /// The output format.
         format: &'static str,
     },
+    /// A model that the probe cannot run.
+    #[error("the probe cannot run model_type `{model_type}`: {reason}")]
+    Unrunnable {
+        /// `model_type` of the configuration.
+        model_type: String,
+        /// Why not.
+        reason: String,
+    },
     /// A checkpoint that is quantized already.
     #[error("{}: the checkpoint is quantized already ({method})", config.display())]
     AlreadyQuantized {
@@ -409,6 +417,7 @@ impl Error {
             | Self::Entry { .. }
             | Self::DuplicateTensor { .. }
             | Self::UnknownModel { .. }
+            | Self::Unrunnable { .. }
             | Self::AlreadyQuantized { .. } => Kind::Checkpoint,
             Self::NonFinite { .. } | Self::TooLarge { .. } | Self::Sensitivity { .. } | Self::Scheme { .. } => {
                 Kind::Tensor
@@ -462,6 +471,7 @@ impl Error {
             Self::NonFinite { .. } => "non-finite",
             Self::TooLarge { .. } => "too-large",
             Self::UnknownModel { .. } => "unknown-model",
+            Self::Unrunnable { .. } => "unrunnable",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
             Self::Stale { .. } => "stale-document",
@@ -502,6 +512,7 @@ impl Error {
             Self::UnknownModel { .. } => {
                 Some("--generic writes its tensors under their own names; no runtime is promised")
             }
+            Self::Unrunnable { .. } => Some("--sensitivity weights needs no forward pass"),
             Self::AlreadyQuantized { .. } => Some("give the original checkpoint: quantizing twice loses twice"),
             Self::BudgetTooSmall { .. } => Some("raise the budget, or loosen what sets the minimum"),
             Self::OutputExists { .. } => Some("give another -o, or --overwrite to replace it"),
@@ -541,6 +552,7 @@ impl Error {
             | Self::MissingOption { .. }
             | Self::Request(_)
             | Self::UnknownModel { .. }
+            | Self::Unrunnable { .. }
             | Self::Scheme { .. }
             | Self::BudgetTooSmall { .. }
             | Self::Interrupted

@@ -8,8 +8,8 @@
 //! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; bits and groups and their exact sizes; exponential and logarithm; SHA-256 |
 //! | 1 | [`kernel`] [`name`] [`work`] | hot loops; tensor name → role, layer, expert; an ordered parallel map |
 //! | 2 | [`checkpoint`] [`quant`] [`pack`] | headers, index, shards, streams of rows; encode a band; codes ↔ bytes |
-//! | 3 | [`stats`] [`policy`] [`budget`] | energies of rows and columns; what may be quantized to what; how large the result may be |
-//! | 4 | [`sensitivity`] | how much an error matters: two vectors for each matrix, from any source |
+//! | 3 | [`stats`] [`policy`] [`budget`] [`decoder`] | energies of rows and columns; what may be quantized to what; how large the result may be; which tensor plays which part |
+//! | 4 | [`probe`] [`sensitivity`] | the model run on its own vocabulary; how much an error matters: two vectors for each matrix, from any source |
 //! | 5 | [`rd`] [`alloc`] [`writer`] | rate–distortion curves; budget → allocation with a bound; planned, atomic writing |
 //! | 6 | [`mod@format`] [`document`] | one folder for each output format; analyses, plans, manifests |
 //! | 7 | [`verify`] | read back and compare |
@@ -19,6 +19,7 @@
 pub mod alloc;
 pub mod budget;
 pub mod checkpoint;
+pub mod decoder;
 pub mod digest;
 pub mod document;
 pub mod dtype;
@@ -30,6 +31,7 @@ pub mod name;
 pub mod pack;
 pub mod pipeline;
 pub mod policy;
+pub mod probe;
 pub mod progress;
 #[cfg(feature = "python")]
 mod py;

@@ -15,6 +15,12 @@ pub enum Stage {
     /// Reading headers and checking options.
     #[default]
     Open,
+    /// Letting the model write the windows of the probe.
+    Write,
+    /// Running the model on tokens of its own vocabulary.
+    Probe,
+    /// And back, with gradients.
+    Gradients,
     /// Reading all weights once: are they finite, how much energy, what does each channel carry.
     Measure,
     /// Encoding sampled rows in every scheme.

@@ -69,7 +69,8 @@ impl Workers {
     /// Hands `f` of each piece to `consume`, in the order of the pieces.
     ///
     /// Each thread makes one `scratch` and keeps it. `f` should call [`Progress::advance`]; cancellation is looked for
-    /// between pieces. `consume` runs on whichever thread finished what was due, one call at a time.
+    /// between pieces. `consume` runs on whichever thread finished what was due, one call at a time; a single piece is done
+    /// by the caller.
     ///
     /// # Errors
     /// That of the first piece, in order, for which `f` or `consume` failed; none after it is handed on.
@@ -84,7 +85,7 @@ impl Workers {
         let ahead = AHEAD * self.threads();
         let turn = Mutex::new(Turn { next: 0, due: 0, waiting: BTreeMap::new(), consume, failed: None });
         let moved = Condvar::new();
-        self.pool.broadcast(|_| {
+        let work = || {
             let mut scratch = scratch();
             loop {
                 let mut now = lock(&turn);
@@ -103,7 +104,13 @@ impl Workers {
                 lock(&turn).finish(pieces, at, result);
                 moved.notify_all();
             }
-        });
+        };
+        // Waking others up costs more than most single pieces.
+        if pieces.len() > 1 {
+            self.pool.broadcast(|_| work());
+        } else {
+            work();
+        }
         match turn.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Turn { failed: Some((_, error)), .. } => Err(error),
             Turn { due, .. } if due == pieces.len() => Ok(()),

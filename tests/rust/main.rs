@@ -17,6 +17,8 @@ mod headers;
 #[cfg(test)]
 mod measuring;
 #[cfg(test)]
+mod probing;
+#[cfg(test)]
 mod propagation;
 #[cfg(test)]
 mod sensitivity;

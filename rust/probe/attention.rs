@@ -1,0 +1,231 @@
+//! Attention within windows, forward and back, head by head.
+//!
+//! `p = softmax(cap(scale · q kᵀ))` over the keys that a query sees, `y = p v`. With sinks, each head has one more score
+//! in the softmax's sum, and nothing behind it. Back: `dv = pᵀ dy`, `dp = dy vᵀ`, `ds = p (dp − Σ p dp)` (times the slope
+//! of the cap), `dq = scale · ds k`, `dk = scale · dsᵀ q`.
+
+use super::Session;
+use super::rows::Rows;
+use super::small::{by_both, by_columns, by_rows};
+use crate::checkpoint::stream::Pass;
+use crate::decoder::rotary::Turns;
+use crate::error::Result;
+use crate::kernel::Level;
+use crate::kernel::elementary::{exp_minus, soft_cap};
+
+/// Which positions of which windows are computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) windows: usize,
+    /// Positions before the first.
+    pub(super) before: usize,
+    /// Positions.
+    pub(super) now: usize,
+}
+
+impl Span {
+    /// How many tokens that is.
+    pub(super) fn count(self) -> usize {
+        self.windows * self.now
+    }
+}
+
+/// The heads of one layer.
+pub(super) struct Heads {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) size: usize,
+    pub(super) scale: f32,
+    pub(super) cap: Option<f32>,
+    /// How many keys a query sees, itself included, if not all.
+    pub(super) window: Option<usize>,
+    /// One score for each head, if there are any.
+    pub(super) sinks: Vec<f32>,
+}
+
+/// Turns the heads of `x` by their positions, or back.
+pub(super) fn turned(pass: Pass<'_>, x: &Rows, size: usize, turns: &Turns, span: Span, back: bool) -> Result<Rows> {
+    let tokens = span.count();
+    Rows::made(pass, x.count(), x.width, |row, out| {
+        out.copy_from_slice(x.row(row));
+        let position = span.before + row % tokens % span.now;
+        let at = position * turns.pairs..(position + 1) * turns.pairs;
+        let (cosines, sines) = (&turns.cosines[at.clone()], &turns.sines[at]);
+        for head in out.chunks_exact_mut(size) {
+            for (pair, (&cosine, &sine)) in cosines.iter().zip(sines).enumerate() {
+                let (a, b) = if turns.neighbours { (2 * pair, 2 * pair + 1) } else { (pair, pair + turns.pairs) };
+                let sine = if back { -sine } else { sine };
+                (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[b] * cosine + head[a] * sine);
+            }
+        }
+    })
+}
+
+/// Gradients at queries, keys and values.
+pub(super) struct Gradients {
+    pub(super) query: Rows,
+    pub(super) key: Rows,
+    pub(super) value: Rows,
+}
+
+/// One window, and the query heads that share a key head.
+#[derive(Clone, Copy)]
+struct Task {
+    window: usize,
+    kv_head: usize,
+}
+
+/// Softmaxed scores of a task: `[query head][query][key]`, and the slope of the cap at each, if there is one.
+struct Scores {
+    shares: Vec<f32>,
+    slopes: Vec<f32>,
+}
+
+impl Heads {
+    /// Query heads to a key head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn tasks(&self, windows: usize) -> Vec<Task> {
+        let of = |window| (0..self.kv_heads).map(move |kv_head| Task { window, kv_head });
+        (0..windows).flat_map(of).collect()
+    }
+
+    /// `heads` heads from `first` on, of the rows `from..from + count`: `[head][row]`.
+    fn gather(&self, x: &Rows, (from, count): (usize, usize), (first, heads): (usize, usize)) -> Vec<f32> {
+        let mut values = Vec::with_capacity(heads * count * self.size);
+        for head in first..first + heads {
+            for row in from..from + count {
+                values.extend_from_slice(&x.row(row)[head * self.size..(head + 1) * self.size]);
+            }
+        }
+        values
+    }
+
+    /// The inverse of [`gather`](Self::gather).
+    fn scatter(&self, values: &[f32], x: &mut Rows, (from, count): (usize, usize), first: usize) {
+        for (head, values) in values.chunks_exact(count * self.size).enumerate() {
+            for (row, values) in values.chunks_exact(self.size).enumerate() {
+                let at = (first + head) * self.size;
+                x.row_mut(from + row)[at..at + self.size].copy_from_slice(values);
+            }
+        }
+    }
+
+    fn scores(&self, level: Level, query: &[f32], key: &[f32], span: Span, first_head: usize) -> Scores {
+        let keys = span.before + span.now;
+        let mut scores = by_rows(level, query, key, self.size);
+        scores.iter_mut().for_each(|score| *score *= self.scale);
+        let mut slopes = Vec::new();
+        if let Some(cap) = self.cap {
+            soft_cap(level, &mut scores, cap);
+            slopes = scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)).collect();
+        }
+        for (at, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let last = span.before + at % span.now;
+            let first = self.window.map_or(0, |window| (last + 1).saturating_sub(window));
+            let sink = self.sinks.get(first_head + at / span.now).copied();
+            row[..first].fill(0.0);
+            row[last + 1..].fill(0.0);
+            let seen = &mut row[first..=last];
+            let most = seen.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
+            exp_minus(level, seen, most);
+            let mut sum: f64 = seen.iter().map(|&share| f64::from(share)).sum();
+            if let Some(sink) = sink {
+                let mut sink = [sink];
+                exp_minus(level, &mut sink, most);
+                sum += f64::from(sink[0]);
+            }
+            let inverse = (1.0 / sum) as f32;
+            seen.iter_mut().for_each(|share| *share *= inverse);
+        }
+        Scores { shares: scores, slopes }
+    }
+
+    /// What the heads give for queries of the positions in `span`, and keys and values of these and all before.
+    pub(super) fn forward(
+        &self,
+        session: &Session<'_>,
+        query: &Rows,
+        key: &Rows,
+        value: &Rows,
+        span: Span,
+    ) -> Result<Rows> {
+        let (keys, group) = (span.before + span.now, self.group());
+        let mut out = Rows::zeros(span.count(), self.heads * self.size);
+        session.count(2 * self.heads * self.size * span.count() * keys);
+        session.pass.workers.in_order(
+            session.pass.progress,
+            &self.tasks(span.windows),
+            || (),
+            |(), &Task { window, kv_head }| {
+                let query = self.gather(query, (window * span.now, span.now), (kv_head * group, group));
+                let [key, value] = [key, value].map(|x| self.gather(x, (window * keys, keys), (kv_head, 1)));
+                let scores = self.scores(session.pass.level, &query, &key, span, kv_head * group);
+                Ok(by_columns(session.pass.level, &scores.shares, &value, keys))
+            },
+            |task, values| {
+                self.scatter(&values, &mut out, (task.window * span.now, span.now), task.kv_head * group);
+                Ok(())
+            },
+        )?;
+        Ok(out)
+    }
+
+    /// Gradients at queries, keys and values from those at the output, of which there are several for each token.
+    pub(super) fn back(
+        &self,
+        session: &Session<'_>,
+        [query, key, value]: [&Rows; 3],
+        gradients: &Rows,
+        span: Span,
+    ) -> Result<Gradients> {
+        let (group, now, level) = (self.group(), span.now, session.pass.level);
+        let draws = gradients.count() / span.count();
+        let rows = |width| Rows::zeros(gradients.count(), width * self.size);
+        let mut out = Gradients { query: rows(self.heads), key: rows(self.kv_heads), value: rows(self.kv_heads) };
+        session.count((1 + 4 * draws) * self.heads * self.size * span.count() * now);
+        session.pass.workers.in_order(
+            session.pass.progress,
+            &self.tasks(span.windows),
+            || (),
+            |(), &Task { window, kv_head }| {
+                let query = self.gather(query, (window * now, now), (kv_head * group, group));
+                let [key, value] = [key, value].map(|x| self.gather(x, (window * now, now), (kv_head, 1)));
+                let Scores { shares, slopes } = self.scores(level, &query, &key, span, kv_head * group);
+                let mut found = Vec::with_capacity(draws);
+                for draw in 0..draws {
+                    let from = draw * span.count() + window * now;
+                    let gradient = self.gather(gradients, (from, now), (kv_head * group, group));
+                    let of_value = by_both(level, &shares, &gradient, group * now);
+                    let mut of_scores = by_rows(level, &gradient, &value, self.size);
+                    for (row, shares) in of_scores.chunks_exact_mut(now).zip(shares.chunks_exact(now)) {
+                        let both = row.iter().zip(shares);
+                        let mean = both.map(|(of, share)| f64::from(*of) * f64::from(*share)).sum::<f64>() as f32;
+                        for (of, share) in row.iter_mut().zip(shares) {
+                            *of = share * (*of - mean) * self.scale;
+                        }
+                    }
+                    for (of, slope) in of_scores.iter_mut().zip(&slopes) {
+                        *of *= slope;
+                    }
+                    let of_query = by_columns(level, &of_scores, &key, now);
+                    let of_key = by_both(level, &of_scores, &query, group * now);
+                    found.push((of_query, of_key, of_value));
+                }
+                Ok(found)
+            },
+            |task, found| {
+                for (draw, (query, key, value)) in found.iter().enumerate() {
+                    let rows = (draw * span.count() + task.window * now, now);
+                    self.scatter(query, &mut out.query, rows, task.kv_head * group);
+                    self.scatter(key, &mut out.key, rows, task.kv_head);
+                    self.scatter(value, &mut out.value, rows, task.kv_head);
+                }
+                Ok(())
+            },
+        )?;
+        Ok(out)
+    }
+}

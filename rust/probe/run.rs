@@ -1,0 +1,227 @@
+//! The order of a run: tokens, forward, the head, back.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use super::attention::Span;
+use super::block::{Layer, Trace};
+use super::embedding::embedded;
+use super::head::{Seen, ends};
+use super::moments::Moments;
+use super::rows::Rows;
+use super::tokens::{self, WINDOW};
+use super::vocabulary::Vocabulary;
+use super::writing::write_on;
+use super::{Key, Session};
+use crate::checkpoint::stream::Pass;
+use crate::decoder::{Block, Decoder, Linear};
+use crate::error::{Error, Result};
+use crate::progress::Stage;
+use crate::stats;
+
+/// Bytes of what layers remember that are held; layers beyond are gone through again on the way back.
+pub const HELD_BYTES: usize = 320 << 20;
+
+/// Tokens that every expert should have seen.
+pub const EXPERT_TOKENS: u64 = 16;
+
+/// More tokens than asked for are drawn until they have, but at most so many times as many.
+const MOST_DRAWN: usize = 8;
+
+/// Where the tokens of a window come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// All of them from the fixed generator.
+    #[default]
+    Random,
+    /// The first few; the model writes the rest by itself.
+    #[serde(rename = "self")]
+    Written,
+}
+
+/// How a model is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// How many tokens, rounded up to whole windows.
+    pub tokens: usize,
+    /// Where they come from.
+    pub mode: Mode,
+    /// Random gradients for each.
+    pub draws: usize,
+    /// Whether to keep what is seen at the logits.
+    pub seeing: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { tokens: 512, mode: Mode::Random, draws: 2, seeing: false }
+    }
+}
+
+/// What a run has found.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The moments of every matrix that tokens went through, but the embedding as it is looked up.
+    pub moments: BTreeMap<Key, Moments>,
+    /// Of the embedding as it is looked up: for each channel the squares of the gradients there, added up over tokens and
+    /// draws, without and with the windows' first tokens.
+    pub lookups: [Vec<f64>; 2],
+    /// What the tokens were drawn from.
+    pub vocabulary: Vocabulary,
+    /// Tokens that went through, window after window.
+    pub tokens: Vec<u32>,
+    /// Random gradients for each.
+    pub draws: usize,
+    /// Tokens of each expert, by layer.
+    pub loads: BTreeMap<usize, Vec<u64>>,
+    /// Multiplications with additions.
+    pub multiply_adds: u64,
+    /// What was seen at the logits, if it was asked for.
+    pub seen: Option<Seen>,
+}
+
+/// Runs `decoder` on tokens of its own vocabulary.
+///
+/// # Errors
+/// [`Error::Unrunnable`] if its numbers overflow, [`Error::NonFinite`], and those of reading.
+pub fn probe(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<Probe> {
+    let vocabulary = Vocabulary::of(pass.checkpoint, decoder.vocabulary())?;
+    let session = Session::new(pass, decoder);
+    let mut run = Run::new(&session, &vocabulary, options);
+    let asked = options.tokens.div_ceil(WINDOW).max(1);
+    run.forward(asked)?;
+    while run.windows() < MOST_DRAWN * asked && run.least_load().is_some_and(|least| least < EXPERT_TOKENS) {
+        run.forward(run.windows())?;
+    }
+    let (lookups, seen) = run.back()?;
+    let Run { tokens, loads, .. } = run;
+    let Session { multiply_adds, moments, .. } = session;
+    Ok(Probe {
+        moments: moments.into_inner().unwrap_or_else(PoisonError::into_inner),
+        lookups,
+        vocabulary,
+        tokens,
+        draws: options.draws,
+        loads,
+        multiply_adds: multiply_adds.into_inner(),
+        seen,
+    })
+}
+
+/// A run under way.
+struct Run<'s, 'a> {
+    session: &'s Session<'a>,
+    vocabulary: &'s Vocabulary,
+    options: Options,
+    tokens: Vec<u32>,
+    /// What goes into each layer, and then what comes out of the last.
+    streams: Vec<Rows>,
+    /// What layers remember, if it is held.
+    traces: BTreeMap<usize, Trace>,
+    loads: BTreeMap<usize, Vec<u64>>,
+}
+
+impl<'s, 'a> Run<'s, 'a> {
+    fn new(session: &'s Session<'a>, vocabulary: &'s Vocabulary, options: Options) -> Self {
+        let streams = vec![Rows { width: session.decoder.width(), values: Vec::new() }; session.decoder.blocks.len() + 1];
+        let (tokens, traces, loads) = Default::default();
+        Self { session, vocabulary, options, tokens, streams, traces, loads }
+    }
+
+    fn windows(&self) -> usize {
+        self.tokens.len() / WINDOW
+    }
+
+    /// Tokens of the expert that saw the fewest, if there are experts.
+    fn least_load(&self) -> Option<u64> {
+        self.loads.values().flatten().copied().min()
+    }
+
+    /// Draws `count` more windows, and goes through the model with them.
+    fn forward(&mut self, count: usize) -> Result<()> {
+        let Session { pass, decoder, .. } = *self.session;
+        let again = !self.tokens.is_empty();
+        let bytes: u64 = decoder.blocks.iter().map(Block::bytes).sum();
+        let mut tokens = tokens::windows(self.vocabulary, self.windows(), count);
+        if self.options.mode == Mode::Written {
+            let steps = write_on(pass, decoder, self.vocabulary, self.tokens.len(), &mut tokens)?;
+            self.session.count(steps);
+        }
+        pass.progress.begin(Stage::Probe, bytes);
+        let span = Span { windows: count, before: 0, now: WINDOW };
+        let mut x = embedded(self.session, &tokens, span)?;
+        self.tokens.extend(tokens);
+        for (index, block) in decoder.blocks.iter().enumerate() {
+            self.streams[index].values.extend_from_slice(&x.values);
+            let (next, trace) = Layer::new(self.session, block)?.forward(&x, span, None)?;
+            if !next.is_finite() {
+                return Err(overflow(self.session, block));
+            }
+            x = next;
+            if let Some(found) = trace.loads() {
+                let loads = self.loads.entry(index).or_insert_with(|| vec![0; found.len()]);
+                loads.iter_mut().zip(found).for_each(|(sum, found)| *sum += found);
+            }
+            // As many layers as fit, from the last one on.
+            if !again && trace.bytes() * (decoder.blocks.len() - index) <= HELD_BYTES {
+                self.traces.insert(index, trace);
+            }
+        }
+        if again {
+            self.traces.clear();
+        }
+        self.streams[decoder.blocks.len()].values.extend_from_slice(&x.values);
+        Ok(())
+    }
+
+    /// Goes back through the model; squares of the gradients at the embedding, of first tokens apart, and what was seen.
+    fn back(&mut self) -> Result<([Vec<f64>; 2], Option<Seen>)> {
+        let Session { pass, decoder, .. } = *self.session;
+        let span = Span { windows: self.windows(), before: 0, now: WINDOW };
+        let again = |index: &usize| !self.traces.contains_key(index);
+        let body: u64 = decoder.blocks.iter().map(Block::bytes).sum();
+        let forward: u64 = (0..decoder.blocks.len()).filter(again).map(|at| decoder.blocks[at].bytes()).sum();
+        pass.progress.begin(Stage::Gradients, body + forward + super::head::visited_bytes(self.session, span.count()));
+        let last = self.streams.pop().ok_or_else(|| Error::Bug("nothing came out of the model".to_owned()))?;
+        let found = ends(self.session, &last, self.options.draws, self.options.seeing)?;
+        self.session.take(&super::head::head(self.session), &found.moments);
+        let mut gradients = found.stream;
+        for block in decoder.blocks.iter().rev() {
+            let x = self.streams.pop().ok_or_else(|| Error::Bug("a layer saw nothing".to_owned()))?;
+            let layer = Layer::new(self.session, block)?;
+            let trace = match self.traces.remove(&block.index) {
+                Some(trace) => trace,
+                None => layer.forward(&x, span, None)?.1,
+            };
+            gradients = layer.back(&x, span, &trace, &gradients)?;
+            if !gradients.is_finite() {
+                return Err(overflow(self.session, block));
+            }
+        }
+        let scale = decoder.conventions.embedding_scale;
+        let mut lookups = [vec![0.0; gradients.width], vec![0.0; gradients.width]];
+        for row in 0..gradients.count() {
+            let is_first = row.is_multiple_of(WINDOW) && self.vocabulary.first().is_some();
+            for (sum, &gradient) in lookups[usize::from(is_first)].iter_mut().zip(gradients.row(row)) {
+                let gradient = scale * f64::from(gradient);
+                *sum += gradient * gradient;
+            }
+        }
+        Ok((lookups, found.seen))
+    }
+}
+
+/// Why the numbers behind a layer are none: the weights, or what they do.
+fn overflow(session: &Session<'_>, block: &Block<'_>) -> Error {
+    let dense: Vec<Linear<'_>> = block.linears().into_iter().filter(|linear| linear.weight.shape.len() == 2).collect();
+    let ones: Vec<Vec<f32>> = dense.iter().map(|linear| vec![1.0; linear.matrix.cols as usize]).collect();
+    let asks: Vec<stats::Ask<'_>> = dense
+        .iter()
+        .zip(&ones)
+        .map(|(linear, k)| stats::Ask { tensor: linear.weight, matrix: linear.matrix, k })
+        .collect();
+    let place = format!("layer {}", block.index);
+    stats::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
+}

@@ -1,0 +1,98 @@
+//! What goes through the model: tokens of its own vocabulary, and signs for the way back. All from one fixed generator.
+
+use super::vocabulary::Vocabulary;
+
+/// Tokens of a window.
+pub const WINDOW: usize = 64;
+
+/// `SplitMix64` at position `at` of stream `stream`.
+#[must_use]
+pub(super) fn bits(stream: u64, at: u64) -> u64 {
+    let mut z = stream.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(at.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Streams of the generator; those of signs come after.
+const TOKENS: u64 = 1;
+const SAMPLES: u64 = 2;
+const SIGNS: u64 = 16;
+
+/// A number in `[0, 1)` for sampling token `at`.
+#[must_use]
+pub(super) fn unit(at: usize) -> f64 {
+    (bits(SAMPLES, at as u64) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// Windows `first..first + count`: the vocabulary's first token if it has one, then random ones.
+#[must_use]
+pub(super) fn windows(vocabulary: &Vocabulary, first: usize, count: usize) -> Vec<u32> {
+    let allowed = vocabulary.allowed();
+    let token = |at: usize| match vocabulary.first() {
+        Some(token) if at.is_multiple_of(WINDOW) => token,
+        // The high bits times the count: no remainder, and a bias below 2⁻³².
+        _ => allowed[((u128::from(bits(TOKENS, at as u64)) * allowed.len() as u128) >> 64) as usize],
+    };
+    (first * WINDOW..(first + count) * WINDOW).map(token).collect()
+}
+
+/// Signs of one draw at one token, one for each entry of the vocabulary.
+#[derive(Clone, Copy)]
+pub(super) struct Signs {
+    stream: u64,
+    first: u64,
+}
+
+impl Signs {
+    pub(super) fn new(draw: usize, token: usize) -> Self {
+        Self { stream: SIGNS + draw as u64, first: (token as u64) << 32 }
+    }
+
+    /// The roots of `values`, entries `from..` of the vocabulary, each with its sign.
+    pub(super) fn roots(self, from: usize, values: &[f32], out: &mut Vec<f32>) {
+        const AT_ONCE: usize = u64::BITS as usize;
+        out.clear();
+        let mut at = from;
+        let mut rest = values;
+        while !rest.is_empty() {
+            let word = bits(self.stream, self.first + (at / AT_ONCE) as u64) >> (at % AT_ONCE);
+            let (here, after) = rest.split_at(rest.len().min(AT_ONCE - at % AT_ONCE));
+            let signed = |(bit, value): (usize, &f32)| {
+                let sign = ((word >> bit & 1) as u32) << 31;
+                f32::from_bits(value.sqrt().to_bits() ^ sign)
+            };
+            out.extend(here.iter().enumerate().map(signed));
+            (at, rest) = (at + here.len(), after);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_do_not_depend_on_where_a_range_begins_and_are_about_even() {
+        let signs = Signs::new(1, 7);
+        let ones = vec![1.0; 10_000];
+        let (mut all, mut part) = (Vec::new(), Vec::new());
+        signs.roots(0, &ones, &mut all);
+        for from in [1, 63, 64, 65, 1_000] {
+            signs.roots(from, &ones[from..], &mut part);
+            assert_eq!(part, all[from..]);
+        }
+        let sum: f32 = all.iter().sum();
+        assert!(sum.abs() < 400.0, "{sum}");
+        let mut other = Vec::new();
+        Signs::new(0, 7).roots(0, &ones, &mut other);
+        assert!(all.iter().zip(&other).map(|(a, b)| a * b).sum::<f32>().abs() < 400.0);
+    }
+
+    #[test]
+    fn the_generator_is_the_one_it_was() {
+        // Sensitivities, plans and files depend on it.
+        let expected = [17_629_623_748_622_851_610, 13_810_761_654_074_628_661, 17_325_216_486_198_807_156];
+        assert_eq!([bits(TOKENS, 0), bits(TOKENS, 1), bits(SIGNS, 0)], expected);
+    }
+}
