@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use crate::error::{Error, FileFault, Result};
 use crate::quant::Effort;
 use crate::rd::Objective;
+use crate::sensitivity::file::Probed;
 use crate::sensitivity::prior::Prior;
 
 /// Who made a document.
@@ -60,10 +61,12 @@ pub struct Settings {
     pub effort: Effort,
     /// What is minimised.
     pub objective: Objective,
-    /// Where the sensitivity is from: `weights`, `file`, or `none` if the objective asks for none.
+    /// Where the sensitivity is from: `probe`, `weights`, `file`, or `none` if the objective asks for none.
     pub sensitivity: String,
     /// SHA-256 of all sensitivity vectors.
     pub sensitivity_sha256: String,
+    /// How the probe worked, if it did.
+    pub probe: Option<Probed>,
     /// The prior, where one is used.
     pub prior: Prior,
     /// Version of its table.

@@ -6,33 +6,33 @@
 //! |---|---|---|
 //! | `T.k` | F32 `[columns]` | importance of the input channels, each from 0 to 1e20 |
 //! | `T.r` | F32 `[rows]`, may be left out | gain of the output channels, so that `½ Σ r k Δw²` is in nats per token |
+//! | `T.x2` | F32 `[inputs]`, may be left out | mean square of the inputs, for encoders that ask for no more |
 //!
-//! `__metadata__` holds `format` = `ramrs-sensitivity`, `version` = `1`, and whatever else its writer likes. Without
-//! `T.r` (all that an importance matrix knows) the gain is the [role prior](super::prior)'s.
+//! A stack of matrices has one row of each for every matrix: `[matrices, columns]` and so on. `__metadata__` holds
+//! `format` = `ramrs-sensitivity`, `version` = `1`, `probe` = [how the probe was made](Probed), if it made the file, and
+//! whatever else its writer likes. Without `T.r` (all that an importance matrix knows) the gain is the
+//! [role prior](super::prior)'s.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::given::{Given, Table, measure};
 use super::prior::Prior;
-use super::{Gain, Measured, Origin, Vectors, layers};
-use crate::checkpoint::header::Entry;
+use super::{Measured, Origin};
+use crate::checkpoint::header::{Entry, compose};
 use crate::checkpoint::shard::{PageBuffer, Shard, read_at};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, Tensor};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
-use crate::name::Name;
-use crate::stats::{self, Ask};
+use crate::probe::{Mode, Options};
 
 /// `format` in the metadata.
 pub const FORMAT: &str = "ramrs-sensitivity";
 
 /// `version` in the metadata.
 pub const VERSION: &str = "1";
-
-/// The vectors `k` and, where the file has them, `r` of one tensor.
-type Read = (Arc<[f32]>, Option<Arc<[f32]>>);
 
 /// The largest element of a vector: sums of products with squared weights stay finite in `f32`.
 const LARGEST: f32 = 1e20;
@@ -42,6 +42,64 @@ const LARGEST: f32 = 1e20;
 pub struct SensitivityFile {
     shard: Shard,
     entries: BTreeMap<String, Entry>,
+    probed: Option<Probed>,
+}
+
+/// How vectors were found, if by the probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probed {
+    /// How the probe works.
+    pub version: u32,
+    /// Tokens that were asked for.
+    pub tokens: usize,
+    /// Where they came from.
+    pub mode: Mode,
+    /// Random gradients for each.
+    pub draws: usize,
+}
+
+impl Probed {
+    /// By a probe with these options.
+    #[must_use]
+    pub fn by(options: Options) -> Self {
+        let Options { tokens, mode, draws, .. } = options;
+        Self { version: super::probed::VERSION, tokens, mode, draws }
+    }
+
+    /// The options.
+    #[must_use]
+    pub fn options(self) -> Options {
+        let Self { tokens, mode, draws, .. } = self;
+        Options { tokens, mode, draws, ..Options::default() }
+    }
+}
+
+/// A file of `table`, which the probe made.
+///
+/// # Errors
+/// [`Error::Bug`] if the options have no JSON form.
+pub fn bytes(table: &Table, probed: Probed) -> Result<Vec<u8>> {
+    let note = serde_json::to_string(&probed).map_err(|fault| Error::Bug(fault.to_string()))?;
+    let mut vectors: Vec<(String, Vec<u64>, &[f32])> = Vec::new();
+    for (name, found) in table {
+        for (which, values) in [("k", &found.k), ("r", &found.r), ("x2", &found.x2)] {
+            if !values.is_empty() {
+                let length = values.len() as u64;
+                let shape = found.stack.map_or_else(|| vec![length], |count| vec![count, length / count.max(1)]);
+                vectors.push((format!("{name}.{which}"), shape, values));
+            }
+        }
+    }
+    let metadata = [("format", FORMAT), ("version", VERSION), ("probe", note.as_str())];
+    let listed = vectors.iter().map(|(name, shape, values)| {
+        (name.as_str(), Dtype::F32, shape.as_slice(), size_of_val::<[f32]>(values) as u64)
+    });
+    let mut bytes = compose(&metadata, listed);
+    for (.., values) in &vectors {
+        bytes.extend_from_slice(bytemuck::cast_slice(values));
+    }
+    Ok(bytes)
 }
 
 impl SensitivityFile {
@@ -55,12 +113,24 @@ impl SensitivityFile {
         let reason = match (is("format"), is("version")) {
             (Some(FORMAT), Some(VERSION)) => {
                 let entries = header.entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
-                return Ok(Self { shard, entries });
+                let probed = header.metadata.get("probe").map(|note| serde_json::from_str(note)).transpose();
+                let fault = |fault: serde_json::Error| FileFault::Document {
+                    what: "sensitivity file",
+                    reason: format!("its note on the probe: {fault}"),
+                };
+                let probed = probed.map_err(|found| Error::file(path, fault(found)))?;
+                return Ok(Self { shard, entries, probed });
             }
             (Some(FORMAT), version) => format!("its version is {}, not {VERSION}", version.unwrap_or("missing")),
             _ => format!("its metadata do not say `format: {FORMAT}`"),
         };
         Err(Error::file(path, FileFault::Document { what: "sensitivity file", reason }))
+    }
+
+    /// How its vectors were found, if by the probe.
+    #[must_use]
+    pub fn probed(&self) -> Option<Probed> {
+        self.probed
     }
 
     /// Where it is.
@@ -70,7 +140,7 @@ impl SensitivityFile {
     }
 
     /// The vectors of `tensor`, `None` if the file does not cover it.
-    fn vectors(&self, tensor: &Tensor, matrix: Matrix) -> Result<Option<Read>> {
+    fn vectors(&self, tensor: &Tensor, matrix: Matrix) -> Result<Option<Given>> {
         let Some(k) = self.read(tensor, "k", matrix.cols)? else { return Ok(None) };
         Ok(Some((k, self.read(tensor, "r", matrix.rows)?)))
     }
@@ -95,22 +165,19 @@ impl SensitivityFile {
         }
     }
 
+    /// Where its vectors are from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        if self.probed.is_some() { Origin::Probe } else { Origin::File }
+    }
+
     /// Measures `matrices` under the vectors of the file.
     ///
     /// # Errors
-    /// [`Error::Sensitivity`] for vectors that do not fit, and those of [`stats::energies`].
+    /// [`Error::Sensitivity`] for vectors that do not fit, and those of [`crate::stats::energies`].
     pub fn measure(&self, pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], prior: Prior) -> Result<Vec<Measured>> {
-        let mut vectors = Vec::with_capacity(matrices.len());
-        let mut missing: Vec<&str> = Vec::new();
-        for &(tensor, matrix) in matrices {
-            let found = self.vectors(tensor, matrix)?;
-            let origin = if found.is_some() { Origin::File } else { Origin::Flat };
-            if origin == Origin::Flat {
-                missing.push(&tensor.name);
-            }
-            let (k, r) = found.unwrap_or_else(|| (vec![1.0; matrix.cols as usize].into(), None));
-            vectors.push((k, r, origin));
-        }
+        let is_missing = |(tensor, _): &&(&Tensor, Matrix)| !self.entries.contains_key(&format!("{}.k", tensor.name));
+        let missing: Vec<&str> = matrices.iter().filter(is_missing).map(|(tensor, _)| tensor.name.as_str()).collect();
         if missing.len() == matrices.len() && !missing.is_empty() {
             let reason = "it has vectors for none of the checkpoint's tensors".to_owned();
             return Err(Error::Sensitivity { file: self.shard.path.clone(), tensor: missing[0].to_owned(), reason });
@@ -124,26 +191,7 @@ impl SensitivityFile {
             ));
         }
         self.warn_of_strays(pass, matrices);
-        let asks: Vec<_> =
-            matrices.iter().zip(&vectors).map(|(&(tensor, matrix), (k, _, _))| Ask { tensor, matrix, k }).collect();
-        let energies = stats::energies(pass, &asks)?;
-        let layers = layers(matrices);
-        Ok(matrices
-            .iter()
-            .zip(vectors)
-            .zip(energies)
-            .map(|((&(tensor, _), (k, r, origin)), energy)| {
-                let (r, signal) = if let Some(r) = r {
-                    let signal = energy.rows.iter().zip(r.iter()).map(|(row, &r)| 0.5 * row * f64::from(r)).sum();
-                    (Gain::Each(r), signal)
-                } else {
-                    let name = Name::parse(&tensor.name);
-                    let signal = if energy.weighted > 0.0 { prior.of(name.role, name.layer, layers) } else { 0.0 };
-                    (Gain::Same(if signal > 0.0 { 2.0 * signal / energy.weighted } else { 0.0 }), signal)
-                };
-                Measured { vectors: Vectors { k, r }, signal, energy: energy.plain, origin }
-            })
-            .collect())
+        measure(pass, matrices, prior, self.origin(), |tensor, matrix| self.vectors(tensor, matrix))
     }
 
     /// Warns of vectors that are of use to none of `matrices`.
@@ -154,7 +202,8 @@ impl SensitivityFile {
             .filter(|name| self.entries.contains_key(&format!("{name}.k")))
             .collect();
         let is_stray = |name: &&String| {
-            name.strip_suffix(".k").or(name.strip_suffix(".r")).is_none_or(|tensor| !covered.contains(tensor))
+            let tensor = [".k", ".r", ".x2"].iter().find_map(|ending| name.strip_suffix(ending));
+            tensor.is_none_or(|tensor| !covered.contains(tensor))
         };
         let strays = self.entries.keys().filter(is_stray).count();
         if let Some(first) = self.entries.keys().find(is_stray) {

@@ -7,13 +7,16 @@
 //! ```
 //!
 //! with the importance `k` of its input channels and the gain `r` of its output channels. In nats per token, where the
-//! source knows; additive over matrices. [`weights`] derives the vectors from the checkpoint alone; [`mod@file`] reads
-//! them from a file of the documented schema, whoever wrote it.
+//! source knows; additive over matrices. [`weights`] derives the vectors from the checkpoint without running it;
+//! [`probed`] takes them from a run on tokens of the model's own vocabulary; [`mod@file`] reads them from a file of the
+//! documented schema, whoever wrote it.
 
 pub mod file;
 pub mod gaussian;
+pub mod given;
+pub mod imatrix;
 pub mod prior;
-pub mod structure;
+pub mod probed;
 pub mod weights;
 
 use std::sync::Arc;
@@ -71,6 +74,8 @@ pub enum Origin {
     Propagated,
     /// Nothing is known of its inputs: all channels alike.
     Flat,
+    /// The model run on tokens of its own vocabulary.
+    Probe,
     /// A sensitivity file.
     File,
     /// The objective asks for none.
@@ -89,7 +94,7 @@ impl Origin {
     pub fn doubt(self) -> f64 {
         match self {
             Self::Propagated => weights::DOUBT,
-            Self::Flat | Self::File | Self::Unweighted => 0.0,
+            Self::Flat | Self::Probe | Self::File | Self::Unweighted => 0.0,
         }
     }
 }

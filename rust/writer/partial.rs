@@ -122,6 +122,25 @@ impl Drop for Partial {
     }
 }
 
+/// Writes a file whole, or not at all: under another name, flushed, and only then under its own.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::option("--output", path.display(), "not a file's name"))?;
+    let mut partial_name = name.to_owned();
+    partial_name.push(".partial");
+    let partial = path.with_file_name(partial_name);
+    let written = fs::write(&partial, content)
+        .and_then(|()| File::open(&partial)?.sync_all())
+        .and_then(|()| fs::rename(&partial, path));
+    written.map_err(|fault| {
+        // Nothing more can be done if this fails, and the reason for being here matters more.
+        let _ = fs::remove_file(&partial);
+        Error::io("writing", path)(fault)
+    })
+}
+
 /// Writes `content` into `file` from `offset`; `path` is for errors.
 ///
 /// # Errors

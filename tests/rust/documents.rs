@@ -27,6 +27,7 @@ fn settings() -> Settings {
         objective: Objective::Output,
         sensitivity: "weights".to_owned(),
         sensitivity_sha256: "cd".repeat(32),
+        probe: None,
         prior: Prior::Roles,
         prior_version: 1,
     }
