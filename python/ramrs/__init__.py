@@ -5,19 +5,20 @@
 >>> report.plan.totals.effective_bpw  # doctest: +SKIP
 3.9997
 
-The verbs are :func:`inspect`, :func:`analyze`, :func:`plan`, :func:`quantize`, :func:`verify` and, with the extra
+The verbs are :func:`inspect`, :func:`probe`, :func:`analyze`, :func:`plan`, :func:`quantize`, :func:`verify` and, with the extra
 ``ramrs[eval]``, :func:`eval`. They take paths and keyword options, and return frozen dataclasses. No data is needed, no
 GPU is used, nothing is downloaded.
 """
 
 from ramrs._native import version as _version
-from ramrs.api import analyze, eval, inspect, plan, quantize, verify  # noqa: A004
+from ramrs.api import analyze, eval, inspect, plan, probe, quantize, verify  # noqa: A004
 from ramrs.documents import (
     Analysis,
     Inspection,
     Manifest,
     Plan,
     Policy,
+    ProbeReport,
     Progress,
     QuantizeReport,
     VerifyReport,
@@ -44,6 +45,7 @@ __all__ = [
     "Manifest",
     "Plan",
     "Policy",
+    "ProbeReport",
     "Progress",
     "QuantizeReport",
     "RamrsError",
@@ -55,6 +57,7 @@ __all__ = [
     "eval",
     "inspect",
     "plan",
+    "probe",
     "quantize",
     "verify",
 ]

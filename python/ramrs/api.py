@@ -15,29 +15,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramrs import _native
-from ramrs.documents import Analysis, Inspection, Plan, Progress, QuantizeReport, VerifyReport
+from ramrs.documents import Analysis, Inspection, Plan, ProbeReport, Progress, QuantizeReport, VerifyReport
 from ramrs.errors import ConfigError
 
 if TYPE_CHECKING:
     from ramrs.evaluation import Evaluation
 
-__all__ = ["analyze", "eval", "inspect", "plan", "quantize", "verify"]
+__all__ = ["analyze", "eval", "inspect", "plan", "probe", "quantize", "verify"]
 
 PathLike = str | Path
 Callback = Callable[[Progress], object]
 Effort = Literal["fast", "normal"]
 Objective = Literal["output", "mse", "mint"]
 Prior = Literal["roles", "none"]
+ProbeMode = Literal["random", "self"]
 Rules = Mapping[str, str] | str | Sequence[str]
 
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 5 << 30
 SAMPLE_BANDS = 64
+PROBE_TOKENS = 512
 GROUP_SIZE = 64
 
 #: Options that a saved plan, and a saved analysis, has answered already.
 _PLANNED = {"budget", "bits", "group_size", "analysis", "min_bits", "max_bits", "floor_db", "keep", "tensor"}
-_ANALYZED = {"format", "generic", "effort", "objective", "sensitivity", "prior", "sample_bands"}
+_ANALYZED = {
+    "format",
+    "generic",
+    "effort",
+    "objective",
+    "sensitivity",
+    "probe_tokens",
+    "probe_mode",
+    "prior",
+    "sample_bands",
+}
 
 
 def inspect(model: PathLike, *, format: str = "mlx", generic: bool = False) -> Inspection:  # noqa: A002
@@ -61,7 +73,9 @@ def analyze(
     generic: bool = False,
     effort: Effort = "normal",
     objective: Objective = "output",
-    sensitivity: PathLike = "weights",
+    sensitivity: PathLike = "auto",
+    probe_tokens: int = PROBE_TOKENS,
+    probe_mode: ProbeMode = "random",
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
@@ -78,7 +92,10 @@ def analyze(
         effort: The encoder: ``fast`` is the format's own rule, ``normal`` searches scale and bias of each group.
         objective: What is minimised: ``output`` the model's loss by its sensitivity, ``mse`` squared error, ``mint``
             the published MINT objective.
-        sensitivity: ``weights``, or the path of a sensitivity file.
+        sensitivity: Where it is from: ``probe`` runs the model on tokens of its own vocabulary, ``weights`` does not run
+            it, ``auto`` probes the models that can be, and a path is that of a sensitivity file.
+        probe_tokens: Tokens that the probe takes.
+        probe_mode: Where they are from: ``random``, or ``self`` for windows that the model itself writes on.
         prior: Whether the gain of a matrix follows its role (``roles``) or not (``none``), where the sensitivity has
             no gains of its own.
         sample_bands: Bands of eight rows of each matrix that are encoded; 0 for all.
@@ -93,6 +110,48 @@ def analyze(
     """
     request = _analysis(locals())
     return Analysis.from_dict(_call("analyze", request, progress))
+
+
+def probe(
+    model: PathLike,
+    output: PathLike | None = None,
+    *,
+    format: Literal["ramrs", "imatrix"] = "ramrs",  # noqa: A002
+    tokens: int = PROBE_TOKENS,
+    mode: ProbeMode = "random",
+    trace: PathLike | None = None,
+    threads: int | None = None,
+    simd: bool = True,
+    progress: Callback | None = None,
+) -> ProbeReport:
+    """Run a model on tokens of its own vocabulary, forward and back, and write where its weights are sensitive.
+
+    No text is needed. :func:`quantize` and :func:`analyze` do the same by themselves, unless they are given the file.
+
+    Args:
+        model: Directory of a checkpoint.
+        output: File to write; without it, only the report is returned.
+        format: ``ramrs`` for a sensitivity file, ``imatrix`` for an importance matrix that ``llama-quantize`` reads.
+        tokens: Tokens that it takes, in windows of 64.
+        mode: Where they are from: ``random``, or ``self`` for windows that the model itself writes on.
+        trace: A safetensors file to write tokens, logits and the gradients there to, to hold against another runtime.
+        threads: See :func:`analyze`.
+        simd: See :func:`analyze`.
+        progress: Called with the state of the job.
+
+    Raises:
+        CheckpointError: The checkpoint is not sound, or its model is not one that the probe can run.
+        TensorError: A weight is not a finite number.
+    """
+    request = {
+        "model": str(model),
+        "output": None if output is None else str(output),
+        "format": format,
+        "probe": {"tokens": tokens, "mode": mode},
+        "trace": None if trace is None else str(trace),
+        "resources": {"threads": threads, "simd": simd},
+    }
+    return ProbeReport.from_dict(_call("probe", request, progress))
 
 
 def plan(
@@ -111,7 +170,9 @@ def plan(
     generic: bool = False,
     effort: Effort = "normal",
     objective: Objective = "output",
-    sensitivity: PathLike = "weights",
+    sensitivity: PathLike = "auto",
+    probe_tokens: int = PROBE_TOKENS,
+    probe_mode: ProbeMode = "random",
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
@@ -139,6 +200,8 @@ def plan(
         effort: See :func:`analyze`.
         objective: See :func:`analyze`.
         sensitivity: See :func:`analyze`.
+        probe_tokens: See :func:`analyze`.
+        probe_mode: See :func:`analyze`.
         prior: See :func:`analyze`.
         sample_bands: See :func:`analyze`.
         threads: See :func:`analyze`.
@@ -182,7 +245,9 @@ def quantize(
     generic: bool = False,
     effort: Effort = "normal",
     objective: Objective = "output",
-    sensitivity: PathLike = "weights",
+    sensitivity: PathLike = "auto",
+    probe_tokens: int = PROBE_TOKENS,
+    probe_mode: ProbeMode = "random",
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
@@ -213,6 +278,8 @@ def quantize(
         effort: See :func:`analyze`.
         objective: See :func:`analyze`.
         sensitivity: See :func:`analyze`.
+        probe_tokens: See :func:`analyze`.
+        probe_mode: See :func:`analyze`.
         prior: See :func:`analyze`.
         sample_bands: See :func:`analyze`.
         threads: See :func:`analyze`.
@@ -346,11 +413,11 @@ def _call(verb: str, request: dict[str, Any], progress: Callback | None) -> dict
 
 def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
     """Make the request for an analysis from a function's arguments."""
-    sensitivity = options["sensitivity"]
     return {
         "model": str(options["model"]),
         **{name: options[name] for name in ("format", "generic", "effort", "objective", "prior", "sample_bands")},
-        "sensitivity": None if str(sensitivity) == "weights" else str(sensitivity),
+        "sensitivity": str(options["sensitivity"]),
+        "probe": {"tokens": options["probe_tokens"], "mode": options["probe_mode"]},
         "resources": {name: options[name] for name in ("threads", "chunk_bytes", "simd")},
     }
 

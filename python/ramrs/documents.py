@@ -30,6 +30,8 @@ __all__ = [
     "Plan",
     "PlannedTensor",
     "Policy",
+    "ProbeReport",
+    "Probed",
     "Problem",
     "Progress",
     "QuantizeReport",
@@ -44,6 +46,7 @@ __all__ = [
     "Totals",
     "Uniform",
     "VerifyReport",
+    "Written",
 ]
 
 Scheme = str
@@ -137,6 +140,16 @@ class SourceId(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Probed(_Document):
+    """How a model was probed."""
+
+    version: int
+    tokens: int
+    mode: Literal["random", "self"]
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settings(_Document):
     """What decides the curves, beside the checkpoint."""
 
@@ -146,6 +159,7 @@ class Settings(_Document):
     objective: Literal["output", "mse", "mint"]
     sensitivity: str
     sensitivity_sha256: str
+    probe: Probed | None
     prior: Literal["roles", "none"]
     prior_version: int
 
@@ -428,11 +442,39 @@ class VerifyReport(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Written(_Document):
+    """A file that was written."""
+
+    path: str
+    format: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport(_Document):
+    """What ``probe`` found."""
+
+    model_type: str
+    probe: Probed
+    tokens: int
+    """Tokens that went through the model: more than were asked for, where experts needed more."""
+    matrices: int
+    """Matrices that were measured."""
+    multiply_adds: int
+    """Multiplications with additions that it took."""
+    loads: dict[str, list[int]]
+    """Tokens of each expert, by layer."""
+    written: Written | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A moment of a job, as a ``progress=`` callback gets it."""
 
     stage: str
-    """``open``, ``measure``, ``curves``, ``plan``, ``encode`` or ``verify``."""
+    """``open``, ``probe``, ``gradients``, ``measure``, ``curves``, ``plan``, ``encode`` or ``verify``."""
     done_bytes: int
     """Bytes of this stage that are done."""
     total_bytes: int

@@ -1,30 +1,18 @@
 //! `analyze`: one pass over all weights, one over sampled rows, and the curves of every matrix.
 
-use std::path::Path;
-use std::sync::Arc;
-
+use super::sensitivity::{Sensitivity, measure};
 use super::source::Source;
 use super::{AnalysisRequest, Engine};
 use crate::checkpoint::stream::Pass;
-use crate::checkpoint::{Matrix, Tensor};
-use crate::digest::Digest;
+use crate::document::Tool;
 use crate::document::analysis::{self, Analysis};
-use crate::document::{Settings, Tool};
 use crate::error::Result;
 use crate::math::decibels;
 use crate::progress::{Progress, Stage};
 use crate::quant::Encoder;
 use crate::rd::{self, Objective};
 use crate::scheme::Scheme;
-use crate::sensitivity::file::SensitivityFile;
-use crate::sensitivity::{Gain, Measured, Origin, Vectors, prior, weights};
-use crate::stats::{self, Ask};
-
-/// The sensitivity of all candidates of a source, in their order.
-pub(super) struct Sensitivity {
-    pub measured: Vec<Measured>,
-    pub settings: Settings,
-}
+use crate::sensitivity::Measured;
 
 /// Analyzes the checkpoint of `request`.
 ///
@@ -36,65 +24,6 @@ pub fn analyze(request: &AnalysisRequest, progress: &Progress) -> Result<Analysi
     let pass = engine.pass(&source.checkpoint, progress);
     let sensitivity = measure(pass, &source, request)?;
     curves(pass, &source, request, &sensitivity)
-}
-
-/// Measures the candidates of `source`, and gives each its sensitivity.
-pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest) -> Result<Sensitivity> {
-    let matrices: Vec<(&Tensor, Matrix)> = source.candidates().map(|(tensor, matrix, _)| (tensor, matrix)).collect();
-    pass.progress.begin(Stage::Measure, matrices.iter().map(|(tensor, _)| tensor.bytes).sum());
-    let (label, measured) = match (request.objective, &request.sensitivity) {
-        (Objective::Mse | Objective::Mint, _) => ("none", unweighted(pass, &matrices)?),
-        (Objective::Output, None) => ("weights", weights::derive(pass, &matrices, request.prior)?),
-        (Objective::Output, Some(path)) => ("file", from_file(pass, &matrices, path, request)?),
-    };
-    let settings = Settings {
-        format: source.format.name().to_owned(),
-        generic: source.generic,
-        effort: request.effort,
-        objective: request.objective,
-        sensitivity: label.to_owned(),
-        sensitivity_sha256: digest(&matrices, &measured),
-        prior: request.prior,
-        prior_version: prior::VERSION,
-    };
-    Ok(Sensitivity { measured, settings })
-}
-
-fn from_file(
-    pass: Pass<'_>,
-    matrices: &[(&Tensor, Matrix)],
-    path: &Path,
-    request: &AnalysisRequest,
-) -> Result<Vec<Measured>> {
-    SensitivityFile::open(path)?.measure(pass, matrices, request.prior)
-}
-
-/// All weights alike: `½ · 2 · 1 · Δw²` is the squared error.
-fn unweighted(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) -> Result<Vec<Measured>> {
-    let ones: Vec<Arc<[f32]>> = matrices.iter().map(|(_, matrix)| vec![1.0; matrix.cols as usize].into()).collect();
-    let asks: Vec<_> = matrices.iter().zip(&ones).map(|(&(tensor, matrix), k)| Ask { tensor, matrix, k }).collect();
-    let energies = stats::energies(pass, &asks)?;
-    let measured = |(k, energy): (Arc<[f32]>, stats::Energy)| Measured {
-        vectors: Vectors { k, r: Gain::Same(2.0) },
-        signal: energy.plain,
-        energy: energy.plain,
-        origin: Origin::Unweighted,
-    };
-    Ok(ones.into_iter().zip(energies).map(measured).collect())
-}
-
-/// Digest of all vectors.
-fn digest(matrices: &[(&Tensor, Matrix)], measured: &[Measured]) -> String {
-    let mut digest = Digest::default();
-    for ((tensor, _), measured) in matrices.iter().zip(measured) {
-        digest.text(&tensor.name);
-        digest.update(bytemuck::cast_slice(&measured.vectors.k));
-        match &measured.vectors.r {
-            Gain::Same(gain) => digest.update(&gain.to_le_bytes()),
-            Gain::Each(gains) => digest.update(bytemuck::cast_slice(gains)),
-        }
-    }
-    digest.finish()
 }
 
 /// Encodes sampled rows of every candidate in every scheme.

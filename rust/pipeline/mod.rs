@@ -8,7 +8,9 @@ mod card;
 mod encode;
 mod inspect;
 mod plan;
+mod probe;
 mod quantize;
+mod sensitivity;
 mod source;
 mod verify;
 
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use analyze::analyze;
 pub use inspect::{Inspection, inspect};
 pub use plan::{PlanRequest, plan};
+pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{QuantizeReport, QuantizeRequest, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
 
@@ -27,6 +30,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, Pass};
 use crate::error::{Error, Result};
 use crate::kernel::Level;
+use crate::probe::Options;
 use crate::progress::Progress;
 use crate::quant::Effort;
 use crate::rd::{Objective, SAMPLE_BANDS};
@@ -65,8 +69,10 @@ pub struct AnalysisRequest {
     pub effort: Effort,
     /// What is minimised.
     pub objective: Objective,
-    /// A sensitivity file; none for the source `weights`.
-    pub sensitivity: Option<PathBuf>,
+    /// Where the sensitivity is from: `auto`, `probe`, `weights`, or a file.
+    pub sensitivity: PathBuf,
+    /// How the model is probed, if it is.
+    pub probe: Options,
     /// The role prior, where the source has no gains of its own.
     pub prior: Prior,
     /// Bands of each matrix that are encoded for its curve; 0 for all.
@@ -83,7 +89,8 @@ impl Default for AnalysisRequest {
             generic: false,
             effort: Effort::default(),
             objective: Objective::default(),
-            sensitivity: None,
+            sensitivity: sensitivity::AUTO.into(),
+            probe: Options::default(),
             prior: Prior::default(),
             sample_bands: SAMPLE_BANDS,
             resources: Resources::default(),

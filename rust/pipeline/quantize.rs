@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::analyze::{Sensitivity, curves, hundredths, measure};
+use super::analyze::{curves, hundredths};
 use super::encode::{self, Outcome, Target, Task};
 use super::plan::{PlanRequest, from_analysis, modules};
+use super::sensitivity::{AUTO, Sensitivity, asked_again, measure};
 use super::source::Source;
 use super::{Engine, card};
 use crate::checkpoint::directory::INDEX;
@@ -97,6 +98,20 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         analysis_request.objective = plan.settings.objective;
         analysis_request.prior = plan.settings.prior;
     }
+    let saved_analysis = match (&asked, &request.plan.analysis) {
+        (Asked::Planned(_), Some(path)) => Some((Analysis::read(path)?, path.as_path())),
+        _ => None,
+    };
+    let saved = match (&asked, &saved_analysis) {
+        (Asked::Saved(plan, path), _) => Some((&plan.settings, *path)),
+        (Asked::Planned(_), Some((analysis, path))) => Some((&analysis.settings, *path)),
+        (Asked::Planned(_), None) => None,
+    };
+    if let Some((settings, path)) = saved.filter(|_| analysis_request.sensitivity == Path::new(AUTO)) {
+        let reason = || "it was made with a sensitivity file: give that with --sensitivity".to_owned();
+        let again = asked_again(settings).ok_or_else(|| Error::Stale { file: path.to_owned(), reason: reason() })?;
+        (analysis_request.sensitivity, analysis_request.probe) = again;
+    }
     let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
     if !request.dry_run {
         check_output(&analysis_request.model, &source, request)?;
@@ -111,8 +126,8 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
             recount(*plan, path, &source, request.plan.shard_bytes)?
         }
         Asked::Planned(target) => {
-            let analysis = match &request.plan.analysis {
-                Some(path) => saved_analysis(path, &source, &sensitivity)?,
+            let analysis = match saved_analysis {
+                Some((analysis, path)) => fitting(analysis, path, &source, &sensitivity)?,
                 None => curves(pass, &source, &analysis_request, &sensitivity)?,
             };
             progress.begin(Stage::Plan, 0);
@@ -160,8 +175,7 @@ fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Res
 }
 
 /// A saved analysis, if it is of this source and sensitivity.
-fn saved_analysis(path: &Path, source: &Source, sensitivity: &Sensitivity) -> Result<Analysis> {
-    let analysis = Analysis::read(path)?;
+fn fitting(analysis: Analysis, path: &Path, source: &Source, sensitivity: &Sensitivity) -> Result<Analysis> {
     let stale = |reason: &str| Err(Error::Stale { file: path.to_owned(), reason: reason.to_owned() });
     if analysis.source != source.id() {
         return stale("it is an analysis of another checkpoint");

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
-use crate::pipeline::{self, AnalysisRequest, PlanRequest, QuantizeRequest, VerifyRequest};
+use crate::pipeline::{self, AnalysisRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest};
 use crate::progress::Progress;
 
 /// How often the calling thread looks up.
@@ -59,6 +59,7 @@ fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<&Bound<'_, P
             pipeline::inspect(&request.model, &request.format, request.generic)
         }),
         "analyze" => run(py, request, progress, |request: &AnalysisRequest, watch| pipeline::analyze(request, watch)),
+        "probe" => run(py, request, progress, |request: &ProbeRequest, watch| pipeline::probe(request, watch)),
         "plan" => run(py, request, progress, |request: &PlanRequest, watch| pipeline::plan(request, watch)),
         "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),

@@ -59,6 +59,20 @@ class Objective(StrEnum):
     mint = "mint"
 
 
+class ProbeMode(StrEnum):
+    """Where the probe's tokens come from."""
+
+    random = "random"
+    self = "self"
+
+
+class ProbeFormat(StrEnum):
+    """What the probe writes."""
+
+    ramrs = "ramrs"
+    imatrix = "imatrix"
+
+
 class Prior(StrEnum):
     """Whether gains follow roles."""
 
@@ -96,7 +110,18 @@ EffortOption = Annotated[
 ObjectiveOption = Annotated[
     Objective, typer.Option("--objective", help="What is minimised; mse and mint are there to compare with.")
 ]
-Sensitivity = Annotated[str, typer.Option("--sensitivity", help="'weights', or a sensitivity file.")]
+Sensitivity = Annotated[
+    str,
+    typer.Option(
+        "--sensitivity",
+        help="probe: run the model on tokens of its own vocabulary. weights: do not run it. auto: probe what can be. Or a "
+        "sensitivity file.",
+    ),
+]
+ProbeTokens = Annotated[int, typer.Option("--probe-tokens", min=1, help="Tokens that the probe takes.")]
+ProbeModeOption = Annotated[
+    ProbeMode, typer.Option("--probe-mode", help="random tokens, or windows that the model itself writes on.")
+]
 PriorOption = Annotated[Prior, typer.Option("--prior", help="Whether gains follow the matrices' roles.")]
 SampleBands = Annotated[
     int, typer.Option("--sample-bands", min=0, help="Bands of 8 rows of each matrix measured for its curve; 0: all.")
@@ -186,7 +211,9 @@ def analyze(
     generic: Generic = False,
     effort: EffortOption = Effort.normal,
     objective: ObjectiveOption = Objective.output,
-    sensitivity: Sensitivity = "weights",
+    sensitivity: Sensitivity = "auto",
+    probe_tokens: ProbeTokens = api.PROBE_TOKENS,
+    probe_mode: ProbeModeOption = ProbeMode.random,
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
@@ -206,6 +233,8 @@ def analyze(
             effort=effort.value,
             objective=objective.value,
             sensitivity=sensitivity,
+            probe_tokens=probe_tokens,
+            probe_mode=probe_mode.value,
             prior=prior.value,
             sample_bands=sample_bands,
             threads=threads,
@@ -216,6 +245,47 @@ def analyze(
     if out is not None:
         found.write(out)
     _show(found, json, lambda: output.analysis(found, None if out is None else str(out)))
+
+
+@app.command()
+def probe(
+    model: Model,
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="File to write it to.", show_default=False)] = None,
+    format: Annotated[  # noqa: A002
+        ProbeFormat,
+        typer.Option("--format", help="ramrs: for --sensitivity. imatrix: for llama-quantize --imatrix."),
+    ] = ProbeFormat.ramrs,
+    tokens: Annotated[
+        int, typer.Option("--probe-tokens", "--tokens", min=1, help="Tokens that it takes, in windows of 64.")
+    ] = api.PROBE_TOKENS,
+    mode: Annotated[
+        ProbeMode, typer.Option("--probe-mode", "--mode", help="random tokens, or windows that the model writes on.")
+    ] = ProbeMode.random,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="File for tokens, logits and gradients there.", show_default=False, hidden=True),
+    ] = None,
+    threads: Threads = None,
+    simd: Simd = True,
+    json: Json = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Run a model on tokens of its own vocabulary: where is it sensitive? No text is needed."""
+    output.set_quiet(quiet)
+    with ProgressBar(wanted=not (quiet or no_progress)) as bar:
+        found = api.probe(
+            model,
+            out,
+            format=format.value,
+            tokens=tokens,
+            mode=mode.value,
+            trace=trace,
+            threads=threads,
+            simd=simd,
+            progress=bar,
+        )
+    _show(found, json, lambda: output.probed(found))
 
 
 @app.command()
@@ -238,7 +308,9 @@ def plan(
     generic: Generic = False,
     effort: EffortOption = Effort.normal,
     objective: ObjectiveOption = Objective.output,
-    sensitivity: Sensitivity = "weights",
+    sensitivity: Sensitivity = "auto",
+    probe_tokens: ProbeTokens = api.PROBE_TOKENS,
+    probe_mode: ProbeModeOption = ProbeMode.random,
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
@@ -267,6 +339,8 @@ def plan(
             effort=effort.value,
             objective=objective.value,
             sensitivity=sensitivity,
+            probe_tokens=probe_tokens,
+            probe_mode=probe_mode.value,
             prior=prior.value,
             sample_bands=sample_bands,
             threads=threads,
@@ -309,7 +383,9 @@ def quantize(
     generic: Generic = False,
     effort: EffortOption = Effort.normal,
     objective: ObjectiveOption = Objective.output,
-    sensitivity: Sensitivity = "weights",
+    sensitivity: Sensitivity = "auto",
+    probe_tokens: ProbeTokens = api.PROBE_TOKENS,
+    probe_mode: ProbeModeOption = ProbeMode.random,
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
@@ -343,6 +419,8 @@ def quantize(
             effort=effort.value,
             objective=objective.value,
             sensitivity=sensitivity,
+            probe_tokens=probe_tokens,
+            probe_mode=probe_mode.value,
             prior=prior.value,
             sample_bands=sample_bands,
             threads=threads,

@@ -14,7 +14,7 @@ from rich.console import Console
 from ramrs.errors import BudgetError, InternalError, RamrsError, VerifyError
 
 if TYPE_CHECKING:
-    from ramrs.documents import Analysis, Inspection, Plan, QuantizeReport, VerifyReport
+    from ramrs.documents import Analysis, Inspection, Plan, ProbeReport, QuantizeReport, VerifyReport
     from ramrs.evaluation import Evaluation
 
 OUT = Console(highlight=False, soft_wrap=True)
@@ -265,6 +265,25 @@ def _trade_off(made: Plan) -> None:
     for point in shown:
         table.add_row(f"{point.effective_bpw:.3f}", size(point.tensor_bytes), f"{point.loss:.4g}")
     table.print()
+
+
+def probed(found: ProbeReport) -> None:
+    """Print what a probe took."""
+    asked = f", {found.probe.tokens:,} were asked for" if found.tokens > found.probe.tokens + 63 else ""
+    tokens = "written by the model itself" if found.probe.mode == "self" else "of its own vocabulary"
+    rows = [
+        ("model", found.model_type),
+        ("tokens", f"{found.tokens:,} {tokens}{asked}"),
+        ("matrices", f"{found.matrices:,} measured"),
+        ("work", f"{found.multiply_adds / 1e9:,.1f} billion multiplications and additions"),
+    ]
+    if found.loads:
+        loads = [load for layer in found.loads.values() for load in layer]
+        rows.append(("experts", f"{min(loads):,} to {max(loads):,} tokens each"))
+    if found.written is not None:
+        rows.append(("written", f"{found.written.path}, {size(found.written.bytes)}, SHA-256 {found.written.sha256}"))
+    _facts(rows)
+    warn(found.warnings)
 
 
 def quantized(report: QuantizeReport) -> None:

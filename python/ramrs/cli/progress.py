@@ -14,6 +14,8 @@ from ramrs.documents import Progress
 
 _LABELS = {
     "open": "opening",
+    "probe": "probing",
+    "gradients": "and back",
     "measure": "measuring",
     "curves": "curves",
     "plan": "planning",

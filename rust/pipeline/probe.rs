@@ -1,0 +1,155 @@
+//! `probe`: a model run on tokens of its own vocabulary, and what that says, as a file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::sensitivity::{check, probed_table, runnable};
+use super::{Engine, Resources};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::header::compose;
+use crate::digest::Digest;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::probe::tokens::WINDOW;
+use crate::probe::{Options, Probe};
+use crate::progress::Progress;
+use crate::sensitivity::file::{self, Probed};
+use crate::sensitivity::imatrix;
+use crate::writer::partial::replace;
+
+/// What is probed, and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProbeRequest {
+    /// The checkpoint.
+    pub model: PathBuf,
+    /// Where to write what was found.
+    pub output: Option<PathBuf>,
+    /// As what: `ramrs`, a sensitivity file, or `imatrix`, an importance matrix for llama.cpp.
+    pub format: String,
+    /// How it is probed.
+    pub probe: Options,
+    /// Where to write what is seen on the way, to hold it against another runtime: a safetensors file of the `tokens`
+    /// `[windows, 64]`, the `logits` `[tokens, vocabulary]` and the `gradients` there, `[tokens, draws, vocabulary]`.
+    pub trace: Option<PathBuf>,
+    /// What the job may use.
+    pub resources: Resources,
+}
+
+impl Default for ProbeRequest {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            output: None,
+            format: RAMRS.to_owned(),
+            probe: Options::default(),
+            trace: None,
+            resources: Resources::default(),
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProbeReport {
+    /// `model_type` of the configuration.
+    pub model_type: String,
+    /// How it was probed.
+    pub probe: Probed,
+    /// Tokens that went through: more than were asked for, where experts needed more.
+    pub tokens: u64,
+    /// Matrices that were measured.
+    pub matrices: u64,
+    /// Multiplications with additions.
+    pub multiply_adds: u64,
+    /// Tokens of each expert, by layer.
+    pub loads: BTreeMap<usize, Vec<u64>>,
+    /// The file that was written, if one was asked for.
+    pub written: Option<Written>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A file that was written.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Written {
+    /// Where.
+    pub path: String,
+    /// As what.
+    pub format: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Of its content.
+    pub sha256: String,
+}
+
+const RAMRS: &str = "ramrs";
+const IMATRIX: &str = "imatrix";
+
+/// Probes the model of `request`.
+///
+/// # Errors
+/// [`Error::Unrunnable`] for a model that the probe cannot run, and those of reading and writing.
+pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport> {
+    if ![RAMRS, IMATRIX].contains(&request.format.as_str()) {
+        return Err(Error::option("--format", &request.format, "is neither `ramrs` nor `imatrix`"));
+    }
+    check(request.probe)?;
+    let checkpoint = Checkpoint::open(&request.model)?;
+    let decoder = runnable(&checkpoint)?;
+    let engine = Engine::new(&request.resources)?;
+    let options = Options { seeing: request.trace.is_some(), ..request.probe };
+    let (table, found) = probed_table(engine.pass(&checkpoint, progress), &decoder, options)?;
+    let probed = Probed::by(options);
+    if let Some(path) = &request.trace {
+        replace(path, &trace(&found, probed.draws))?;
+    }
+    let written = match &request.output {
+        None => None,
+        Some(path) => {
+            let content =
+                if request.format == IMATRIX { imatrix::bytes(&decoder, &found) } else { file::bytes(&table, probed)? };
+            progress.check()?;
+            replace(path, &content)?;
+            Some(Written {
+                path: path.display().to_string(),
+                format: request.format.clone(),
+                bytes: content.len() as u64,
+                sha256: Digest::of(&content),
+            })
+        }
+    };
+    Ok(ProbeReport {
+        model_type: checkpoint.model_type().unwrap_or("unknown").to_owned(),
+        probe: probed,
+        tokens: found.tokens.len() as u64,
+        matrices: found.moments.len() as u64,
+        multiply_adds: found.multiply_adds,
+        loads: found.loads,
+        written,
+        warnings: progress.warnings(),
+    })
+}
+
+/// What was seen on the way, as a file.
+fn trace(found: &Probe, draws: usize) -> Vec<u8> {
+    let Some(seen) = &found.seen else { return Vec::new() };
+    let (tokens, window) = (found.tokens.len() as u64, WINDOW as u64);
+    let vocabulary = seen.logits.len() as u64 / tokens.max(1);
+    let shapes = [vec![tokens / window, window], vec![tokens, vocabulary], vec![tokens, draws as u64, vocabulary]];
+    let data: [&[u8]; 3] = [
+        bytemuck::cast_slice(&found.tokens),
+        bytemuck::cast_slice(&seen.logits),
+        bytemuck::cast_slice(&seen.gradients),
+    ];
+    let names = ["tokens", "logits", "gradients"].into_iter().zip([Dtype::U32, Dtype::F32, Dtype::F32]);
+    let listed = names.zip(&shapes).zip(&data);
+    let mut bytes = compose(
+        &[("format", "ramrs-probe-trace")],
+        listed.map(|(((name, dtype), shape), data)| (name, dtype, shape.as_slice(), data.len() as u64)),
+    );
+    bytes.extend(data.concat());
+    bytes
+}

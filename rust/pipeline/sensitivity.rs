@@ -1,0 +1,169 @@
+//! Where the sensitivity of a source's candidates comes from, and measuring them under it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::AnalysisRequest;
+use super::source::Source;
+use crate::checkpoint::stream::Pass;
+use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::decoder::{Decoder, decoder};
+use crate::digest::Digest;
+use crate::document::Settings;
+use crate::error::{Error, Result};
+use crate::probe::{self, Options, Probe};
+use crate::progress::Stage;
+use crate::rd::Objective;
+use crate::sensitivity::file::{Probed, SensitivityFile};
+use crate::sensitivity::given::{self, Table};
+use crate::sensitivity::{Gain, Measured, Origin, Vectors, prior, probed, weights};
+use crate::stats::{self, Ask};
+
+/// The probe where it can run the model, else the weights alone.
+pub(super) const AUTO: &str = "auto";
+/// The probe.
+const PROBE: &str = "probe";
+/// The weights alone, without running the model.
+const WEIGHTS: &str = "weights";
+/// What settings say of a file that the probe did not make.
+const FILE: &str = "file";
+
+/// The sensitivity of all candidates of a source, in their order.
+pub(super) struct Sensitivity {
+    pub measured: Vec<Measured>,
+    pub settings: Settings,
+}
+
+/// Measures the candidates of `source`, and gives each its sensitivity.
+pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest) -> Result<Sensitivity> {
+    let matrices: Vec<(&Tensor, Matrix)> = source.candidates().map(|(tensor, matrix, _)| (tensor, matrix)).collect();
+    check(request.probe)?;
+    let (label, measured, probed) = match (request.objective, request.sensitivity.to_str()) {
+        (Objective::Mse | Objective::Mint, _) => ("none", unweighted(pass, &matrices)?, None),
+        (Objective::Output, Some(WEIGHTS)) => (WEIGHTS, from_weights(pass, &matrices, request)?, None),
+        (Objective::Output, Some(PROBE)) => from_probe(pass, source, &matrices, request)?,
+        (Objective::Output, Some(AUTO)) => match runnable(&source.checkpoint) {
+            Ok(_) => from_probe(pass, source, &matrices, request)?,
+            Err(fault) => {
+                pass.progress.warn(format!("{fault}: its sensitivity is from the weights alone, and the result worse"));
+                (WEIGHTS, from_weights(pass, &matrices, request)?, None)
+            }
+        },
+        (Objective::Output, _) => from_file(pass, &matrices, request)?,
+    };
+    let settings = Settings {
+        format: source.format.name().to_owned(),
+        generic: source.generic,
+        effort: request.effort,
+        objective: request.objective,
+        sensitivity: label.to_owned(),
+        sensitivity_sha256: digest(&matrices, &measured),
+        probe: probed,
+        prior: request.prior,
+        prior_version: prior::VERSION,
+    };
+    Ok(Sensitivity { measured, settings })
+}
+
+/// What a saved document says of its sensitivity, as a request asks for it; `None` for a file of the user's.
+pub(super) fn asked_again(settings: &Settings) -> Option<(PathBuf, Options)> {
+    let options = settings.probe.map_or_else(Options::default, Probed::options);
+    (settings.sensitivity != FILE).then(|| {
+        let asked = if settings.sensitivity == "none" { AUTO } else { &settings.sensitivity };
+        (asked.into(), options)
+    })
+}
+
+/// Options of the probe that make no sense are refused before any work.
+pub(super) fn check(options: Options) -> Result<()> {
+    /// More tokens would not be better, and take more memory than a model.
+    const MOST_TOKENS: usize = 1 << 16;
+    if !(1..=MOST_TOKENS).contains(&options.tokens) {
+        return Err(Error::option("--probe-tokens", options.tokens, format!("not between 1 and {MOST_TOKENS}")));
+    }
+    Ok(())
+}
+
+/// The decoder in `checkpoint`, if the probe can run it.
+///
+/// # Errors
+/// [`Error::Unrunnable`].
+pub(super) fn runnable(checkpoint: &Checkpoint) -> Result<Decoder<'_>> {
+    let model_type = checkpoint.model_type().unwrap_or("unknown").to_owned();
+    decoder(checkpoint)
+        .and_then(|decoder| decoder.complete(checkpoint).map(|()| decoder))
+        .map_err(|reason| Error::Unrunnable { model_type, reason })
+}
+
+/// Runs the model of `decoder`; its vectors, and all that was found.
+pub(super) fn probed_table(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<(Table, Probe)> {
+    let probe = probe::probe(pass, decoder, options)?;
+    let (table, warnings) = probed::table(decoder, &probe);
+    for warning in warnings {
+        pass.progress.warn(warning);
+    }
+    Ok((table, probe))
+}
+
+type Labelled = (&'static str, Vec<Measured>, Option<Probed>);
+
+fn from_probe(
+    pass: Pass<'_>,
+    source: &Source,
+    matrices: &[(&Tensor, Matrix)],
+    request: &AnalysisRequest,
+) -> Result<Labelled> {
+    let decoder = runnable(&source.checkpoint)?;
+    let (table, _) = probed_table(pass, &decoder, request.probe)?;
+    begin(pass, matrices);
+    let measured = given::measure(pass, matrices, request.prior, Origin::Probe, |tensor, _| {
+        Ok(table.get(&tensor.name).map(|found| (found.k.clone(), Some(found.r.clone()))))
+    })?;
+    Ok((PROBE, measured, Some(Probed::by(request.probe))))
+}
+
+fn from_weights(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], request: &AnalysisRequest) -> Result<Vec<Measured>> {
+    begin(pass, matrices);
+    weights::derive(pass, matrices, request.prior)
+}
+
+/// A file that the probe made says the same as the probe.
+fn from_file(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], request: &AnalysisRequest) -> Result<Labelled> {
+    let file = SensitivityFile::open(Path::new(&request.sensitivity))?;
+    begin(pass, matrices);
+    let label = if file.probed().is_some() { PROBE } else { FILE };
+    Ok((label, file.measure(pass, matrices, request.prior)?, file.probed()))
+}
+
+fn begin(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) {
+    pass.progress.begin(Stage::Measure, matrices.iter().map(|(tensor, _)| tensor.bytes).sum());
+}
+
+/// All weights alike: `½ · 2 · 1 · Δw²` is the squared error.
+fn unweighted(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) -> Result<Vec<Measured>> {
+    begin(pass, matrices);
+    let ones: Vec<Arc<[f32]>> = matrices.iter().map(|(_, matrix)| vec![1.0; matrix.cols as usize].into()).collect();
+    let asks: Vec<_> = matrices.iter().zip(&ones).map(|(&(tensor, matrix), k)| Ask { tensor, matrix, k }).collect();
+    let energies = stats::energies(pass, &asks)?;
+    let measured = |(k, energy): (Arc<[f32]>, stats::Energy)| Measured {
+        vectors: Vectors { k, r: Gain::Same(2.0) },
+        signal: energy.plain,
+        energy: energy.plain,
+        origin: Origin::Unweighted,
+    };
+    Ok(ones.into_iter().zip(energies).map(measured).collect())
+}
+
+/// Digest of all vectors.
+fn digest(matrices: &[(&Tensor, Matrix)], measured: &[Measured]) -> String {
+    let mut digest = Digest::default();
+    for ((tensor, _), measured) in matrices.iter().zip(measured) {
+        digest.text(&tensor.name);
+        digest.update(bytemuck::cast_slice(&measured.vectors.k));
+        match &measured.vectors.r {
+            Gain::Same(gain) => digest.update(&gain.to_le_bytes()),
+            Gain::Each(gains) => digest.update(bytemuck::cast_slice(gains)),
+        }
+    }
+    digest.finish()
+}
