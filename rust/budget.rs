@@ -49,7 +49,12 @@ impl Budget {
     pub fn limit(&self, parameters: u64, file_bytes: u64) -> Limit {
         // Whole bytes, rounded down; beyond 2^64 there is no limit that matters.
         match self.amount {
-            Amount::BitsPerWeight(bits) => Limit::TensorBytes((bits * parameters as f64 / 8.0) as u64),
+            Amount::BitsPerWeight(bits) => {
+                let bytes = (bits * parameters as f64 / 8.0) as u64;
+                // The bits that a plan says it has are those of one byte more than they come to, where a product rounds.
+                let is_one_more = 8.0 * bytes.saturating_add(1) as f64 / parameters.max(1) as f64 <= bits;
+                Limit::TensorBytes(bytes.saturating_add(u64::from(is_one_more)))
+            }
             Amount::FileBytes(bytes) => Limit::FileBytes(bytes as u64),
             Amount::PercentOfFiles(percent) => Limit::FileBytes((percent / 100.0 * file_bytes as f64) as u64),
         }
@@ -142,6 +147,17 @@ mod tests {
         assert_eq!(limit("200KB"), Limit::FileBytes(200_000));
         assert_eq!(limit("17B"), Limit::FileBytes(17));
         assert_eq!(limit("30%"), Limit::FileBytes(1_500));
+    }
+
+    #[test]
+    fn the_bits_per_weight_that_so_many_bytes_are_can_be_asked_for() {
+        for (parameters, step) in [(279_232, 1), (134_515_008, 9_973), (7_000_000_007, 9_999_991)] {
+            for bytes in (1..2_000).map(|at| at * step) {
+                let bits = 8.0 * bytes as f64 / parameters as f64;
+                let budget: Budget = format!("{bits}").parse().unwrap();
+                assert_eq!(budget.limit(parameters, 0), Limit::TensorBytes(bytes), "{bits}");
+            }
+        }
     }
 
     #[test]
