@@ -17,7 +17,7 @@ use crate::probe::{Options, Probe};
 use crate::progress::Progress;
 use crate::sensitivity::file::{self, Probed};
 use crate::sensitivity::imatrix;
-use crate::writer::partial::replace;
+use crate::writer::partial::{check_place, replace};
 
 /// What is probed, and what becomes of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,10 +97,13 @@ pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport>
         return Err(Error::option("--format", &request.format, "is neither `ramrs` nor `imatrix`"));
     }
     check(request.probe)?;
+    for path in request.output.iter().chain(&request.trace) {
+        check_place(path)?;
+    }
     let checkpoint = Checkpoint::open(&request.model)?;
     let decoder = runnable(&checkpoint)?;
     let engine = Engine::new(&request.resources)?;
-    let options = Options { seeing: request.trace.is_some(), ..request.probe };
+    let options = Options { seeing: request.trace.is_some(), ..request.probe.of(&decoder) };
     let (table, found) = probed_table(engine.pass(&checkpoint, progress), &decoder, options)?;
     let probed = Probed::by(options);
     if let Some(path) = &request.trace {

@@ -171,7 +171,7 @@ fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Res
     if output.symlink_metadata().is_ok() && !output.join(FILE_NAME).is_file() && !is_empty() {
         return Err(Error::Foreign { path: output.to_owned() });
     }
-    Ok(())
+    Partial::check_free(output)
 }
 
 /// A saved analysis, if it is of this source and sensitivity.

@@ -29,14 +29,11 @@ impl Partial {
         if out.symlink_metadata().is_ok() && !overwrite {
             return Err(Error::OutputExists { path: out.to_owned() });
         }
-        let name = out.file_name().ok_or_else(|| Error::option("--output", out.display(), "not a directory's name"))?;
-        let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (parent, dir) = places(out)?;
         fs::create_dir_all(parent).map_err(Error::io("creating", parent))?;
-        let mut partial_name = name.to_owned();
-        partial_name.push(".partial");
-        let dir = parent.join(partial_name);
         if dir.symlink_metadata().is_ok() {
-            remove_abandoned(&dir)?;
+            check_abandoned(&dir)?;
+            remove(&dir)?;
         }
         let available = available_bytes(parent)?;
         if available < needed_bytes {
@@ -48,6 +45,15 @@ impl Partial {
         lock.try_lock().map_err(|fault| Error::io("locking", &partial.dir)(fault.into()))?;
         partial.lock = Some(lock);
         Ok(partial)
+    }
+
+    /// Whether another run is writing `out`: to be known before any work, and not after it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn check_free(out: &Path) -> Result<()> {
+        let (_, dir) = places(out)?;
+        if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
     }
 
     /// Where it is now.
@@ -127,10 +133,7 @@ impl Drop for Partial {
 /// # Errors
 /// [`Error::Io`].
 pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let name = path.file_name().ok_or_else(|| Error::option("--output", path.display(), "not a file's name"))?;
-    let mut partial_name = name.to_owned();
-    partial_name.push(".partial");
-    let partial = path.with_file_name(partial_name);
+    let (_, partial) = places(path)?;
     let written = fs::write(&partial, content)
         .and_then(|()| File::open(&partial)?.sync_all())
         .and_then(|()| fs::rename(&partial, path));
@@ -141,6 +144,18 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     })
 }
 
+/// Whether a file can be at `path`: to be known before any work, and not after it.
+///
+/// # Errors
+/// [`Error::Option`] for a directory, [`Error::Io`] for a place in one that is not there.
+pub fn check_place(path: &Path) -> Result<()> {
+    let (parent, _) = places(path)?;
+    if path.is_dir() {
+        return Err(Error::option("--output", path.display(), "is a directory, and should be a file"));
+    }
+    fs::metadata(parent).map(drop).map_err(Error::io("writing", path))
+}
+
 /// Writes `content` into `file` from `offset`; `path` is for errors.
 ///
 /// # Errors
@@ -149,11 +164,19 @@ pub fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) -> Result
     file.write_all_at(content, offset).map_err(Error::io("writing", path))
 }
 
-/// Removes a partial output that nobody is writing any more.
-fn remove_abandoned(dir: &Path) -> Result<()> {
+/// The directory that `out` goes into, and where it is while it is incomplete.
+fn places(out: &Path) -> Result<(&Path, PathBuf)> {
+    let name = out.file_name().ok_or_else(|| Error::option("--output", out.display(), "is not a name"))?;
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut partial_name = name.to_owned();
+    partial_name.push(".partial");
+    Ok((parent, parent.join(partial_name)))
+}
+
+/// Whether a partial output is one of ours that nobody is writing any more.
+fn check_abandoned(dir: &Path) -> Result<()> {
     let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Busy { path: dir.to_owned() })?;
-    lock.try_lock().map_err(|_| Error::Busy { path: dir.to_owned() })?;
-    remove(dir)
+    lock.try_lock().map_err(|_| Error::Busy { path: dir.to_owned() })
 }
 
 fn remove(path: &Path) -> Result<()> {
