@@ -1,0 +1,131 @@
+//! The probe, as a share of what this machine's multiply-adds allow.
+//!
+//!     cargo bench --bench probe -- MODEL [--threads N] [--mode random|self] [--tokens N]
+//!
+//! Prints the rate of fused multiply-adds in registers of one core, measured before and after in the same run; and of each
+//! probe the multiplications with additions, the processor time, the rate per core second and its share. Then what larger
+//! models would take at that rate: extrapolated, with the assumptions beside it.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Instant;
+
+use ramrs::checkpoint::Checkpoint;
+use ramrs::checkpoint::stream::{CHUNK_BYTES, Pass};
+use ramrs::decoder::decoder;
+use ramrs::kernel::Level;
+use ramrs::probe::{Mode, Options, probe};
+use ramrs::progress::Progress;
+use ramrs::work::Workers;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Lanes of twelve registers.
+const LANES: usize = 96;
+
+/// Fused multiply-adds per second of one core, in registers.
+fn multiply_adds_per_second() -> f64 {
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+    fn run(rounds: usize, sums: &mut [f32; LANES], by: f32, plus: f32) {
+        let mut held = *sums;
+        for _ in 0..rounds {
+            for sum in &mut held {
+                #[expect(clippy::disallowed_methods, reason = "the instruction is what is measured")]
+                {
+                    *sum = sum.mul_add(by, plus);
+                }
+            }
+        }
+        *sums = held;
+    }
+    #[cfg(target_arch = "x86_64")]
+    assert!(Level::detect() != Level::PORTABLE, "no AVX2 with FMA here");
+    let (rounds, mut sums) = (10_000_000, [0.5; LANES]);
+    let before = processor_seconds();
+    // SAFETY: the features were looked for.
+    unsafe { run(black_box(rounds), &mut sums, black_box(0.999), black_box(1e-3)) };
+    black_box(sums);
+    (rounds * LANES) as f64 / (processor_seconds() - before)
+}
+
+/// Time that this process has had of all cores.
+fn processor_seconds() -> f64 {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+}
+
+fn argument(name: &str) -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.nth(1)
+}
+
+fn main() {
+    let model = std::env::args().skip(1).find(|argument| Path::new(argument).is_dir());
+    let Some(model) = model else {
+        println!("give the directory of a model: cargo bench --bench probe -- models/smollm2-135m");
+        return;
+    };
+    let number = |name: &str, default: usize| argument(name).map_or(default, |text| text.parse().expect(name));
+    let (threads, tokens) = (number("--threads", 2), number("--tokens", 512));
+    let modes = match argument("--mode").as_deref() {
+        Some("random") => vec![Mode::Random],
+        Some("self") => vec![Mode::Written],
+        _ => vec![Mode::Random, Mode::Written],
+    };
+    let checkpoint = Checkpoint::open(Path::new(&model)).expect("a checkpoint");
+    let decoder = decoder(&checkpoint).expect("a decoder");
+    decoder.complete(&checkpoint).expect("a decoder that can be run");
+    let workers = Workers::new(NonZeroUsize::new(threads)).expect("threads");
+    let rate = multiply_adds_per_second();
+    println!("one core: {:.1} billion multiply-adds a second in registers", rate / 1e9);
+    let mut best: f64 = 0.0;
+    for mode in modes {
+        let progress = Progress::default();
+        let pass = Pass {
+            checkpoint: &checkpoint,
+            workers: &workers,
+            progress: &progress,
+            level: Level::detect(),
+            chunk_bytes: CHUNK_BYTES,
+        };
+        let (start, processor) = (Instant::now(), processor_seconds());
+        let found = probe(pass, &decoder, Options { tokens, mode, ..Options::default() }).expect("a probe");
+        let (wall, processor) = (start.elapsed().as_secs_f64(), processor_seconds() - processor);
+        let reached = found.multiply_adds as f64 / processor;
+        println!(
+            "{mode:?}, {} tokens, {threads} threads: {:.1} billion multiply-adds, {wall:.2} s, {processor:.2} s of \
+             processor, {:.1} billion a second and core, {:.0} % of the rate",
+            found.tokens.len(),
+            found.multiply_adds as f64 / 1e9,
+            reached / 1e9,
+            100.0 * reached / rate,
+        );
+        if mode == Mode::Random {
+            best = reached;
+        }
+    }
+    println!("one core, again: {:.1} billion", multiply_adds_per_second() / 1e9);
+    if best > 0.0 {
+        extrapolate(best, tokens);
+    }
+}
+
+/// What larger models take, random tokens, if the rate is the same.
+fn extrapolate(rate: f64, tokens: usize) {
+    println!(
+        "\nextrapolated from {:.1} billion a second and core: weights that a token goes through × {tokens} tokens × 4 \
+         (forward, once more for what is not held, back with one gradient, and 1 for products of tokens, attention and \
+         all else), linear over cores, weights read twice and from memory:",
+        rate / 1e9
+    );
+    for (name, active, of_all) in [("8B", 8e9, 8e9), ("70B", 70e9, 70e9), ("400B, 17B a token", 17e9, 400e9)] {
+        let seconds = active * tokens as f64 * 4.0 / rate;
+        println!(
+            "{name}: {:.0} s on 2 cores, {:.0} s on 24, {:.0} s on 64; {:.0} GB of bfloat16 to read at least twice",
+            seconds / 2.0,
+            seconds / 24.0,
+            seconds / 64.0,
+            of_all * 2.0 / 1e9
+        );
+    }
+}
