@@ -28,7 +28,7 @@ Callback = Callable[[Progress], object]
 Effort = Literal["fast", "normal"]
 Objective = Literal["output", "mse", "mint"]
 Prior = Literal["roles", "none"]
-ProbeMode = Literal["random", "self"]
+ProbeMode = Literal["auto", "random", "self"]
 Rules = Mapping[str, str] | str | Sequence[str]
 
 CHUNK_BYTES = 1 << 20
@@ -75,7 +75,7 @@ def analyze(
     objective: Objective = "output",
     sensitivity: PathLike = "auto",
     probe_tokens: int = PROBE_TOKENS,
-    probe_mode: ProbeMode = "random",
+    probe_mode: ProbeMode = "auto",
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
@@ -92,10 +92,11 @@ def analyze(
         effort: The encoder: ``fast`` is the format's own rule, ``normal`` searches scale and bias of each group.
         objective: What is minimised: ``output`` the model's loss by its sensitivity, ``mse`` squared error, ``mint``
             the published MINT objective.
-        sensitivity: Where it is from: ``probe`` runs the model on tokens of its own vocabulary, ``weights`` does not run
-            it, ``auto`` probes the models that can be, and a path is that of a sensitivity file.
+        sensitivity: Where it is from: ``probe`` runs the model on tokens of its own, ``weights`` does not run it, ``auto``
+            probes the models that can be, and a path is that of a sensitivity file.
         probe_tokens: Tokens that the probe takes.
-        probe_mode: Where they are from: ``random``, or ``self`` for windows that the model itself writes on.
+        probe_mode: Where they are from: the model itself writes them (``self``), or they are drawn from its vocabulary
+            (``random``); ``auto`` lets models of up to 16 GiB write.
         prior: Whether the gain of a matrix follows its role (``roles``) or not (``none``), where the sensitivity has
             no gains of its own.
         sample_bands: Bands of eight rows of each matrix that are encoded; 0 for all.
@@ -118,7 +119,7 @@ def probe(
     *,
     format: Literal["ramrs", "imatrix"] = "ramrs",  # noqa: A002
     tokens: int = PROBE_TOKENS,
-    mode: ProbeMode = "random",
+    mode: ProbeMode = "auto",
     trace: PathLike | None = None,
     threads: int | None = None,
     simd: bool = True,
@@ -133,7 +134,8 @@ def probe(
         output: File to write; without it, only the report is returned.
         format: ``ramrs`` for a sensitivity file, ``imatrix`` for an importance matrix that ``llama-quantize`` reads.
         tokens: Tokens that it takes, in windows of 64.
-        mode: Where they are from: ``random``, or ``self`` for windows that the model itself writes on.
+        mode: Where they are from: the model itself writes them (``self``), or they are drawn from its vocabulary
+            (``random``); ``auto`` lets models of up to 16 GiB write.
         trace: A safetensors file to write tokens, logits and the gradients there to, to hold against another runtime.
         threads: See :func:`analyze`.
         simd: See :func:`analyze`.
@@ -172,7 +174,7 @@ def plan(
     objective: Objective = "output",
     sensitivity: PathLike = "auto",
     probe_tokens: int = PROBE_TOKENS,
-    probe_mode: ProbeMode = "random",
+    probe_mode: ProbeMode = "auto",
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
@@ -247,7 +249,7 @@ def quantize(
     objective: Objective = "output",
     sensitivity: PathLike = "auto",
     probe_tokens: int = PROBE_TOKENS,
-    probe_mode: ProbeMode = "random",
+    probe_mode: ProbeMode = "auto",
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,

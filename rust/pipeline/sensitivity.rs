@@ -114,12 +114,13 @@ fn from_probe(
     request: &AnalysisRequest,
 ) -> Result<Labelled> {
     let decoder = runnable(&source.checkpoint)?;
-    let (table, _) = probed_table(pass, &decoder, request.probe)?;
+    let options = request.probe.of(&decoder);
+    let (table, _) = probed_table(pass, &decoder, options)?;
     begin(pass, matrices);
     let measured = given::measure(pass, matrices, request.prior, Origin::Probe, |tensor, _| {
         Ok(table.get(&tensor.name).map(|found| (found.k.clone(), Some(found.r.clone()))))
     })?;
-    Ok((PROBE, measured, Some(Probed::by(request.probe))))
+    Ok((PROBE, measured, Some(Probed::by(options))))
 }
 
 fn from_weights(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], request: &AnalysisRequest) -> Result<Vec<Measured>> {

@@ -39,7 +39,7 @@ use std::sync::{Mutex, PoisonError};
 
 pub use head::Seen;
 pub use moments::Moments;
-pub use run::{EXPERT_TOKENS, HELD_BYTES, Mode, Options, Probe, probe};
+pub use run::{EXPERT_TOKENS, HELD_BYTES, Mode, Options, Probe, WRITTEN_BYTES, probe};
 
 use crate::checkpoint::Tensor;
 use crate::checkpoint::stream::{Block, Pass, Reader};

@@ -28,12 +28,18 @@ pub const EXPERT_TOKENS: u64 = 16;
 /// More tokens than asked for are drawn until they have, but at most so many times as many.
 const MOST_DRAWN: usize = 8;
 
+/// Bytes of weights up to which a model writes its windows, unless it is told otherwise: beyond, reading the weights again
+/// for every token of a text takes longer than all the rest.
+pub const WRITTEN_BYTES: u64 = 16 << 30;
+
 /// Where the tokens of a window come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// All of them from the fixed generator.
+    /// Written by the model, unless it is larger than [`WRITTEN_BYTES`].
     #[default]
+    Auto,
+    /// All of them from the fixed generator.
     Random,
     /// The first few; the model writes the rest by itself.
     #[serde(rename = "self")]
@@ -56,7 +62,21 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tokens: 512, mode: Mode::Random, draws: 2, seeing: false }
+        Self { tokens: 512, mode: Mode::Auto, draws: 1, seeing: false }
+    }
+}
+
+impl Options {
+    /// The same with a mode that is one for `decoder`.
+    #[must_use]
+    pub fn of(self, decoder: &Decoder<'_>) -> Self {
+        let bytes: u64 = decoder.blocks.iter().map(Block::bytes).sum();
+        let mode = match self.mode {
+            Mode::Auto if bytes <= WRITTEN_BYTES => Mode::Written,
+            Mode::Auto => Mode::Random,
+            mode => mode,
+        };
+        Self { mode, ..self }
     }
 }
 
@@ -87,6 +107,7 @@ pub struct Probe {
 /// # Errors
 /// [`Error::Unrunnable`] if its numbers overflow, [`Error::NonFinite`], and those of reading.
 pub fn probe(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<Probe> {
+    let options = options.of(decoder);
     let vocabulary = Vocabulary::of(pass.checkpoint, decoder.vocabulary())?;
     let session = Session::new(pass, decoder);
     let mut run = Run::new(&session, &vocabulary, options);

@@ -62,6 +62,7 @@ class Objective(StrEnum):
 class ProbeMode(StrEnum):
     """Where the probe's tokens come from."""
 
+    auto = "auto"
     random = "random"
     self = "self"
 
@@ -120,7 +121,8 @@ Sensitivity = Annotated[
 ]
 ProbeTokens = Annotated[int, typer.Option("--probe-tokens", min=1, help="Tokens that the probe takes.")]
 ProbeModeOption = Annotated[
-    ProbeMode, typer.Option("--probe-mode", help="random tokens, or windows that the model itself writes on.")
+    ProbeMode,
+    typer.Option("--probe-mode", help="self: text that the model writes. random tokens. auto: self, up to 16 GiB."),
 ]
 PriorOption = Annotated[Prior, typer.Option("--prior", help="Whether gains follow the matrices' roles.")]
 SampleBands = Annotated[
@@ -213,7 +215,7 @@ def analyze(
     objective: ObjectiveOption = Objective.output,
     sensitivity: Sensitivity = "auto",
     probe_tokens: ProbeTokens = api.PROBE_TOKENS,
-    probe_mode: ProbeModeOption = ProbeMode.random,
+    probe_mode: ProbeModeOption = ProbeMode.auto,
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
@@ -259,8 +261,11 @@ def probe(
         int, typer.Option("--probe-tokens", "--tokens", min=1, help="Tokens that it takes, in windows of 64.")
     ] = api.PROBE_TOKENS,
     mode: Annotated[
-        ProbeMode, typer.Option("--probe-mode", "--mode", help="random tokens, or windows that the model writes on.")
-    ] = ProbeMode.random,
+        ProbeMode,
+        typer.Option(
+            "--probe-mode", "--mode", help="self: text that the model writes. random tokens. auto: self, up to 16 GiB."
+        ),
+    ] = ProbeMode.auto,
     trace: Annotated[
         Path | None,
         typer.Option("--trace", help="File for tokens, logits and gradients there.", show_default=False, hidden=True),
@@ -310,7 +315,7 @@ def plan(
     objective: ObjectiveOption = Objective.output,
     sensitivity: Sensitivity = "auto",
     probe_tokens: ProbeTokens = api.PROBE_TOKENS,
-    probe_mode: ProbeModeOption = ProbeMode.random,
+    probe_mode: ProbeModeOption = ProbeMode.auto,
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
@@ -385,7 +390,7 @@ def quantize(
     objective: ObjectiveOption = Objective.output,
     sensitivity: Sensitivity = "auto",
     probe_tokens: ProbeTokens = api.PROBE_TOKENS,
-    probe_mode: ProbeModeOption = ProbeMode.random,
+    probe_mode: ProbeModeOption = ProbeMode.auto,
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
