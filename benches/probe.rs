@@ -6,6 +6,8 @@
 //! probe the multiplications with additions, the processor time, the rate per core second and its share. Then what larger
 //! models would take at that rate: extrapolated, with the assumptions beside it.
 
+#![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
+
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::path::Path;

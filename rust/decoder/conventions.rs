@@ -1,7 +1,7 @@
 //! What a configuration says of a forward pass, and what it implies without saying.
 //!
 //! Most of it is read from `config.json`. What a release's own code knows and its configuration does not is a list of
-//! [`Trait`]s for its `model_type`: another family is another line of [`FAMILIES`].
+//! `Trait`s for its `model_type`: another family is another line of `FAMILIES`.
 
 use serde_json::Value;
 
@@ -104,6 +104,10 @@ pub struct Routing {
 
 /// How the parts of a decoder go together.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a release does each of these or not, whatever it does of the others"
+)]
 pub struct Conventions {
     /// The model type, if its forward pass is known.
     pub family: Option<&'static str>,

@@ -44,15 +44,14 @@ pub fn decoder(checkpoint: &Checkpoint) -> Result<Decoder<'_>, String> {
     let outside = places.remove(&None).unwrap_or_default();
     let conventions = Conventions::of(checkpoint)?;
     let view = View { checkpoint, width: 0, conventions: &conventions };
-    let embedding = view.linear(&outside, |name| name.role == Role::Embedding).ok_or("no single embedding was found")?;
+    let embedding =
+        view.linear(&outside, |name| name.role == Role::Embedding).ok_or("no single embedding was found")?;
     let view = View { width: embedding.matrix.cols, ..view };
     // A layer beyond those that the configuration counts predicts tokens further ahead.
     let layers = Some(config.layers()).filter(|layers| *layers > 0).unwrap_or(usize::MAX);
     let counted = places.iter().filter_map(|(index, place)| Some(((*index)?, place)));
-    let blocks: Vec<Block<'_>> = counted
-        .filter(|(index, _)| *index < layers)
-        .map(|(index, place)| view.block(index, place))
-        .collect();
+    let blocks: Vec<Block<'_>> =
+        counted.filter(|(index, _)| *index < layers).map(|(index, place)| view.block(index, place)).collect();
     if blocks.iter().enumerate().any(|(at, block)| block.index != at) {
         return Err("the layers are not numbered from 0 without gaps".to_owned());
     }
@@ -150,7 +149,8 @@ impl<'a> View<'a, '_> {
     }
 
     fn attention(self, place: &Place<'a>) -> Attention<'a> {
-        let sinks = place.iter().find(|(name, _)| name.module.ends_with(".sinks")).map(|(_, tensor)| *tensor);
+        let sinks =
+            place.iter().find(|(name, _)| name.module.rsplit('.').next() == Some("sinks")).map(|(_, tensor)| *tensor);
         Attention {
             query: self.linear(place, dense(Role::Query)),
             key: self.linear(place, dense(Role::Key)),

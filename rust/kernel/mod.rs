@@ -62,6 +62,11 @@ macro_rules! kernel {
         $(#[$meta])*
         $vis fn $name $(<const $size: usize>)? (level: $crate::kernel::Level, $($arg: $type),*) $(-> $ret)? {
             #[inline(always)]
+            #[allow(
+                clippy::allow_attributes,
+                clippy::extra_unused_type_parameters,
+                reason = "a body that names no vector is still compiled with the level's instructions"
+            )]
             fn body<$v: $crate::kernel::vector::Vector $(, const $size: usize)?>($($arg: $type),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]

@@ -32,8 +32,10 @@ impl Span {
 
 /// The heads of one layer.
 pub(super) struct Heads {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
+    /// Heads of queries.
+    pub(super) queries: usize,
+    /// Heads of keys and values.
+    pub(super) keys: usize,
     pub(super) size: usize,
     pub(super) scale: f32,
     pub(super) cap: Option<f32>,
@@ -84,11 +86,11 @@ struct Scores {
 impl Heads {
     /// Query heads to a key head.
     fn group(&self) -> usize {
-        self.heads / self.kv_heads
+        self.queries / self.keys
     }
 
     fn tasks(&self, windows: usize) -> Vec<Task> {
-        let of = |window| (0..self.kv_heads).map(move |kv_head| Task { window, kv_head });
+        let of = |window| (0..self.keys).map(move |kv_head| Task { window, kv_head });
         (0..windows).flat_map(of).collect()
     }
 
@@ -116,7 +118,9 @@ impl Heads {
     fn scores(&self, level: Level, query: &[f32], key: &[f32], span: Span, first_head: usize) -> Scores {
         let keys = span.before + span.now;
         let mut scores = by_rows(level, query, key, self.size);
-        scores.iter_mut().for_each(|score| *score *= self.scale);
+        for score in &mut scores {
+            *score *= self.scale;
+        }
         let mut slopes = Vec::new();
         if let Some(cap) = self.cap {
             soft_cap(level, &mut scores, cap);
@@ -138,7 +142,9 @@ impl Heads {
                 sum += f64::from(sink[0]);
             }
             let inverse = (1.0 / sum) as f32;
-            seen.iter_mut().for_each(|share| *share *= inverse);
+            for share in seen.iter_mut() {
+                *share *= inverse;
+            }
         }
         Scores { shares: scores, slopes }
     }
@@ -153,8 +159,8 @@ impl Heads {
         span: Span,
     ) -> Result<Rows> {
         let (keys, group) = (span.before + span.now, self.group());
-        let mut out = Rows::zeros(span.count(), self.heads * self.size);
-        session.count(2 * self.heads * self.size * span.count() * keys);
+        let mut out = Rows::zeros(span.count(), self.queries * self.size);
+        session.count(2 * self.queries * self.size * span.count() * keys);
         session.pass.workers.in_order(
             session.pass.progress,
             &self.tasks(span.windows),
@@ -184,8 +190,8 @@ impl Heads {
         let (group, now, level) = (self.group(), span.now, session.pass.level);
         let draws = gradients.count() / span.count();
         let rows = |width| Rows::zeros(gradients.count(), width * self.size);
-        let mut out = Gradients { query: rows(self.heads), key: rows(self.kv_heads), value: rows(self.kv_heads) };
-        session.count((1 + 4 * draws) * self.heads * self.size * span.count() * now);
+        let mut out = Gradients { query: rows(self.queries), key: rows(self.keys), value: rows(self.keys) };
+        session.count((1 + 4 * draws) * self.queries * self.size * span.count() * now);
         session.pass.workers.in_order(
             session.pass.progress,
             &self.tasks(span.windows),

@@ -93,8 +93,8 @@ impl<'s, 'a> Layer<'s, 'a> {
         let scale = conventions.attention_scale.unwrap_or(1.0 / (decoder.head_size as f64).sqrt());
         let sinks = block.attention.sinks.map(|tensor| session.elements(Vector { tensor, at: 0 }, decoder.heads));
         let heads = Heads {
-            heads: decoder.heads,
-            kv_heads: decoder.kv_heads,
+            queries: decoder.heads,
+            keys: decoder.kv_heads,
             size: decoder.head_size,
             scale: scale as f32,
             cap: conventions.attention_cap.map(|cap| cap as f32),
@@ -181,9 +181,7 @@ impl<'s, 'a> Layer<'s, 'a> {
         let normed = self.behind(block.attention_in, x)?;
         let fed = if shares_norm { normed.clone() } else { self.behind(block.mlp_in, before_mlp)? };
         let of_fed = match (&trace.feed, &block.experts) {
-            (Feed::Mixed(mixed, _), Some(experts)) => {
-                mixture_back(self.session, experts, &fed, mixed, &of_feed)?
-            }
+            (Feed::Mixed(mixed, _), Some(experts)) => mixture_back(self.session, experts, &fed, mixed, &of_feed)?,
             (Feed::Dense(passed), _) => dense_back(self.session, &block.mlp, &fed, passed, &of_feed)?,
             (Feed::Mixed(..), None) => return Err(Error::Bug("a mixture came from nowhere".to_owned())),
         };
@@ -213,10 +211,10 @@ impl<'s, 'a> Layer<'s, 'a> {
     /// Where queries, keys and values are in a fused row, head by head or one after the other: for each of the three the
     /// columns of its heads, in their order.
     fn fused_columns(&self) -> [Vec<usize>; 3] {
-        let Heads { heads, kv_heads, size, .. } = self.heads;
-        let counts = [heads, kv_heads, kv_heads];
+        let Heads { queries, keys, size, .. } = self.heads;
+        let counts = [queries, keys, keys];
         if self.session.decoder.conventions.fused_by_head {
-            return [0, 1, 2].map(|which| (0..heads).map(|head| (3 * head + which) * size).collect());
+            return [0, 1, 2].map(|which| (0..queries).map(|head| (3 * head + which) * size).collect());
         }
         let mut first = 0;
         counts.map(|count| {
@@ -287,9 +285,7 @@ impl<'s, 'a> Layer<'s, 'a> {
                 None => Cow::Borrowed(x),
             };
             Ok(match &self.turns {
-                Some(turns) => {
-                    Cow::Owned(turned(self.session.pass, &normed, self.heads.size, turns, span, false)?)
-                }
+                Some(turns) => Cow::Owned(turned(self.session.pass, &normed, self.heads.size, turns, span, false)?),
                 None => normed,
             })
         };

@@ -169,8 +169,7 @@ pub(super) fn mixture_forward(session: &Session<'_>, experts: &Experts<'_>, x: &
     let logits = session.linear(&router, x)?;
     let correction = experts.correction.map(|tensor| session.elements(Vector { tensor, at: 0 }, logits.width));
     let correction = correction.transpose()?.unwrap_or_default();
-    let routes: Vec<Route> =
-        (0..x.count()).map(|token| Route::new(routing, logits.row(token), &correction)).collect();
+    let routes: Vec<Route> = (0..x.count()).map(|token| Route::new(routing, logits.row(token), &correction)).collect();
     let mut visits = vec![Vec::new(); experts.experts.len()];
     for (token, route) in routes.iter().enumerate() {
         for (at, &expert) in route.experts.iter().enumerate() {

@@ -31,10 +31,8 @@ impl Halves {
         if !alternating {
             return Self { gate: Some(fused.columns(0, half)), up: fused.columns(half, fused.width) };
         }
-        let every = |first: usize| Rows {
-            width: half,
-            values: fused.values.iter().skip(first).step_by(2).copied().collect(),
-        };
+        let every =
+            |first: usize| Rows { width: half, values: fused.values.iter().skip(first).step_by(2).copied().collect() };
         Self { gate: Some(every(0)), up: every(1) }
     }
 

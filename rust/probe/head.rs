@@ -117,7 +117,9 @@ impl Logits {
         out.extend_from_slice(&self.rows.row(row)[which]);
         exp_minus(session.pass.level, out, self.most[row]);
         let inverse = (1.0 / self.sum[row]) as f32;
-        out.iter_mut().for_each(|power| *power *= inverse);
+        for power in out.iter_mut() {
+            *power *= inverse;
+        }
     }
 }
 
@@ -164,9 +166,7 @@ pub(super) fn ends(session: &Session<'_>, x: &Rows, draws: usize, seeing: bool) 
 
 /// Gradients at the last states: those at the logits, through the matrix.
 fn back(session: &Session<'_>, head: &Linear<'_>, sent: &Sent<'_, '_>) -> Result<Rows> {
-    let make = |which: Range<usize>| {
-        Rows { width: which.len(), values: sent.gradients(which) }
-    };
+    let make = |which: Range<usize>| Rows { width: which.len(), values: sent.gradients(which) };
     let count = sent.draws * sent.logits.rows.count();
     let job = Job { parts: vec![Part { linear: *head, x: Input::Made(&make) }], count };
     let mut found = products(session, Direction::Back, &[job])?;

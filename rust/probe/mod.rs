@@ -1,7 +1,7 @@
 //! The probe: a model run on tokens of its own vocabulary, forward and back, to learn where its weights are sensitive.
 //!
 //! No text, no sampling loop, no gradients of weights: windows of random tokens go through the layers one by one, random
-//! gradients with the covariance of the model's own predictions come back ([`head`]), and on the way back every matrix's
+//! gradients with the covariance of the model's own predictions come back (`head`), and on the way back every matrix's
 //! inputs and output gradients meet and leave their [moments](Moments). Weights are read as they are needed, once forward
 //! and once back; what is held is the stream in front of each layer and what one layer makes of it ([`HELD_BYTES`] of
 //! layers remember more, so that they need not be gone through again).

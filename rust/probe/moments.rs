@@ -52,10 +52,15 @@ pub(super) fn moments(
         let outputs: usize = gradients.iter().map(|gradients| 2 * draws * gradients.width).sum();
         session.count(window.len() * window.len() * ((1 + gradients.len()) * x.width + outputs));
     }
-    let input_products: Vec<Vec<f32>> = pass.workers.map(pass.progress, windows, || (), |(), window| {
-        let x = x.slice(window.start, window.end);
-        Ok(by_rows(pass.level, x, x, gradients_width(x, window)))
-    })?;
+    let input_products: Vec<Vec<f32>> = pass.workers.map(
+        pass.progress,
+        windows,
+        || (),
+        |(), window| {
+            let x = x.slice(window.start, window.end);
+            Ok(by_rows(pass.level, x, x, gradients_width(x, window)))
+        },
+    )?;
     let tasks: Vec<(usize, usize)> =
         (0..gradients.len()).flat_map(|of| (0..windows.len()).map(move |window| (of, window))).collect();
     let empty = |gradients: &&Rows| Moments {

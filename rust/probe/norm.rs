@@ -32,7 +32,9 @@ impl Loaded {
         }
         let mut gain = session.elements(Vector { tensor: norm.weight, at: 0 }, length)?;
         if conventions.norm_adds_one {
-            gain.iter_mut().for_each(|gain| *gain += 1.0);
+            for gain in &mut gain {
+                *gain += 1.0;
+            }
         }
         let shift = norm.bias.map(|tensor| session.elements(Vector { tensor, at: 0 }, length)).transpose()?;
         let centres = conventions.norm == NormKind::Layer;

@@ -108,9 +108,8 @@ impl<const N: usize> Inputs<N> {
             }
         }
         let pass = session.pass;
-        let packed = pass.workers.map(pass.progress, &distinct, || (), |(), rows| {
-            Ok(Packed::pack(&rows.values, rows.width))
-        })?;
+        let packed =
+            pass.workers.map(pass.progress, &distinct, || (), |(), rows| Ok(Packed::pack(&rows.values, rows.width)))?;
         Ok(Self { of, packed })
     }
 
@@ -255,21 +254,22 @@ fn across(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mu
     };
     let sums: Vec<Mutex<Vec<Sums>>> = pieces.iter().map(empty).collect();
     for batch in batches(jobs, which) {
-        let held: Vec<(Block, Option<Tiles>)> = pass.workers.map(pass.progress, &batch, Reader::default, |reader, read| {
-            let Part { linear, x } = &jobs[read.job].parts[read.part];
-            let row_bytes = linear.matrix.row_bytes();
-            let bytes = linear.offset() + read.rows.start * row_bytes..linear.offset() + read.rows.end * row_bytes;
-            session.visited(bytes.end - bytes.start);
-            let block = reader.block(pass.checkpoint, linear.weight, bytes)?;
-            let made = match x {
-                Input::Whole(_) => None,
-                Input::Made(make) => {
-                    let rows = make(read.rows.start as usize..read.rows.end as usize);
-                    Some(Packed::pack(&rows.values, rows.width))
-                }
-            };
-            Ok((block, made))
-        })?;
+        let held: Vec<(Block, Option<Tiles>)> =
+            pass.workers.map(pass.progress, &batch, Reader::default, |reader, read| {
+                let Part { linear, x } = &jobs[read.job].parts[read.part];
+                let row_bytes = linear.matrix.row_bytes();
+                let bytes = linear.offset() + read.rows.start * row_bytes..linear.offset() + read.rows.end * row_bytes;
+                session.visited(bytes.end - bytes.start);
+                let block = reader.block(pass.checkpoint, linear.weight, bytes)?;
+                let made = match x {
+                    Input::Whole(_) => None,
+                    Input::Made(make) => {
+                        let rows = make(read.rows.start as usize..read.rows.end as usize);
+                        Some(Packed::pack(&rows.values, rows.width))
+                    }
+                };
+                Ok((block, made))
+            })?;
         let jobs_here: BTreeSet<usize> = batch.iter().map(|read| read.job).collect();
         let here: Vec<usize> = (0..pieces.len()).filter(|&at| jobs_here.contains(&pieces[at].job)).collect();
         pass.workers.map(pass.progress, &here, Laid::default, |laid, &at| {

@@ -31,7 +31,9 @@ impl Route {
         };
         if !routing.sigmoid {
             let sum: f64 = scores.iter().sum();
-            scores.iter_mut().for_each(|score| *score /= sum);
+            for score in &mut scores {
+                *score /= sum;
+            }
         }
         let mut keys: Vec<f64> = scores.clone();
         for (key, &correction) in keys.iter_mut().zip(correction) {

@@ -47,14 +47,19 @@ impl Rows {
         let mut rows = Self::zeros(count, width);
         let chunks = rows.values.chunks_mut((TOGETHER * width).max(1)).enumerate();
         let chunks: Vec<Mutex<(usize, &mut [f32])>> = chunks.map(Mutex::new).collect();
-        pass.workers.map(pass.progress, &chunks, || (), |(), chunk| {
-            let mut chunk = chunk.lock().unwrap_or_else(PoisonError::into_inner);
-            let (chunk, rows) = &mut *chunk;
-            for (at, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
-                fill(*chunk * TOGETHER + at, row);
-            }
-            Ok(())
-        })?;
+        pass.workers.map(
+            pass.progress,
+            &chunks,
+            || (),
+            |(), chunk| {
+                let mut chunk = chunk.lock().unwrap_or_else(PoisonError::into_inner);
+                let (chunk, rows) = &mut *chunk;
+                for (at, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+                    fill(*chunk * TOGETHER + at, row);
+                }
+                Ok(())
+            },
+        )?;
         drop(chunks);
         Ok(rows)
     }

@@ -146,7 +146,8 @@ struct Run<'s, 'a> {
 
 impl<'s, 'a> Run<'s, 'a> {
     fn new(session: &'s Session<'a>, vocabulary: &'s Vocabulary, options: Options) -> Self {
-        let streams = vec![Rows { width: session.decoder.width(), values: Vec::new() }; session.decoder.blocks.len() + 1];
+        let streams =
+            vec![Rows { width: session.decoder.width(), values: Vec::new() }; session.decoder.blocks.len() + 1];
         let (tokens, traces, loads) = Default::default();
         Self { session, vocabulary, options, tokens, streams, traces, loads }
     }

@@ -92,9 +92,9 @@ pub fn bytes(table: &Table, probed: Probed) -> Result<Vec<u8>> {
         }
     }
     let metadata = [("format", FORMAT), ("version", VERSION), ("probe", note.as_str())];
-    let listed = vectors.iter().map(|(name, shape, values)| {
-        (name.as_str(), Dtype::F32, shape.as_slice(), size_of_val::<[f32]>(values) as u64)
-    });
+    let listed = vectors
+        .iter()
+        .map(|(name, shape, values)| (name.as_str(), Dtype::F32, shape.as_slice(), size_of_val(*values) as u64));
     let mut bytes = compose(&metadata, listed);
     for (.., values) in &vectors {
         bytes.extend_from_slice(bytemuck::cast_slice(values));

@@ -13,9 +13,7 @@ pub fn at(curve: Curve, x: f64) -> f64 {
         Curve::Silu => x / (1.0 + exp(-x)),
         Curve::QuickGelu => x / (1.0 + exp(-1.702 * x)),
         // ½ x (1 + tanh u) = x / (1 + e^−2u)
-        Curve::Gelu | Curve::GeluTanh => {
-            x / (1.0 + exp(-2.0 * 0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)))
-        }
+        Curve::Gelu | Curve::GeluTanh => x / (1.0 + exp(-2.0 * 0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x))),
         Curve::Relu => x.max(0.0),
         Curve::Relu2 => x.max(0.0) * x.max(0.0),
     }

@@ -52,20 +52,17 @@ pub fn measure(
         matrices.iter().zip(&given).map(|(&(tensor, matrix), (k, ..))| Ask { tensor, matrix, k }).collect();
     let energies = stats::energies(pass, &asks)?;
     let layers = layers(matrices);
-    let measured = |(tensor, (k, r, origin), energy): (&Tensor, (Arc<[f32]>, Option<Arc<[f32]>>, Origin), stats::Energy)| {
-        let (r, signal) = match r {
-            Some(r) => {
-                let signal = energy.rows.iter().zip(r.iter()).map(|(row, &r)| 0.5 * row * f64::from(r)).sum();
-                (Gain::Each(r), signal)
-            }
-            None => {
-                let name = Name::parse(&tensor.name);
-                let signal = if energy.weighted > 0.0 { prior.of(name.role, name.layer, layers) } else { 0.0 };
-                (Gain::Same(if signal > 0.0 { 2.0 * signal / energy.weighted } else { 0.0 }), signal)
-            }
+    let mut measured = Vec::with_capacity(matrices.len());
+    for ((&(tensor, _), (k, r, origin)), energy) in matrices.iter().zip(given).zip(energies) {
+        let (r, signal) = if let Some(r) = r {
+            let signal = energy.rows.iter().zip(r.iter()).map(|(row, &r)| 0.5 * row * f64::from(r)).sum();
+            (Gain::Each(r), signal)
+        } else {
+            let name = Name::parse(&tensor.name);
+            let signal = if energy.weighted > 0.0 { prior.of(name.role, name.layer, layers) } else { 0.0 };
+            (Gain::Same(if signal > 0.0 { 2.0 * signal / energy.weighted } else { 0.0 }), signal)
         };
-        Measured { vectors: Vectors { k, r }, signal, energy: energy.plain, origin }
-    };
-    let each = matrices.iter().zip(given).zip(energies);
-    Ok(each.map(|((&(tensor, _), given), energy)| measured((tensor, given, energy))).collect())
+        measured.push(Measured { vectors: Vectors { k, r }, signal, energy: energy.plain, origin });
+    }
+    Ok(measured)
 }

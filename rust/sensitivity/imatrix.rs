@@ -140,15 +140,12 @@ fn entry(probe: &Probe, name: String, linears: &[Option<Linear<'_>>]) -> Option<
     let width = moments.iter().flatten().next()?.squares.len();
     let (mut sums, mut counts) = (Vec::with_capacity(width * linears.len()), Vec::with_capacity(linears.len()));
     for moments in moments {
-        match moments {
-            Some(found) => {
-                sums.extend(found.squares.iter().map(|&sum| sum as f32));
-                counts.push(found.tokens as f32);
-            }
-            None => {
-                sums.resize(sums.len() + width, 0.0);
-                counts.push(0.0);
-            }
+        if let Some(found) = moments {
+            sums.extend(found.squares.iter().map(|&sum| sum as f32));
+            counts.push(found.tokens as f32);
+        } else {
+            sums.resize(sums.len() + width, 0.0);
+            counts.push(0.0);
         }
     }
     Some(Entry { name, sums, counts })

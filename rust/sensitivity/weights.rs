@@ -15,8 +15,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::prior::Prior;
 use super::gaussian::second_moment;
+use super::prior::Prior;
 use super::{Gain, Measured, Origin, Vectors, layers};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, Tensor};
@@ -200,7 +200,9 @@ impl<'a> Propagation<'_, 'a> {
         let mean = stream.iter().sum::<f64>() / stream.len() as f64;
         let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
         let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
-        let Some(gain) = self.vector(Vector { tensor: weight, at: 0 }, stream.len())? else { return Ok(normed.collect()) };
+        let Some(gain) = self.vector(Vector { tensor: weight, at: 0 }, stream.len())? else {
+            return Ok(normed.collect());
+        };
         let shift = bias.map(|tensor| self.vector(Vector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
         let one = if self.decoder.conventions.norm_adds_one { 1.0 } else { 0.0 };
         let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
