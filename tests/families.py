@@ -100,7 +100,7 @@ def drawn(random, name, shape, gain):
     if is_norm(name):
         return gain + 0.5 * (".self_attn." in name) + 0.3 * values
     if is_embedding(name):
-        # Where embeddings are multiplied by the root of their width, they are small: a tied head would be too sure else.
+        # Where embeddings are multiplied by the root of their width, they are small, lest a tied head be sure of all.
         return values * (0.1 if gain == 0 else 0.5)
     return values * spread(name) / fan_in(name, shape) ** 0.5
 

@@ -270,8 +270,10 @@ def test_a_sensitivity_file_decides_where_the_bits_go(tmp_path):
     assert made.settings.sensitivity != "weights"
     report = ramrs.quantize(model, tmp_path / "out", plan=made, sensitivity=tmp_path / "sensitivity.safetensors")
     assert report.written
-    with pytest.raises(ramrs.ConfigError, match="another sensitivity"):
+    with pytest.raises(ramrs.ConfigError, match="made with a sensitivity file: give that with --sensitivity"):
         ramrs.quantize(model, tmp_path / "other", plan=made)
+    with pytest.raises(ramrs.ConfigError, match="another sensitivity"):
+        ramrs.quantize(model, tmp_path / "other", plan=made, sensitivity="weights")
 
 
 def test_columns_that_matter_are_encoded_with_less_error(tmp_path):

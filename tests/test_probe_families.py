@@ -51,7 +51,7 @@ class Expected:
             for key, trace in traced(model, tokens, gradients[:, draw].reshape(logits.shape), name).items():
                 if key.endswith("#lookup"):
                     squares = np.square(trace.g.astype(np.float64))
-                    self.add(key, squares.sum(axis=0), self.by_token(trace, squares, logits.shape[-1]))
+                    self.add(key, squares.sum(axis=0), self.by_token(squares, logits.shape[-1]))
                     continue
                 self.squares[key] = np.square(trace.x.astype(np.float64)).mean(axis=0) if len(trace.row) else None
                 self.loads[key] = len(trace.row)
@@ -75,7 +75,7 @@ class Expected:
         sums[0], sums[1] = sums[0] + inputs, sums[1] + outputs
 
     @staticmethod
-    def by_token(trace, squares, vocabulary):
+    def by_token(squares, vocabulary):
         """Any token may come, and all do alike."""
         return np.full(vocabulary, squares.sum() / vocabulary)
 

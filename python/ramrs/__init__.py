@@ -5,9 +5,9 @@
 >>> report.plan.totals.effective_bpw  # doctest: +SKIP
 3.9997
 
-The verbs are :func:`inspect`, :func:`probe`, :func:`analyze`, :func:`plan`, :func:`quantize`, :func:`verify` and, with the extra
-``ramrs[eval]``, :func:`eval`. They take paths and keyword options, and return frozen dataclasses. No data is needed, no
-GPU is used, nothing is downloaded.
+The verbs are :func:`inspect`, :func:`probe`, :func:`analyze`, :func:`plan`, :func:`quantize`, :func:`verify` and, with
+the extra ``ramrs[eval]``, :func:`eval`. They take paths and keyword options, and return frozen dataclasses. No data is
+needed, no GPU is used, nothing is downloaded.
 """
 
 from ramrs._native import version as _version

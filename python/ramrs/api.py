@@ -92,8 +92,8 @@ def analyze(
         effort: The encoder: ``fast`` is the format's own rule, ``normal`` searches scale and bias of each group.
         objective: What is minimised: ``output`` the model's loss by its sensitivity, ``mse`` squared error, ``mint``
             the published MINT objective.
-        sensitivity: Where it is from: ``probe`` runs the model on tokens of its own, ``weights`` does not run it, ``auto``
-            probes the models that can be, and a path is that of a sensitivity file.
+        sensitivity: Where it is from: ``probe`` runs the model on tokens of its own, ``weights`` does not run it,
+            ``auto`` probes the models that can be, and a path is that of a sensitivity file.
         probe_tokens: Tokens that the probe takes.
         probe_mode: Where they are from: the model itself writes them (``self``), or they are drawn from its vocabulary
             (``random``); ``auto`` lets models of up to 16 GiB write.

@@ -135,8 +135,8 @@ fn moments_are_the_squares_of_gradients_found_by_differences() {
             model.values[which].2[at] = value;
             found
         };
-        let of_column: f64 = (0..rows).map(|row| gradient(row * cols + col).powi(2)).sum();
-        let of_row: f64 = (0..cols).map(|col| gradient(row * cols + col).powi(2)).sum();
+        let of_column: f64 = (0..rows).map(|row| gradient(row * cols + col)).map(|found| found * found).sum();
+        let of_row: f64 = (0..cols).map(|col| gradient(row * cols + col)).map(|found| found * found).sum();
         assert!((moments.inputs[col] / of_column - 1.0).abs() < 0.02, "{name}: {} {of_column}", moments.inputs[col]);
         assert!((moments.outputs[row] / of_row - 1.0).abs() < 0.02, "{name}: {} {of_row}", moments.outputs[row]);
     }
@@ -171,7 +171,8 @@ fn the_same_bits_for_any_threads_and_instructions() {
 fn more_windows_begin_with_the_same_ones() {
     let model = Model::new();
     for mode in [Mode::Random, Mode::Written] {
-        let of = |windows: usize| model.probe(Options { tokens: windows * WINDOW, mode, draws: 1, seeing: false }).tokens;
+        let of =
+            |windows: usize| model.probe(Options { tokens: windows * WINDOW, mode, draws: 1, seeing: false }).tokens;
         let (few, many) = (of(2), of(5));
         assert_eq!(few[..], many[..few.len()]);
         assert_ne!(many[..WINDOW], many[WINDOW..2 * WINDOW]);
@@ -182,7 +183,8 @@ fn more_windows_begin_with_the_same_ones() {
 fn special_tokens_are_not_drawn_and_the_first_one_is_where_it_belongs() {
     let mut model = Model::new();
     let added = [(0, "<s>", true), (1, "</s>", true), (2, "<mark>", false)];
-    let added: Vec<_> = added.map(|(id, content, special)| json!({"id": id, "content": content, "special": special})).into();
+    let added: Vec<_> =
+        added.map(|(id, content, special)| json!({"id": id, "content": content, "special": special})).into();
     let vocab: serde_json::Map<String, serde_json::Value> =
         (0..20).map(|id| (format!("piece{id}"), json!(id))).collect();
     model.files = vec![

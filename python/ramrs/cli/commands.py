@@ -115,7 +115,7 @@ Sensitivity = Annotated[
     str,
     typer.Option(
         "--sensitivity",
-        help="probe: run the model on tokens of its own vocabulary. weights: do not run it. auto: probe what can be. Or a "
+        help="probe: run the model on tokens of its own. weights: do not run it. auto: probe what can be. Or a "
         "sensitivity file.",
     ),
 ]
