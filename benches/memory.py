@@ -1,14 +1,16 @@
-"""Peak memory of quantizing a checkpoint, above that of a bare interpreter.
+"""Peak memory of quantizing and of probing a checkpoint, above that of a bare interpreter.
 
-    python benches/memory.py MODEL [--budget 4.0] [--threads 2] [--limit-mib 128]
+    python benches/memory.py MODEL [--budget 4.0] [--threads 2] [--limit-mib 128] [--probe-limit-mib 1024]
 
-Exits with 1 above the limit. Peak resident memory as the kernel counts it, of one process for each row: a bare
-interpreter, one that has imported ramrs, and one that quantizes.
+Exits with 1 above a limit. Peak resident memory as the kernel counts it, of one process for each row: a bare
+interpreter, one that has imported ramrs, one that quantizes by the weights alone, and one for each way to probe.
+`benches/synthetic.py` makes checkpoints of any size.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -32,19 +34,29 @@ def main() -> None:
     parser.add_argument("--budget", default="4.0")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit-mib", type=float, default=128.0)
+    parser.add_argument("--probe-limit-mib", type=float, default=1024.0)
     options = parser.parse_args()
+    model, threads = str(options.model), f"threads={options.threads}"
     quantize = (
         "import sys, ramrs; "
-        "ramrs.quantize(sys.argv[1], sys.argv[2], budget=sys.argv[3], threads=int(sys.argv[4]), overwrite=True)"
+        "ramrs.quantize(sys.argv[1], sys.argv[2], budget=sys.argv[3], sensitivity='weights', overwrite=True, "
+        f"{threads})"
     )
+    probe = f"import sys, ramrs; ramrs.probe(sys.argv[1], sys.argv[2], mode=sys.argv[3], {threads})"
+    bare = peak_mib("pass")
+    print(f"bare interpreter          {bare:7.1f} MiB")
+    within = True
     with tempfile.TemporaryDirectory() as scratch:
-        bare = peak_mib("pass")
-        imported = peak_mib("import ramrs")
-        working = peak_mib(quantize, str(options.model), f"{scratch}/out", options.budget, str(options.threads))
-    print(f"bare interpreter      {bare:7.1f} MiB")
-    print(f"with ramrs imported   {imported:7.1f} MiB, {imported - bare:+.1f}")
-    print(f"quantizing            {working:7.1f} MiB, {working - bare:+.1f} (limit {options.limit_mib:+.0f})")
-    sys.exit(working - bare > options.limit_mib)
+        for what, limit, code, *arguments in [
+            ("with ramrs imported", math.inf, "import ramrs"),
+            ("quantizing", options.limit_mib, quantize, model, f"{scratch}/out", options.budget),
+            ("probing, random tokens", options.probe_limit_mib, probe, model, f"{scratch}/found", "random"),
+            ("probing, its own text", options.probe_limit_mib, probe, model, f"{scratch}/found", "self"),
+        ]:
+            peak = peak_mib(code, *arguments)
+            within &= peak - bare <= limit
+            print(f"{what:24}  {peak:7.1f} MiB, {peak - bare:+.1f} (limit {limit:+.0f})", flush=True)
+    sys.exit(not within)
 
 
 if __name__ == "__main__":
