@@ -13,8 +13,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::{CHUNK_BYTES, Pass};
+use ramrs::checkpoint::{Checkpoint, Tensor};
 use ramrs::decoder::decoder;
 use ramrs::kernel::Level;
 use ramrs::probe::{Mode, Options, probe};
@@ -80,7 +80,8 @@ fn main() {
     let workers = Workers::new(NonZeroUsize::new(threads)).expect("threads");
     let rate = multiply_adds_per_second();
     println!("one core: {:.1} billion multiply-adds a second in registers", rate / 1e9);
-    let mut best: f64 = 0.0;
+    let elements: u64 = checkpoint.tensors.iter().map(Tensor::elements).sum();
+    let mut random = None;
     for mode in modes {
         let progress = Progress::default();
         let pass = Pass {
@@ -103,31 +104,30 @@ fn main() {
             100.0 * reached / rate,
         );
         if mode == Mode::Random {
-            best = reached;
+            random = Some((reached, found.multiply_adds as f64 / (elements as f64 * found.tokens.len() as f64)));
         }
     }
     println!("one core, again: {:.1} billion", multiply_adds_per_second() / 1e9);
-    if best > 0.0 {
-        extrapolate(best, tokens);
+    if let Some((rate, each)) = random {
+        extrapolate(rate, each, tokens);
     }
 }
 
-/// What larger models take, random tokens, if the rate is the same.
-fn extrapolate(rate: f64, tokens: usize) {
+/// What larger models take, random tokens, at `rate` multiply-adds a second and core, `each` for a weight and token.
+fn extrapolate(rate: f64, each: f64, tokens: usize) {
     println!(
-        "\nextrapolated from {:.1} billion a second and core: weights that a token goes through × {tokens} tokens × 4 \
-         (forward, once more for what is not held, back with one gradient, and 1 for products of tokens, attention and \
-         all else), linear over cores, weights read twice and from memory:",
-        rate / 1e9
+        "\nextrapolated: weights that a token goes through × {tokens} tokens × {each:.2}, as here (forward, again for what \
+         is not held, back, products of tokens), linear over cores, weights from memory:",
     );
     for (name, active, of_all) in [("8B", 8e9, 8e9), ("70B", 70e9, 70e9), ("400B, 17B a token", 17e9, 400e9)] {
-        let seconds = active * tokens as f64 * 4.0 / rate;
+        let seconds = active * tokens as f64 * each / rate;
         println!(
-            "{name}: {:.0} s on 2 cores, {:.0} s on 24, {:.0} s on 64; {:.0} GB of bfloat16 to read at least twice",
+            "{name}: {:.0} s on 2 cores, {:.0} s on 24, {:.0} s on 64; {:.0} GB of bfloat16 to read twice",
             seconds / 2.0,
             seconds / 24.0,
             seconds / 64.0,
             of_all * 2.0 / 1e9
         );
     }
+    println!("A mixture takes up to 8 times the tokens, until its experts have seen enough.");
 }

@@ -74,7 +74,8 @@ def table(model: Path, rows: np.ndarray, sizes: list[str], keep: list[str]) -> I
                     "rival": name,
                     "file_bytes": totals.file_bytes,
                     "effective_bpw": totals.effective_bpw,
-                    "predicted": totals.loss,
+                    # Only ramrs' own objective predicts nats per token.
+                    "predicted": totals.loss if options.get("objective", "output") == "output" else None,
                     "kl_mean": found.kl_mean,
                     "kl_median": found.kl_median,
                     "kl_p99": found.kl_p99,
@@ -85,6 +86,11 @@ def table(model: Path, rows: np.ndarray, sizes: list[str], keep: list[str]) -> I
                 }
 
 
+def shown(loss: float | None) -> str:
+    """Write a predicted loss, if there is one."""
+    return "" if loss is None else f"{loss:.4f}"
+
+
 def markdown(results: list[dict[str, Any]]) -> str:
     """Make a table of the results."""
     columns = "| model | size of | rival | file bytes | bpw | predicted | KL mean | median | p99 | top-1 "
@@ -92,7 +98,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     lines = [columns, "|---" * (columns.count("|") - 1) + "|"]
     lines.extend(
         f"| {row['model']} | {row['size']} | {row['rival']} | {row['file_bytes']:,} | {row['effective_bpw']:.3f} "
-        f"| {row['predicted']:.4f} | {row['kl_mean']:.4f} | {row['kl_median']:.4f} | {row['kl_p99']:.3f} "
+        f"| {shown(row['predicted'])} | {row['kl_mean']:.4f} | {row['kl_median']:.4f} | {row['kl_p99']:.3f} "
         f"| {row['top1_agreement']:.3f} | {row['perplexity_mean']:.2f} | {row['perplexity_median']:.2f} |"
         for row in results
     )
@@ -116,7 +122,7 @@ def main() -> None:
         rows = windows(model, options.text, options.tokens, options.window, options.windows)
         for row in table(model, rows, options.sizes.split(","), keep):
             results.append(row)
-            found = f"KL {row['kl_mean']:.4f}, predicted {row['predicted']:.4f}"
+            found = f"KL {row['kl_mean']:.4f}, predicted {shown(row['predicted'])}"
             print(f"{row['model']} {row['size']} {row['rival']}: {found}", flush=True)
     print("\n" + markdown(results))
     if options.json:

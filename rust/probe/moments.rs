@@ -3,7 +3,7 @@
 //!
 //! The gradient of a window's log-probability with respect to weight `w_ij` is `Σ_t g_ti x_tj` over the window's tokens,
 //! `x` the layer's input and `g` the gradient at its output. Its square, expected, is the diagonal of the Fisher matrix
-//! (`docs/method.md` §1); what is kept are its sums over rows and over columns,
+//! (`docs/method.md`, "The loss"); what is kept are its sums over rows and over columns,
 //!
 //! ```text
 //! K_j = Σ_i (Σ_t g_ti x_tj)² = Σ_tu x_tj (g_t · g_u) x_uj          R_i = Σ_tu g_ti (x_t · x_u) g_ui
