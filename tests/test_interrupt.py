@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import ramrs
 from conftest import EXAMPLE, Tensor, header_of, sees_everything, write_safetensors
+from families import write_family
 
-STAGES = ["open", "measure", "curves", "plan", "encode", "verify"]
+STAGES = ["open", "write", "probe", "gradients", "measure", "curves", "plan", "encode", "verify"]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,19 @@ def test_a_callback_may_stop_the_job_in_any_stage(stage, large, tmp_path):
     with pytest.raises(LookupError, match=stage):
         ramrs.quantize(large, tmp_path / "out", bits=4, effort="fast", generic=True, overwrite=True, progress=stop)
     assert sees_everything(tmp_path) == {"out/ramrs-manifest.json": b"still here"}
+
+
+@pytest.mark.parametrize("stage", ["write", "probe", "gradients"])
+def test_a_callback_may_stop_the_probe_in_any_stage(stage, tmp_path):
+    model = write_family("llama", tmp_path / "model", num_hidden_layers=24, vocab_size=4096)
+
+    def stop(now):
+        if now.stage == stage:
+            raise LookupError(stage)
+
+    with pytest.raises(LookupError, match=stage):
+        ramrs.quantize(model, tmp_path / "out", budget=4, probe_tokens=4096, threads=1, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_progress_goes_forward_and_arrives(large, tmp_path):

@@ -14,11 +14,13 @@ REFUSED = {"stablelm_parallel": "layers.0.self_attn.q_layernorm.norms.0.weight` 
 """Variants that the probe says it cannot run, and why."""
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in REFUSED])
-def test_logits_and_moments_are_those_of_mlx_lm(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "mode"), [*((name, "self") for name in FAMILIES if name not in REFUSED), ("llama", "random")]
+)
+def test_logits_and_moments_are_those_of_mlx_lm(name, mode, tmp_path):
     model = write_family(name, tmp_path / "model")
     output, trace = tmp_path / "sensitivity.safetensors", tmp_path / "trace.safetensors"
-    report = ramrs.probe(model, output, tokens=128, trace=trace)
+    report = ramrs.probe(model, output, tokens=128, mode=mode, trace=trace)
     assert_probed(model, report, read_safetensors(output), read_safetensors(trace), name)
 
 

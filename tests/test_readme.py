@@ -32,7 +32,7 @@ def clone(tmp_path_factory):
 
 def test_the_readme_names_what_it_should():
     verbs = {command[1] for command in COMMANDS if command[0] == "ramrs"}
-    assert verbs == {"inspect", "analyze", "plan", "quantize", "verify", "eval"}
+    assert verbs == {"inspect", "probe", "analyze", "plan", "quantize", "verify", "eval"}
     assert ["make", "example"] in COMMANDS
     assert ["make", "test"] in COMMANDS
 
@@ -62,8 +62,17 @@ def test_the_python_of_the_readme_runs(clone):
         assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_names_the_model_types_that_are_written_as_they_are():
-    source = (ROOT / "rust/format/mlx/models.rs").read_text(encoding="utf-8")
-    listed = re.search(r"AS_IS: \[&str; \d+\] =\s*\[(.*?)\];", source, flags=re.DOTALL).group(1)
-    for model_type in re.findall(r'"(\w+)"', listed):
-        assert f"`{model_type}`" in README
+@pytest.mark.parametrize(
+    ("source", "pattern", "section"),
+    [
+        ("rust/format/mlx/models.rs", r"AS_IS: \[&str; \d+\] =\s*\[(.*?)\];", "Formats"),
+        ("rust/decoder/conventions.rs", r"const FAMILIES: [^=]*= \{(.*?)^\};", "Where errors matter"),
+    ],
+)
+def test_the_readme_names_the_model_types(source, pattern, section):
+    listed = re.search(pattern, (ROOT / source).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE).group(1)
+    model_types = re.findall(r'"(\w+)"', listed)
+    assert len(model_types) > 5
+    text = re.search(rf"^## {section}$(.*?)^## ", README, flags=re.DOTALL | re.MULTILINE).group(1)
+    for model_type in model_types:
+        assert f"`{model_type}`" in text, model_type

@@ -474,7 +474,7 @@ class Progress:
     """A moment of a job, as a ``progress=`` callback gets it."""
 
     stage: str
-    """``open``, ``probe``, ``gradients``, ``measure``, ``curves``, ``plan``, ``encode`` or ``verify``."""
+    """``open``, ``write``, ``probe``, ``gradients``, ``measure``, ``curves``, ``plan``, ``encode`` or ``verify``."""
     done_bytes: int
     """Bytes of this stage that are done."""
     total_bytes: int

@@ -92,6 +92,8 @@ pub struct Probe {
     pub vocabulary: Vocabulary,
     /// Tokens that went through, window after window.
     pub tokens: Vec<u32>,
+    /// Where they are from; never [`Mode::Auto`].
+    pub mode: Mode,
     /// Random gradients for each.
     pub draws: usize,
     /// Tokens of each expert, by layer.
@@ -124,6 +126,7 @@ pub fn probe(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<
         lookups,
         vocabulary,
         tokens,
+        mode: options.mode,
         draws: options.draws,
         loads,
         multiply_adds: multiply_adds.into_inner(),

@@ -10,10 +10,14 @@ use std::fmt::Write as _;
 
 use super::given::{Found, Table};
 use crate::decoder::{Decoder, Linear, Mlp};
-use crate::probe::{EXPERT_TOKENS, Key, Moments, Probe};
+use crate::probe::{EXPERT_TOKENS, Key, Mode, Moments, Probe};
 
 /// How the probe works; a change of any number it gives is a new version.
 pub const VERSION: u32 = 1;
+
+/// How much more an error matters in a text that the model did not write than in one that it did, on average of two models
+/// (`docs/method.md`, "The probe"). The same for all matrices, so plans do not depend on it, only what they predict.
+const UNFAMILIAR: f64 = 1.2;
 
 /// Sums of one matrix by its columns and by its rows, per token, and the mean squares of its inputs.
 #[derive(Clone, Debug, Default)]
@@ -51,15 +55,15 @@ impl Sums {
         mean
     }
 
-    /// As the vectors that a sensitivity is.
-    fn vectors(&self) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    /// As the vectors that a sensitivity is, the gain `times` what it is.
+    fn vectors(&self, times: f64) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let count = self.columns.len().max(1) as f64;
         let by_columns: f64 = self.columns.iter().sum();
         let by_rows: f64 = self.rows.iter().sum();
         let scaled = |values: &[f64], by: f64| values.iter().map(|value| (value * by) as f32).collect();
         // Both add up to the same, but for rounding.
         let k = scaled(&self.columns, if by_columns > 0.0 { count / by_columns } else { 0.0 });
-        let r = scaled(&self.rows, if by_rows > 0.0 { by_columns / by_rows / count } else { 0.0 });
+        let r = scaled(&self.rows, if by_rows > 0.0 { times * by_columns / by_rows / count } else { 0.0 });
         (k, r, scaled(&self.squares, 1.0))
     }
 }
@@ -84,7 +88,8 @@ pub fn table(decoder: &Decoder<'_>, probe: &Probe) -> (Table, Vec<String>) {
     }
     sums.insert(key(&decoder.embedding), embedding(decoder, probe));
     let warnings = fill_up(decoder, probe, &mut sums);
-    (stored(&sums, &linears, &decoder.embedding), warnings)
+    let times = if probe.mode == Mode::Written { UNFAMILIAR } else { 1.0 };
+    (stored(&sums, times, &linears, &decoder.embedding), warnings)
 }
 
 fn key(linear: &Linear<'_>) -> Key {
@@ -166,8 +171,8 @@ fn few(layer: usize, experts: &[usize], tokens: usize) -> String {
     )
 }
 
-/// The vectors by tensor, those of a stack one after the other.
-fn stored(sums: &BTreeMap<Key, Sums>, linears: &[Linear<'_>], embedding: &Linear<'_>) -> Table {
+/// The vectors by tensor, those of a stack one after the other; gains `times` what they are.
+fn stored(sums: &BTreeMap<Key, Sums>, times: f64, linears: &[Linear<'_>], embedding: &Linear<'_>) -> Table {
     let stacks: BTreeSet<&str> = linears
         .iter()
         .filter(|linear| linear.weight.shape.len() == 3)
@@ -179,7 +184,7 @@ fn stored(sums: &BTreeMap<Key, Sums>, linears: &[Linear<'_>], embedding: &Linear
         let (mut k, mut r, mut x2) = (Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
         for (_, sums) in sums.range((name.clone(), 0)..=(name.clone(), u64::MAX)) {
-            let vectors = sums.vectors();
+            let vectors = sums.vectors(times);
             k.extend(vectors.0);
             r.extend(vectors.1);
             x2.extend(vectors.2);

@@ -14,6 +14,7 @@ from ramrs.documents import Progress
 
 _LABELS = {
     "open": "opening",
+    "write": "writing tokens",
     "probe": "probing",
     "gradients": "and back",
     "measure": "measuring",
