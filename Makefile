@@ -10,7 +10,7 @@ help:
 	@echo 'make test      install everything into .venv and run every test'
 	@echo 'make lint      formatting, lints and types alone'
 	@echo 'make models    make models/smollm2-135m, the real model some tests use (93 MB to fetch)'
-	@echo 'make bench     kernels, memory and quality'
+	@echo 'make bench     kernels, the probe, memory and quality'
 
 example: .venv/ramrs
 	$(BIN)/ramrs quantize examples/llama2xs-280k --budget 4.0 --output build/llama2xs-280k-4bpw --overwrite
@@ -39,6 +39,7 @@ models/smollm2-135m/config.json: | .venv/tests
 bench: .venv/tests models
 	$(BIN)/maturin develop --release --locked --quiet
 	cargo bench --locked --bench kernels
+	cargo bench --locked --bench probe -- models/smollm2-135m
 	$(BIN)/python benches/memory.py models/smollm2-135m
 	$(BIN)/python benches/quality/quality.py examples/llama2xs-280k models/smollm2-135m --text tests/data/text/tinystories.txt
 
