@@ -55,7 +55,8 @@ def main() -> None:
         ]:
             peak = peak_mib(code, *arguments)
             within &= peak - bare <= limit
-            print(f"{what:24}  {peak:7.1f} MiB, {peak - bare:+.1f} (limit {limit:+.0f})", flush=True)
+            limited = f" (limit {limit:+.0f})" if math.isfinite(limit) else ""
+            print(f"{what:24}  {peak:7.1f} MiB, {peak - bare:+.1f}{limited}", flush=True)
     sys.exit(not within)
 
 
