@@ -55,6 +55,34 @@ TYPES = {
     "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "sliding_window_pattern": 2},
     "phi3": {"pad_token_id": 0},
     "olmo2": {},
+    "smollm3": {"tie_word_embeddings": True, "no_rope_layer_interval": 2},
+    "granite": {
+        "attention_bias": False,
+        "attention_multiplier": 0.125,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 4.0,
+        "mlp_bias": False,
+        "residual_multiplier": 0.6,
+        "tie_word_embeddings": True,
+    },
+    "glm4": {"attention_bias": True, "head_dim": 32, "partial_rotary_factor": 0.5},
+    "stablelm": {
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.25,
+        "qk_layernorm": False,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": False,
+        "use_qkv_bias": True,
+    },
+    "starcoder2": {"norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    "phi": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+    "cohere": {
+        "layer_norm_bias": False,
+        "layer_norm_eps": 1e-5,
+        "logit_scale": 0.25,
+        "tie_word_embeddings": True,
+        "use_qk_norm": False,
+    },
 }
 """What each model type needs beside `TINY`."""
 

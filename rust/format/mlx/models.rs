@@ -6,8 +6,24 @@ use crate::format::Treatment;
 
 /// `model_type`s whose tensors `mlx-lm` takes under their own names and in their own layout. Each of them is made,
 /// quantized and loaded by a test.
-pub(super) const AS_IS: [&str; 9] =
-    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"];
+pub(super) const AS_IS: [&str; 16] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "glm4",
+    "stablelm",
+    "starcoder2",
+    "phi",
+    "cohere",
+];
 
 /// What becomes of each tensor.
 pub(super) fn treatments(checkpoint: &Checkpoint, generic: bool) -> Result<Vec<Treatment>> {
