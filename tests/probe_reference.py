@@ -40,7 +40,9 @@ class Expected:
         for draw in range(draws):
             for key, trace in traced(model, tokens, gradients[:, draw].reshape(logits.shape), name).items():
                 if key.endswith("#lookup"):
-                    squares = np.square(trace.g.astype(np.float64))
+                    # A text has one beginning of 8 tokens in 8 windows.
+                    share = np.where(trace.row % WINDOW < 8, 1 / 8, 1) * WINDOW / (1 + 56)
+                    squares = np.square(trace.g.astype(np.float64)) * share[:, None]
                     self.add(key, squares.sum(axis=0), self.by_token(trace.row, squares.sum(axis=1), logits.shape[-1]))
                     continue
                 self.squares[key] = np.square(trace.x.astype(np.float64)).mean(axis=0) if len(trace.row) else None

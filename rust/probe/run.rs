@@ -28,6 +28,12 @@ pub const EXPERT_TOKENS: u64 = 16;
 /// More tokens than asked for are drawn until they have, but at most so many times as many.
 const MOST_DRAWN: usize = 8;
 
+/// The first tokens of a window, behind which little has been said yet: an error in one of them reaches far.
+const BEGINNING: usize = 8;
+
+/// How many times as long as a window texts are, which have but one beginning.
+const LONGER: f64 = 8.0;
+
 /// Bytes of weights up to which a model writes its windows, unless it is told otherwise: beyond, reading the weights again
 /// for every token of a text takes longer than all the rest.
 pub const WRITTEN_BYTES: u64 = 16 << 30;
@@ -86,7 +92,7 @@ pub struct Probe {
     /// The moments of every matrix that tokens went through, but the embedding as it is looked up.
     pub moments: BTreeMap<Key, Moments>,
     /// Of the embedding as it is looked up: for each channel the squares of the gradients there, added up over tokens and
-    /// draws, without and with the windows' first tokens.
+    /// draws, those of the windows' first tokens apart; weighed as if the windows were parts of longer texts.
     pub lookups: [Vec<f64>; 2],
     /// What the tokens were drawn from.
     pub vocabulary: Vocabulary,
@@ -229,9 +235,10 @@ impl<'s, 'a> Run<'s, 'a> {
         let mut lookups = [vec![0.0; gradients.width], vec![0.0; gradients.width]];
         for row in 0..gradients.count() {
             let is_first = row.is_multiple_of(WINDOW) && self.vocabulary.first().is_some();
+            let share = share_of_text(row % WINDOW);
             for (sum, &gradient) in lookups[usize::from(is_first)].iter_mut().zip(gradients.row(row)) {
                 let gradient = scale * f64::from(gradient);
-                *sum += gradient * gradient;
+                *sum += share * gradient * gradient;
             }
         }
         Ok((lookups, found.seen))
@@ -249,4 +256,11 @@ fn overflow(session: &Session<'_>, block: &Block<'_>) -> Error {
         .collect();
     let place = format!("layer {}", block.index);
     stats::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
+}
+
+/// The weight of what stands at `position` of a window, 1 on average: beginnings are rarer in a text than in windows.
+fn share_of_text(position: usize) -> f64 {
+    let all = BEGINNING as f64 / LONGER + (WINDOW - BEGINNING) as f64;
+    let here = if position < BEGINNING { 1.0 / LONGER } else { 1.0 };
+    here * WINDOW as f64 / all
 }
