@@ -120,10 +120,8 @@ Sensitivity = Annotated[
     ),
 ]
 ProbeTokens = Annotated[int, typer.Option("--probe-tokens", min=1, help="Tokens that the probe takes.")]
-ProbeModeOption = Annotated[
-    ProbeMode,
-    typer.Option("--probe-mode", help="self: text that the model writes. random tokens. auto: self, up to 16 GiB."),
-]
+_PROBE_MODE = "self: text that the model writes. random tokens. auto: self, up to 16 GiB."
+ProbeModeOption = Annotated[ProbeMode, typer.Option("--probe-mode", help=_PROBE_MODE)]
 PriorOption = Annotated[Prior, typer.Option("--prior", help="Whether gains follow the matrices' roles.")]
 SampleBands = Annotated[
     int, typer.Option("--sample-bands", min=0, help="Bands of 8 rows of each matrix measured for its curve; 0: all.")
@@ -260,12 +258,7 @@ def probe(
     tokens: Annotated[
         int, typer.Option("--probe-tokens", "--tokens", min=1, help="Tokens that it takes, in windows of 64.")
     ] = api.PROBE_TOKENS,
-    mode: Annotated[
-        ProbeMode,
-        typer.Option(
-            "--probe-mode", "--mode", help="self: text that the model writes. random tokens. auto: self, up to 16 GiB."
-        ),
-    ] = ProbeMode.auto,
+    mode: Annotated[ProbeMode, typer.Option("--probe-mode", "--mode", help=_PROBE_MODE)] = ProbeMode.auto,
     trace: Annotated[
         Path | None,
         typer.Option("--trace", help="File for tokens, logits and gradients there.", show_default=False, hidden=True),
