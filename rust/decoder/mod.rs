@@ -182,6 +182,12 @@ impl Decoder<'_> {
         self.embedding.matrix.cols as usize
     }
 
+    /// Bytes of the matrices of all layers.
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        self.blocks.iter().map(Block::bytes).sum()
+    }
+
     /// Rows of the embedding.
     #[must_use]
     pub fn vocabulary(&self) -> usize {

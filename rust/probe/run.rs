@@ -76,9 +76,8 @@ impl Options {
     /// The same with a mode that is one for `decoder`.
     #[must_use]
     pub fn of(self, decoder: &Decoder<'_>) -> Self {
-        let bytes: u64 = decoder.blocks.iter().map(Block::bytes).sum();
         let mode = match self.mode {
-            Mode::Auto if bytes <= WRITTEN_BYTES => Mode::Written,
+            Mode::Auto if decoder.body_bytes() <= WRITTEN_BYTES => Mode::Written,
             Mode::Auto => Mode::Random,
             mode => mode,
         };
@@ -174,13 +173,14 @@ impl<'s, 'a> Run<'s, 'a> {
     fn forward(&mut self, count: usize) -> Result<()> {
         let Session { pass, decoder, .. } = *self.session;
         let again = !self.tokens.is_empty();
-        let bytes: u64 = decoder.blocks.iter().map(Block::bytes).sum();
+        // Layers remember one run's windows, not those of several.
+        self.traces.clear();
         let mut tokens = tokens::windows(self.vocabulary, self.windows(), count);
         if self.options.mode == Mode::Written {
             let steps = write_on(pass, decoder, self.vocabulary, self.tokens.len(), &mut tokens)?;
             self.session.count(steps);
         }
-        pass.progress.begin(Stage::Probe, bytes);
+        pass.progress.begin(Stage::Probe, decoder.body_bytes());
         let span = Span { windows: count, before: 0, now: WINDOW };
         let mut x = embedded(self.session, &tokens, span)?;
         self.tokens.extend(tokens);
@@ -200,9 +200,6 @@ impl<'s, 'a> Run<'s, 'a> {
                 self.traces.insert(index, trace);
             }
         }
-        if again {
-            self.traces.clear();
-        }
         self.streams[decoder.blocks.len()].values.extend_from_slice(&x.values);
         Ok(())
     }
@@ -212,9 +209,9 @@ impl<'s, 'a> Run<'s, 'a> {
         let Session { pass, decoder, .. } = *self.session;
         let span = Span { windows: self.windows(), before: 0, now: WINDOW };
         let again = |index: &usize| !self.traces.contains_key(index);
-        let body: u64 = decoder.blocks.iter().map(Block::bytes).sum();
         let forward: u64 = (0..decoder.blocks.len()).filter(again).map(|at| decoder.blocks[at].bytes()).sum();
-        pass.progress.begin(Stage::Gradients, body + forward + super::head::visited_bytes(self.session, span.count()));
+        let of_head = super::head::visited_bytes(self.session, span.count());
+        pass.progress.begin(Stage::Gradients, decoder.body_bytes() + forward + of_head);
         let last = self.streams.pop().ok_or_else(|| Error::Bug("nothing came out of the model".to_owned()))?;
         let found = ends(self.session, &last, self.options.draws, self.options.seeing)?;
         self.session.take(&super::head::head(self.session), &found.moments);

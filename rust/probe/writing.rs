@@ -12,7 +12,7 @@ use super::head::{head, last_states, logits};
 use super::tokens::{WINDOW, unit};
 use super::vocabulary::Vocabulary;
 use crate::checkpoint::stream::Pass;
-use crate::decoder::{Block, Decoder};
+use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::kernel::Level;
 use crate::kernel::elementary::exp_minus;
@@ -35,7 +35,7 @@ pub(super) fn write_on(
     let layers = decoder.blocks.iter().map(|block| Ok((Layer::new(&session, block)?, Past::default())));
     let mut layers: Vec<(Layer<'_, '_>, Past)> = layers.collect::<Result<_>>()?;
     let last = head(&session).matrix;
-    let bytes: u64 = decoder.blocks.iter().map(Block::bytes).sum::<u64>() + last.rows * last.row_bytes();
+    let bytes = decoder.body_bytes() + last.rows * last.row_bytes();
     pass.progress.begin(Stage::Write, bytes * (TEXT - 1) as u64);
     let texts = tokens.len() / TEXT;
     for position in 0..TEXT - 1 {
