@@ -14,7 +14,7 @@
 //! [role prior](super::prior)'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::given::{Given, Table, measure};
@@ -133,12 +133,6 @@ impl SensitivityFile {
         self.probed
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &PathBuf {
-        &self.shard.path
-    }
-
     /// The vectors of `tensor`, `None` if the file does not cover it.
     fn vectors(&self, tensor: &Tensor, matrix: Matrix) -> Result<Option<Given>> {
         let Some(k) = self.read(tensor, "k", matrix.cols)? else { return Ok(None) };
@@ -166,8 +160,7 @@ impl SensitivityFile {
     }
 
     /// Where its vectors are from.
-    #[must_use]
-    pub fn origin(&self) -> Origin {
+    fn origin(&self) -> Origin {
         if self.probed.is_some() { Origin::Probe } else { Origin::File }
     }
 
