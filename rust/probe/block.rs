@@ -8,6 +8,7 @@ use super::experts::{Mixed, Passed, dense_back, dense_forward, loads, mixture_ba
 use super::norm::Loaded;
 use super::product::{Direction, Input, Job, Part, products};
 use super::rows::Rows;
+use super::tokens::WINDOW;
 use crate::decoder::rotary::Turns;
 use crate::decoder::{Block, Linear, Norm, Vector};
 use crate::error::{Error, Result};
@@ -81,6 +82,10 @@ pub(super) struct Layer<'s, 'a> {
     turns: Option<Turns>,
     query_norm: Option<Loaded>,
     key_norm: Option<Loaded>,
+    attention_in: Option<Loaded>,
+    attention_out: Option<Loaded>,
+    mlp_in: Option<Loaded>,
+    mlp_out: Option<Loaded>,
 }
 
 impl<'s, 'a> Layer<'s, 'a> {
@@ -104,34 +109,38 @@ impl<'s, 'a> Layer<'s, 'a> {
         let turns = if decoder.positions.is_some() {
             None
         } else {
-            let turns = conventions.rotary.turns(block.index, decoder.head_size, session.window);
+            let turns = conventions.rotary.turns(block.index, decoder.head_size, WINDOW);
             turns.map_err(|reason| Error::Unrunnable { model_type: session.family(), reason })?
         };
-        let norm = |norm: Option<Norm<'_>>, heads: usize| {
-            norm.map(|norm| Loaded::new(session, norm, heads * decoder.head_size)).transpose()
-        };
+        let norm =
+            |norm: Option<Norm<'_>>, width: usize| norm.map(|norm| Loaded::new(session, norm, width)).transpose();
+        let of_stream = |found| norm(found, decoder.width());
         Ok(Self {
             session,
             block,
             turns,
-            query_norm: norm(block.attention.query_norm, decoder.heads)?,
-            key_norm: norm(block.attention.key_norm, decoder.kv_heads)?,
+            query_norm: norm(block.attention.query_norm, decoder.heads * decoder.head_size)?,
+            key_norm: norm(block.attention.key_norm, decoder.kv_heads * decoder.head_size)?,
+            attention_in: of_stream(block.attention_in)?,
+            attention_out: of_stream(block.attention_out)?,
+            mlp_in: of_stream(block.mlp_in)?,
+            mlp_out: of_stream(block.mlp_out)?,
             heads,
         })
     }
 
-    /// `x` behind a norm of the stream, if there is one.
-    fn behind<'x>(&self, norm: Option<Norm<'_>>, x: &'x Rows) -> Result<Cow<'x, Rows>> {
+    /// `x` behind a norm, if there is one.
+    fn behind<'x>(&self, norm: Option<&Loaded>, x: &'x Rows) -> Result<Cow<'x, Rows>> {
         Ok(match norm {
-            Some(norm) => Cow::Owned(Loaded::new(self.session, norm, x.width)?.forward(self.session, x)?),
+            Some(norm) => Cow::Owned(norm.forward(self.session, x)?),
             None => Cow::Borrowed(x),
         })
     }
 
-    /// Gradients in front of a norm of the stream.
-    fn before<'g>(&self, norm: Option<Norm<'_>>, x: &Rows, gradients: Cow<'g, Rows>) -> Result<Cow<'g, Rows>> {
+    /// Gradients in front of a norm, if there is one.
+    fn before<'g>(&self, norm: Option<&Loaded>, x: &Rows, gradients: Cow<'g, Rows>) -> Result<Cow<'g, Rows>> {
         Ok(match norm {
-            Some(norm) => Cow::Owned(Loaded::new(self.session, norm, x.width)?.back(self.session, x, &gradients)?),
+            Some(norm) => Cow::Owned(norm.back(self.session, x, &gradients)?),
             None => gradients,
         })
     }
@@ -150,14 +159,14 @@ impl<'s, 'a> Layer<'s, 'a> {
     pub(super) fn forward(&self, x: &Rows, span: Span, past: Option<&mut Past>) -> Result<(Rows, Trace)> {
         let (block, conventions) = (self.block, &self.session.decoder.conventions);
         let scale = conventions.residual_scale as f32;
-        let normed = self.behind(block.attention_in, x)?;
+        let normed = self.behind(self.attention_in.as_ref(), x)?;
         let attention = self.attention(&normed, span, past)?;
         let mut middle = x.clone();
-        middle.add(self.behind(block.attention_out, &attention.out)?.as_ref(), scale);
+        middle.add(self.behind(self.attention_out.as_ref(), &attention.out)?.as_ref(), scale);
         let fed = if conventions.parallel {
-            if block.mlp_in.is_some() { self.behind(block.mlp_in, x)? } else { normed }
+            if block.mlp_in.is_some() { self.behind(self.mlp_in.as_ref(), x)? } else { normed }
         } else {
-            self.behind(block.mlp_in, &middle)?
+            self.behind(self.mlp_in.as_ref(), &middle)?
         };
         let feed = match &block.experts {
             Some(experts) => {
@@ -167,7 +176,7 @@ impl<'s, 'a> Layer<'s, 'a> {
             None => Feed::Dense(dense_forward(self.session, &block.mlp, &fed)?),
         };
         let mut out = middle.clone();
-        out.add(self.behind(block.mlp_out, feed.out())?.as_ref(), scale);
+        out.add(self.behind(self.mlp_out.as_ref(), feed.out())?.as_ref(), scale);
         Ok((out, Trace { attention, middle, feed }))
     }
 
@@ -175,11 +184,11 @@ impl<'s, 'a> Layer<'s, 'a> {
     pub(super) fn back(&self, x: &Rows, span: Span, trace: &Trace, gradients: &Rows) -> Result<Rows> {
         let (block, conventions) = (self.block, &self.session.decoder.conventions);
         let before_mlp = if conventions.parallel { x } else { &trace.middle };
-        let of_feed = self.before(block.mlp_out, trace.feed.out(), self.scaled(gradients))?;
+        let of_feed = self.before(self.mlp_out.as_ref(), trace.feed.out(), self.scaled(gradients))?;
         // In a parallel block without a norm of its own the MLP reads what attention reads.
         let shares_norm = conventions.parallel && block.mlp_in.is_none();
-        let normed = self.behind(block.attention_in, x)?;
-        let fed = if shares_norm { normed.clone() } else { self.behind(block.mlp_in, before_mlp)? };
+        let normed = self.behind(self.attention_in.as_ref(), x)?;
+        let fed = if shares_norm { normed.clone() } else { self.behind(self.mlp_in.as_ref(), before_mlp)? };
         let of_fed = match (&trace.feed, &block.experts) {
             (Feed::Mixed(mixed, _), Some(experts)) => mixture_back(self.session, experts, &fed, mixed, &of_feed)?,
             (Feed::Dense(passed), _) => dense_back(self.session, &block.mlp, &fed, passed, &of_feed)?,
@@ -190,15 +199,15 @@ impl<'s, 'a> Layer<'s, 'a> {
         if shares_norm {
             of_normed = Some(of_fed);
         } else {
-            stream.add(self.before(block.mlp_in, before_mlp, Cow::Owned(of_fed))?.as_ref(), 1.0);
+            stream.add(self.before(self.mlp_in.as_ref(), before_mlp, Cow::Owned(of_fed))?.as_ref(), 1.0);
         }
         let into_attention = self.scaled(if conventions.parallel { gradients } else { &stream });
-        let of_attention = self.before(block.attention_out, &trace.attention.out, into_attention)?;
+        let of_attention = self.before(self.attention_out.as_ref(), &trace.attention.out, into_attention)?;
         let mut of_input = self.attention_back(&normed, span, &trace.attention, &of_attention)?;
         if let Some(of_fed) = of_normed {
             of_input.add(&of_fed, 1.0);
         }
-        stream.add(self.before(block.attention_in, x, Cow::Owned(of_input))?.as_ref(), 1.0);
+        stream.add(self.before(self.attention_in.as_ref(), x, Cow::Owned(of_input))?.as_ref(), 1.0);
         Ok(stream)
     }
 
@@ -206,6 +215,11 @@ impl<'s, 'a> Layer<'s, 'a> {
     fn projections(&self) -> Vec<Linear<'a>> {
         let attention = &self.block.attention;
         [attention.query, attention.key, attention.value, attention.query_key_value].into_iter().flatten().collect()
+    }
+
+    /// The matrix behind attention.
+    fn output(&self) -> Result<Linear<'a>> {
+        self.block.attention.output.ok_or_else(|| Error::Bug("attention without an output".to_owned()))
     }
 
     /// Where queries, keys and values are in a fused row, head by head or one after the other: for each of the three the
@@ -272,7 +286,7 @@ impl<'s, 'a> Layer<'s, 'a> {
                 self.heads.forward(session, &query, &past.key, &past.value, span)?
             }
         };
-        let output = self.block.attention.output.ok_or_else(|| Error::Bug("attention without an output".to_owned()))?;
+        let output = self.output()?;
         let out = session.linear(&output, &mixed)?;
         Ok(AttentionTrace { projected, out })
     }
@@ -280,10 +294,7 @@ impl<'s, 'a> Layer<'s, 'a> {
     /// Queries and keys behind their norms and turns.
     fn placed<'p>(&self, projected: &'p [Rows; 3], span: Span) -> Result<[Cow<'p, Rows>; 2]> {
         let placed = |x: &'p Rows, norm: &Option<Loaded>| -> Result<Cow<'p, Rows>> {
-            let normed = match norm {
-                Some(norm) => Cow::Owned(norm.forward(self.session, x)?),
-                None => Cow::Borrowed(x),
-            };
+            let normed = self.behind(norm.as_ref(), x)?;
             Ok(match &self.turns {
                 Some(turns) => Cow::Owned(turned(self.session.pass, &normed, self.heads.size, turns, span, false)?),
                 None => normed,
@@ -297,7 +308,7 @@ impl<'s, 'a> Layer<'s, 'a> {
         let session = self.session;
         let [query, key] = self.placed(&trace.projected, span)?;
         let value = &trace.projected[2];
-        let output = self.block.attention.output.ok_or_else(|| Error::Bug("attention without an output".to_owned()))?;
+        let output = self.output()?;
         let mixed = self.heads.forward(session, &query, &key, value, span)?;
         let of_mixed = session.linear_back(&output, &mixed, gradients)?;
         drop(mixed);
@@ -319,7 +330,7 @@ impl<'s, 'a> Layer<'s, 'a> {
         let parts: Vec<Rows> =
             if projections.len() == 1 { vec![self.fuse(&parts)] } else { parts.into_iter().collect() };
         let told: Vec<_> = projections.iter().copied().zip(&parts).collect();
-        session.record(x, &told, &session.windows(x.count()))?;
+        session.record(x, &told, &Session::windows(x.count()))?;
         let parts = projections.iter().zip(&parts).map(|(&linear, x)| Part { linear, x: Input::Whole(x) }).collect();
         let mut found = products(session, Direction::Back, &[Job { parts, count: gradients.count() }])?;
         found.pop().ok_or_else(|| Error::Bug("attention gave nothing back".to_owned()))

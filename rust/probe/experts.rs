@@ -61,6 +61,10 @@ fn last_of<'a>(mlp: &Mlp<'a>) -> Result<Linear<'a>> {
     mlp.down.ok_or_else(|| Error::Bug("a network without its last matrix".to_owned()))
 }
 
+fn router_of<'a>(experts: &Experts<'a>) -> Result<Linear<'a>> {
+    experts.router.ok_or_else(|| Error::Bug("a mixture without a router".to_owned()))
+}
+
 /// What `networks` give of the inputs of each.
 fn networks_forward(session: &Session<'_>, networks: &[Mlp<'_>], inputs: &[Rows]) -> Result<Vec<Passed>> {
     let alternating = session.decoder.conventions.alternating;
@@ -157,7 +161,7 @@ pub(super) fn dense_back(
     passed: &Passed,
     gradients: &Rows,
 ) -> Result<Rows> {
-    let windows = session.windows(x.count());
+    let windows = Session::windows(x.count());
     let going = [Going { mlp: *mlp, x, passed, gradients: Cow::Borrowed(gradients), windows }];
     networks_back(session, &going)?.pop().ok_or_else(|| Error::Bug("a network gave nothing back".to_owned()))
 }
@@ -165,7 +169,7 @@ pub(super) fn dense_back(
 /// A mixture, forward: what comes out, and what is remembered.
 pub(super) fn mixture_forward(session: &Session<'_>, experts: &Experts<'_>, x: &Rows) -> Result<(Rows, Mixed)> {
     let routing = session.routing()?;
-    let router = experts.router.ok_or_else(|| Error::Bug("a mixture without a router".to_owned()))?;
+    let router = router_of(experts)?;
     let logits = session.linear(&router, x)?;
     let correction = experts.correction.map(|tensor| session.elements(Vector { tensor, at: 0 }, logits.width));
     let correction = correction.transpose()?.unwrap_or_default();
@@ -244,7 +248,7 @@ pub(super) fn mixture_back(
                 out.iter_mut().zip(gradient).for_each(|(out, gradient)| *out = share * gradient);
             }
         }
-        let windows = session.windows_of(&tokens_of(visits));
+        let windows = Session::windows_of(&tokens_of(visits));
         going.push(Going { mlp: experts.experts[expert], x, passed, gradients: Cow::Owned(scaled), windows });
     }
     let mut out = Rows::zeros(gradients.count(), x.width);
@@ -257,7 +261,7 @@ pub(super) fn mixture_back(
             }
         }
     }
-    let router = experts.router.ok_or_else(|| Error::Bug("a mixture without a router".to_owned()))?;
+    let router = router_of(experts)?;
     let of_logits = Rows::made(session.pass, gradients.count(), router.outputs(), |row, out| {
         mixed.routes[row % count].back(routing, &of_shares[row], out);
     })?;

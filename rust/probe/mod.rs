@@ -1,7 +1,7 @@
 //! The probe: a model run on tokens of its own vocabulary, forward and back, to learn where its weights are sensitive.
 //!
-//! No text, no sampling loop, no gradients of weights: windows of random tokens go through the layers one by one, random
-//! gradients with the covariance of the model's own predictions come back (`head`), and on the way back every matrix's
+//! No text, no gradients of weights: windows of tokens, random ones or such as the model writes, go through the layers one
+//! by one, random gradients with the covariance of the model's own predictions come back (`head`), and on the way back every matrix's
 //! inputs and output gradients meet and leave their [moments](Moments). Weights are read as they are needed, once forward
 //! and once back; what is held is the stream in front of each layer and what one layer makes of it ([`HELD_BYTES`] of
 //! layers remember more, so that they need not be gone through again).
@@ -57,8 +57,6 @@ pub type Key = (String, u64);
 struct Session<'a> {
     pass: Pass<'a>,
     decoder: &'a Decoder<'a>,
-    /// Tokens of a window.
-    window: usize,
     multiply_adds: AtomicU64,
     moments: Mutex<BTreeMap<Key, Moments>>,
     /// Weights that are held in memory, by tensor, while the model goes on token by token.
@@ -68,7 +66,7 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn new(pass: Pass<'a>, decoder: &'a Decoder<'a>) -> Self {
         let (moments, held) = Default::default();
-        Self { pass, decoder, window: WINDOW, multiply_adds: AtomicU64::new(0), moments, held }
+        Self { pass, decoder, multiply_adds: AtomicU64::new(0), moments, held }
     }
 
     /// Reads all weights into memory if they fit: they are needed once for every token of a window.
@@ -147,22 +145,22 @@ impl<'a> Session<'a> {
 
     /// Gradients at the input `x` of `linear` from those at its output. Takes down its moments.
     fn linear_back(&self, linear: &Linear<'_>, x: &Rows, gradients: &Rows) -> Result<Rows> {
-        self.record(x, &[(*linear, gradients)], &self.windows(x.count()))?;
+        self.record(x, &[(*linear, gradients)], &Self::windows(x.count()))?;
         let mut found = products(self, Direction::Back, &[Job::one(*linear, gradients)])?;
         found.pop().ok_or_else(|| Error::Bug("a layer gave nothing back".to_owned()))
     }
 
     /// The rows of each window, of `count` tokens in their order.
-    fn windows(&self, count: usize) -> Vec<Range<usize>> {
-        (0..count).step_by(self.window).map(|from| from..(from + self.window).min(count)).collect()
+    fn windows(count: usize) -> Vec<Range<usize>> {
+        (0..count).step_by(WINDOW).map(|from| from..(from + WINDOW).min(count)).collect()
     }
 
     /// The rows of each window, of some tokens in their order.
-    fn windows_of(&self, tokens: &[usize]) -> Vec<Range<usize>> {
+    fn windows_of(tokens: &[usize]) -> Vec<Range<usize>> {
         let mut windows: Vec<Range<usize>> = Vec::new();
         for (row, token) in tokens.iter().enumerate() {
             match windows.last_mut() {
-                Some(last) if tokens[last.start] / self.window == token / self.window => last.end = row + 1,
+                Some(last) if tokens[last.start] / WINDOW == token / WINDOW => last.end = row + 1,
                 _ => windows.push(row..row + 1),
             }
         }
