@@ -209,9 +209,89 @@ impl Float {
     }
 }
 
+/// The value of a code of `mantissa` bits below `exponent` bits below a sign, with this bias; subnormal below exponent 1.
+fn small(code: u8, exponent: u32, mantissa: u32, bias: i32) -> f32 {
+    let sign = if code >> (exponent + mantissa) == 0 { 1.0 } else { -1.0 };
+    let power = i32::from(code >> mantissa & u8::MAX >> (8 - exponent));
+    let fraction = f32::from(code & ((1 << mantissa) - 1)) / f32::from(1_u16 << mantissa);
+    let scale = power_of_two(power.max(1) - bias);
+    sign * scale * if power == 0 { fraction } else { 1.0 + fraction }
+}
+
+/// `2^exponent`, exactly, for exponents from -149 to 127.
+fn power_of_two(exponent: i32) -> f32 {
+    if exponent >= -126 {
+        f32::from_bits(((exponent + 127) as u32) << 23)
+    } else {
+        f32::from_bits(1 << (exponent + 149))
+    }
+}
+
+/// An 8-bit float type that weights are stored in beside scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names are the format's own")]
+pub enum Float8 {
+    E4M3,
+    E5M2,
+}
+
+impl Float8 {
+    /// The type of `dtype`, if it is one.
+    #[must_use]
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F8_E4M3 => Some(Self::E4M3),
+            Dtype::F8_E5M2 => Some(Self::E5M2),
+            _ => None,
+        }
+    }
+
+    /// The value of each code.
+    #[must_use]
+    pub fn values(self) -> [f32; 256] {
+        std::array::from_fn(|code| {
+            let code = code as u8;
+            match self {
+                // All ones are no number, and there is no infinity.
+                Self::E4M3 if code & 0x7f == 0x7f => f32::NAN,
+                Self::E4M3 => small(code, 4, 3, 7),
+                Self::E5M2 if code & 0x7f == 0x7c => small(code, 5, 2, 15) * f32::INFINITY,
+                Self::E5M2 if code & 0x7c == 0x7c => f32::NAN,
+                Self::E5M2 => small(code, 5, 2, 15),
+            }
+        })
+    }
+}
+
+/// The values of the 16 codes of E2M1, the elements of MXFP4.
+#[must_use]
+pub fn e2m1_values() -> [f32; 16] {
+    std::array::from_fn(|code| small(code as u8, 2, 1, 1))
+}
+
+/// The value of a scale of type E8M0: a power of two, or no number.
+#[must_use]
+pub fn e8m0(code: u8) -> f32 {
+    if code == u8::MAX { f32::NAN } else { power_of_two(i32::from(code) - 127) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codes_of_eight_bits_and_less_have_the_values_of_their_standards() {
+        let (e4m3, e5m2) = (Float8::E4M3.values(), Float8::E5M2.values());
+        assert_eq!((e4m3[0x01], e4m3[0x08], e4m3[0x38], e4m3[0x7e]), (0.001_953_125, 0.015_625, 1.0, 448.0));
+        assert_eq!((e4m3[0xb8], e4m3[0x80].to_bits()), (-1.0, (-0.0_f32).to_bits()));
+        assert!(e4m3[0x7f].is_nan() && e4m3[0xff].is_nan());
+        assert_eq!((e5m2[0x3c], e5m2[0x7b], e5m2[0x7c], e5m2[0xfc]), (1.0, 57_344.0, f32::INFINITY, f32::NEG_INFINITY));
+        assert!(e5m2[0x7d].is_nan() && e5m2[0xff].is_nan());
+        assert_eq!(e2m1_values()[..8], [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]);
+        assert!(e2m1_values()[8..].iter().zip(e2m1_values()).all(|(minus, plus)| *minus == -plus));
+        assert_eq!((e8m0(0), e8m0(127), e8m0(254)), (2_f32.powi(-127), 1.0, 2_f32.powi(127)));
+        assert!(e8m0(255).is_nan());
+    }
 
     #[test]
     fn the_table_is_in_the_order_of_the_enum() {

@@ -256,6 +256,16 @@ pub enum Error {
         /// The method it names.
         method: String,
     },
+    /// Tensors that belong together do not fit together.
+    #[error("tensor `{tensor}` in {}: {reason}", file.display())]
+    Layout {
+        /// The shard.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// The sensitivity file does not fit the checkpoint.
     #[error("{}: tensor `{tensor}`: {reason}", file.display())]
     Sensitivity {
@@ -418,7 +428,8 @@ impl Error {
             | Self::DuplicateTensor { .. }
             | Self::UnknownModel { .. }
             | Self::Unrunnable { .. }
-            | Self::AlreadyQuantized { .. } => Kind::Checkpoint,
+            | Self::AlreadyQuantized { .. }
+            | Self::Layout { .. } => Kind::Checkpoint,
             Self::NonFinite { .. } | Self::TooLarge { .. } | Self::Sensitivity { .. } | Self::Scheme { .. } => {
                 Kind::Tensor
             }
@@ -473,6 +484,7 @@ impl Error {
             Self::UnknownModel { .. } => "unknown-model",
             Self::Unrunnable { .. } => "unrunnable",
             Self::AlreadyQuantized { .. } => "already-quantized",
+            Self::Layout { .. } => "bad-layout",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
             Self::Stale { .. } => "stale-document",
             Self::Scheme { .. } => "bad-scheme",
@@ -513,6 +525,9 @@ impl Error {
                 Some("--generic writes its tensors under their own names; no runtime is promised")
             }
             Self::Unrunnable { .. } => Some("--sensitivity weights needs no forward pass"),
+            Self::Layout { .. } => Some(
+                "the checkpoint is incomplete or of a form that is not known: fetch it again, or give the release in BF16",
+            ),
             Self::AlreadyQuantized { .. } => Some("give the original checkpoint: quantizing twice loses twice"),
             Self::BudgetTooSmall { .. } => Some("raise the budget, or loosen what sets the minimum"),
             Self::OutputExists { .. } => Some("give another -o, or --overwrite to replace it"),
@@ -543,6 +558,7 @@ impl Error {
             | Self::Entry { file, .. }
             | Self::NonFinite { file, .. }
             | Self::TooLarge { file, .. }
+            | Self::Layout { file, .. }
             | Self::Sensitivity { file, .. }
             | Self::Stale { file, .. }
             | Self::Verify { file, .. } => Some(file),
@@ -568,6 +584,7 @@ impl Error {
             | Self::DuplicateTensor { tensor, .. }
             | Self::NonFinite { tensor, .. }
             | Self::TooLarge { tensor, .. }
+            | Self::Layout { tensor, .. }
             | Self::Sensitivity { tensor, .. }
             | Self::Scheme { tensor, .. }
             | Self::File { fault: FileFault::Disagrees { tensor, .. }, .. } => Some(tensor),

@@ -99,7 +99,7 @@ const PARTS: [(&str, Role); 12] = [
 ];
 
 /// End of a module's path, and the role. The first that matches counts.
-const ROLES: [(&str, Role); 58] = [
+const ROLES: [(&str, Role); 60] = [
     // Attention and MLP of GPT-2 share a name, and so do others: the parent tells.
     ("attn.c_proj", Role::Output),
     ("attn.c_attn", Role::QueryKeyValue),
@@ -130,8 +130,10 @@ const ROLES: [(&str, Role); 58] = [
     ("q_b_proj", Role::Query),
     ("k_proj", Role::Key),
     ("wk", Role::Key),
+    ("embed_q", Role::Key),
     ("v_proj", Role::Value),
     ("wv", Role::Value),
+    ("unembed_out", Role::Value),
     ("qkv_proj", Role::QueryKeyValue),
     ("query_key_value", Role::QueryKeyValue),
     ("Wqkv", Role::QueryKeyValue),
@@ -161,8 +163,9 @@ const ROLES: [(&str, Role); 58] = [
     ("sinks", Role::Parameter),
 ];
 
-/// Parameters that are no module of their own.
-const PARAMETERS: [&str; 5] = ["A_log", "D", "dt_bias", "sinks", "e_score_correction_bias"];
+/// Parameters that are no module of their own, and what gives a recurrence its own, token by token.
+const PARAMETERS: [&str; 8] =
+    ["A_log", "D", "dt_bias", "sinks", "e_score_correction_bias", "in_proj_a", "in_proj_b", "in_proj_ba"];
 
 /// What a name says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,8 +186,10 @@ impl Name {
     /// Reads `name`, as a checkpoint spells it.
     #[must_use]
     pub fn parse(name: &str) -> Self {
+        // The codes of a weight stand for it.
+        let name = name.strip_suffix("_blocks").unwrap_or(name);
         let (module, is_weight) = match name.rsplit_once('.') {
-            Some((module, "weight")) => (module, true),
+            Some((module, "weight" | "weight_packed")) => (module, true),
             Some((module, "bias")) => (module, false),
             _ => (name, false),
         };
@@ -224,7 +229,7 @@ mod tests {
     use super::*;
 
     /// Real names, and what they are.
-    const SEEN: [(&str, Role, Option<usize>, Option<usize>); 34] = [
+    const SEEN: [(&str, Role, Option<usize>, Option<usize>); 40] = [
         ("model.embed_tokens.weight", Role::Embedding, None, None),
         ("lm_head.weight", Role::Head, None, None),
         ("model.norm.weight", Role::Norm, None, None),
@@ -247,6 +252,12 @@ mod tests {
         ("model.layers.3.block_sparse_moe.experts.7.w2.weight", Role::Down, Some(3), Some(7)),
         ("model.layers.3.linear_attn.conv1d.weight", Role::Convolution, Some(3), None),
         ("model.layers.3.linear_attn.A_log", Role::Parameter, Some(3), None),
+        ("model.layers.3.linear_attn.in_proj_ba.weight", Role::Parameter, Some(3), None),
+        ("model.layers.3.mlp.experts.gate_up_proj_blocks", Role::GateUp, Some(3), None),
+        ("model.layers.3.mlp.experts.7.down_proj.weight_packed", Role::Down, Some(3), Some(7)),
+        ("model.layers.3.feed_forward.router.weight", Role::Router, Some(3), None),
+        ("language_model.model.layers.3.mlp.switch_mlp.up_proj.weight", Role::Up, Some(3), None),
+        ("model.layers.3.self_attn.embed_q.weight", Role::Key, Some(3), None),
         ("backbone.layers.4.mixer.D", Role::Parameter, Some(4), None),
         ("backbone.embeddings.weight", Role::Embedding, None, None),
         ("h.11.attn.c_attn.weight", Role::QueryKeyValue, Some(11), None),

@@ -5,8 +5,8 @@
 
 use regex::Regex;
 
-use crate::checkpoint::{Matrix, Tensor};
-use crate::dtype::Dtype;
+use crate::checkpoint::Matrix;
+use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
 use crate::scheme::{Affine, BITS, GROUP_SIZES, Scheme};
@@ -30,6 +30,8 @@ pub enum Kept {
     Role(Role),
     /// No group size divides its rows.
     Columns(u64),
+    /// The runtime has no quantized form of it, for this reason.
+    Runtime(&'static str),
     /// The user said so; with the rule.
     Asked(String),
     /// No scheme is allowed that the budget needs: the allocation left it.
@@ -44,27 +46,52 @@ impl std::fmt::Display for Kept {
             Self::NoFloat(dtype) => write!(out, "{dtype} is not a float type"),
             Self::Role(role) => write!(out, "{role}: never quantized"),
             Self::Columns(cols) => write!(out, "rows of {cols} do not divide into groups of 32, 64 or 128"),
+            Self::Runtime(reason) => out.write_str(reason),
             Self::Asked(rule) => write!(out, "asked for by {rule}"),
             Self::Chosen => out.write_str("worth its bytes: chosen by the allocation"),
         }
     }
 }
 
-/// The schemes that exist for a tensor, by growing size, or why there are none.
+/// A tensor of the output, as far as the rules ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// What its name says.
+    pub name: &'a Name,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: &'a [u64],
+    /// Whether it is a stack of matrices.
+    pub stacked: bool,
+    /// Why the runtime cannot read it quantized, if so.
+    pub never: Option<&'static str>,
+}
+
+/// All rows of a tensor as one matrix and the schemes that exist for it, by growing size, or why there are none.
 ///
 /// # Errors
 /// The reason.
-pub fn candidate(tensor: &Tensor, name: &Name) -> std::result::Result<(Matrix, Vec<Affine>), Kept> {
+pub fn candidate(subject: Subject<'_>) -> std::result::Result<(Matrix, Vec<Affine>), Kept> {
+    let Subject { name, dtype, shape, stacked, never } = subject;
     match name.role {
         Role::Norm | Role::Convolution | Role::Position | Role::Parameter | Role::Tower | Role::MultiToken => {
             return Err(Kept::Role(name.role));
         }
         _ if !name.is_weight => return Err(Kept::NoWeight),
-        _ if !tensor.dtype.is_float() => return Err(Kept::NoFloat(tensor.dtype)),
-        _ if tensor.shape.len() != 2 => return Err(Kept::NoMatrix(tensor.shape.clone())),
+        _ if !dtype.is_float() => return Err(Kept::NoFloat(dtype)),
+        _ if shape.len() != if stacked { 3 } else { 2 } => return Err(Kept::NoMatrix(shape.to_vec())),
         _ => {}
     }
-    let matrix = tensor.matrix().ok_or(Kept::NoFloat(tensor.dtype))?;
+    if let Some(reason) = never {
+        return Err(Kept::Runtime(reason));
+    }
+    let float = Float::of(dtype).ok_or(Kept::NoFloat(dtype))?;
+    let (cols, above) = shape.split_last().map_or((0, &[][..]), |(cols, above)| (*cols, above));
+    let matrix = Matrix { rows: above.iter().product(), cols, float };
+    if matrix.elements() == 0 {
+        return Err(Kept::NoFloat(dtype));
+    }
     let schemes: Vec<_> = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
     if schemes.is_empty() { Err(Kept::Columns(matrix.cols)) } else { Ok((matrix, schemes)) }
 }
@@ -221,10 +248,11 @@ impl Policy {
         Ok(Self { min_bits, max_bits, floor_db, rules })
     }
 
-    /// What a plan may do to the candidate called `tensor`.
+    /// What a plan may do to a candidate that goes by `names`: its own, and those of what it is made of.
     #[must_use]
-    pub fn allowed(&self, tensor: &str, role: Role) -> Allowed {
-        let rule = self.rules.iter().rev().find(|rule| rule.pattern.is_match(tensor));
+    pub fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str> + Clone, role: Role) -> Allowed {
+        let matches = |rule: &&Rule| names.clone().into_iter().any(|name| rule.pattern.is_match(name));
+        let rule = self.rules.iter().rev().find(matches);
         let (min_bits, max_bits) = (self.min_bits.unwrap_or(2), self.max_bits.unwrap_or(8));
         let mut allowed = Allowed {
             min_bits,
@@ -293,15 +321,15 @@ mod tests {
     #[test]
     fn the_last_matching_rule_counts() {
         let policy = policy(&["lm_head"], &["mlp=3", "down_proj=5-8g32"]).unwrap();
-        let down = policy.allowed("model.layers.0.mlp.down_proj.weight", Role::Down);
+        let down = policy.allowed(["model.layers.0.mlp.down_proj.weight"], Role::Down);
         assert!(down.admits(scheme("6g32")) && !down.admits(scheme("6g64")) && !down.admits(scheme("3g32")));
         assert!(!down.admits(Scheme::Kept) && down.floor_db.is_none());
-        let up = policy.allowed("model.layers.0.mlp.up_proj.weight", Role::Up);
+        let up = policy.allowed(["model.layers.0.mlp.up_proj.weight"], Role::Up);
         assert!(up.admits(scheme("3g128")) && !up.admits(scheme("4g128")));
-        let head = policy.allowed("lm_head.weight", Role::Head);
+        let head = policy.allowed(["lm_head.weight"], Role::Head);
         assert!(head.admits(Scheme::Kept) && !head.admits(scheme("8g32")));
         assert_eq!(head.rule.as_deref(), Some("--keep lm_head"));
-        let query = policy.allowed("model.layers.0.self_attn.q_proj.weight", Role::Query);
+        let query = policy.allowed(["model.layers.0.self_attn.q_proj.weight"], Role::Query);
         assert!(query.admits(scheme("2g128")) && query.admits(Scheme::Kept));
         assert_eq!(query.floor_db, Some(FLOOR_DB));
     }
@@ -309,18 +337,18 @@ mod tests {
     #[test]
     fn routers_get_eight_bits_unless_told_otherwise() {
         let gate = "model.layers.0.mlp.gate.weight";
-        let default = policy(&[], &[]).unwrap().allowed(gate, Role::Router);
+        let default = policy(&[], &[]).unwrap().allowed([gate], Role::Router);
         assert!(!default.admits(scheme("6g32")) && default.admits(scheme("8g64")) && default.admits(Scheme::Kept));
-        let told = policy(&[], &["gate=4"]).unwrap().allowed(gate, Role::Router);
+        let told = policy(&[], &["gate=4"]).unwrap().allowed([gate], Role::Router);
         assert!(told.admits(scheme("4g64")));
         let capped = PolicyOptions { max_bits: Some(4), ..PolicyOptions::default() };
-        assert!(Policy::new(&capped).unwrap().allowed(gate, Role::Router).admits(scheme("4g64")));
+        assert!(Policy::new(&capped).unwrap().allowed([gate], Role::Router).admits(scheme("4g64")));
     }
 
     #[test]
     fn asking_for_two_bits_lifts_the_floor() {
         let asked = PolicyOptions { min_bits: Some(2), ..PolicyOptions::default() };
-        assert_eq!(Policy::new(&asked).unwrap().allowed("x", Role::Other).floor_db, None);
+        assert_eq!(Policy::new(&asked).unwrap().allowed(["x"], Role::Other).floor_db, None);
     }
 
     #[test]

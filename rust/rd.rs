@@ -8,11 +8,13 @@
 //! ```
 //!
 //! with the standard error of a ratio under sampling without replacement. Bytes are always exact.
+//!
+//! The matrices of a stack are estimated one by one and add up: none is left out, and none stands for another.
 
 use std::str::FromStr;
 
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands};
-use crate::checkpoint::{Matrix, Tensor};
+use crate::checkpoint::{Matrix, View};
 use crate::error::{Error, Result};
 use crate::kernel::affine::RowError;
 use crate::kernel::band::energy;
@@ -101,39 +103,67 @@ impl Noise {
         noise
     }
 
-    /// Ratio of `measured`'s signal to this, in decibels.
-    #[must_use]
-    pub fn sqnr_db(self, measured: &Measured) -> f64 {
-        decibels(measured.signal / self.weighted)
+    /// Adds that of other rows.
+    pub fn add(&mut self, other: Self) {
+        self.weighted += other.weighted;
+        self.plain += other.plain;
     }
 }
 
+/// Ratio of the signal of `measured` matrices to their `noises`, in decibels.
+pub fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a Measured)>) -> f64 {
+    let sum = |(signal, noise): (f64, f64), (of, measured): (Noise, &Measured)| {
+        (signal + measured.signal, noise + of.weighted)
+    };
+    let (signal, noise) = matrices.fold((0.0, 0.0), sum);
+    decibels(signal / noise)
+}
+
 /// One scheme of a curve.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Point {
     /// The scheme.
     pub scheme: Affine,
-    /// What it does to the whole matrix.
-    pub noise: Noise,
-    /// Standard error of `noise.weighted`, relatively; 0 where all bands were encoded.
+    /// What it does to each matrix.
+    pub noises: Vec<Noise>,
+    /// Standard error of the weighted noise of all of them, relatively; 0 where all bands were encoded.
     pub standard_error: f64,
 }
 
-/// A matrix to encode in each of `schemes`.
+/// Matrices to encode in each of `schemes`: one, or a stack of them.
 pub struct Ask<'a> {
-    /// The tensor.
-    pub tensor: &'a Tensor,
-    /// Its shape.
-    pub matrix: Matrix,
+    /// What they are stored in.
+    pub name: &'a str,
+    /// Each of them, and its sensitivity.
+    pub matrices: Vec<Member<'a>>,
     /// The schemes.
     pub schemes: Vec<Affine>,
+}
+
+/// A matrix of a stack, or the only one.
+#[derive(Clone, Copy)]
+pub struct Member<'a> {
+    /// Where it is.
+    pub view: View,
+    /// Its shape.
+    pub matrix: Matrix,
     /// Its sensitivity.
     pub measured: &'a Measured,
 }
 
+/// Bands of each matrix of a stack of `count` that are encoded, of `wanted` for all of them; all of them, if 0.
+fn bands_each(wanted: u64, count: usize) -> u64 {
+    /// Fewer say little of how they differ.
+    const LEAST: u64 = 4;
+    if wanted == 0 { 0 } else { wanted.div_ceil(count.max(1) as u64).max(LEAST.min(wanted)) }
+}
+
+/// Which matrix: of which ask, which one.
+type At = (usize, usize);
+
 /// Some of the sampled bands of one matrix.
 struct Piece {
-    ask: usize,
+    at: At,
     bands: Vec<u64>,
     is_last: bool,
 }
@@ -145,76 +175,96 @@ struct BandSums {
     noise: Vec<Noise>,
 }
 
-/// Curves of `asks`, each from at most `sample_bands` bands (all of them, if 0), or from more where that leaves a
-/// point's error above one per cent.
+/// What a scheme does to one matrix, and the standard error of the weighted noise.
+#[derive(Clone, Copy)]
+struct Estimate {
+    noise: Noise,
+    error: f64,
+}
+
+/// Curves of `asks`, each from at most `sample_bands` bands (all of them, if 0; some of every matrix of a stack), or from
+/// more where that leaves a point's error above one per cent.
 ///
 /// # Errors
 /// Those of reading.
 pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[Ask<'_>], sample_bands: u64) -> Result<Vec<Vec<Point>>> {
-    let first: Vec<_> =
-        asks.iter().enumerate().map(|(at, ask)| (at, sample(bands(ask.matrix), sample_bands))).collect();
-    let mut curves = encode(pass, encoder, asks, &first)?;
-    let mut again = Vec::new();
-    for (at, sampled) in &first {
-        let error = curves[*at].iter().map(|point| point.standard_error).fold(0.0, f64::max);
+    let sampled = |ask: usize, wanted: u64| {
+        let of = move |(at, member): (usize, &Member<'_>)| ((ask, at), sample(bands(member.matrix), wanted));
+        asks[ask].matrices.iter().enumerate().map(of)
+    };
+    let each = |ask: usize| bands_each(sample_bands, asks[ask].matrices.len());
+    let first: Vec<_> = (0..asks.len()).flat_map(|ask| sampled(ask, each(ask))).collect();
+    let mut estimates = encode(pass, encoder, asks, &first)?.into_iter();
+    let mut curves: Vec<Vec<Point>> =
+        asks.iter().map(|ask| points(ask, &estimates.by_ref().take(ask.matrices.len()).collect::<Vec<_>>())).collect();
+    let (mut again, mut which) = (Vec::new(), Vec::new());
+    for (at, curve) in curves.iter().enumerate() {
+        let error = curve.iter().map(|point| point.standard_error).fold(0.0, f64::max);
         if error > TARGET_ERROR {
-            let wanted = sampled.len() as f64 * (error / TARGET_ERROR) * (error / TARGET_ERROR);
+            let longest = asks[at].matrices.iter().map(|member| bands(member.matrix)).max().unwrap_or(0);
+            let wanted = longest.min(each(at)) as f64 * (error / TARGET_ERROR) * (error / TARGET_ERROR);
             #[expect(clippy::cast_sign_loss, reason = "a count")]
-            again.push((*at, sample(bands(asks[*at].matrix), wanted.ceil() as u64)));
+            again.extend(sampled(at, wanted.ceil() as u64));
+            which.push(at);
         }
     }
-    for ((at, _), curve) in again.iter().zip(encode(pass, encoder, asks, &again)?) {
-        curves[*at] = curve;
+    let mut estimates = encode(pass, encoder, asks, &again)?.into_iter();
+    for at in which {
+        let of_ask: Vec<_> = estimates.by_ref().take(asks[at].matrices.len()).collect();
+        curves[at] = points(&asks[at], &of_ask);
     }
     Ok(curves)
 }
 
-/// Encodes the `sampled` bands of some of `asks`; a curve for each.
+/// Encodes the `sampled` bands of some matrices of `asks`; for each, an estimate for every scheme.
 fn encode(
     pass: Pass<'_>,
     encoder: Encoder,
     asks: &[Ask<'_>],
-    sampled: &[(usize, Vec<u64>)],
-) -> Result<Vec<Vec<Point>>> {
+    sampled: &[(At, Vec<u64>)],
+) -> Result<Vec<Vec<Estimate>>> {
     let mut pieces: Vec<Piece> = Vec::new();
-    for (ask, bands) in sampled {
-        let step = usize::try_from(chunk_bands(asks[*ask].matrix, pass.chunk_bytes)).unwrap_or(1);
-        pieces.extend(bands.chunks(step).map(|bands| Piece { ask: *ask, bands: bands.to_vec(), is_last: false }));
+    for (at, bands) in sampled {
+        let step = usize::try_from(chunk_bands(asks[at.0].matrices[at.1].matrix, pass.chunk_bytes)).unwrap_or(1);
+        pieces.extend(bands.chunks(step).map(|bands| Piece { at: *at, bands: bands.to_vec(), is_last: false }));
         if let Some(last) = pieces.last_mut() {
             last.is_last = true;
         }
     }
-    let mut curves = Vec::with_capacity(sampled.len());
+    let mut estimates = Vec::with_capacity(sampled.len());
     let mut measured = Vec::new();
     pass.workers.in_order(
         pass.progress,
         &pieces,
         || (Reader::default(), Encoded::default()),
         |(reader, encoded), piece| {
-            let ask = &asks[piece.ask];
+            let ask = &asks[piece.at.0];
+            let member = ask.matrices[piece.at.1];
             let mut sums = Vec::with_capacity(piece.bands.len());
             for &band in &piece.bands {
-                sums.push(measure(pass, encoder, ask, band, reader, encoded)?);
-                pass.progress.advance(ask.matrix.row_bytes() * ROWS as u64);
+                sums.push(measure(pass, encoder, &ask.schemes, member, band, reader, encoded)?);
+                pass.progress.advance(member.matrix.row_bytes() * ROWS as u64);
             }
             Ok(sums)
         },
         |piece, sums| {
             measured.extend(sums);
             if piece.is_last {
-                curves.push(points(&asks[piece.ask], &measured)?);
+                let ask = &asks[piece.at.0];
+                estimates.push(estimated(ask, ask.matrices[piece.at.1], &measured)?);
                 measured.clear();
             }
             Ok(())
         },
     )?;
-    Ok(curves)
+    Ok(estimates)
 }
 
-/// Bytes of source that [`curves`] reads at first.
+/// Bytes of source that [`curves`] reads at first for a stack of `count` of these.
 #[must_use]
-pub fn sampled_bytes(matrix: Matrix, sample_bands: u64) -> u64 {
-    sample(bands(matrix), sample_bands).len() as u64 * matrix.row_bytes() * ROWS as u64
+pub fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> u64 {
+    let each = sample(bands(matrix), bands_each(sample_bands, count)).len() as u64;
+    each * matrix.row_bytes() * ROWS as u64
 }
 
 /// At most `wanted` of `bands` bands, evenly spaced; all, if `wanted` is 0.
@@ -230,22 +280,24 @@ fn sample(bands: u64, wanted: u64) -> Vec<u64> {
 fn measure(
     pass: Pass<'_>,
     encoder: Encoder,
-    ask: &Ask<'_>,
+    schemes: &[Affine],
+    member: Member<'_>,
     at: u64,
     reader: &mut Reader,
     encoded: &mut Encoded,
 ) -> Result<BandSums> {
-    let vectors = &ask.measured.vectors;
-    let mut sums = BandSums { signal: 0.0, energy: 0.0, noise: Vec::with_capacity(ask.schemes.len()) };
-    reader.bands(pass.checkpoint, ask.tensor, ask.matrix, &(at..at + 1), |rows, band, _| {
+    let Member { view, matrix, measured } = member;
+    let vectors = &measured.vectors;
+    let mut sums = BandSums { signal: 0.0, energy: 0.0, noise: Vec::with_capacity(schemes.len()) };
+    reader.bands(pass.checkpoint, view, &(at..at + 1), |rows, band, _| {
         let first = usize::try_from(rows.start).map_err(|_| Error::Bug("row".to_owned()))?;
         let length = usize::try_from(rows.end - rows.start).map_err(|_| Error::Bug("rows".to_owned()))?;
         for (row, found) in energy(pass.level, band, &vectors.k).iter().take(length).enumerate() {
             sums.signal += 0.5 * vectors.r.of(first + row) * found.weighted;
             sums.energy += found.plain;
         }
-        for &scheme in &ask.schemes {
-            encoder.encode(scheme, ask.matrix.float, band, &vectors.k, encoded);
+        for &scheme in schemes {
+            encoder.encode(scheme, matrix.float, band, &vectors.k, encoded);
             let errors = encoder.error(scheme, band, &vectors.k, encoded);
             sums.noise.push(Noise::of(&errors[..length], &vectors.r, first));
         }
@@ -254,25 +306,43 @@ fn measure(
     Ok(sums)
 }
 
-/// The curve of `ask`, from the bands that were encoded.
-fn points(ask: &Ask<'_>, encoded: &[BandSums]) -> Result<Vec<Point>> {
-    let (measured, all) = (ask.measured, bands(ask.matrix));
+/// The curve of `ask`, from what was found of each of its matrices.
+fn points(ask: &Ask<'_>, matrices: &[Vec<Estimate>]) -> Vec<Point> {
+    let point = |(at, &scheme): (usize, &Affine)| {
+        let noises: Vec<Noise> = matrices.iter().map(|schemes| schemes[at].noise).collect();
+        let standard_error = match matrices {
+            [only] => only[at].error,
+            _ => {
+                let error = |schemes: &Vec<Estimate>| schemes[at].error * schemes[at].noise.weighted;
+                let variance = matrices.iter().map(|schemes| error(schemes) * error(schemes)).sum::<f64>();
+                let sum = noises.iter().map(|noise| noise.weighted).sum::<f64>();
+                if sum > 0.0 { variance.sqrt() / sum } else { 0.0 }
+            }
+        };
+        Point { scheme, noises, standard_error }
+    };
+    ask.schemes.iter().enumerate().map(point).collect()
+}
+
+/// What every scheme of `ask` does to one of its matrices, from the bands that were encoded.
+fn estimated(ask: &Ask<'_>, member: Member<'_>, encoded: &[BandSums]) -> Result<Vec<Estimate>> {
+    let (measured, all) = (member.measured, bands(member.matrix));
     let signal: f64 = encoded.iter().map(|band| band.signal).sum();
     let energy: f64 = encoded.iter().map(|band| band.energy).sum();
     let (count, everything) = (encoded.len() as f64, encoded.len() as u64 == all);
     // One band has no spread, and bands of zeros are no sample of a matrix that has others.
     let says_nothing =
         count < 2.0 || (signal <= 0.0 && measured.signal > 0.0) || (energy <= 0.0 && measured.energy > 0.0);
-    let mut points = Vec::with_capacity(ask.schemes.len());
+    let mut estimates = Vec::with_capacity(ask.schemes.len());
     for (at, &scheme) in ask.schemes.iter().enumerate() {
         let weighted: f64 = encoded.iter().map(|band| band.noise[at].weighted).sum();
         let plain: f64 = encoded.iter().map(|band| band.noise[at].plain).sum();
         if !(weighted.is_finite() && plain.is_finite()) {
-            return Err(Error::Bug(format!("the error of `{}` at {scheme} is not a number", ask.tensor.name)));
+            return Err(Error::Bug(format!("the error of `{}` at {scheme} is not a number", ask.name)));
         }
         if everything || says_nothing {
-            let standard_error = if everything { 0.0 } else { f64::INFINITY };
-            points.push(Point { scheme, noise: Noise { weighted, plain }, standard_error });
+            let error = if everything { 0.0 } else { f64::INFINITY };
+            estimates.push(Estimate { noise: Noise { weighted, plain }, error });
             continue;
         }
         let per = |noise: f64, signal: f64| if signal > 0.0 { noise / signal } else { 0.0 };
@@ -283,13 +353,12 @@ fn points(ask: &Ask<'_>, encoded: &[BandSums]) -> Result<Vec<Point>> {
         };
         let spread: f64 = encoded.iter().map(off).sum();
         let unsampled = 1.0 - count / all as f64;
-        points.push(Point {
-            scheme,
+        estimates.push(Estimate {
             noise: Noise { weighted: measured.signal * ratio, plain: measured.energy * per(plain, energy) },
-            standard_error: per((unsampled * count / (count - 1.0) * spread).sqrt(), weighted),
+            error: per((unsampled * count / (count - 1.0) * spread).sqrt(), weighted),
         });
     }
-    Ok(points)
+    Ok(estimates)
 }
 
 #[cfg(test)]

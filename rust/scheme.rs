@@ -109,6 +109,53 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// A form in which a release stores weights and a runtime computes with them as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Packed {
+    /// E2M1 codes and an E8M0 scale for every 32 of them.
+    Mxfp4,
+    /// Integers from −8 to 7 with a scale for each group: stored as [`Affine`] of 4 bits with biases of −8 scales.
+    Int4(Affine),
+}
+
+impl Packed {
+    /// Bytes of everything stored for `rows` rows of `cols`.
+    #[must_use]
+    pub fn stored_bytes(self, rows: u64, cols: u64, scale: Float) -> u64 {
+        match self {
+            Self::Mxfp4 => rows * (cols / 2 + cols / 32),
+            Self::Int4(affine) => affine.stored_bytes(rows, cols, scale),
+        }
+    }
+
+    /// Whether rows of `cols` can be stored so.
+    #[must_use]
+    pub fn fits(self, cols: u64) -> bool {
+        match self {
+            Self::Mxfp4 => cols > 0 && cols.is_multiple_of(32),
+            Self::Int4(affine) => affine.fits(cols),
+        }
+    }
+}
+
+impl fmt::Display for Packed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mxfp4 => out.write_str("mxfp4"),
+            Self::Int4(affine) => write!(out, "int4g{}", affine.group_size),
+        }
+    }
+}
+
+impl FromStr for Packed {
+    type Err = NotAScheme;
+
+    fn from_str(text: &str) -> Result<Self, NotAScheme> {
+        let int4 = || Affine::new(4, text.strip_prefix("int4g")?.parse().ok()?).map(Self::Int4);
+        if text == "mxfp4" { Ok(Self::Mxfp4) } else { int4().ok_or_else(|| NotAScheme(text.to_owned())) }
+    }
+}
+
 /// A text that is not a scheme.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a scheme")]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut};
-use crate::checkpoint::{Matrix, Tensor};
+use crate::checkpoint::{Matrix, View};
 use crate::error::{Error, Result};
 use crate::kernel::band::{RowEnergy, energy};
 use crate::kernel::vector::{Lane, ROWS};
@@ -11,8 +11,8 @@ use crate::kernel::vector::{Lane, ROWS};
 /// A matrix to measure, and one weight per column to measure it with.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {
-    /// The tensor.
-    pub tensor: &'a Tensor,
+    /// Where it is.
+    pub view: View,
     /// Its shape.
     pub matrix: Matrix,
     /// One weight per column.
@@ -60,12 +60,12 @@ pub fn energies(pass: Pass<'_>, asks: &[Ask<'_>]) -> Result<Vec<Energy>> {
         &pieces(asks, pass.chunk_bytes),
         Reader::default,
         |reader, piece| {
-            let Ask { tensor, matrix, k } = asks[piece.ask];
+            let Ask { view, matrix, k } = asks[piece.ask];
             let mut rows: Vec<RowEnergy> = Vec::new();
-            reader.bands(pass.checkpoint, tensor, matrix, &piece.bands, |range, band, source| {
+            reader.bands(pass.checkpoint, view, &piece.bands, |range, band, source| {
                 let found = energy(pass.level, band, k);
                 if found.iter().any(|row| !row.plain.is_finite()) {
-                    return Err(not_weights(pass, tensor, range, band));
+                    return Err(not_weights(pass, view, range, band));
                 }
                 rows.extend(found.iter().take(source.len() / (matrix.row_bytes() as usize)));
                 Ok(())
@@ -90,9 +90,9 @@ pub fn energies(pass: Pass<'_>, asks: &[Ask<'_>]) -> Result<Vec<Energy>> {
 ///
 /// # Errors
 /// As [`energies`].
-pub fn column_means(pass: Pass<'_>, tensor: &Tensor, matrix: Matrix) -> Result<Vec<f64>> {
+pub fn column_means(pass: Pass<'_>, view: View, matrix: Matrix) -> Result<Vec<f64>> {
     let cols = usize::try_from(matrix.cols).map_err(|_| Error::Bug("columns".to_owned()))?;
-    let ask = Ask { tensor, matrix, k: &[] };
+    let ask = Ask { view, matrix, k: &[] };
     let mut sums = vec![0.0; cols];
     pass.workers.in_order(
         pass.progress,
@@ -100,14 +100,14 @@ pub fn column_means(pass: Pass<'_>, tensor: &Tensor, matrix: Matrix) -> Result<V
         Reader::default,
         |reader, piece| {
             let mut partial: Vec<f32> = Vec::new();
-            reader.bands(pass.checkpoint, tensor, matrix, &piece.bands, |range, band, _| {
+            reader.bands(pass.checkpoint, view, &piece.bands, |range, band, _| {
                 let squares = |lanes: &Lane| lanes.iter().fold(0.0, |sum, w| sum + w * w);
                 let from = partial.len();
                 partial.extend(band.iter().map(squares));
                 if partial[from..].iter().all(|sum| sum.is_finite()) {
                     Ok(())
                 } else {
-                    Err(not_weights(pass, tensor, range, band))
+                    Err(not_weights(pass, view, range, band))
                 }
             })?;
             Ok(partial)
@@ -124,10 +124,10 @@ pub fn column_means(pass: Pass<'_>, tensor: &Tensor, matrix: Matrix) -> Result<V
     Ok(sums.into_iter().map(|sum| sum / matrix.rows as f64).collect())
 }
 
-/// The error for a band, holding `rows`, whose squares do not add up to a number.
-fn not_weights(pass: Pass<'_>, tensor: &Tensor, rows: Range<u64>, band: &[Lane]) -> Error {
+/// The error for a band of `view`, holding `rows`, whose squares do not add up to a number.
+fn not_weights(pass: Pass<'_>, view: View, rows: Range<u64>, band: &[Lane]) -> Error {
+    let tensor = &pass.checkpoint.tensors[view.tensor];
     let file = pass.checkpoint.file_of(tensor).to_owned();
-    let tensor = tensor.name.clone();
     let mut count = 0;
     let mut first = None;
     let mut largest = (0.0, rows.start);
@@ -136,12 +136,13 @@ fn not_weights(pass: Pass<'_>, tensor: &Tensor, rows: Range<u64>, band: &[Lane])
             let index = rows.start + row as u64;
             if !lanes[row].is_finite() {
                 count += 1;
-                first.get_or_insert(vec![index, column as u64]);
+                first.get_or_insert_with(|| view.index(tensor, index, column as u64));
             } else if lanes[row].abs() > largest.0 {
                 largest = (lanes[row].abs(), index);
             }
         }
     }
+    let tensor = tensor.name.clone();
     match first {
         Some(first) => Error::NonFinite { file, tensor, count, rows: (rows.start, rows.end), first },
         None => Error::TooLarge { file, tensor, magnitude: largest.0, row: largest.1 },

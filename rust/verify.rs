@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::checkpoint::header::Entry;
 use crate::checkpoint::shard::Shard;
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
-use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::digest::Digest;
 use crate::document::manifest::{FileDigest, Manifest};
 use crate::error::{Error, Result};
@@ -29,27 +29,77 @@ pub struct FileContent {
     pub file: FileDigest,
     /// Of each tensor, in the order of their data.
     pub tensors: Vec<(Entry, String)>,
+    /// Of those tensors that were written slice by slice, all of whose slices are as they were written.
+    pub stacks: Vec<(String, String)>,
 }
 
-/// Reads `dir`/`name` from beginning to end.
+/// Length and digest of each slice that a tensor was written in, by name.
+pub type Slices = BTreeMap<String, Vec<(u64, String)>>;
+
+/// Slices of a tensor as they are read back.
+#[derive(Default)]
+struct Sliced<'a> {
+    rest: &'a [(u64, String)],
+    /// Bytes left of the slice that is read.
+    left: u64,
+    digest: Digest,
+    differs: bool,
+}
+
+impl<'a> Sliced<'a> {
+    fn new(slices: &'a [(u64, String)]) -> Self {
+        Self { rest: slices, left: slices.first().map_or(0, |slice| slice.0), ..Self::default() }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while let Some(((_, expected), rest)) = self.rest.split_first() {
+            let now = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+            self.digest.update(&bytes[..now]);
+            (bytes, self.left) = (&bytes[now..], self.left - now as u64);
+            if self.left > 0 {
+                return;
+            }
+            self.differs |= std::mem::take(&mut self.digest).finish() != *expected;
+            self.rest = rest;
+            self.left = rest.first().map_or(0, |slice| slice.0);
+        }
+    }
+
+    fn is_as_written(&self) -> bool {
+        self.rest.is_empty() && !self.differs
+    }
+}
+
+/// Reads `dir`/`name` from beginning to end; tensors of `slices` are compared slice by slice, too.
 ///
 /// # Errors
 /// [`Error::Io`], and those of [`Shard::open`].
-pub fn content(dir: &Path, name: &str, progress: &Progress) -> Result<FileContent> {
+pub fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progress) -> Result<FileContent> {
     let path = dir.join(name);
     let entries =
         if name.ends_with(".safetensors") { Shard::open(path.clone(), name.to_owned())?.1.entries } else { Vec::new() };
     let mut file = File::open(&path).map_err(Error::io("opening", &path))?;
     let (mut whole, mut bytes) = (Digest::default(), 0_u64);
     let mut tensors: Vec<(Entry, String)> = Vec::with_capacity(entries.len());
+    let mut stacks = Vec::new();
+    let slices_of = |entry: Option<&Entry>| {
+        Sliced::new(entry.and_then(|entry| slices.get(&entry.name)).map(Vec::as_slice).unwrap_or_default())
+    };
     let mut entries = entries.into_iter().peekable();
     let mut current = Digest::default();
+    let mut sliced = slices_of(entries.peek());
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         progress.check()?;
         // Tensors without data end where they begin.
         while let Some(entry) = entries.next_if(|entry| entry.offset + entry.bytes == bytes) {
-            tensors.push((entry, std::mem::take(&mut current).finish()));
+            let sha256 = std::mem::take(&mut current).finish();
+            sliced.update(&[]);
+            if slices.contains_key(&entry.name) && sliced.is_as_written() {
+                stacks.push((entry.name.clone(), sha256.clone()));
+            }
+            tensors.push((entry, sha256));
+            sliced = slices_of(entries.peek());
         }
         // No read goes beyond the end of a tensor.
         let wanted = entries.peek().map_or(u64::MAX, |entry| {
@@ -64,11 +114,13 @@ pub fn content(dir: &Path, name: &str, progress: &Progress) -> Result<FileConten
         whole.update(&buffer[..read]);
         if entries.peek().is_some_and(|entry| bytes >= entry.offset) {
             current.update(&buffer[..read]);
+            sliced.update(&buffer[..read]);
         }
         bytes += read as u64;
         progress.advance(read as u64);
     }
-    Ok(FileContent { file: FileDigest { name: name.to_owned(), bytes, sha256: whole.finish() }, tensors })
+    let file = FileDigest { name: name.to_owned(), bytes, sha256: whole.finish() };
+    Ok(FileContent { file, tensors, stacks })
 }
 
 /// Something that is not as the manifest says.
@@ -140,19 +192,28 @@ pub fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem> {
     problems
 }
 
-/// A quantized tensor of an output: its parts, and the matrix of the source if that is at hand.
+/// A quantized tensor of an output: its parts, and the matrices of the source if those are at hand.
 pub struct Stored<'a> {
     /// The parts, in the format's order.
     pub parts: Vec<&'a Tensor>,
     /// Its scheme.
     pub scheme: Affine,
-    /// The shape it decodes to.
+    /// All its rows.
     pub matrix: Matrix,
-    /// The source's tensor.
-    pub source: Option<&'a Tensor>,
+    /// What they were made of, one after the other; empty without a source.
+    pub views: Vec<View>,
 }
 
-/// What decoding a tensor showed.
+/// Some bands of one of the matrices of a tensor, whose first row is that row of the tensor.
+struct Piece {
+    stored: usize,
+    view: usize,
+    matrix: Matrix,
+    first: u64,
+    bands: Range<u64>,
+}
+
+/// What decoding a matrix showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Decoded {
     /// Scales, biases and weights that are not finite numbers.
@@ -161,33 +222,45 @@ pub struct Decoded {
     pub squared_error: f64,
 }
 
-/// Decodes `stored` tensors of the checkpoint `output`, beside the source's if `pass` reads one.
+/// Decodes `stored` tensors of the checkpoint `output`, beside the source's if `pass` reads one; for each, what each of its
+/// matrices showed.
 ///
 /// # Errors
 /// Those of reading.
-pub fn decode(pass: Pass<'_>, output: &Checkpoint, format: &dyn Format, stored: &[Stored<'_>]) -> Result<Vec<Decoded>> {
-    let mut pieces: Vec<(usize, Range<u64>)> = Vec::new();
+pub fn decode(
+    pass: Pass<'_>,
+    output: &Checkpoint,
+    format: &dyn Format,
+    stored: &[Stored<'_>],
+) -> Result<Vec<Vec<Decoded>>> {
+    let mut pieces: Vec<Piece> = Vec::new();
     for (at, stored) in stored.iter().enumerate() {
-        let step = chunk_bands(stored.matrix, pass.chunk_bytes);
-        pieces.extend(cut(bands(stored.matrix), step).map(|range| (at, range)));
+        let mut first = 0;
+        for view in 0..stored.views.len().max(1) {
+            let rows = stored.views.get(view).map_or(stored.matrix.rows, |view| view.rows);
+            let matrix = Matrix { rows, ..stored.matrix };
+            let step = chunk_bands(matrix, pass.chunk_bytes);
+            pieces.extend(cut(bands(matrix), step).map(|bands| Piece { stored: at, view, matrix, first, bands }));
+            first += rows;
+        }
     }
-    let mut decoded = vec![Decoded::default(); stored.len()];
+    let mut decoded: Vec<Vec<Decoded>> =
+        stored.iter().map(|stored| vec![Decoded::default(); stored.views.len().max(1)]).collect();
     pass.workers.in_order(
         pass.progress,
         &pieces,
         || (Reader::default(), Reader::default(), Encoded::default()),
-        |(of_output, of_source, encoded), (at, range)| {
-            let piece = decode_piece(pass, output, format, &stored[*at], range, (of_output, of_source, encoded))?;
-            pass.progress.advance(
-                stored[*at].matrix.row_bytes()
-                    * (rows_of(stored[*at].matrix, range).end - rows_of(stored[*at].matrix, range).start),
-            );
-            Ok(piece)
+        |(of_output, of_source, encoded), piece| {
+            let found = decode_piece(pass, output, format, stored, piece, (of_output, of_source, encoded))?;
+            let rows = rows_of(piece.matrix, &piece.bands);
+            pass.progress.advance(piece.matrix.row_bytes() * (rows.end - rows.start));
+            Ok(found)
         },
-        |(at, _), bands| {
+        |piece, bands| {
+            let sum = &mut decoded[piece.stored][piece.view];
             for band in bands {
-                decoded[*at].not_finite += band.not_finite;
-                decoded[*at].squared_error += band.squared_error;
+                sum.not_finite += band.not_finite;
+                sum.squared_error += band.squared_error;
             }
             Ok(())
         },
@@ -200,20 +273,21 @@ fn decode_piece(
     pass: Pass<'_>,
     output: &Checkpoint,
     format: &dyn Format,
-    stored: &Stored<'_>,
-    piece: &Range<u64>,
+    stored: &[Stored<'_>],
+    piece: &Piece,
     (of_output, of_source, encoded): (&mut Reader, &mut Reader, &mut Encoded),
 ) -> Result<Vec<Decoded>> {
-    let Stored { parts, scheme, matrix, source } = stored;
+    let Stored { parts, scheme, matrix, views } = &stored[piece.stored];
     let encoder = Encoder { level: pass.level, effort: crate::quant::Effort::Fast };
     let ones = vec![1.0; matrix.cols as usize];
     let mut found = Vec::new();
-    for band in piece.clone() {
-        let rows = rows_of(*matrix, &(band..band + 1));
+    for band in piece.bands.clone() {
+        let rows = rows_of(piece.matrix, &(band..band + 1));
         let mut data = Vec::with_capacity(parts.len());
         for part in parts {
             let row_bytes = part.bytes / matrix.rows;
-            data.push(of_output.bytes(output, part, rows.start * row_bytes..rows.end * row_bytes)?.to_vec());
+            let [from, to] = [rows.start, rows.end].map(|row| (piece.first + row) * row_bytes);
+            data.push(of_output.bytes(output, part, from..to)?.to_vec());
         }
         let count = (rows.end - rows.start) as usize;
         format.extract(*scheme, matrix.float, &data.iter().map(Vec::as_slice).collect::<Vec<_>>(), count, encoded);
@@ -222,8 +296,8 @@ fn decode_piece(
             of_band.filter(|grid| !(grid.scale * max_code + grid.bias).is_finite() || !grid.bias.is_finite()).count()
         };
         let mut decoded = Decoded { not_finite: unsound(f32::from(scheme.max_code())) as u64, squared_error: 0.0 };
-        if let Some(source) = source {
-            of_source.bands(pass.checkpoint, source, *matrix, &(band..band + 1), |_, band, _| {
+        if let Some(view) = views.get(piece.view) {
+            of_source.bands(pass.checkpoint, *view, &(band..band + 1), |_, band, _| {
                 let errors = encoder.error(*scheme, band, &ones, encoded);
                 decoded.squared_error += errors.iter().take(count).map(|RowError { plain, .. }| plain).sum::<f64>();
                 Ok(())

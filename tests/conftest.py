@@ -22,7 +22,8 @@ STORIES = DATA / "stories260k"
 STORY_TEXT = DATA / "text" / "tinystories.txt"
 
 STORED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "U8": np.uint8, "I64": np.int64}
-"""How NumPy holds the elements of a dtype: bfloat16 as the upper halves of float32."""
+STORED |= {"I32": np.int32, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8}
+"""How NumPy holds the elements of a dtype: bfloat16 as the upper halves of float32, floats of 8 bits as their codes."""
 
 
 def to_bf16(values):

@@ -11,7 +11,7 @@ needed, no GPU is used, nothing is downloaded.
 """
 
 from ramrs._native import version as _version
-from ramrs.api import analyze, eval, inspect, plan, probe, quantize, verify  # noqa: A004
+from ramrs.api import analyze, eval, inspect, plan, probe, quantize, verify, weights  # noqa: A004
 from ramrs.documents import (
     Analysis,
     Inspection,
@@ -60,4 +60,5 @@ __all__ = [
     "probe",
     "quantize",
     "verify",
+    "weights",
 ]

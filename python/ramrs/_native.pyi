@@ -1,8 +1,9 @@
 """The native module."""
 
 from collections.abc import Callable
+from os import PathLike
 
-__all__ = ["call", "cpu_level", "version"]
+__all__ = ["call", "cpu_level", "version", "weights"]
 
 def call(verb: str, request: str, progress: Callable[[str, int, int], object] | None = None) -> str:
     """Do ``verb`` on the JSON text ``request``; return the report as JSON text."""
@@ -12,3 +13,6 @@ def version() -> str:
 
 def cpu_level() -> str:
     """Instruction set that kernels run with on this CPU."""
+
+def weights(model: str | PathLike[str], tensor: str) -> tuple[list[int], bytes]:
+    """Shape of a tensor of the checkpoint at ``model``, and its elements as little-endian float32, decoded."""

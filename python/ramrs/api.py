@@ -19,9 +19,12 @@ from ramrs.documents import Analysis, Inspection, Plan, ProbeReport, Progress, Q
 from ramrs.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ramrs.evaluation import Evaluation
 
-__all__ = ["analyze", "eval", "inspect", "plan", "probe", "quantize", "verify"]
+__all__ = ["analyze", "eval", "inspect", "plan", "probe", "quantize", "verify", "weights"]
 
 PathLike = str | Path
 Callback = Callable[[Progress], object]
@@ -457,3 +460,24 @@ def _saved(document: PathLike | Plan | Analysis, scratch: str) -> str:
         document.write(path)
         return str(path)
     return str(document)
+
+
+def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:
+    """Return a tensor of a checkpoint as float32, in the shape and order of the release.
+
+    A weight that is stored as codes beside scales is decoded: what :func:`quantize` measures its errors against. FP8 and
+    INT4 decode to products of code and scale, rounded once to 16 bits.
+
+    Args:
+        model: Directory of a checkpoint, or a single ``.safetensors`` file.
+        tensor: Its name; of a packed weight, that of its codes (``…_blocks``, ``…weight_packed``).
+
+    Raises:
+        ConfigError: No weight has that name.
+        TensorError: It holds values that are no numbers.
+        CheckpointError: It cannot be decoded.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    shape, data = _native.weights(model, tensor)
+    return np.frombuffer(data, "<f4").reshape(shape)

@@ -41,6 +41,7 @@ __all__ = [
     "Shard",
     "Size",
     "SourceId",
+    "StackedMatrix",
     "TensorDigest",
     "Tool",
     "Totals",
@@ -95,8 +96,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, CurvePoint):
-        return [value.scheme, value.loss, value.sqnr_db, value.standard_error]
+    if isinstance(value, CurvePoint | StackedMatrix):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
@@ -205,8 +206,9 @@ class InspectedTensor(_Document):
     bytes: int
     role: str
     layer: int | None
-    becomes: Literal["quantizable", "kept", "tied", "dropped"]
+    becomes: Literal["quantizable", "kept", "converted", "consumed", "tied", "dropped"]
     why: str | None
+    into: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,15 @@ class Inspection(_Document):
     other_files: tuple[str, ...]
     smallest_bpw: float
     unsupported: str | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StackedMatrix(_Document):
+    """What a matrix of a stack amounts to: the loss of dropping it whole, and its sum of squares."""
+
+    signal: float
+    energy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,22 +250,25 @@ class Curve(_Document):
     """What the schemes of a matrix cost."""
 
     family: str
-    origin: Literal["propagated", "flat", "file", "unweighted"]
+    origin: Literal["propagated", "flat", "probe", "file", "unweighted"]
     signal: float
     energy: float
+    matrices: tuple[StackedMatrix, ...]
     points: tuple[CurvePoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnalyzedTensor(_Document):
-    """A tensor of the source that is written."""
+    """A tensor that is written, and the tensors of the source that it is made of, if not the one of its name."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    packed: str | None
     bytes: int
     role: str
     layer: int | None
+    sources: tuple[str, ...]
     kept: str | None
     curve: Curve | None
 
@@ -364,8 +378,9 @@ class LeftOut(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Quantized(_Document):
-    """How a tensor was quantized, and the error of exactly what was written."""
+    """How a tensor was quantized, or what of it went into one of several, and the error of exactly what was written."""
 
+    into: str
     scheme: Scheme
     origin: str
     loss: float
@@ -384,10 +399,11 @@ class LedgerLine(_Document):
     file: str
     sha256: str
     role: str
-    became: Literal["quantized", "kept", "tied", "dropped"]
+    became: Literal["quantized", "kept", "converted", "consumed", "tied", "dropped"]
     why: str
     bytes: int
-    quantized: Quantized | None
+    into: tuple[str, ...]
+    quantized: tuple[Quantized, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,8 +165,44 @@ pub(super) fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, Strin
 
 fn read_config(dir: &Path) -> Result<Option<Config>> {
     let Some((path, text)) = read_text(dir, "config.json")? else { return Ok(None) };
-    let config = serde_json::from_str(&text);
+    let config = serde_json::from_str(&text).or_else(|fault| serde_json::from_str(&spelled_out(&text)).map_err(|_| fault));
     config.map(Some).map_err(|fault| Error::file(&path, FileFault::Config(fault.to_string())))
+}
+
+/// `text` with the numbers that Python writes and JSON does not have, as the objects that `transformers` writes for them.
+fn spelled_out(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let number = ["-Infinity", "Infinity", "NaN"].into_iter().find(|number| rest.starts_with(number));
+        let length = match (next, number) {
+            ('"', _) => string_length(rest),
+            (_, Some(number)) => {
+                out.push_str("{\"__float__\": \"");
+                out.push_str(number);
+                out.push_str("\"}");
+                rest = &rest[number.len()..];
+                continue;
+            }
+            (other, None) => other.len_utf8(),
+        };
+        out.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    out
+}
+
+/// Length of the quoted string that `text` begins with, quotes included.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, found) in text.char_indices().skip(1) {
+        match found {
+            '"' if !escaped => return at + 1,
+            '\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    text.len()
 }
 
 fn read_index(dir: &Path) -> Result<Option<(PathBuf, BTreeMap<String, String>)>> {
@@ -229,4 +265,21 @@ fn loose_shards(dir: &Path, top: &[String]) -> Result<Vec<(String, usize)>> {
         return Err(Error::file(&dir.join(gguf), FileFault::OtherFormat("GGUF")));
     }
     Err(no_checkpoint(dir, "no .safetensors file in it", "give the model's directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_spelled_out_and_strings_are_left_alone() {
+        let text = r#"{"a": [0.0, Infinity, -Infinity], "Infinity \" NaN": "NaN", "b": NaN}"#;
+        let text = text.replace("\\\"", "\\\"");
+        let read: serde_json::Value = serde_json::from_str(&spelled_out(text)).unwrap();
+        assert_eq!(read["a"][1]["__float__"], "Infinity");
+        assert_eq!(read["a"][2]["__float__"], "-Infinity");
+        assert_eq!(read["Infinity \" NaN"], "NaN");
+        assert_eq!(read["b"]["__float__"], "NaN");
+        assert_eq!(spelled_out("\"open"), "\"open");
+    }
 }

@@ -1,27 +1,33 @@
 //! A checkpoint on disk: its shards, its tensors, its configuration, its other files.
 //!
 //! Opening one reads headers and small JSON only, and checks all of it: see [`header`] for a shard and [`directory`]
-//! for what may lie where. Weights are streamed, by [`stream`].
+//! for what may lie where. What a shard holds is a [`Part`]; what it means is a [`Tensor`]: most often the same, but where
+//! weights are stored as codes beside scales ([`packing`]). Weights are streamed, by [`stream`].
 
 pub mod directory;
 pub mod header;
+pub mod packing;
 pub mod shard;
 pub mod stream;
+pub mod view;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
+use packing::{Packing, Paired, Use};
 pub use shard::Shard;
+pub use view::View;
 
 /// A model's configuration, with its keys in the order of the file.
 pub type Config = serde_json::Map<String, serde_json::Value>;
 
-/// A tensor of a checkpoint.
+/// A tensor as a shard holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
+pub struct Part {
     /// Its name.
     pub name: String,
     /// Its element type.
@@ -34,6 +40,27 @@ pub struct Tensor {
     pub offset: u64,
     /// How many bytes they are.
     pub bytes: u64,
+}
+
+/// A tensor of a checkpoint: that of a part, or what its codes decode to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// The name of the part that holds its elements.
+    pub name: String,
+    /// Its element type, decoded.
+    pub dtype: Dtype,
+    /// Its dimensions, outermost first; none for a scalar.
+    pub shape: Vec<u64>,
+    /// Which part holds its elements.
+    pub part: usize,
+    /// Which shard holds that.
+    pub shard: usize,
+    /// Where its data begin in the shard's file, in bytes.
+    pub offset: u64,
+    /// How many bytes they are, decoded.
+    pub bytes: u64,
+    /// How they are stored.
+    pub packing: Packing,
 }
 
 impl Tensor {
@@ -85,8 +112,14 @@ pub struct Checkpoint {
     pub dir: PathBuf,
     /// Its shards, by name.
     pub shards: Vec<Shard>,
-    /// Its tensors, shard by shard, in the order of their data.
+    /// What the shards hold, shard by shard, in the order of the data.
+    pub parts: Vec<Part>,
+    /// The tensors that the parts make up, in the order of those that hold their elements.
     pub tensors: Vec<Tensor>,
+    /// What each part is for.
+    pub uses: Vec<Use>,
+    /// Parts that do not fit together, and why.
+    pub faults: Vec<(usize, String)>,
     /// `config.json`, if there is one.
     pub config: Option<Config>,
     /// The other files of the directory, as paths relative to it, sorted.
@@ -102,19 +135,19 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let Directory { dir, shards: names, index, config, other_files } = Directory::open(path)?;
         let mut shards = Vec::with_capacity(names.len());
-        let mut tensors: Vec<Tensor> = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
         let mut by_name = BTreeMap::new();
         for (name, path) in names {
             let (shard, header) = Shard::open(path, name)?;
             for entry in header.entries {
-                if let Some(first) = by_name.insert(entry.name.clone(), tensors.len()) {
+                if let Some(first) = by_name.insert(entry.name.clone(), parts.len()) {
                     return Err(Error::DuplicateTensor {
                         tensor: entry.name,
-                        first: shards.get(tensors[first].shard).map_or_else(PathBuf::new, |s: &Shard| s.path.clone()),
+                        first: shards.get(parts[first].shard).map_or_else(PathBuf::new, |s: &Shard| s.path.clone()),
                         second: shard.path,
                     });
                 }
-                tensors.push(Tensor {
+                parts.push(Part {
                     name: entry.name,
                     dtype: entry.dtype,
                     shape: entry.shape,
@@ -125,7 +158,9 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        let checkpoint = Self { dir, shards, tensors, config, other_files, by_name };
+        let Paired { tensors, uses, mut faults } = packing::pair(&parts, config.as_ref());
+        faults.extend(misshapen(&shards, &parts, &tensors)?);
+        let checkpoint = Self { dir, shards, parts, tensors, uses, faults, config, other_files, by_name };
         if let Some((path, weight_map)) = index {
             checkpoint.agrees(&path, &weight_map)?;
         }
@@ -139,16 +174,16 @@ impl Checkpoint {
             Err(Error::file(path, FileFault::Disagrees { tensor, expected, found }))
         };
         for (tensor, expected) in weight_map {
-            match self.tensor(tensor).map(|tensor| &self.shards[tensor.shard].name) {
+            match self.by_name.get(tensor).map(|&part| &self.shards[self.parts[part].shard].name) {
                 Some(shard) if shard == expected => {}
                 Some(shard) => return fault(tensor, expected, format!("`{shard}` holds it")),
                 None => return fault(tensor, expected, "no shard holds it".to_owned()),
             }
         }
-        for tensor in &self.tensors {
-            if !weight_map.contains_key(&tensor.name) {
-                let shard = &self.shards[tensor.shard].name;
-                return fault(&tensor.name, "no shard", format!("`{shard}` holds it"));
+        for part in &self.parts {
+            if !weight_map.contains_key(&part.name) {
+                let shard = &self.shards[part.shard].name;
+                return fault(&part.name, "no shard", format!("`{shard}` holds it"));
             }
         }
         Ok(())
@@ -162,10 +197,19 @@ impl Checkpoint {
         directory::read_text(&self.dir, name)
     }
 
+    /// Which tensor has that name.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<usize> {
+        match self.uses[*self.by_name.get(name)?] {
+            Use::Elements(tensor) => Some(tensor),
+            Use::Beside(_) | Use::None(_) => None,
+        }
+    }
+
     /// The tensor of that name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.by_name.get(name).map(|&at| &self.tensors[at])
+        Some(&self.tensors[self.position(name)?])
     }
 
     /// The file that holds `tensor`.
@@ -210,4 +254,29 @@ impl Checkpoint {
     pub fn is_tied(&self) -> Option<bool> {
         self.config_value("tie_word_embeddings")?.as_bool()
     }
+}
+
+/// Tensors that have another shape than a part beside them says.
+fn misshapen(shards: &[Shard], parts: &[Part], tensors: &[Tensor]) -> Result<Vec<(usize, String)>> {
+    let mut found = Vec::new();
+    let mut open: Option<(usize, File)> = None;
+    for tensor in tensors {
+        let Packing::Int4 { shape: Some(part), .. } = tensor.packing else { continue };
+        let Part { shard, offset, bytes, dtype, .. } = parts[part];
+        if open.as_ref().is_none_or(|(other, _)| *other != shard) {
+            open = Some((shard, shards[shard].file()?));
+        }
+        let mut said = [0; 32];
+        let said = &mut said[..usize::try_from(bytes).unwrap_or(usize::MAX).min(32)];
+        if let Some((_, file)) = &open {
+            shard::read_at(file, &shards[shard].path, said, offset)?;
+        }
+        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        let said: Vec<u64> = said.chunks_exact((dtype.bits() / 8) as usize).map(number).collect();
+        if said != tensor.shape {
+            let reason = format!("its codes are for {:?}, and `{}` says {said:?}", tensor.shape, parts[part].name);
+            found.push((tensor.part, reason));
+        }
+    }
+    Ok(found)
 }

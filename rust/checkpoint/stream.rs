@@ -6,8 +6,10 @@
 use std::fs::File;
 use std::ops::Range;
 
+use super::packing::{Packing, widen_scales};
 use super::shard::{PageBuffer, read_at};
-use super::{Checkpoint, Matrix, Tensor};
+use super::{Checkpoint, Matrix, Part, Tensor, View};
+use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::kernel::vector::{Lane, ROWS};
 use crate::kernel::{Level, band};
@@ -69,17 +71,60 @@ impl Block {
     }
 }
 
-/// One thread's means of reading a checkpoint: a buffer, and the file it read last.
+/// Files that a reader keeps open: those of a weight and its scales, and of the weight before.
+const OPEN_FILES: usize = 3;
+
+/// One thread's means of reading a checkpoint: buffers, and the files it read last.
 #[derive(Default)]
 pub struct Reader {
-    open: Option<(usize, File)>,
+    /// Shards and their files, the last one used first.
+    open: Vec<(usize, File)>,
     buffer: PageBuffer,
+    codes: PageBuffer,
+    scales: Vec<f32>,
+    gathered: PageBuffer,
     row: Vec<f32>,
     band: Vec<Lane>,
 }
 
+/// Fills `buffer` from `offset` of shard `shard`, one of `open` or opened for it.
+fn fill(
+    open: &mut Vec<(usize, File)>,
+    checkpoint: &Checkpoint,
+    shard: usize,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<()> {
+    let found = &checkpoint.shards[shard];
+    match open.iter().position(|(other, _)| *other == shard) {
+        Some(at) => open[..=at].rotate_right(1),
+        None => {
+            open.truncate(OPEN_FILES - 1);
+            open.insert(0, (shard, found.file()?));
+        }
+    }
+    read_at(&open[0].1, &found.path, buffer, offset)
+}
+
+fn length(range: &Range<u64>) -> Result<usize> {
+    usize::try_from(range.end - range.start).map_err(|_| Error::Bug("read length".to_owned()))
+}
+
 impl Reader {
-    /// The bytes `range` of the data of `tensor`.
+    /// The bytes `range` of the data of `part`, as they are stored.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`crate::error::FileFault::Changed`].
+    pub fn stored(&mut self, checkpoint: &Checkpoint, part: &Part, range: Range<u64>) -> Result<&[u8]> {
+        if range.end > part.bytes {
+            return Err(Error::Bug(format!("read beyond the end of `{}`", part.name)));
+        }
+        let buffer = self.buffer.get(length(&range)?);
+        fill(&mut self.open, checkpoint, part.shard, part.offset + range.start, buffer)?;
+        Ok(buffer)
+    }
+
+    /// The bytes `range` of the data of `tensor`, decoded if it is packed: whole elements, then.
     ///
     /// # Errors
     /// [`Error::Io`], or [`crate::error::FileFault::Changed`].
@@ -87,15 +132,31 @@ impl Reader {
         if range.end > tensor.bytes {
             return Err(Error::Bug(format!("read beyond the end of `{}`", tensor.name)));
         }
-        let shard = &checkpoint.shards[tensor.shard];
-        if self.open.as_ref().is_none_or(|(open, _)| *open != tensor.shard) {
-            self.open = Some((tensor.shard, shard.file()?));
+        let bytes = length(&range)?;
+        let (Some(scales), Some(float)) = (tensor.packing.scales(), Float::of(tensor.dtype)) else {
+            let buffer = self.buffer.get(bytes);
+            fill(&mut self.open, checkpoint, tensor.shard, tensor.offset + range.start, buffer)?;
+            return Ok(buffer);
+        };
+        if bytes == 0 {
+            return Ok(&[]);
         }
-        let Some((_, file)) = &self.open else { return Err(Error::Bug("no file is open".to_owned())) };
-        let length = usize::try_from(range.end - range.start).map_err(|_| Error::Bug("read length".to_owned()))?;
-        let buffer = self.buffer.get(length);
-        read_at(file, &shard.path, buffer, tensor.offset + range.start)?;
-        Ok(buffer)
+        let size = float.bytes() as u64;
+        let cols = tensor.shape.last().copied().unwrap_or(1).max(1);
+        let request = tensor.packing.request(cols, &(range.start / size..range.end / size));
+        let scale_part = &checkpoint.parts[scales];
+        let scale_bytes = scale_part.dtype.bits() / 8;
+        let buffer = self.buffer.get(length(&request.scales)? * scale_bytes as usize);
+        let offset = scale_part.offset + request.scales.start * scale_bytes;
+        fill(&mut self.open, checkpoint, scale_part.shard, offset, buffer)?;
+        self.scales.resize(length(&request.scales)?, 0.0);
+        widen_scales(scale_part.dtype, buffer, &mut self.scales);
+        let codes = self.codes.get(length(&request.codes)?);
+        fill(&mut self.open, checkpoint, tensor.shard, tensor.offset + request.codes.start, codes)?;
+        let whole = request.elements.start * size..request.elements.end * size;
+        let out = self.buffer.get(length(&whole)?);
+        tensor.packing.decode(float, cols, &request, codes, &self.scales, out);
+        Ok(&out[length(&(whole.start..range.start))?..][..bytes])
     }
 
     /// The same bytes, to keep.
@@ -103,35 +164,105 @@ impl Reader {
     /// # Errors
     /// As [`bytes`](Self::bytes).
     pub fn block(&mut self, checkpoint: &Checkpoint, tensor: &Tensor, range: Range<u64>) -> Result<Block> {
-        let bytes = self.bytes(checkpoint, tensor, range)?.len();
-        Ok(Block { buffer: std::mem::take(&mut self.buffer), bytes })
+        if tensor.packing == Packing::Plain {
+            let bytes = self.bytes(checkpoint, tensor, range)?.len();
+            return Ok(Block { buffer: std::mem::take(&mut self.buffer), bytes });
+        }
+        let decoded = self.bytes(checkpoint, tensor, range)?;
+        let mut buffer = PageBuffer::default();
+        buffer.get(decoded.len()).copy_from_slice(decoded);
+        Ok(Block { bytes: decoded.len(), buffer })
     }
 
-    /// Calls `each` with every one of the `bands` of `tensor`: the range of its rows, the band, and the rows' bytes.
+    /// The elements of the rows `rows` of `view`, row after row, as bytes of the tensor's type.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub fn rows(&mut self, checkpoint: &Checkpoint, view: View, rows: &Range<u64>) -> Result<&[u8]> {
+        let tensor = &checkpoint.tensors[view.tensor];
+        let size = tensor.dtype.bits() / 8;
+        let (count, cols) = (length(rows)?, length(&(0..view.cols))?);
+        if view.is_contiguous() || count == 0 {
+            let first = view.offset + rows.start * view.row_stride;
+            let elements = first..first + (rows.end - rows.start) * view.cols;
+            return self.bytes(checkpoint, tensor, elements.start * size..elements.end * size);
+        }
+        let width = size as usize;
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let out = gathered.get(count * cols * width);
+        if view.col_stride == 1 {
+            for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols * width)) {
+                let elements = view.row(row);
+                out.copy_from_slice(self.bytes(checkpoint, tensor, elements.start * size..elements.end * size)?);
+            }
+        } else {
+            // Row by row of what is stored: each holds one column.
+            let stride = length(&(0..view.row_stride))? * width;
+            for column in 0..cols {
+                let first = view.offset + rows.start * view.row_stride + column as u64 * view.col_stride;
+                let after = first + (count as u64 - 1) * view.row_stride + 1;
+                let found = self.bytes(checkpoint, tensor, first * size..after * size)?;
+                for row in 0..count {
+                    let place = (row * cols + column) * width;
+                    out[place..place + width].copy_from_slice(&found[row * stride..row * stride + width]);
+                }
+            }
+        }
+        self.gathered = gathered;
+        Ok(self.gathered.held(count * cols * width))
+    }
+
+    /// The codes and the scales of the rows `rows` of `view`, as a packed tensor stores them, row after row. Its rows must
+    /// follow each other in elements, and fill whole units of codes.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub fn packed_rows(
+        &mut self,
+        checkpoint: &Checkpoint,
+        view: View,
+        rows: &Range<u64>,
+    ) -> Result<(Vec<u8>, Vec<u8>)> {
+        let tensor = &checkpoint.tensors[view.tensor];
+        let (Some(scales), 1) = (tensor.packing.scales(), view.col_stride) else {
+            return Err(Error::Bug(format!("`{}` is not packed by rows", tensor.name)));
+        };
+        let (codes_part, scale_part) = (&checkpoint.parts[tensor.part], &checkpoint.parts[scales]);
+        let size = scale_part.dtype.bits() / 8;
+        let (mut codes, mut found) = (Vec::new(), Vec::new());
+        for row in rows.clone() {
+            let request = tensor.packing.request(view.cols, &view.row(row));
+            codes.extend_from_slice(self.stored(checkpoint, codes_part, request.codes)?);
+            let bytes = request.scales.start * size..request.scales.end * size;
+            found.extend_from_slice(self.stored(checkpoint, scale_part, bytes)?);
+        }
+        Ok((codes, found))
+    }
+
+    /// Calls `each` with every one of the `bands` of `view`: the range of its rows, the band, and the rows' bytes.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes), and those of `each`.
     pub fn bands(
         &mut self,
         checkpoint: &Checkpoint,
-        tensor: &Tensor,
-        matrix: Matrix,
+        view: View,
         bands: &Range<u64>,
         mut each: impl FnMut(Range<u64>, &[Lane], &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let row_bytes = matrix.row_bytes();
+        let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("bands of what is no matrix".to_owned()))?;
         let rows = rows_of(matrix, bands);
-        self.bytes(checkpoint, tensor, rows.start * row_bytes..rows.end * row_bytes)?;
-        let cols = usize::try_from(matrix.cols).map_err(|_| Error::Bug("columns".to_owned()))?;
-        let length = usize::try_from((rows.end - rows.start) * row_bytes).map_err(|_| Error::Bug("rows".to_owned()))?;
+        let (mut row, mut band) = (std::mem::take(&mut self.row), std::mem::take(&mut self.band));
+        let cols = length(&(0..matrix.cols))?;
         let mut first = rows.start;
-        let band_bytes = usize::try_from(row_bytes).map_err(|_| Error::Bug("row".to_owned()))? * ROWS;
-        for source in self.buffer.get(length).chunks(band_bytes) {
-            band::load(matrix.float, source, cols, &mut self.row, &mut self.band);
+        let band_bytes = length(&(0..matrix.row_bytes()))? * ROWS;
+        for source in self.rows(checkpoint, view, &rows)?.chunks(band_bytes) {
+            band::load(matrix.float, source, cols, &mut row, &mut band);
             let after = (first + ROWS as u64).min(rows.end);
-            each(first..after, &self.band, source)?;
+            each(first..after, &band, source)?;
             first = after;
         }
+        (self.row, self.band) = (row, band);
         Ok(())
     }
 }
@@ -139,7 +270,6 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Float;
 
     #[test]
     fn bands_and_chunks_cover_every_row_once() {

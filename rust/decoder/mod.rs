@@ -10,7 +10,7 @@ mod parts;
 pub mod rotary;
 
 use crate::checkpoint::stream::{Pass, Reader};
-use crate::checkpoint::{Matrix, Tensor};
+use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use conventions::Conventions;
@@ -42,6 +42,15 @@ impl Linear<'_> {
     #[must_use]
     pub fn outputs(&self) -> usize {
         (if self.transposed { self.matrix.cols } else { self.matrix.rows }) as usize
+    }
+
+    /// Where it is, with a row for each output.
+    #[must_use]
+    pub fn view(&self, checkpoint: &Checkpoint) -> Option<View> {
+        let whole = View::whole(checkpoint.position(&self.weight.name)?, self.weight);
+        let count = self.weight.elements() / (self.matrix.rows * self.matrix.cols);
+        let stored = whole.matrix_of(self.at, count);
+        Some(if self.transposed { stored.transposed() } else { stored })
     }
 
     /// Where its data begin in those of `weight`, in bytes.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::conventions::{Config, Conventions};
 use super::{Attention, Block, Decoder, Experts, Linear, Mlp, Norm, Vector};
+use crate::checkpoint::packing::Packing;
 use crate::checkpoint::{Checkpoint, Matrix, Tensor};
 use crate::dtype::Float;
 use crate::name::{Name, Role};
@@ -100,7 +101,7 @@ struct View<'a, 'c> {
 
 impl<'a> View<'a, '_> {
     fn bias(self, weight: &Tensor) -> Option<&'a Tensor> {
-        self.checkpoint.tensor(&format!("{}.bias", weight.name.strip_suffix(".weight")?))
+        self.checkpoint.tensor(&format!("{}.bias", Name::parse(&weight.name).module))
     }
 
     /// The one linear layer whose name `fits`, if there is exactly one.
@@ -224,11 +225,11 @@ impl<'a> View<'a, '_> {
     fn slice(self, weight: &'a Tensor, at: u64) -> Option<Linear<'a>> {
         let &[count, rows, cols] = weight.shape.as_slice() else { return None };
         let float = Float::of(weight.dtype).filter(|_| at < count && rows > 0 && cols > 0)?;
-        // A stack is stored either way; only one of them takes (or gives) the residual stream.
-        let is_down = Name::parse(&weight.name).role == Role::Down;
-        let transposed = self.conventions.stacks_transposed()
-            || if is_down { rows != self.width } else { cols != self.width && rows == self.width };
-        let bias = self.checkpoint.tensor(&format!("{}_bias", weight.name));
+        // A stack is stored either way; only one of them takes (or gives) the residual stream. Codes run along inputs.
+        let Name { role, module, .. } = Name::parse(&weight.name);
+        let is_transposed = if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
+        let transposed = weight.packing == Packing::Plain && (self.conventions.stacks_transposed() || is_transposed);
+        let bias = self.checkpoint.tensor(&format!("{module}_bias"));
         let bias = bias.map(|tensor| Vector { tensor, at });
         Some(Linear { weight, at, matrix: Matrix { rows, cols, float }, transposed, bias })
     }

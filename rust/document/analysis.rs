@@ -8,12 +8,13 @@ use super::{Settings, SourceId, Tool};
 use crate::checkpoint::Matrix;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
+use crate::format::Rows;
 use crate::name::Role;
-use crate::scheme::Scheme;
+use crate::scheme::{Packed, Scheme};
 use crate::sensitivity::Origin;
 
 /// Version of the document.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const WHAT: &str = "analysis";
 
@@ -35,7 +36,7 @@ pub struct Analysis {
     pub warnings: Vec<String>,
 }
 
-/// A tensor of the source that is written.
+/// A tensor that is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tensor {
@@ -45,12 +46,16 @@ pub struct Tensor {
     pub dtype: String,
     /// Its shape.
     pub shape: Vec<u64>,
-    /// Bytes of its data.
+    /// The form in which it is kept, if not as plain numbers: `mxfp4` or `int4gGROUP`.
+    pub packed: Option<String>,
+    /// Bytes of it, if it is kept.
     pub bytes: u64,
     /// What it does.
     pub role: Role,
     /// In which layer.
     pub layer: Option<usize>,
+    /// The tensors of the source that it is made of, if not the one of the same name.
+    pub sources: Vec<String>,
     /// If no scheme exists for it, why.
     pub kept: Option<String>,
     /// If schemes exist for it, what they cost.
@@ -69,8 +74,19 @@ pub struct Curve {
     pub signal: f64,
     /// `Σ w²`
     pub energy: f64,
+    /// Of a stack, these two of each matrix.
+    pub matrices: Vec<Stacked>,
     /// The schemes, by growing size.
     pub points: Vec<Point>,
+}
+
+/// A matrix of a stack: `[signal, energy]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stacked {
+    /// Loss of dropping it whole.
+    pub signal: f64,
+    /// `Σ w²`
+    pub energy: f64,
 }
 
 /// One scheme of a curve: `[scheme, loss, sqnr_db, standard_error]`.
@@ -116,10 +132,30 @@ impl Tensor {
         Dtype::parse(&self.dtype)
     }
 
+    /// The form in which it is kept.
+    #[must_use]
+    pub fn packed(&self) -> Option<Packed> {
+        self.packed.as_ref()?.parse().ok()
+    }
+
+    /// Its names: its own, and those of what it is made of.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        [&self.name].into_iter().chain(&self.sources).map(String::as_str)
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         let dtype = self.dtype().ok_or_else(|| format!("unknown dtype {}", self.dtype))?;
         let elements = self.shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
-        let bytes = elements.and_then(|elements| dtype.bytes(elements));
+        let plain = elements.and_then(|elements| dtype.bytes(elements));
+        let bytes = match (&self.packed, self.packed()) {
+            (None, _) => plain,
+            (Some(_), Some(packed)) => {
+                // No form takes more than plain numbers, so nothing overflows.
+                let matrix = plain.and_then(|_| self.matrix()).filter(|matrix| packed.fits(matrix.cols));
+                matrix.map(|matrix| packed.stored_bytes(matrix.rows, matrix.cols, matrix.float))
+            }
+            (Some(packed), None) => return Err(format!("unknown form {packed}")),
+        };
         if bytes != Some(self.bytes) {
             return Err(format!("{} {:?} is not {} bytes", self.dtype, self.shape, self.bytes));
         }
@@ -136,13 +172,35 @@ impl Tensor {
         Ok(())
     }
 
-    /// Its shape as a matrix, if it is one of a float type that ramrs decodes.
+    /// All its rows as a matrix, if it is one or a stack of them, of a float type that ramrs decodes.
     #[must_use]
     pub fn matrix(&self) -> Option<Matrix> {
-        match (self.shape.as_slice(), Float::of(self.dtype()?)) {
-            (&[rows, cols], Some(float)) => Some(Matrix { rows, cols, float }),
+        let float = Float::of(self.dtype()?)?;
+        match *self.shape.as_slice() {
+            [rows, cols] => Some(Matrix { rows, cols, float }),
+            [count, rows, cols] => Some(Matrix { rows: count.checked_mul(rows)?, cols, float }),
             _ => None,
         }
+    }
+
+    /// Its rows, as a format stores them.
+    #[must_use]
+    pub fn rows(&self) -> Option<Rows<'_>> {
+        let (cols, above) = self.shape.split_last()?;
+        Some(Rows { name: &self.name, above, cols: *cols, float: self.matrix()?.float })
+    }
+}
+
+impl Serialize for Stacked {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
+        (self.signal, self.energy).serialize(out)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stacked {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let (signal, energy) = Deserialize::deserialize(from)?;
+        Ok(Self { signal, energy })
     }
 }
 

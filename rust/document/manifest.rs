@@ -15,7 +15,7 @@ use crate::scheme::Scheme;
 use crate::sensitivity::Origin;
 
 /// Version of the document.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Its name in the output directory.
 pub const FILE_NAME: &str = "ramrs-manifest.json";
@@ -96,8 +96,12 @@ pub struct LeftOut {
 pub enum Became {
     /// Encoded.
     Quantized,
-    /// Copied byte for byte.
+    /// Copied byte for byte, under its own name.
     Kept,
+    /// Its numbers, decoded if it was packed, under another name, in another order, or as another packed form.
+    Converted,
+    /// Read with the tensor whose scales or shape it holds; or of no use but to a runtime that computes in fewer bits.
+    Consumed,
     /// Left out: another tensor is the same.
     Tied,
     /// Left out.
@@ -126,14 +130,18 @@ pub struct Line {
     pub why: String,
     /// Bytes of what is stored for it.
     pub bytes: u64,
-    /// If quantized, how and how well.
-    pub quantized: Option<Quantized>,
+    /// The tensors of the output that have something of it.
+    pub into: Vec<String>,
+    /// Where it was quantized, how and how well: for each weight that it became, or part of which.
+    pub quantized: Vec<Quantized>,
 }
 
-/// How a tensor was quantized, and the error of exactly what was written.
+/// How a tensor was quantized, or what of it went into one of several, and the error of exactly what was written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantized {
+    /// The name of that weight.
+    pub into: String,
     /// The scheme.
     pub scheme: Scheme,
     /// Where its sensitivity is from.

@@ -7,12 +7,11 @@ use crate::checkpoint::stream::Pass;
 use crate::document::Tool;
 use crate::document::analysis::{self, Analysis};
 use crate::error::Result;
-use crate::math::decibels;
 use crate::progress::{Progress, Stage};
 use crate::quant::Encoder;
 use crate::rd::{self, Objective};
 use crate::scheme::Scheme;
-use crate::sensitivity::Measured;
+use crate::sensitivity::{Candidate, Measured};
 
 /// Analyzes the checkpoint of `request`.
 ///
@@ -33,27 +32,36 @@ pub(super) fn curves(
     request: &AnalysisRequest,
     sensitivity: &Sensitivity,
 ) -> Result<Analysis> {
-    let asks: Vec<rd::Ask<'_>> = source
-        .candidates()
-        .zip(&sensitivity.measured)
-        .map(|((tensor, matrix, entry), measured)| {
-            let schemes = entry.candidate.as_ref().map(|(_, schemes)| schemes.clone()).unwrap_or_default();
-            rd::Ask { tensor, matrix, schemes, measured }
-        })
-        .collect();
-    let bytes = asks.iter().map(|ask| rd::sampled_bytes(ask.matrix, request.sample_bands)).sum();
-    pass.progress.begin(Stage::Curves, bytes);
+    let mut measured = sensitivity.measured.iter();
+    let mut asks: Vec<rd::Ask<'_>> = Vec::new();
+    for stack in source.candidates().chunk_by(|a, b| a.target == b.target) {
+        let entry = &source.entries[stack[0].target];
+        let member = |(candidate, measured): (&Candidate<'_>, _)| {
+            let Candidate { view, matrix, .. } = *candidate;
+            rd::Member { view, matrix, measured }
+        };
+        asks.push(rd::Ask {
+            name: &entry.target.name,
+            matrices: stack.iter().zip(measured.by_ref()).map(member).collect(),
+            schemes: entry.candidate.as_ref().map(|(_, schemes)| schemes.clone()).unwrap_or_default(),
+        });
+    }
+    let sampled = |ask: &rd::Ask<'_>| {
+        let count = ask.matrices.len();
+        ask.matrices.iter().map(|member| rd::sampled_bytes(member.matrix, request.sample_bands, count)).sum::<u64>()
+    };
+    pass.progress.begin(Stage::Curves, asks.iter().map(sampled).sum());
     let encoder = Encoder { level: pass.level, effort: request.effort };
-    let mut curves = rd::curves(pass, encoder, &asks, request.sample_bands)?.into_iter().zip(&sensitivity.measured);
-    let tensors = source.written().map(|(tensor, entry)| analysis::Tensor {
-        curve: entry.candidate.as_ref().ok().and_then(|_| curves.next()).map(|(points, measured)| analysis::Curve {
-            family: entry.name.module.clone(),
-            origin: measured.origin,
-            signal: measured.signal,
-            energy: measured.energy,
-            points: points.iter().map(|point| recorded(point, measured, request.objective)).collect(),
-        }),
-        ..entry.described(tensor)
+    let points = rd::curves(pass, encoder, &asks, request.sample_bands)?;
+    let mut curves = asks.iter().zip(&points);
+    let tensors = source.entries.iter().map(|entry| analysis::Tensor {
+        curve: entry
+            .candidate
+            .as_ref()
+            .ok()
+            .and_then(|_| curves.next())
+            .map(|(ask, points)| curve(&entry.name.module, ask, points, request.objective)),
+        ..entry.described(&source.checkpoint)
     });
     Ok(Analysis {
         ramrs_analysis: analysis::VERSION,
@@ -65,12 +73,25 @@ pub(super) fn curves(
     })
 }
 
-fn recorded(point: &rd::Point, measured: &Measured, objective: Objective) -> analysis::Point {
-    analysis::Point {
-        scheme: Scheme::Affine(point.scheme),
-        loss: objective.loss(point.noise, measured),
-        sqnr_db: hundredths(decibels(measured.signal / point.noise.weighted)),
-        standard_error: point.standard_error,
+/// What `points` say of the matrices of `ask` together: their losses and energies add up.
+fn curve(family: &str, ask: &rd::Ask<'_>, points: &[rd::Point], objective: Objective) -> analysis::Curve {
+    let measured = || ask.matrices.iter().map(|member| member.measured);
+    let stacked = |one: &Measured| analysis::Stacked { signal: one.signal, energy: one.energy };
+    analysis::Curve {
+        family: family.to_owned(),
+        origin: ask.matrices[0].measured.origin,
+        signal: measured().map(|one| one.signal).sum(),
+        energy: measured().map(|one| one.energy).sum(),
+        matrices: if ask.matrices.len() > 1 { measured().map(stacked).collect() } else { Vec::new() },
+        points: points
+            .iter()
+            .map(|point| analysis::Point {
+                scheme: Scheme::Affine(point.scheme),
+                loss: point.noises.iter().zip(measured()).map(|(noise, one)| objective.loss(*noise, one)).sum(),
+                sqnr_db: hundredths(rd::sqnr_db(point.noises.iter().copied().zip(measured()))),
+                standard_error: point.standard_error,
+            })
+            .collect(),
     }
 }
 

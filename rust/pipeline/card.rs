@@ -4,25 +4,27 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
+use super::source::Source;
 use crate::budget::size;
-use crate::checkpoint::Checkpoint;
-use crate::document::manifest::{Became, Manifest};
+use crate::document::manifest::Manifest;
+use crate::document::plan::Plan;
 use crate::name::Role;
 use crate::rd::Objective;
+use crate::scheme::Scheme;
 
 /// Where the source's own card goes.
 pub(super) const SOURCE_CARD: &str = "README.source.md";
 
 /// The card of an output.
-pub(super) fn text(source: &Checkpoint, manifest: &Manifest) -> String {
+pub(super) fn text(source: &Source, plan: &Plan, manifest: &Manifest) -> String {
     let mut card = String::from("---\nlibrary_name: mlx\n");
-    let source_card = fs::read_to_string(source.dir.join("README.md")).unwrap_or_default();
+    let source_card = fs::read_to_string(source.checkpoint.dir.join("README.md")).unwrap_or_default();
     for line in licence(&source_card) {
         card += line;
         card.push('\n');
     }
     card += "pipeline_tag: text-generation\ntags:\n- mlx\n- ramrs\n---\n\n";
-    let _ = body(&mut card, source, manifest, !source_card.is_empty());
+    let _ = body(&mut card, source, plan, manifest, !source_card.is_empty());
     card
 }
 
@@ -35,9 +37,15 @@ fn licence(source_card: &str) -> Vec<&str> {
     lines.take_while(|line| *line != "---").filter(|line| line.starts_with("license")).collect()
 }
 
-fn body(card: &mut String, source: &Checkpoint, manifest: &Manifest, has_source_card: bool) -> std::fmt::Result {
+fn body(
+    card: &mut String,
+    source: &Source,
+    plan: &Plan,
+    manifest: &Manifest,
+    has_source_card: bool,
+) -> std::fmt::Result {
     let totals = &manifest.totals;
-    let model = source.model_type().unwrap_or("model");
+    let model = source.checkpoint.model_type().unwrap_or("model");
     writeln!(card, "# A quantized {model}\n")?;
     writeln!(
         card,
@@ -70,10 +78,13 @@ fn body(card: &mut String, source: &Checkpoint, manifest: &Manifest, has_source_
     writeln!(card, "## Where the bits are\n")?;
     writeln!(card, "| role | weights | schemes |\n|---|---|---|")?;
     let mut roles: BTreeMap<Role, (u64, BTreeMap<String, u64>)> = BTreeMap::new();
-    for line in manifest.ledger.iter().filter(|line| matches!(line.became, Became::Quantized | Became::Kept)) {
-        let (weights, schemes) = roles.entry(line.role).or_default();
-        *weights += line.shape.iter().product::<u64>();
-        let scheme = line.quantized.as_ref().map_or("kept".to_owned(), |quantized| quantized.scheme.to_string());
+    for (entry, planned) in source.entries.iter().zip(&plan.tensors) {
+        let (weights, schemes) = roles.entry(planned.role).or_default();
+        *weights += entry.target.shape.iter().product::<u64>();
+        let scheme = match (planned.scheme, entry.packed) {
+            (Scheme::Kept, Some(packed)) => format!("kept in {packed}"),
+            (scheme, _) => scheme.to_string(),
+        };
         *schemes.entry(scheme).or_default() += 1;
     }
     for (role, (weights, schemes)) in roles {

@@ -1,39 +1,56 @@
-//! The second pass: every tensor of the source read once, encoded or copied, written and hashed.
+//! The second pass: all of the source read, encoded or copied, written and hashed.
+//!
+//! Parts are taken in the order of the files, so that these are read from the beginning to the end and their digests come
+//! along. A part that becomes one matrix of the output as it is stored is read once, for its digest and its codes; what is
+//! packed, fused or transposed is read for its digest first, and then again, from memory by now, view by view.
 
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use crate::checkpoint::packing::{Packing, Use};
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
-use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::checkpoint::view::unravel;
+use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::digest::Digest;
 use crate::document::manifest::FileDigest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{Format, Target};
+use crate::progress::Stage;
 use crate::quant::{Encoded, Encoder};
 use crate::rd::Noise;
-use crate::scheme::Affine;
+use crate::scheme::{Affine, Packed};
 use crate::sensitivity::Measured;
 use crate::writer::layout::{Location, Stored};
 use crate::writer::partial::write_at;
 
-/// What is done to one tensor of the source.
-pub(super) enum Task<'a> {
-    /// Read and hashed, not written.
-    Skip,
-    /// Copied to where its only part belongs.
-    Copy(Location),
-    /// Encoded into parts.
-    Encode { matrix: Matrix, scheme: Affine, measured: &'a Measured, parts: &'a [Stored], locations: &'a [Location] },
+/// What is done to one target.
+pub(super) struct Task<'a> {
+    pub target: &'a Target,
+    pub way: Way<'a>,
+    /// The tensors it is stored in, and where they belong.
+    pub parts: &'a [Stored],
+    pub locations: &'a [Location],
 }
 
-/// What was found and written of one tensor of the source.
-#[derive(Default)]
+/// How a target is stored.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// Byte for byte.
+    Copied,
+    /// As numbers.
+    Plain,
+    /// As the source packs it.
+    Packed(Packed, Float),
+    /// Encoded, each matrix by its sensitivity.
+    Encoded(Affine, Float, &'a [Measured]),
+}
+
+/// What was found and written of one view.
+#[derive(Clone, Default)]
 pub(super) struct Done {
-    /// SHA-256 of its data.
-    pub sha256: String,
-    /// SHA-256 of each part that was written.
+    /// SHA-256 of its share of each part.
     pub parts_sha256: Vec<String>,
     /// The error of what was written.
     pub noise: Noise,
@@ -41,26 +58,58 @@ pub(super) struct Done {
 
 /// All that was read and written.
 pub(super) struct Outcome {
-    /// One for each tensor, in the order of the checkpoint.
-    pub tensors: Vec<Done>,
+    /// SHA-256 of the data of each part of the checkpoint, in their order.
+    pub parts_sha256: Vec<String>,
+    /// For each target, what was written of each view.
+    pub targets: Vec<Vec<Done>>,
     /// The source's shards.
     pub source_files: Vec<FileDigest>,
 }
 
 /// The files that are written.
-pub(super) struct Target<'a> {
+pub(super) struct Output<'a> {
     pub format: &'static dyn Format,
     pub files: &'a [(File, PathBuf)],
 }
 
-/// Part of one tensor.
+/// A view, by its target and its place there.
+type At = (usize, usize);
+
+/// What is done at a time.
 struct Piece {
-    tensor: usize,
-    range: Range<u64>,
-    is_last: bool,
+    part: usize,
+    work: Work,
+    /// Whether the part's bytes are hashed here, and whether these are the last of them.
+    hashes: Option<bool>,
+    /// How many bytes, for the progress.
+    bytes: u64,
+}
+
+enum Work {
+    /// Bytes of the part are read, and nothing else.
+    Read(Range<u64>),
+    /// Bytes of the part are copied.
+    Copy { at: At, range: Range<u64>, is_last: bool },
+    /// Bands of a view are encoded.
+    Bands { at: At, bands: Range<u64>, is_last: bool },
+    /// Rows of a view are written as they are.
+    Rows { at: At, rows: Range<u64>, is_last: bool },
+}
+
+impl Work {
+    /// The view that is worked on, and whether that is the last of it.
+    fn view(&self) -> Option<(At, bool)> {
+        match *self {
+            Self::Read(_) => None,
+            Self::Copy { at, is_last, .. } | Self::Bands { at, is_last, .. } | Self::Rows { at, is_last, .. } => {
+                Some((at, is_last))
+            }
+        }
+    }
 }
 
 /// What a worker made of a piece.
+#[derive(Default)]
 struct Made {
     source: Vec<u8>,
     parts: Vec<Vec<u8>>,
@@ -68,125 +117,242 @@ struct Made {
     noise: Vec<Noise>,
 }
 
-/// Does `tasks`, one for each tensor of the checkpoint, in their order.
-pub(super) fn encode(pass: Pass<'_>, encoder: Encoder, target: &Target<'_>, tasks: &[Task<'_>]) -> Result<Outcome> {
-    let pieces = pieces(pass, tasks);
-    let mut hashing = Hashing::new(pass.checkpoint)?;
+/// What all pieces need.
+struct Job<'a> {
+    pass: Pass<'a>,
+    encoder: Encoder,
+    output: &'a Output<'a>,
+    tasks: &'a [Task<'a>],
+    /// For each target, which of its rows is the first of each view.
+    first_rows: Vec<Vec<u64>>,
+}
+
+/// Does `tasks`.
+pub(super) fn encode(pass: Pass<'_>, encoder: Encoder, output: &Output<'_>, tasks: &[Task<'_>]) -> Result<Outcome> {
+    let first_rows = tasks
+        .iter()
+        .map(|task| {
+            let rows = task.target.views.iter().scan(0, |next, view| Some(std::mem::replace(next, *next + view.rows)));
+            rows.collect()
+        })
+        .collect();
+    let job = Job { pass, encoder, output, tasks, first_rows };
+    let pieces = job.pieces();
+    pass.progress.begin(Stage::Encode, pieces.iter().map(|piece| piece.bytes).sum());
+    let mut hashing = Hashing::new(pass.checkpoint, tasks)?;
     pass.workers.in_order(
         pass.progress,
         &pieces,
         || (Reader::default(), Encoded::default()),
         |(reader, encoded), piece| {
-            let tensor = &pass.checkpoint.tensors[piece.tensor];
-            let made = match &tasks[piece.tensor] {
-                Task::Skip => copied(pass, tensor, piece, None, target, reader)?,
-                Task::Copy(location) => copied(pass, tensor, piece, Some(*location), target, reader)?,
-                task @ Task::Encode { .. } => {
-                    encoded_piece(pass, encoder, tensor, task, piece, target, (reader, encoded))?
-                }
-            };
-            pass.progress.advance(made.source.len() as u64);
+            let made = job.made(piece, reader, encoded)?;
+            pass.progress.advance(piece.bytes);
             Ok(made)
         },
-        |piece, made| hashing.take(piece, &made),
+        |piece, made| hashing.take(piece, made),
     )?;
     hashing.finish()
 }
 
-fn pieces(pass: Pass<'_>, tasks: &[Task<'_>]) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = Vec::new();
-    for (at, (tensor, task)) in pass.checkpoint.tensors.iter().zip(tasks).enumerate() {
-        let (length, step) = match task {
-            Task::Encode { matrix, .. } => (bands(*matrix), chunk_bands(*matrix, pass.chunk_bytes)),
-            // Whole elements, whatever the type.
-            Task::Skip | Task::Copy(_) => (tensor.bytes, (pass.chunk_bytes / 8 * 8).max(8)),
+impl Job<'_> {
+    fn view(&self, at: At) -> View {
+        self.tasks[at.0].target.views[at.1]
+    }
+
+    /// All pieces, in the order of the parts.
+    fn pieces(&self) -> Vec<Piece> {
+        let checkpoint = self.pass.checkpoint;
+        let mut views: Vec<Vec<At>> = vec![Vec::new(); checkpoint.tensors.len()];
+        for (target, task) in self.tasks.iter().enumerate() {
+            for (at, view) in task.target.views.iter().enumerate() {
+                views[view.tensor].push((target, at));
+            }
+        }
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (part, found) in checkpoint.parts.iter().enumerate() {
+            let (tensor, views) = match checkpoint.uses[part] {
+                Use::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), views[tensor].as_slice()),
+                Use::Beside(_) | Use::None(_) => (None, [].as_slice()),
+            };
+            let as_stored = |at: &At| {
+                let is_whole = |tensor: &Tensor| tensor.packing == Packing::Plain && self.view(*at).is_whole(tensor);
+                tensor.is_some_and(is_whole)
+            };
+            let alone = matches!(views, [only] if as_stored(only));
+            let before = pieces.len();
+            if alone {
+                self.work_on(part, views[0], true, &mut pieces);
+            } else {
+                // Whole elements, whatever the type.
+                let step = (self.pass.chunk_bytes / 8 * 8).max(8);
+                pieces.extend(cut(found.bytes, step).map(|range| Piece {
+                    part,
+                    bytes: range.end - range.start,
+                    work: Work::Read(range),
+                    hashes: Some(false),
+                }));
+                if pieces.len() == before {
+                    pieces.push(Piece { part, bytes: 0, work: Work::Read(0..0), hashes: Some(false) });
+                }
+            }
+            if let Some(last) = pieces[before..].last_mut() {
+                last.hashes = Some(true);
+            }
+            for at in views.iter().filter(|_| !alone) {
+                self.work_on(part, *at, false, &mut pieces);
+            }
+        }
+        pieces
+    }
+
+    /// Adds the work on view `at`, which hashes the part's bytes on the way or does not.
+    fn work_on(&self, part: usize, at: At, hashes: bool, pieces: &mut Vec<Piece>) {
+        let (view, task) = (self.view(at), &self.tasks[at.0]);
+        let tensor = &self.pass.checkpoint.tensors[view.tensor];
+        let row_bytes = (view.cols * tensor.dtype.bits() / 8).max(1);
+        let chunk = self.pass.chunk_bytes;
+        let matrix = view.matrix(self.pass.checkpoint);
+        let (length, step, unit) = match (task.way, matrix) {
+            (Way::Copied, _) => (tensor.bytes, (chunk / 8 * 8).max(8), 1),
+            (Way::Encoded(..), Some(matrix)) => {
+                (bands(matrix), chunk_bands(matrix, chunk), row_bytes * crate::kernel::vector::ROWS as u64)
+            }
+            _ => (view.rows, (chunk / row_bytes).max(1), row_bytes),
         };
-        let before = pieces.len();
-        pieces.extend(cut(length, step).map(|range| Piece { tensor: at, range, is_last: false }));
-        if pieces.len() == before {
-            pieces.push(Piece { tensor: at, range: 0..0, is_last: true });
-        } else if let Some(last) = pieces.last_mut() {
-            last.is_last = true;
+        let mut ranges: Vec<Range<u64>> = cut(length, step).collect();
+        if ranges.is_empty() {
+            ranges.push(0..0);
+        }
+        let count = ranges.len();
+        for (number, range) in ranges.into_iter().enumerate() {
+            let (bytes, is_last) = ((range.end - range.start) * unit, number + 1 == count);
+            let work = match task.way {
+                Way::Copied => Work::Copy { at, range, is_last },
+                Way::Encoded(..) => Work::Bands { at, bands: range, is_last },
+                Way::Plain | Way::Packed(..) => Work::Rows { at, rows: range, is_last },
+            };
+            pieces.push(Piece { part, work, hashes: hashes.then_some(false), bytes });
         }
     }
-    pieces
-}
 
-/// Reads a piece as bytes, and writes them as they are if there is a place for them.
-fn copied(
-    pass: Pass<'_>,
-    tensor: &Tensor,
-    piece: &Piece,
-    location: Option<Location>,
-    target: &Target<'_>,
-    reader: &mut Reader,
-) -> Result<Made> {
-    let source = reader.bytes(pass.checkpoint, tensor, piece.range.clone())?.to_vec();
-    let mut made = Made { source, parts: Vec::new(), noise: Vec::new() };
-    if let Some(location) = location {
-        check_numbers(pass, tensor, piece, &made.source)?;
-        let (file, path) = &target.files[location.file];
-        write_at(file, path, &made.source, location.offset + piece.range.start)?;
-        made.parts.push(made.source.clone());
+    fn made(&self, piece: &Piece, reader: &mut Reader, encoded: &mut Encoded) -> Result<Made> {
+        match &piece.work {
+            Work::Read(range) => {
+                let checkpoint = self.pass.checkpoint;
+                let source = reader.stored(checkpoint, &checkpoint.parts[piece.part], range.clone())?.to_vec();
+                Ok(Made { source, ..Made::default() })
+            }
+            Work::Copy { at, range, .. } => self.copied(*at, range, reader),
+            Work::Bands { at, bands, .. } => self.encoded(*at, bands, piece.hashes.is_some(), (reader, encoded)),
+            Work::Rows { at, rows, .. } => self.rows(*at, rows, piece.hashes.is_some(), reader),
+        }
     }
-    Ok(made)
-}
 
-/// A kept weight may be infinite (masks are), but not NaN.
-fn check_numbers(pass: Pass<'_>, tensor: &Tensor, piece: &Piece, source: &[u8]) -> Result<()> {
-    let Some(float) = Float::of(tensor.dtype) else { return Ok(()) };
-    let mut values = vec![0.0; source.len() / float.bytes()];
-    float.widen(source, &mut values);
-    let count = values.iter().filter(|value| value.is_nan()).count();
-    let Some(first) = values.iter().position(|value| value.is_nan()) else { return Ok(()) };
-    let mut index = Vec::with_capacity(tensor.shape.len());
-    let mut rest = piece.range.start / float.bytes() as u64 + first as u64;
-    for &size in tensor.shape.iter().rev() {
-        index.push(rest % size);
-        rest /= size;
+    /// Reads bytes, and writes them as they are.
+    fn copied(&self, at: At, range: &Range<u64>, reader: &mut Reader) -> Result<Made> {
+        let tensor = &self.pass.checkpoint.tensors[self.view(at).tensor];
+        let source = reader.bytes(self.pass.checkpoint, tensor, range.clone())?.to_vec();
+        let first = range.start / (tensor.dtype.bits() / 8).max(1);
+        self.check_numbers(tensor, &source, |element| first + element)?;
+        let location = self.tasks[at.0].locations[0];
+        let (file, path) = &self.output.files[location.file];
+        write_at(file, path, &source, location.offset + range.start)?;
+        Ok(Made { parts: vec![source.clone()], source, noise: Vec::new() })
     }
-    index.reverse();
-    let rows = (0, tensor.shape.first().copied().unwrap_or(1));
-    let file = pass.checkpoint.file_of(tensor).to_owned();
-    Err(Error::NonFinite { file, tensor: tensor.name.clone(), count, rows, first: index })
-}
 
-/// Encodes a piece, and writes its parts.
-fn encoded_piece(
-    pass: Pass<'_>,
-    encoder: Encoder,
-    tensor: &Tensor,
-    task: &Task<'_>,
-    piece: &Piece,
-    target: &Target<'_>,
-    (reader, encoded): (&mut Reader, &mut Encoded),
-) -> Result<Made> {
-    let Task::Encode { matrix, scheme, measured, parts, locations } = *task else {
-        return Err(Error::Bug("a piece is encoded without a scheme".to_owned()));
-    };
-    let vectors = &measured.vectors;
-    let mut made = Made { source: Vec::new(), parts: vec![Vec::new(); parts.len()], noise: Vec::new() };
-    reader.bands(pass.checkpoint, tensor, matrix, &piece.range, |rows, band, source| {
-        let count = (rows.end - rows.start) as usize;
-        encoder.encode(scheme, matrix.float, band, &vectors.k, encoded);
-        target.format.append(scheme, matrix.float, encoded, count, &mut made.parts);
-        let errors = encoder.error(scheme, band, &vectors.k, encoded);
-        made.noise.push(Noise::of(&errors[..count], &vectors.r, rows.start as usize));
-        made.source.extend_from_slice(source);
+    /// A kept weight may be infinite (masks are), but not NaN. `place` is where in the tensor an element of `source` is.
+    fn check_numbers(&self, tensor: &Tensor, source: &[u8], place: impl Fn(u64) -> u64) -> Result<()> {
+        let Some(float) = Float::of(tensor.dtype) else { return Ok(()) };
+        let mut values = vec![0.0; source.len() / float.bytes()];
+        float.widen(source, &mut values);
+        let count = values.iter().filter(|value| value.is_nan()).count();
+        let Some(first) = values.iter().position(|value| value.is_nan()) else { return Ok(()) };
+        let first = unravel(&tensor.shape, place(first as u64));
+        let rows = (0, tensor.shape.first().copied().unwrap_or(1));
+        let file = self.pass.checkpoint.file_of(tensor).to_owned();
+        Err(Error::NonFinite { file, tensor: tensor.name.clone(), count, rows, first })
+    }
+
+    /// Writes rows of a view as numbers, or as the source packs them.
+    fn rows(&self, at: At, rows: &Range<u64>, hashes: bool, reader: &mut Reader) -> Result<Made> {
+        let (view, task, checkpoint) = (self.view(at), &self.tasks[at.0], self.pass.checkpoint);
+        let tensor = &checkpoint.tensors[view.tensor];
+        let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
+        if let Way::Packed(packed, float) = task.way {
+            let (codes, scales) = reader.packed_rows(checkpoint, view, rows)?;
+            self.output.format.append_packed(packed, float, &codes, &scales, &mut made.parts);
+        } else {
+            let mut bytes = reader.rows(checkpoint, view, rows)?.to_vec();
+            let cols = view.cols.max(1);
+            let place = |element: u64| {
+                view.offset + (rows.start + element / cols) * view.row_stride + element % cols * view.col_stride
+            };
+            self.check_numbers(tensor, &bytes, place)?;
+            if hashes {
+                made.source.clone_from(&bytes);
+            }
+            if let Some(float) = Float::of(tensor.dtype).filter(|_| task.target.adds_one) {
+                let mut values = vec![0.0; bytes.len() / float.bytes()];
+                float.widen(&bytes, &mut values);
+                values.iter_mut().for_each(|value| *value += 1.0);
+                bytes.clear();
+                float.append(&values, &mut bytes);
+            }
+            made.parts[0] = bytes;
+        }
+        self.put(at, rows.start, &made.parts)?;
+        Ok(made)
+    }
+
+    /// Encodes bands of a view, and writes their parts.
+    fn encoded(
+        &self,
+        at: At,
+        bands: &Range<u64>,
+        hashes: bool,
+        (reader, encoded): (&mut Reader, &mut Encoded),
+    ) -> Result<Made> {
+        let (view, task, checkpoint) = (self.view(at), &self.tasks[at.0], self.pass.checkpoint);
+        let Way::Encoded(scheme, store, measured) = task.way else {
+            return Err(Error::Bug("a piece is encoded without a scheme".to_owned()));
+        };
+        let vectors = &measured[at.1].vectors;
+        let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
+        reader.bands(checkpoint, view, bands, |rows, band, source| {
+            let count = (rows.end - rows.start) as usize;
+            self.encoder.encode(scheme, store, band, &vectors.k, encoded);
+            self.output.format.append(scheme, store, encoded, count, &mut made.parts);
+            let errors = self.encoder.error(scheme, band, &vectors.k, encoded);
+            made.noise.push(Noise::of(&errors[..count], &vectors.r, rows.start as usize));
+            if hashes {
+                made.source.extend_from_slice(source);
+            }
+            Ok(())
+        })?;
+        if let Some(matrix) = view.matrix(checkpoint) {
+            self.put(at, rows_of(matrix, bands).start, &made.parts)?;
+        }
+        Ok(made)
+    }
+
+    /// Writes what was made of rows of a view, from row `first` on, to where they belong.
+    fn put(&self, at: At, first: u64, made: &[Vec<u8>]) -> Result<()> {
+        let task = &self.tasks[at.0];
+        let rows: u64 = task.target.views.iter().map(|view| view.rows).sum();
+        for ((part, location), bytes) in task.parts.iter().zip(task.locations).zip(made) {
+            let (file, path) = &self.output.files[location.file];
+            let row_bytes = part.bytes.checked_div(rows).unwrap_or(0);
+            write_at(file, path, bytes, location.offset + (self.first_rows[at.0][at.1] + first) * row_bytes)?;
+        }
         Ok(())
-    })?;
-    let first = rows_of(matrix, &piece.range).start;
-    for ((part, location), bytes) in parts.iter().zip(locations).zip(&made.parts) {
-        let (file, path) = &target.files[location.file];
-        write_at(file, path, bytes, location.offset + first * (part.bytes / matrix.rows))?;
     }
-    Ok(made)
 }
 
-/// Digests of tensors and files, fed in order.
+/// Digests of parts, views and files, fed in order.
 struct Hashing<'a> {
     checkpoint: &'a Checkpoint,
-    done: Vec<Done>,
+    parts_sha256: Vec<String>,
+    targets: Vec<Vec<Done>>,
     source: Digest,
     parts: Vec<Digest>,
     noise: Noise,
@@ -195,10 +361,11 @@ struct Hashing<'a> {
 }
 
 impl<'a> Hashing<'a> {
-    fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+    fn new(checkpoint: &'a Checkpoint, tasks: &[Task<'_>]) -> Result<Self> {
         let mut hashing = Self {
             checkpoint,
-            done: Vec::with_capacity(checkpoint.tensors.len()),
+            parts_sha256: Vec::with_capacity(checkpoint.parts.len()),
+            targets: tasks.iter().map(|task| vec![Done::default(); task.target.views.len()]).collect(),
             source: Digest::default(),
             parts: Vec::new(),
             noise: Noise::default(),
@@ -215,7 +382,7 @@ impl<'a> Hashing<'a> {
         let mut head = vec![0; shard.header_bytes as usize];
         crate::checkpoint::shard::read_at(&shard.file()?, &shard.path, &mut head, 0)?;
         self.file.update(&head);
-        if self.checkpoint.tensors.iter().any(|tensor| tensor.shard == self.files.len()) {
+        if self.checkpoint.parts.iter().any(|part| part.shard == self.files.len()) {
             return Ok(());
         }
         self.end_file()
@@ -228,36 +395,43 @@ impl<'a> Hashing<'a> {
         self.begin_file()
     }
 
-    fn take(&mut self, piece: &Piece, made: &Made) -> Result<()> {
+    fn take(&mut self, piece: &Piece, made: Made) -> Result<()> {
+        if let Some((at, is_last)) = piece.work.view() {
+            self.parts.resize(made.parts.len(), Digest::default());
+            for (digest, bytes) in self.parts.iter_mut().zip(&made.parts) {
+                digest.update(bytes);
+            }
+            for noise in made.noise {
+                self.noise.add(noise);
+            }
+            if is_last {
+                self.targets[at.0][at.1] = Done {
+                    parts_sha256: std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect(),
+                    noise: std::mem::take(&mut self.noise),
+                };
+            }
+        }
+        let Some(is_last) = piece.hashes else { return Ok(()) };
         self.source.update(&made.source);
         self.file.update(&made.source);
-        self.parts.resize(made.parts.len(), Digest::default());
-        for (digest, bytes) in self.parts.iter_mut().zip(&made.parts) {
-            digest.update(bytes);
-        }
-        for noise in &made.noise {
-            self.noise.weighted += noise.weighted;
-            self.noise.plain += noise.plain;
-        }
-        if !piece.is_last {
+        if !is_last {
             return Ok(());
         }
-        self.done.push(Done {
-            sha256: std::mem::take(&mut self.source).finish(),
-            parts_sha256: std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect(),
-            noise: std::mem::take(&mut self.noise),
-        });
-        let next = self.checkpoint.tensors.get(piece.tensor + 1);
-        if next.is_none_or(|next| next.shard != self.checkpoint.tensors[piece.tensor].shard) {
+        self.parts_sha256.push(std::mem::take(&mut self.source).finish());
+        let next = self.checkpoint.parts.get(piece.part + 1);
+        if next.is_none_or(|next| next.shard != self.checkpoint.parts[piece.part].shard) {
             self.end_file()?;
         }
         Ok(())
     }
 
     fn finish(self) -> Result<Outcome> {
-        if self.files.len() != self.checkpoint.shards.len() || self.done.len() != self.checkpoint.tensors.len() {
+        let complete = self.files.len() == self.checkpoint.shards.len()
+            && self.parts_sha256.len() == self.checkpoint.parts.len()
+            && self.targets.iter().flatten().all(|done| !done.parts_sha256.is_empty());
+        if !complete {
             return Err(Error::Bug("not everything was hashed".to_owned()));
         }
-        Ok(Outcome { tensors: self.done, source_files: self.files })
+        Ok(Outcome { parts_sha256: self.parts_sha256, targets: self.targets, source_files: self.files })
     }
 }

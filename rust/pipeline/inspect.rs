@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::source::Source;
+use super::source::{Entry, Source};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::packing::Use;
 use crate::document::SourceId;
 use crate::error::{Error, Result};
 use crate::format::Treatment;
-use crate::name::Role;
+use crate::name::{Name, Role};
 
 /// What is in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,6 +34,8 @@ pub struct Inspection {
     pub smallest_bpw: f64,
     /// Why the format has no layout for it, if so.
     pub unsupported: Option<String>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
 }
 
 /// A shard.
@@ -76,10 +79,12 @@ pub struct TensorLine {
     pub role: Role,
     /// In which layer.
     pub layer: Option<usize>,
-    /// `quantizable`, `kept`, `tied` or `dropped`.
+    /// `quantizable`, `kept`, `converted`, `consumed`, `tied` or `dropped`.
     pub becomes: &'static str,
     /// Why, if not quantizable.
     pub why: Option<String>,
+    /// The tensors of the output that it becomes, or part of which.
+    pub into: Vec<String>,
 }
 
 /// Looks at the checkpoint at `model`. A model that the format has no layout for is looked at all the same.
@@ -88,7 +93,7 @@ pub struct TensorLine {
 /// Those of opening it.
 pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> {
     let (source, unsupported) = match Source::open(model, format, generic) {
-        Err(fault @ (Error::UnknownModel { .. } | Error::AlreadyQuantized { .. })) => {
+        Err(fault @ (Error::UnknownModel { .. } | Error::AlreadyQuantized { .. } | Error::Layout { .. })) => {
             (Source::untouched(model, format)?, Some(fault.to_string()))
         }
         Err(fault @ Error::NoCheckpoint { .. }) => match Checkpoint::open(model) {
@@ -98,44 +103,41 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
         opened => (opened?, None),
     };
     let mut roles: BTreeMap<(Role, &str), RoleLine> = BTreeMap::new();
-    let mut tensors = Vec::with_capacity(source.entries.len());
-    let mut smallest = 0;
-    for (tensor, entry) in source.checkpoint.tensors.iter().zip(&source.entries) {
-        let (becomes, why) = match (&entry.treatment, &entry.candidate) {
-            (Treatment::Write, Ok(_)) => ("quantizable", None),
-            (Treatment::Write, Err(kept)) => ("kept", Some(kept.to_string())),
-            (Treatment::Tied(to), _) => ("tied", Some(format!("the same as {to}"))),
-            (Treatment::Drop(why), _) => ("dropped", Some((*why).to_owned())),
+    let mut tensors = Vec::with_capacity(source.checkpoint.parts.len());
+    for (at, part) in source.checkpoint.parts.iter().enumerate() {
+        let Becomes { becomes, why, into } = becomes(&source, at);
+        let name = Name::parse(&part.name);
+        let elements = match source.checkpoint.uses[at] {
+            Use::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
+            Use::Beside(_) | Use::None(_) => 0,
         };
-        if entry.treatment == Treatment::Write {
-            let stored = entry.candidate.as_ref().ok().and_then(|(matrix, schemes)| {
-                schemes.first().map(|scheme| scheme.stored_bytes(matrix.rows, matrix.cols, matrix.float))
-            });
-            smallest += stored.unwrap_or(tensor.bytes);
-        }
-        let line = roles.entry((entry.name.role, tensor.dtype.name())).or_insert_with(|| RoleLine {
-            role: entry.name.role,
-            dtype: tensor.dtype.name().to_owned(),
+        let line = roles.entry((name.role, part.dtype.name())).or_insert_with(|| RoleLine {
+            role: name.role,
+            dtype: part.dtype.name().to_owned(),
             tensors: 0,
             parameters: 0,
             bytes: 0,
             quantizable: 0,
         });
         line.tensors += 1;
-        line.parameters += tensor.elements();
-        line.bytes += tensor.bytes;
+        line.parameters += elements;
+        line.bytes += part.bytes;
         line.quantizable += u64::from(becomes == "quantizable");
         tensors.push(TensorLine {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype.name().to_owned(),
-            shape: tensor.shape.clone(),
-            bytes: tensor.bytes,
-            role: entry.name.role,
-            layer: entry.name.layer,
+            name: part.name.clone(),
+            dtype: part.dtype.name().to_owned(),
+            shape: part.shape.clone(),
+            bytes: part.bytes,
+            role: name.role,
+            layer: name.layer,
             becomes,
             why,
+            into,
         });
     }
+    let smallest: u64 = source.entries.iter().map(Entry::smallest_bytes).sum();
+    let mut warnings = Vec::new();
+    source.tell(|warning| warnings.push(warning));
     let id = source.id();
     Ok(Inspection {
         path: source.checkpoint.dir.display().to_string(),
@@ -147,5 +149,41 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
         smallest_bpw: 8.0 * smallest as f64 / id.parameters.max(1) as f64,
         source: id,
         unsupported,
+        warnings,
     })
+}
+
+/// What becomes of a part, why, and into what.
+struct Becomes {
+    becomes: &'static str,
+    why: Option<String>,
+    into: Vec<String>,
+}
+
+fn becomes(source: &Source, part: usize) -> Becomes {
+    let checkpoint = &source.checkpoint;
+    let nothing = |becomes, why: String| Becomes { becomes, why: Some(why), into: Vec::new() };
+    let tensor = match checkpoint.uses[part] {
+        Use::None(why) => return nothing("dropped", why.to_owned()),
+        Use::Beside(tensor) => return nothing("consumed", format!("read with {}", checkpoint.tensors[tensor].name)),
+        Use::Elements(tensor) => tensor,
+    };
+    match &source.treatments[tensor] {
+        Treatment::Tied(to) => return nothing("tied", format!("the same as {to}")),
+        Treatment::Drop(why) => return nothing("dropped", (*why).to_owned()),
+        Treatment::Write => {}
+    }
+    let is_made_of = |entry: &&Entry| entry.target.views.iter().any(|view| view.tensor == tensor);
+    let entries: Vec<&Entry> = source.entries.iter().filter(is_made_of).collect();
+    let into = entries.iter().map(|entry| entry.target.name.clone()).collect();
+    let why = entries.iter().find_map(|entry| entry.candidate.as_ref().err()).map(ToString::to_string);
+    let as_it_is = entries.iter().all(|entry| {
+        entry.target.copies(checkpoint) == Some(tensor) && entry.target.name == checkpoint.tensors[tensor].name
+    });
+    let becomes = match why {
+        None => "quantizable",
+        Some(_) if as_it_is => "kept",
+        Some(_) => "converted",
+    };
+    Becomes { becomes, why, into }
 }

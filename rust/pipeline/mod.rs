@@ -7,12 +7,14 @@ mod analyze;
 mod card;
 mod encode;
 mod inspect;
+mod ledger;
 mod plan;
 mod probe;
 mod quantize;
 mod sensitivity;
 mod source;
 mod verify;
+mod weights;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{QuantizeReport, QuantizeRequest, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
+pub use weights::{Weights, weights};
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, Pass};

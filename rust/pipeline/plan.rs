@@ -153,7 +153,7 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(analysis: &'a Analysis, policy: &Policy, has_floor: bool, shard_bytes: u64) -> Result<Self> {
         let candidates = analysis.tensors.iter().filter(|tensor| tensor.curve.is_some());
-        policy.matches(&candidates.map(|tensor| tensor.name.as_str()))?;
+        policy.matches(&candidates.flat_map(Tensor::names))?;
         let mut planner = Self {
             analysis,
             format: format::by_name(&analysis.settings.format)?,
@@ -171,7 +171,7 @@ impl<'a> Planner<'a> {
                 planner.kept_bytes += tensor.bytes;
                 continue;
             };
-            planner.allowed.push(Some(policy.allowed(&tensor.name, tensor.role)));
+            planner.allowed.push(Some(policy.allowed(tensor.names(), tensor.role)));
             let next = planner.members.len();
             let family = *families.entry(&curve.family).or_insert(next);
             if family == next {
@@ -191,8 +191,8 @@ impl<'a> Planner<'a> {
     fn check_names(&self) -> Result<()> {
         let names: BTreeSet<&str> = self.analysis.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         for tensor in self.analysis.tensors.iter().filter(|tensor| tensor.curve.is_some()) {
-            let (Some(matrix), Some(affine)) = (tensor.matrix(), Affine::all().next()) else { continue };
-            let parts = self.format.parts(&tensor.name, matrix, affine);
+            let (Some(rows), Some(affine)) = (tensor.rows(), Affine::all().next()) else { continue };
+            let parts = self.format.parts(rows, affine);
             if let Some(part) = parts.iter().find(|part| part.name != tensor.name && names.contains(part.name.as_str()))
             {
                 let reason = format!("what is stored for it would be called `{}`, as another tensor is", part.name);
@@ -484,13 +484,16 @@ pub(super) fn modules(format: &dyn Format, tensors: &[Tensor], schemes: &[Scheme
         .map(|(tensor, scheme)| {
             let wrong = |reason: &str| Error::Scheme { tensor: tensor.name.clone(), reason: reason.to_owned() };
             let Some(affine) = scheme.affine() else {
+                if let (Some(packed), Some(rows)) = (tensor.packed(), tensor.rows()) {
+                    return Ok(format.packed_parts(rows, packed));
+                }
                 let dtype = tensor.dtype().ok_or_else(|| wrong("its dtype is not one of the format's"))?;
                 let (name, shape, bytes) = (tensor.name.clone(), tensor.shape.clone(), tensor.bytes);
                 return Ok(vec![Stored { name, dtype, shape, bytes }]);
             };
-            let matrix = tensor.matrix().filter(|matrix| affine.fits(matrix.cols));
-            let matrix = matrix.ok_or_else(|| wrong(&format!("{affine} does not fit its shape {:?}", tensor.shape)))?;
-            Ok(format.parts(&tensor.name, matrix, affine))
+            let rows = tensor.rows().filter(|rows| affine.fits(rows.cols));
+            let rows = rows.ok_or_else(|| wrong(&format!("{affine} does not fit its shape {:?}", tensor.shape)))?;
+            Ok(format.parts(rows, affine))
         })
         .collect()
 }

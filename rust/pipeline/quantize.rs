@@ -6,29 +6,29 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::analyze::{curves, hundredths};
-use super::encode::{self, Outcome, Target, Task};
+use super::analyze::curves;
+use super::encode::{self, Done, Outcome, Output, Task, Way};
+use super::ledger::{Written, digests};
 use super::plan::{PlanRequest, from_analysis, modules};
 use super::sensitivity::{AUTO, Sensitivity, asked_again, measure};
 use super::source::Source;
 use super::{Engine, card};
+use crate::checkpoint::View;
 use crate::checkpoint::directory::INDEX;
 use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::document::analysis::{self, Analysis};
-use crate::document::manifest::{
-    Became, FILE_NAME, FileDigest, LeftOut, Line, Manifest, Quantized, TensorDigest, VERSION,
-};
+use crate::document::manifest::{FILE_NAME, FileDigest, LeftOut, Line, Manifest, TensorDigest, VERSION};
 use crate::document::plan::{self, Plan};
 use crate::document::{self, Tool};
 use crate::error::{Error, Result};
-use crate::format::{Module, Treatment};
+use crate::format::{Module, Target};
 use crate::policy::Policy;
 use crate::progress::{Progress, Stage};
 use crate::quant::Encoder;
 use crate::scheme::Scheme;
 use crate::sensitivity::Measured;
-use crate::verify::{compare, content};
+use crate::verify::{Slices, compare, content};
 use crate::writer::layout::{Layout, Stored, index, lay_out};
 use crate::writer::partial::Partial;
 
@@ -201,26 +201,25 @@ fn same_source(plan: &Plan, path: &Path, source: &Source, sensitivity: &Sensitiv
 /// A saved plan's schemes, with the sizes they have now.
 fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Result<Plan> {
     let stale = |reason: String| Error::Stale { file: path.to_owned(), reason };
-    let written: Vec<_> = source.written().collect();
-    if plan.tensors.len() != written.len() {
-        return Err(stale(format!("it lists {} tensors, and {} are written", plan.tensors.len(), written.len())));
+    if plan.tensors.len() != source.entries.len() {
+        let (listed, written) = (plan.tensors.len(), source.entries.len());
+        return Err(stale(format!("it lists {listed} tensors, and {written} are written")));
     }
     let mut bits = 0;
-    for (planned, (tensor, entry)) in plan.tensors.iter_mut().zip(&written) {
-        if planned.name != tensor.name {
-            return Err(stale(format!("it lists `{}` where `{}` belongs", planned.name, tensor.name)));
+    for (planned, entry) in plan.tensors.iter_mut().zip(&source.entries) {
+        let name = &entry.target.name;
+        if planned.name != *name {
+            return Err(stale(format!("it lists `{}` where `{name}` belongs", planned.name)));
         }
         let Some(affine) = planned.scheme.affine() else {
-            planned.bytes = tensor.bytes;
-            bits += 8 * tensor.bytes;
+            planned.bytes = entry.kept_bytes();
+            bits += 8 * planned.bytes;
             continue;
         };
         let matrix = match &entry.candidate {
             Ok((matrix, schemes)) if schemes.contains(&affine) => matrix,
-            Ok(_) => {
-                return Err(Error::Scheme { tensor: tensor.name.clone(), reason: format!("{affine} does not fit it") });
-            }
-            Err(kept) => return Err(Error::Scheme { tensor: tensor.name.clone(), reason: kept.to_string() }),
+            Ok(_) => return Err(Error::Scheme { tensor: name.clone(), reason: format!("{affine} does not fit it") }),
+            Err(kept) => return Err(Error::Scheme { tensor: name.clone(), reason: kept.to_string() }),
         };
         planned.bytes = affine.stored_bytes(matrix.rows, matrix.cols, matrix.float);
         bits += matrix.elements() * u64::from(affine.bits());
@@ -247,9 +246,9 @@ fn schemes(plan: &Plan) -> Vec<Scheme> {
     plan.tensors.iter().map(|tensor| tensor.scheme).collect()
 }
 
-/// The written tensors as an analysis describes them, without curves.
+/// What is written as an analysis describes it, without curves.
 fn described(source: &Source) -> Vec<analysis::Tensor> {
-    source.written().map(|(tensor, entry)| entry.described(tensor)).collect()
+    source.entries.iter().map(|entry| entry.described(&source.checkpoint)).collect()
 }
 
 /// A plan about to be carried out.
@@ -281,7 +280,7 @@ impl Job<'_> {
             copied_bytes += fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
         }
         // Room for the documents, too.
-        let documents_bytes = (1 << 20) + 4_096 * source.entries.len() as u64;
+        let documents_bytes = (1 << 20) + 4_096 * source.checkpoint.parts.len() as u64;
         let partial =
             Partial::create(&request.output, request.overwrite, layout.file_bytes() + copied_bytes + documents_bytes)?;
 
@@ -292,13 +291,14 @@ impl Job<'_> {
             crate::writer::partial::write_at(&file, &path, &planned.head, 0)?;
             files.push((file, path));
         }
-        pass.progress.begin(Stage::Encode, source.checkpoint.tensors.iter().map(|tensor| tensor.bytes).sum());
         let encoder = Encoder { level: pass.level, effort: plan.settings.effort };
-        let target = Target { format: source.format, files: &files };
-        let outcome = encode::encode(*pass, encoder, &target, &self.tasks(&stored, &layout))?;
+        let output = Output { format: source.format, files: &files };
+        let measured = self.measured();
+        let outcome = encode::encode(*pass, encoder, &output, &self.tasks(&stored, &layout, &measured))?;
         drop(files);
 
-        let ledger = self.ledger(&outcome, &stored);
+        let written = Written { source, plan, stored: &stored, measured: &measured, outcome: &outcome };
+        let ledger = written.ledger();
         let mut manifest = Manifest {
             ramrs_manifest: VERSION,
             tool: Tool::this(),
@@ -308,7 +308,7 @@ impl Job<'_> {
             budget: plan.budget.clone(),
             totals: plan.totals.clone(),
             tensors: self.written_tensors(&outcome, &stored, &layout),
-            source_files: outcome.source_files,
+            source_files: outcome.source_files.clone(),
             ledger,
             files: Vec::new(),
             left_out,
@@ -321,16 +321,15 @@ impl Job<'_> {
             let name = if file == Path::new("README.md") { Path::new(card::SOURCE_CARD) } else { file };
             manifest.files.push(Self::put(&partial, name, &content)?);
         }
-        let parameters = source.written().map(|(tensor, _)| tensor.elements()).sum();
-        let index_text = index(&layout, &stored, parameters);
+        let index_text = index(&layout, &stored, self.weights());
         manifest.files.push(Self::put(&partial, Path::new(INDEX), index_text.as_bytes())?);
         if let Some(config) = &source.checkpoint.config {
             let text = source.format.config(config, &self.modules(), source.generic);
             manifest.files.push(Self::put(&partial, Path::new("config.json"), text.as_bytes())?);
         }
-        let readme = card::text(&source.checkpoint, &manifest);
+        let readme = card::text(source, plan, &manifest);
         manifest.files.push(Self::put(&partial, Path::new("README.md"), readme.as_bytes())?);
-        self.read_back(&partial, &layout, &mut manifest)?;
+        self.read_back(&partial, &layout, &slices(source, &stored, &outcome), &mut manifest)?;
         partial.write_file(FILE_NAME, document::text(&manifest)?.as_bytes())?;
         pass.progress.check()?;
         partial.finish()?;
@@ -344,6 +343,8 @@ impl Job<'_> {
             let name = file.display().to_string();
             let why = if OTHER_WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
                 Some("weights in another form")
+            } else if name == "hf_quant_config.json" {
+                Some("what it says of the source's codes is not so of these")
             } else if name == FILE_NAME || name == card::SOURCE_CARD {
                 Some("its name is needed")
             } else {
@@ -362,125 +363,109 @@ impl Job<'_> {
         Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })
     }
 
-    /// What is to be done to each tensor of the source.
-    fn tasks<'t>(&'t self, stored: &'t [Vec<Stored>], layout: &'t Layout) -> Vec<Task<'t>> {
-        let mut measured = self.sensitivity.measured.iter();
-        let mut planned = self.plan.tensors.iter();
-        let (mut modules, mut next) = (stored.iter(), 0);
-        let mut tasks = Vec::with_capacity(self.source.entries.len());
+    /// Numbers that are written, whatever their type.
+    fn weights(&self) -> u64 {
+        let elements = |target: &Target| target.shape.iter().product::<u64>();
+        self.source.entries.iter().map(|entry| elements(&entry.target)).sum()
+    }
+
+    /// The sensitivity of each target's matrices, none where no scheme exists.
+    fn measured(&self) -> Vec<&[Measured]> {
+        let mut rest = self.sensitivity.measured.as_slice();
+        let mut found = Vec::with_capacity(self.source.entries.len());
         for entry in &self.source.entries {
-            if entry.treatment != Treatment::Write {
-                tasks.push(Task::Skip);
-                continue;
-            }
-            let measured: Option<&Measured> = entry.candidate.as_ref().ok().and_then(|_| measured.next());
-            let (Some(planned), Some(parts)) = (planned.next(), modules.next()) else { break };
+            let count = if entry.candidate.is_ok() { entry.target.views.len() } else { 0 };
+            let (these, others) = rest.split_at(count.min(rest.len()));
+            found.push(these);
+            rest = others;
+        }
+        found
+    }
+
+    /// What is to be done to each target.
+    fn tasks<'t>(
+        &'t self,
+        stored: &'t [Vec<Stored>],
+        layout: &'t Layout,
+        measured: &[&'t [Measured]],
+    ) -> Vec<Task<'t>> {
+        let mut next = 0;
+        let mut tasks = Vec::with_capacity(self.source.entries.len());
+        for (at, (entry, planned)) in self.source.entries.iter().zip(&self.plan.tensors).enumerate() {
+            let parts = &stored[at];
             let locations = &layout.locations[next..next + parts.len()];
             next += parts.len();
-            tasks.push(match (planned.scheme, &entry.candidate, measured) {
-                (Scheme::Affine(scheme), Ok((matrix, _)), Some(measured)) => {
-                    Task::Encode { matrix: *matrix, scheme, measured, parts, locations }
-                }
-                _ => Task::Copy(locations[0]),
-            });
+            let way = match (planned.scheme, &entry.candidate, entry.packed) {
+                (Scheme::Affine(scheme), Ok((matrix, _)), _) => Way::Encoded(scheme, matrix.float, measured[at]),
+                (_, Ok((matrix, _)), Some(packed)) => Way::Packed(packed, matrix.float),
+                _ if entry.target.copies(&self.source.checkpoint).is_some() => Way::Copied,
+                _ => Way::Plain,
+            };
+            tasks.push(Task { target: &entry.target, way, parts, locations });
         }
         tasks
     }
 
-    /// Every tensor of the source, and what became of it.
-    fn ledger(&self, outcome: &Outcome, stored: &[Vec<Stored>]) -> Vec<Line> {
-        let checkpoint = &self.source.checkpoint;
-        let mut measured = self.sensitivity.measured.iter();
-        let mut planned = self.plan.tensors.iter().zip(stored);
-        let mut lines = Vec::with_capacity(checkpoint.tensors.len());
-        for ((tensor, entry), done) in checkpoint.tensors.iter().zip(&self.source.entries).zip(&outcome.tensors) {
-            let mut line = Line {
-                tensor: tensor.name.clone(),
-                dtype: tensor.dtype.name().to_owned(),
-                shape: tensor.shape.clone(),
-                file: checkpoint.shards[tensor.shard].name.clone(),
-                sha256: done.sha256.clone(),
-                role: entry.name.role,
-                became: Became::Kept,
-                why: String::new(),
-                bytes: 0,
-                quantized: None,
-            };
-            match &entry.treatment {
-                Treatment::Tied(to) => (line.became, line.why) = (Became::Tied, format!("the same as {to}")),
-                Treatment::Drop(why) => (line.became, line.why) = (Became::Dropped, (*why).to_owned()),
-                Treatment::Write => {
-                    let measured = entry.candidate.as_ref().ok().and_then(|_| measured.next());
-                    if let Some((planned, parts)) = planned.next() {
-                        line.why.clone_from(&planned.why);
-                        line.bytes = parts.iter().map(|part| part.bytes).sum();
-                        if let (Scheme::Affine(_), Some(measured)) = (planned.scheme, measured) {
-                            line.became = Became::Quantized;
-                            line.quantized = Some(self.quantized(planned.scheme, measured, done));
-                        }
-                    }
-                }
-            }
-            lines.push(line);
-        }
-        lines
-    }
-
-    fn quantized(&self, scheme: Scheme, measured: &Measured, done: &encode::Done) -> Quantized {
-        Quantized {
-            scheme,
-            origin: measured.origin,
-            loss: self.plan.settings.objective.loss(done.noise, measured),
-            sqnr_db: hundredths(done.noise.sqnr_db(measured)),
-            squared_error: done.noise.plain,
-            nrmse: if measured.energy > 0.0 { (done.noise.plain / measured.energy).sqrt() } else { 0.0 },
-        }
-    }
-
     /// Loss of what was written.
     fn loss(ledger: &[Line]) -> f64 {
-        ledger.iter().filter_map(|line| line.quantized.as_ref()).map(|quantized| quantized.loss).sum()
+        ledger.iter().flat_map(|line| &line.quantized).map(|quantized| quantized.loss).sum()
     }
 
+    /// What is stored; digests of stacks are known once they are read back.
     fn written_tensors(&self, outcome: &Outcome, stored: &[Vec<Stored>], layout: &Layout) -> Vec<TensorDigest> {
-        let written = self.source.entries.iter().zip(&outcome.tensors);
-        let written = written.filter(|(entry, _)| entry.treatment == Treatment::Write).map(|(_, done)| done);
-        let digests = written.flat_map(|done| &done.parts_sha256);
-        let parts = stored.iter().flatten().zip(&layout.locations);
-        parts
-            .zip(digests)
-            .map(|((part, location), sha256)| TensorDigest {
-                name: part.name.clone(),
-                dtype: part.dtype.name().to_owned(),
-                shape: part.shape.clone(),
-                file: layout.files[location.file].name.clone(),
-                sha256: sha256.clone(),
-            })
-            .collect()
+        let mut locations = layout.locations.iter();
+        let mut written = Vec::with_capacity(layout.locations.len());
+        for (parts, done) in stored.iter().zip(&outcome.targets) {
+            let known = digests(done);
+            for (at, (part, location)) in parts.iter().zip(locations.by_ref()).enumerate() {
+                written.push(TensorDigest {
+                    name: part.name.clone(),
+                    dtype: part.dtype.name().to_owned(),
+                    shape: part.shape.clone(),
+                    file: layout.files[location.file].name.clone(),
+                    sha256: known.map(|known| known[at].clone()).unwrap_or_default(),
+                });
+            }
+        }
+        written
     }
 
     /// The modules that could be quantized, and what they became.
     fn modules(&self) -> Vec<Module> {
-        self.source
-            .written()
-            .zip(&self.plan.tensors)
-            .filter(|((_, entry), _)| entry.candidate.is_ok())
-            .map(|((_, entry), planned)| Module { path: entry.name.module.clone(), scheme: planned.scheme })
+        let planned = self.source.entries.iter().zip(&self.plan.tensors);
+        planned
+            .filter(|(entry, _)| entry.candidate.is_ok())
+            .map(|(entry, planned)| Module {
+                path: entry.name.module.clone(),
+                scheme: planned.scheme,
+                packed: entry.packed,
+            })
             .collect()
     }
 
     /// Reads everything back from the disk, and compares it with what was meant to be written.
-    fn read_back(&self, partial: &Partial, layout: &Layout, manifest: &mut Manifest) -> Result<()> {
+    fn read_back(
+        &self,
+        partial: &Partial,
+        layout: &Layout,
+        slices: &Slices,
+        manifest: &mut Manifest,
+    ) -> Result<()> {
         let Self { pass, .. } = self;
         let names: Vec<String> = layout.files.iter().map(|file| file.name.clone()).collect();
         let others: Vec<String> = manifest.files.iter().map(|file| file.name.clone()).collect();
         let all: Vec<&String> = names.iter().chain(&others).collect();
         let other_bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
         pass.progress.begin(Stage::Verify, layout.file_bytes() + other_bytes);
-        let found =
-            pass.workers.map(pass.progress, &all, || (), |(), name| content(partial.dir(), name, pass.progress))?;
+        let read = |(): &mut (), name: &&String| content(partial.dir(), name, slices, pass.progress);
+        let found = pass.workers.map(pass.progress, &all, || (), read)?;
         // The files of weights have no digest yet: their tensors have.
         manifest.files.splice(0..0, found[..names.len()].iter().map(|found| found.file.clone()));
+        for (tensor, sha256) in found.iter().flat_map(|file| &file.stacks) {
+            if let Some(written) = manifest.tensors.iter_mut().find(|written| written.name == *tensor) {
+                written.sha256.clone_from(sha256);
+            }
+        }
         if let Some(problem) = compare(manifest, &found).into_iter().next() {
             let file = self.request.output.join(&problem.file);
             return Err(Error::Verify { file, tensor: problem.tensor, reason: problem.what });
@@ -493,4 +478,21 @@ impl Job<'_> {
         }
         Ok(())
     }
+}
+
+/// What is written in more than one go: the length and the digest of each, by stored tensor.
+fn slices(source: &Source, stored: &[Vec<Stored>], outcome: &Outcome) -> Slices {
+    let mut slices = Slices::new();
+    for ((entry, parts), done) in source.entries.iter().zip(stored).zip(&outcome.targets) {
+        if digests(done).is_some() {
+            continue;
+        }
+        let rows: u64 = entry.target.views.iter().map(|view| view.rows).sum();
+        for (at, part) in parts.iter().enumerate() {
+            let row_bytes = part.bytes.checked_div(rows).unwrap_or(0);
+            let slice = |(view, done): (&View, &Done)| (view.rows * row_bytes, done.parts_sha256[at].clone());
+            slices.insert(part.name.clone(), entry.target.views.iter().zip(done).map(slice).collect());
+        }
+    }
+    slices
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::AnalysisRequest;
 use super::source::Source;
 use crate::checkpoint::stream::Pass;
-use crate::checkpoint::{Checkpoint, Matrix, Tensor};
+use crate::checkpoint::Checkpoint;
 use crate::decoder::{Decoder, decoder};
 use crate::digest::Digest;
 use crate::document::Settings;
@@ -16,7 +16,7 @@ use crate::progress::Stage;
 use crate::rd::Objective;
 use crate::sensitivity::file::{Probed, SensitivityFile};
 use crate::sensitivity::given::{self, Table};
-use crate::sensitivity::{Gain, Measured, Origin, Vectors, prior, probed, weights};
+use crate::sensitivity::{Candidate, Gain, Measured, Origin, Vectors, prior, probed, weights};
 use crate::stats::{self, Ask};
 
 /// The probe where it can run the model, else the weights alone.
@@ -36,20 +36,20 @@ pub(super) struct Sensitivity {
 
 /// Measures the candidates of `source`, and gives each its sensitivity.
 pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest) -> Result<Sensitivity> {
-    let matrices: Vec<(&Tensor, Matrix)> = source.candidates().map(|(tensor, matrix, _)| (tensor, matrix)).collect();
+    let candidates = &source.candidates();
     check(request.probe)?;
     let (label, measured, probed) = match (request.objective, request.sensitivity.to_str()) {
-        (Objective::Mse | Objective::Mint, _) => ("none", unweighted(pass, &matrices)?, None),
-        (Objective::Output, Some(WEIGHTS)) => (WEIGHTS, from_weights(pass, &matrices, request)?, None),
-        (Objective::Output, Some(PROBE)) => from_probe(pass, source, &matrices, request)?,
+        (Objective::Mse | Objective::Mint, _) => ("none", unweighted(pass, candidates)?, None),
+        (Objective::Output, Some(WEIGHTS)) => (WEIGHTS, from_weights(pass, candidates, request)?, None),
+        (Objective::Output, Some(PROBE)) => from_probe(pass, source, candidates, request)?,
         (Objective::Output, Some(AUTO)) => match runnable(&source.checkpoint) {
-            Ok(_) => from_probe(pass, source, &matrices, request)?,
+            Ok(_) => from_probe(pass, source, candidates, request)?,
             Err(fault) => {
                 pass.progress.warn(format!("{fault}: its sensitivity is from the weights alone, and the result worse"));
-                (WEIGHTS, from_weights(pass, &matrices, request)?, None)
+                (WEIGHTS, from_weights(pass, candidates, request)?, None)
             }
         },
-        (Objective::Output, _) => from_file(pass, &matrices, request)?,
+        (Objective::Output, _) => from_file(pass, candidates, request)?,
     };
     let settings = Settings {
         format: source.format.name().to_owned(),
@@ -57,7 +57,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest
         effort: request.effort,
         objective: request.objective,
         sensitivity: label.to_owned(),
-        sensitivity_sha256: digest(&matrices, &measured),
+        sensitivity_sha256: digest(source, candidates, &measured),
         probe: probed,
         prior: request.prior,
         prior_version: prior::VERSION,
@@ -110,41 +110,45 @@ type Labelled = (&'static str, Vec<Measured>, Option<Probed>);
 fn from_probe(
     pass: Pass<'_>,
     source: &Source,
-    matrices: &[(&Tensor, Matrix)],
+    candidates: &[Candidate<'_>],
     request: &AnalysisRequest,
 ) -> Result<Labelled> {
     let decoder = runnable(&source.checkpoint)?;
     let options = request.probe.of(&decoder);
     let (table, _) = probed_table(pass, &decoder, options)?;
-    begin(pass, matrices);
-    let measured = given::measure(pass, matrices, request.prior, Origin::Probe, |tensor, _| {
-        Ok(table.get(&tensor.name).map(|found| (found.k.clone(), Some(found.r.clone()))))
+    begin(pass, candidates);
+    let measured = given::measure(pass, candidates, request.prior, Origin::Probe, |candidate| {
+        let tensor = candidate.tensor(pass.checkpoint);
+        Ok(table.get(&tensor.name).and_then(|found| found.of(tensor, candidate.view)))
     })?;
     Ok((PROBE, measured, Some(Probed::by(options))))
 }
 
-fn from_weights(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], request: &AnalysisRequest) -> Result<Vec<Measured>> {
-    begin(pass, matrices);
-    weights::derive(pass, matrices, request.prior)
+fn from_weights(pass: Pass<'_>, candidates: &[Candidate<'_>], request: &AnalysisRequest) -> Result<Vec<Measured>> {
+    begin(pass, candidates);
+    weights::derive(pass, candidates, request.prior)
 }
 
 /// A file that the probe made says the same as the probe.
-fn from_file(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], request: &AnalysisRequest) -> Result<Labelled> {
+fn from_file(pass: Pass<'_>, candidates: &[Candidate<'_>], request: &AnalysisRequest) -> Result<Labelled> {
     let file = SensitivityFile::open(Path::new(&request.sensitivity))?;
-    begin(pass, matrices);
+    begin(pass, candidates);
     let label = if file.probed().is_some() { PROBE } else { FILE };
-    Ok((label, file.measure(pass, matrices, request.prior)?, file.probed()))
+    Ok((label, file.measure(pass, candidates, request.prior)?, file.probed()))
 }
 
-fn begin(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) {
-    pass.progress.begin(Stage::Measure, matrices.iter().map(|(tensor, _)| tensor.bytes).sum());
+fn begin(pass: Pass<'_>, candidates: &[Candidate<'_>]) {
+    let bytes = candidates.iter().map(|candidate| candidate.matrix.rows * candidate.matrix.row_bytes());
+    pass.progress.begin(Stage::Measure, bytes.sum());
 }
 
 /// All weights alike: `½ · 2 · 1 · Δw²` is the squared error.
-fn unweighted(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) -> Result<Vec<Measured>> {
-    begin(pass, matrices);
-    let ones: Vec<Arc<[f32]>> = matrices.iter().map(|(_, matrix)| vec![1.0; matrix.cols as usize].into()).collect();
-    let asks: Vec<_> = matrices.iter().zip(&ones).map(|(&(tensor, matrix), k)| Ask { tensor, matrix, k }).collect();
+fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Measured>> {
+    begin(pass, candidates);
+    let ones: Vec<Arc<[f32]>> =
+        candidates.iter().map(|candidate| vec![1.0; candidate.matrix.cols as usize].into()).collect();
+    let asks: Vec<_> =
+        candidates.iter().zip(&ones).map(|(&Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
     let energies = stats::energies(pass, &asks)?;
     let measured = |(k, energy): (Arc<[f32]>, stats::Energy)| Measured {
         vectors: Vectors { k, r: Gain::Same(2.0) },
@@ -156,10 +160,10 @@ fn unweighted(pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) -> Result<Vec<Meas
 }
 
 /// Digest of all vectors.
-fn digest(matrices: &[(&Tensor, Matrix)], measured: &[Measured]) -> String {
+fn digest(source: &Source, candidates: &[Candidate<'_>], measured: &[Measured]) -> String {
     let mut digest = Digest::default();
-    for ((tensor, _), measured) in matrices.iter().zip(measured) {
-        digest.text(&tensor.name);
+    for (candidate, measured) in candidates.iter().zip(measured) {
+        digest.text(&source.entries[candidate.target].target.name);
         digest.update(bytemuck::cast_slice(&measured.vectors.k));
         match &measured.vectors.r {
             Gain::Same(gain) => digest.update(&gain.to_le_bytes()),

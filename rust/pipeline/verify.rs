@@ -8,13 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::source::Source;
 use super::{Engine, Resources};
 use crate::checkpoint::Checkpoint;
-use crate::document::manifest::{Became, FILE_NAME, Line, Manifest};
-use crate::dtype::{Dtype, Float};
+use crate::document::manifest::{Became, FILE_NAME, Line, Manifest, Quantized};
 use crate::error::{Error, Result};
-use crate::format::{self, Module};
+use crate::format::{self, Format};
 use crate::progress::{Progress, Stage};
 use crate::scheme::Scheme;
-use crate::verify::{Problem, Stored, compare, content, decode};
+use crate::verify::{Decoded, Problem, Slices, Stored, compare, content, decode};
 
 /// What is verified.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -71,7 +70,7 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     }
     progress.begin(Stage::Verify, manifest.files.iter().map(|file| file.bytes).sum());
     let present: Vec<&str> = names.iter().copied().filter(|name| request.output.join(name).is_file()).collect();
-    let found = engine.workers.map(progress, &present, || (), |(), name| content(&request.output, name, progress));
+    let found = engine.workers.map(progress, &present, || (), |(), name| content(&request.output, name, &Slices::new(), progress));
     let found = match found {
         Err(fault @ (Error::File { .. } | Error::Entry { .. })) => {
             let file = fault.path().map(|path| path.display().to_string()).unwrap_or_default();
@@ -137,12 +136,11 @@ fn decoded(
         report.problems.push(Problem::file(FILE_NAME, "the source is not the one it was made of: its headers differ"));
         return Ok(());
     }
-    let lines: Vec<(&Line, Scheme)> =
-        manifest.ledger.iter().filter_map(|line| Some((line, line.quantized.as_ref()?.scheme))).collect();
-    check_config(manifest, &output, &mut report.problems);
-    let mut stored = Vec::with_capacity(lines.len());
-    for (line, scheme) in &lines {
-        match parts(&output, format, line, *scheme, source.as_ref()) {
+    let claims = claims(manifest);
+    check_config(&claims, format, &output, &mut report.problems);
+    let mut stored = Vec::with_capacity(claims.len());
+    for (target, claim) in &claims {
+        match parts(&output, format, target, claim, source.as_ref()) {
             Ok(parts) => stored.push(parts),
             Err(problem) => report.problems.push(problem),
         }
@@ -154,18 +152,14 @@ fn decoded(
     progress.begin(Stage::Verify, stored.iter().map(|stored| stored.matrix.rows * stored.matrix.row_bytes()).sum());
     let found = decode(engine.pass(read, progress), &output, format, &stored)?;
     report.decoded = found.len();
-    for ((line, _), found) in lines.iter().zip(&found) {
-        let claimed = line.quantized.as_ref().map_or(0.0, |quantized| quantized.squared_error);
-        if found.not_finite > 0 {
-            let what = format!("{} groups decode to numbers that are not finite", found.not_finite);
-            report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
+    for (((target, claim), stored), found) in claims.iter().zip(&stored).zip(&found) {
+        let not_finite: u64 = found.iter().map(|matrix| matrix.not_finite).sum();
+        if not_finite > 0 {
+            let what = format!("{not_finite} groups decode to numbers that are not finite");
+            report.problems.push(Problem::tensor(&claim.lines[0].0.file, target, what));
         }
-        if source.is_some() && found.squared_error.to_bits() != claimed.to_bits() {
-            let what = format!(
-                "its squared error against the source is {:e}, and {claimed:e} was claimed",
-                found.squared_error
-            );
-            report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
+        if let Some(source) = &source {
+            check_errors(source, claim, stored, found, report);
         }
     }
     if let Some(source) = &source {
@@ -174,51 +168,88 @@ fn decoded(
     Ok(())
 }
 
+/// What a manifest says of a quantized tensor of the output: its scheme, and the lines of what it was made of.
+struct Claim<'a> {
+    scheme: Scheme,
+    lines: Vec<(&'a Line, &'a Quantized)>,
+}
+
+/// The claims of `manifest`, by the tensor's name.
+fn claims(manifest: &Manifest) -> BTreeMap<&str, Claim<'_>> {
+    let mut claims: BTreeMap<&str, Claim<'_>> = BTreeMap::new();
+    for line in &manifest.ledger {
+        for quantized in &line.quantized {
+            let claim = claims.entry(&quantized.into);
+            let claim = claim.or_insert_with(|| Claim { scheme: quantized.scheme, lines: Vec::new() });
+            claim.lines.push((line, quantized));
+        }
+    }
+    claims
+}
+
+/// Whether the errors against the source are those that were claimed.
+fn check_errors(
+    source: &Source,
+    claim: &Claim<'_>,
+    stored: &Stored<'_>,
+    found: &[Decoded],
+    report: &mut VerifyReport,
+) {
+    for (line, quantized) in &claim.lines {
+        let mut squared_error = 0.0;
+        let tensor = source.checkpoint.position(&line.tensor);
+        for (_, matrix) in stored.views.iter().zip(found).filter(|(view, _)| Some(view.tensor) == tensor) {
+            squared_error += matrix.squared_error;
+        }
+        if squared_error.to_bits() != quantized.squared_error.to_bits() {
+            let claimed = quantized.squared_error;
+            let what =
+                format!("its squared error against the source is {squared_error:e}, and {claimed:e} was claimed");
+            report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
+        }
+    }
+}
+
 /// The parts of a quantized tensor, checked for type and shape.
 fn parts<'a>(
     output: &'a Checkpoint,
-    format: &dyn format::Format,
-    line: &Line,
-    scheme: Scheme,
+    format: &dyn Format,
+    target: &str,
+    claim: &Claim<'_>,
     source: Option<&'a Source>,
 ) -> std::result::Result<Stored<'a>, Problem> {
-    let problem = |what: String| Problem::tensor(&line.file, &line.tensor, what);
-    let float = Dtype::parse(&line.dtype).and_then(Float::of);
-    let (Some(float), Some(scheme), &[rows, cols]) = (float, scheme.affine(), line.shape.as_slice()) else {
-        return Err(problem(format!("a {} of shape {:?} cannot be {scheme}", line.dtype, line.shape)));
+    let (line, _) = claim.lines[0];
+    let problem = |what: String| Problem::tensor(&line.file, target, what);
+    let found = claim.scheme.affine().and_then(|scheme| Some((scheme, format.stored(output, target, scheme)?)));
+    let Some((scheme, (matrix, parts))) = found else {
+        return Err(problem(format!("is not stored as {}", claim.scheme)));
     };
-    let matrix = crate::checkpoint::Matrix { rows, cols, float };
-    if !scheme.fits(cols) {
-        return Err(problem(format!("rows of {cols} cannot be {scheme}")));
-    }
-    let mut parts = Vec::new();
-    for expected in format.parts(&line.tensor, matrix, scheme) {
-        match output.tensor(&expected.name) {
-            Some(part) if part.dtype == expected.dtype && part.shape == expected.shape => parts.push(part),
-            _ => return Err(problem(format!("`{}` is not {} {:?}", expected.name, expected.dtype, expected.shape))),
+    let entry = source.map(|source| source.entries.iter().find(|entry| entry.target.name == target));
+    let views = match entry {
+        None => Vec::new(),
+        Some(Some(entry)) if entry.candidate.as_ref().is_ok_and(|(whole, _)| *whole == matrix) => {
+            entry.target.views.clone()
         }
-    }
-    let source = source.and_then(|source| source.checkpoint.tensor(&line.tensor));
-    Ok(Stored { parts, scheme, matrix, source })
+        Some(_) => return Err(problem("is not what the source would become".to_owned())),
+    };
+    Ok(Stored { parts, scheme, matrix, views })
 }
 
 /// Whether `config.json` tells a loader the schemes of the ledger.
-fn check_config(manifest: &Manifest, output: &Checkpoint, problems: &mut Vec<Problem>) {
-    let (Some(config), Ok(format)) = (&output.config, format::by_name(&manifest.settings.format)) else { return };
-    let modules: Vec<Module> = manifest
-        .ledger
-        .iter()
-        .filter_map(|line| {
-            let scheme = line.quantized.as_ref()?.scheme;
-            Some(Module { path: crate::name::Name::parse(&line.tensor).module, scheme })
-        })
-        .collect();
+fn check_config(
+    claims: &BTreeMap<&str, Claim<'_>>,
+    format: &dyn Format,
+    output: &Checkpoint,
+    problems: &mut Vec<Problem>,
+) {
+    let Some(config) = &output.config else { return };
     let described: BTreeMap<String, Scheme> = format.described(config).into_iter().collect();
-    for module in &modules {
-        let found = described.get(&module.path).or(described.get(""));
-        if found != Some(&module.scheme) {
+    for (target, claim) in claims {
+        let path = crate::name::Name::parse(target).module;
+        let found = described.get(&path).or(described.get(""));
+        if found != Some(&claim.scheme) {
             let what = format!("says {} for it", found.map_or("nothing".to_owned(), ToString::to_string));
-            problems.push(Problem::tensor("config.json", &module.path, what));
+            problems.push(Problem::tensor("config.json", &path, what));
         }
     }
 }
@@ -234,7 +265,7 @@ fn compare_source(
     let dir = &source.checkpoint.dir;
     let shards: Vec<&str> = source.checkpoint.shards.iter().map(|shard| shard.name.as_str()).collect();
     progress.begin(Stage::Verify, source.checkpoint.file_bytes());
-    let found = engine.workers.map(progress, &shards, || (), |(), name| content(dir, name, progress))?;
+    let found = engine.workers.map(progress, &shards, || (), |(), name| content(dir, name, &Slices::new(), progress))?;
     let digests: BTreeMap<&str, &str> = found
         .iter()
         .flat_map(|file| file.tensors.iter().map(|(entry, sha256)| (entry.name.as_str(), sha256.as_str())))

@@ -14,7 +14,8 @@ use super::vocabulary::Vocabulary;
 use super::writing::write_on;
 use super::{Key, Session};
 use crate::checkpoint::stream::Pass;
-use crate::decoder::{Block, Decoder, Linear};
+use crate::checkpoint::{Matrix, View};
+use crate::decoder::{Block, Decoder};
 use crate::error::{Error, Result};
 use crate::progress::Stage;
 use crate::stats;
@@ -244,13 +245,13 @@ impl<'s, 'a> Run<'s, 'a> {
 
 /// Why the numbers behind a layer are none: the weights, or what they do.
 fn overflow(session: &Session<'_>, block: &Block<'_>) -> Error {
-    let dense: Vec<Linear<'_>> = block.linears().into_iter().filter(|linear| linear.weight.shape.len() == 2).collect();
-    let ones: Vec<Vec<f32>> = dense.iter().map(|linear| vec![1.0; linear.matrix.cols as usize]).collect();
-    let asks: Vec<stats::Ask<'_>> = dense
-        .iter()
-        .zip(&ones)
-        .map(|(linear, k)| stats::Ask { tensor: linear.weight, matrix: linear.matrix, k })
-        .collect();
+    let checkpoint = session.pass.checkpoint;
+    let views: Vec<View> = block.linears().iter().filter_map(|linear| linear.view(checkpoint)).collect();
+    let matrices: Vec<(View, Matrix)> =
+        views.into_iter().filter_map(|view| Some((view, view.matrix(checkpoint)?))).collect();
+    let ones: Vec<Vec<f32>> = matrices.iter().map(|(view, _)| vec![1.0; view.cols as usize]).collect();
+    let asks: Vec<stats::Ask<'_>> =
+        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| stats::Ask { view, matrix, k }).collect();
     let place = format!("layer {}", block.index);
     stats::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
 }

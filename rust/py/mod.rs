@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[pyo3(name = "_native")]
 pub mod native {
     #[pymodule_export]
-    use super::{call, cpu_level, version};
+    use super::{call, cpu_level, version, weights};
 }
 
 /// The crate's version.
@@ -38,6 +38,13 @@ fn version() -> &'static str {
 #[pyfunction]
 fn cpu_level() -> &'static str {
     crate::kernel::Level::detect().name()
+}
+
+/// The shape of a tensor of the checkpoint at `model`, and its elements as little-endian `f32`, decoded.
+#[pyfunction]
+fn weights<'py>(py: Python<'py>, model: std::path::PathBuf, tensor: &str) -> PyResult<(Vec<u64>, Bound<'py, PyBytes>)> {
+    let found = py.detach(|| pipeline::weights(&model, tensor)).map_err(|error| exception(py, &error))?;
+    Ok((found.shape, PyBytes::new(py, bytemuck::cast_slice(&found.values))))
 }
 
 #[derive(serde::Deserialize)]

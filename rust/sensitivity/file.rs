@@ -13,17 +13,18 @@
 //! whatever else its writer likes. Without `T.r` (all that an importance matrix knows) the gain is the
 //! [role prior](super::prior)'s.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::given::{Given, Table, measure};
+use super::given::{Found, Table, measure};
 use super::prior::Prior;
-use super::{Measured, Origin};
+use super::{Candidate, Measured, Origin};
+use crate::checkpoint::Tensor;
 use crate::checkpoint::header::{Entry, compose};
 use crate::checkpoint::shard::{PageBuffer, Shard, read_at};
 use crate::checkpoint::stream::Pass;
-use crate::checkpoint::{Matrix, Tensor};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use crate::probe::{Mode, Options};
@@ -134,19 +135,26 @@ impl SensitivityFile {
     }
 
     /// The vectors of `tensor`, `None` if the file does not cover it.
-    fn vectors(&self, tensor: &Tensor, matrix: Matrix) -> Result<Option<Given>> {
-        let Some(k) = self.read(tensor, "k", matrix.cols)? else { return Ok(None) };
-        Ok(Some((k, self.read(tensor, "r", matrix.rows)?)))
+    fn vectors(&self, tensor: &Tensor) -> Result<Option<Found>> {
+        let (stack, shape) = match tensor.shape.as_slice() {
+            [count, matrix @ ..] if matrix.len() == 2 => (Some(*count), matrix),
+            shape => (None, shape),
+        };
+        let &[rows, cols] = shape else { return Ok(None) };
+        let shape = |length| stack.into_iter().chain([length]).collect::<Vec<u64>>();
+        let Some(k) = self.read(tensor, "k", &shape(cols))? else { return Ok(None) };
+        let r = self.read(tensor, "r", &shape(rows))?.unwrap_or_default();
+        Ok(Some(Found { stack, k, r, x2: Arc::default() }))
     }
 
-    /// `tensor.which`, which must be `length` floats.
-    fn read(&self, tensor: &Tensor, which: &str, length: u64) -> Result<Option<Arc<[f32]>>> {
+    /// `tensor.which`, which must be floats of that shape.
+    fn read(&self, tensor: &Tensor, which: &str, expected: &[u64]) -> Result<Option<Arc<[f32]>>> {
         let name = format!("{}.{which}", tensor.name);
         let Some(entry) = self.entries.get(&name) else { return Ok(None) };
         let wrong = |reason| Error::Sensitivity { file: self.shard.path.clone(), tensor: name.clone(), reason };
         let Entry { dtype, shape, offset, bytes, .. } = entry;
-        if *dtype != Dtype::F32 || *shape != [length] {
-            return Err(wrong(format!("is {dtype} {shape:?}, and should be F32 [{length}]")));
+        if *dtype != Dtype::F32 || shape != expected {
+            return Err(wrong(format!("is {dtype} {shape:?}, and should be F32 {expected:?}")));
         }
         let mut buffer = PageBuffer::default();
         let buffer = buffer.get(usize::try_from(*bytes).map_err(|_| Error::Bug("vector length".to_owned()))?);
@@ -164,14 +172,19 @@ impl SensitivityFile {
         if self.probed.is_some() { Origin::Probe } else { Origin::File }
     }
 
-    /// Measures `matrices` under the vectors of the file.
+    /// Measures `candidates` under the vectors of the file.
     ///
     /// # Errors
     /// [`Error::Sensitivity`] for vectors that do not fit, and those of [`crate::stats::energies`].
-    pub fn measure(&self, pass: Pass<'_>, matrices: &[(&Tensor, Matrix)], prior: Prior) -> Result<Vec<Measured>> {
-        let is_missing = |(tensor, _): &&(&Tensor, Matrix)| !self.entries.contains_key(&format!("{}.k", tensor.name));
-        let missing: Vec<&str> = matrices.iter().filter(is_missing).map(|(tensor, _)| tensor.name.as_str()).collect();
-        if missing.len() == matrices.len() && !missing.is_empty() {
+    pub fn measure(&self, pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Result<Vec<Measured>> {
+        let mut names: Vec<&str> =
+            candidates.iter().map(|candidate| candidate.tensor(pass.checkpoint).name.as_str()).collect();
+        // The matrices of one tensor follow each other, or come in turns with those of another.
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
+        let (covered, missing): (Vec<&str>, Vec<&str>) =
+            names.iter().partition(|name| self.entries.contains_key(&format!("{name}.k")));
+        if covered.is_empty() && !missing.is_empty() {
             let reason = "it has vectors for none of the checkpoint's tensors".to_owned();
             return Err(Error::Sensitivity { file: self.shard.path.clone(), tensor: missing[0].to_owned(), reason });
         }
@@ -180,20 +193,23 @@ impl SensitivityFile {
                 "{} has no vectors for {} of {} matrices (first `{first}`): their input channels count alike",
                 self.shard.path.display(),
                 missing.len(),
-                matrices.len(),
+                names.len(),
             ));
         }
-        self.warn_of_strays(pass, matrices);
-        measure(pass, matrices, prior, self.origin(), |tensor, matrix| self.vectors(tensor, matrix))
+        self.warn_of_strays(pass, &covered.into_iter().collect());
+        let last: RefCell<Option<(usize, Option<Found>)>> = RefCell::default();
+        measure(pass, candidates, prior, self.origin(), |candidate| {
+            let (mut last, view) = (last.borrow_mut(), candidate.view);
+            let tensor = candidate.tensor(pass.checkpoint);
+            if last.as_ref().is_none_or(|(other, _)| *other != view.tensor) {
+                *last = Some((view.tensor, self.vectors(tensor)?));
+            }
+            Ok(last.as_ref().and_then(|(_, found)| found.as_ref()?.of(tensor, view)))
+        })
     }
 
-    /// Warns of vectors that are of use to none of `matrices`.
-    fn warn_of_strays(&self, pass: Pass<'_>, matrices: &[(&Tensor, Matrix)]) {
-        let covered: BTreeSet<&str> = matrices
-            .iter()
-            .map(|(tensor, _)| tensor.name.as_str())
-            .filter(|name| self.entries.contains_key(&format!("{name}.k")))
-            .collect();
+    /// Warns of vectors that are of use to none of the `covered` tensors.
+    fn warn_of_strays(&self, pass: Pass<'_>, covered: &BTreeSet<&str>) {
         let is_stray = |name: &&String| {
             let tensor = [".k", ".r", ".x2"].iter().find_map(|ending| name.strip_suffix(ending));
             tensor.is_none_or(|tensor| !covered.contains(tensor))

@@ -21,7 +21,7 @@ pub mod weights;
 
 use std::sync::Arc;
 
-use crate::checkpoint::{Matrix, Tensor};
+use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::name::Name;
 
 /// The gain of a matrix's output channels.
@@ -82,9 +82,55 @@ pub enum Origin {
     Unweighted,
 }
 
+/// A matrix that may be quantized: where it is, and what it is part of.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// What the name of the tensor says that it is stored in, alone or in a stack.
+    pub name: &'a Name,
+    /// Which of these tensors: the matrices of one follow each other.
+    pub target: usize,
+    /// Where it is.
+    pub view: View,
+    /// Its shape.
+    pub matrix: Matrix,
+}
+
+impl Candidate<'_> {
+    /// The tensor of the checkpoint that holds it.
+    #[must_use]
+    pub fn tensor(self, checkpoint: &Checkpoint) -> &Tensor {
+        &checkpoint.tensors[self.view.tensor]
+    }
+}
+
 /// Layers of a model with these matrices.
-fn layers(matrices: &[(&Tensor, Matrix)]) -> usize {
-    matrices.iter().filter_map(|(tensor, _)| Name::parse(&tensor.name).layer).max().map_or(0, |last| last + 1)
+fn layers(candidates: &[Candidate<'_>]) -> usize {
+    candidates.iter().filter_map(|candidate| candidate.name.layer).max().map_or(0, |last| last + 1)
+}
+
+/// Lets the matrices of a stack share what the prior gives each of them: it says what the whole of them amounts to.
+/// Nothing being known of who is chosen how often, an error counts alike in all.
+fn share(candidates: &[Candidate<'_>], measured: &mut [Measured]) {
+    let mut first = 0;
+    for stack in candidates.chunk_by(|a, b| a.target == b.target) {
+        let measured = &mut measured[first..first + stack.len()];
+        first += stack.len();
+        let from_prior = measured.iter().all(|one| matches!(one.vectors.r, Gain::Same(_)));
+        if stack.len() == 1 || !from_prior {
+            continue;
+        }
+        let whole = measured.iter().map(|one| one.signal).fold(0.0, f64::max);
+        let weighted = |one: &Measured| match one.vectors.r {
+            Gain::Same(gain) if gain > 0.0 => 2.0 * one.signal / gain,
+            _ => 0.0,
+        };
+        let energies: Vec<f64> = measured.iter().map(weighted).collect();
+        let total: f64 = energies.iter().sum();
+        for (one, energy) in measured.iter_mut().zip(energies) {
+            let gain = if total > 0.0 { 2.0 * whole / total } else { 0.0 };
+            (one.vectors.r, one.signal) = (Gain::Same(gain), 0.5 * gain * energy);
+        }
+    }
 }
 
 impl Origin {

@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use super::gaussian::second_moment;
 use super::prior::Prior;
-use super::{Gain, Measured, Origin, Vectors, layers};
+use super::{Candidate, Gain, Measured, Origin, Vectors, layers, share};
+use crate::checkpoint::View;
 use crate::checkpoint::stream::Pass;
-use crate::checkpoint::{Matrix, Tensor};
-use crate::decoder::{Block, Decoder, Linear, Norm, Vector, decoder, vector};
+use crate::decoder::{Block, Decoder, Experts, Linear, Mlp, Norm, Vector, decoder, vector};
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
 use crate::stats::{self, Ask, Energy};
@@ -35,39 +35,48 @@ pub const DOUBT: f64 = 0.7;
 /// Second moments, one per channel.
 type Moments = Vec<f64>;
 
-/// Sensitivity of the matrices of one checkpoint, by tensor.
+/// Sensitivity of the matrices of one checkpoint.
 struct Derived<'a> {
     prior: Prior,
     layers: usize,
-    measured: BTreeMap<&'a str, Measured>,
+    candidates: &'a [Candidate<'a>],
+    /// Candidates by the tensor that holds them.
+    held: BTreeMap<usize, Vec<usize>>,
+    /// One for each candidate.
+    measured: Vec<Option<Measured>>,
 }
 
-/// Measures `matrices` (among them all that the structure needs) and derives their sensitivity.
+/// Measures `candidates` and derives their sensitivity.
 ///
 /// # Errors
 /// Those of [`stats::energies`].
-pub fn derive<'a>(pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)], prior: Prior) -> Result<Vec<Measured>> {
-    let mut derived = Derived { prior, layers: layers(matrices), measured: BTreeMap::new() };
+pub fn derive(pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Result<Vec<Measured>> {
+    let mut held: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (at, candidate) in candidates.iter().enumerate() {
+        held.entry(candidate.view.tensor).or_default().push(at);
+    }
+    let measured = vec![None; candidates.len()];
+    let mut derived = Derived { prior, layers: layers(candidates), candidates, held, measured };
     match decoder(pass.checkpoint) {
         Ok(decoder) => Propagation { pass, decoder: &decoder, derived: &mut derived }.run()?,
         Err(reason) => {
             pass.progress.warn(format!("the structure is not recognised ({reason}): all input channels count alike"));
         }
     }
-    derived.rest(pass, matrices)
+    derived.rest(pass)
 }
 
-impl<'a> Derived<'a> {
-    /// Takes in what was measured of `tensor` under the moments `k`.
-    fn take(&mut self, tensor: &'a Tensor, k: &[f64], energy: &Energy) {
-        let name = Name::parse(&tensor.name);
-        let signal = self.prior.of(name.role, name.layer, self.layers);
-        self.put(tensor, k, energy, signal, FLAT_SHARE);
+impl Derived<'_> {
+    /// Takes in what was measured of candidate `at` under the moments `k`.
+    fn take(&mut self, at: usize, k: &[f64], energy: &Energy) {
+        let Name { role, layer, .. } = *self.candidates[at].name;
+        let signal = self.prior.of(role, layer, self.layers);
+        self.put(at, k, energy, signal, FLAT_SHARE);
     }
 
-    /// Records `tensor` with the moments `k`, of which a share `flat` counts all channels alike. They are scaled so
+    /// Records candidate `at` with the moments `k`, of which a share `flat` counts all channels alike. They are scaled so
     /// that under them the matrix has the same energy as plain.
-    fn put(&mut self, tensor: &'a Tensor, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
+    fn put(&mut self, at: usize, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
         let plain = energy.plain;
         let (k, origin): (Arc<[f32]>, _) = if energy.weighted > 0.0 {
             let share = (1.0 - flat) * plain / energy.weighted;
@@ -79,47 +88,55 @@ impl<'a> Derived<'a> {
         let signal = if plain > 0.0 { signal } else { 0.0 };
         let gain = if plain > 0.0 { 2.0 * signal / plain } else { 0.0 };
         let vectors = Vectors { k, r: Gain::Same(gain) };
-        self.measured.insert(&tensor.name, Measured { vectors, signal, energy: plain, origin });
+        self.measured[at] = Some(Measured { vectors, signal, energy: plain, origin });
     }
 
-    /// Measures what the propagation did not reach, and puts all in the order of `matrices`.
-    fn rest(mut self, pass: Pass<'a>, matrices: &[(&'a Tensor, Matrix)]) -> Result<Vec<Measured>> {
-        let missing: Vec<_> =
-            matrices.iter().filter(|(tensor, _)| !self.measured.contains_key(tensor.name.as_str())).collect();
-        let ones: Vec<Arc<[f32]>> = missing.iter().map(|(_, matrix)| vec![1.0; matrix.cols as usize].into()).collect();
-        let asks: Vec<_> =
-            missing.iter().zip(&ones).map(|((tensor, matrix), k)| Ask { tensor, matrix: *matrix, k }).collect();
-        let energies = stats::energies(pass, &asks)?;
-        for ((tensor, matrix), energy) in missing.iter().zip(&energies) {
+    /// Measures what the propagation did not reach.
+    fn rest(mut self, pass: Pass<'_>) -> Result<Vec<Measured>> {
+        let missing: Vec<usize> = (0..self.candidates.len()).filter(|&at| self.measured[at].is_none()).collect();
+        let ones: Vec<Arc<[f32]>> =
+            missing.iter().map(|&at| vec![1.0; self.candidates[at].matrix.cols as usize].into()).collect();
+        let those = missing.iter().map(|&at| self.candidates[at]).zip(&ones);
+        let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
+        for (&at, energy) in missing.iter().zip(&stats::energies(pass, &asks)?) {
             let unknown = Energy { weighted: 0.0, ..energy.clone() };
-            self.take(tensor, &vec![1.0; matrix.cols as usize], &unknown);
+            self.take(at, &vec![1.0; self.candidates[at].matrix.cols as usize], &unknown);
         }
-        matrices
-            .iter()
-            .map(|(tensor, _)| {
-                let found = self.measured.remove(tensor.name.as_str());
-                found.ok_or_else(|| Error::Bug(format!("`{}` was not measured", tensor.name)))
-            })
-            .collect()
+        let measured = self.measured.into_iter().collect::<Option<Vec<_>>>();
+        let mut measured = measured.ok_or_else(|| Error::Bug("a matrix was not measured".to_owned()))?;
+        share(self.candidates, &mut measured);
+        Ok(measured)
     }
 }
 
-struct Propagation<'p, 'a> {
+/// What is measured of a linear layer: a candidate, if it is one, and which of the layer's outputs its rows are.
+struct Stretch {
+    candidate: Option<usize>,
+    view: View,
+    first: u64,
+    step: u64,
+}
+
+struct Propagation<'p, 'a, 'c> {
     pass: Pass<'a>,
     decoder: &'p Decoder<'a>,
-    derived: &'p mut Derived<'a>,
+    derived: &'p mut Derived<'c>,
 }
 
-impl<'a> Propagation<'_, 'a> {
+impl<'a> Propagation<'_, 'a, '_> {
     fn run(mut self) -> Result<()> {
         let decoder = self.decoder;
         let embedding = decoder.embedding;
         let scale = decoder.conventions.embedding_scale * decoder.conventions.embedding_scale;
-        let means = stats::column_means(self.pass, embedding.weight, embedding.matrix)?;
+        let view = embedding.view(self.pass.checkpoint).ok_or_else(|| Error::Bug("no embedding".to_owned()))?;
+        let means = stats::column_means(self.pass, view, embedding.matrix)?;
         let mut stream: Moments = means.iter().map(|mean| mean * scale).collect();
         for block in &decoder.blocks {
             self.attention(block, &mut stream)?;
-            self.mlp(block, &mut stream)?;
+            match &block.experts {
+                None => self.mlp(block, &mut stream)?,
+                Some(experts) => self.mixture(block, experts, &mut stream)?,
+            }
         }
         self.ends(&stream)
     }
@@ -157,22 +174,55 @@ impl<'a> Propagation<'_, 'a> {
     /// The MLP of `block`, and what it adds to the `stream`.
     fn mlp(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
         let k = self.behind(block.mlp_in, stream)?;
-        let mlp = &block.mlp;
-        let moments = self.through(&[mlp.gate, mlp.up, mlp.gate_up], &k)?;
-        let Some(down) = mlp.down else { return Ok(()) };
-        let act = |variance: &f64| second_moment(self.decoder.conventions.activation, *variance);
-        let gated = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(gate, up)| act(gate) * up).collect();
-        let inner: Moments = match (&moments[0], &moments[1], &moments[2]) {
-            (Some(gate), Some(up), None) => gated(gate, up),
-            (None, None, Some(both)) => gated(&both[..both.len() / 2], &both[both.len() / 2..]),
-            (None, Some(up), None) => up.iter().map(act).collect(),
-            _ => return Ok(()),
-        };
-        if inner.len() as u64 != down.matrix.cols {
-            return Ok(());
-        }
-        let added = self.through(&[Some(down)], &inner)?.swap_remove(0);
+        let added = self.networks(&[block.mlp], &k)?.swap_remove(0);
         self.add(block.mlp_out, added, stream)
+    }
+
+    /// The mixture of `block`, and what it adds: that of as many experts as are chosen, each with its part of the whole,
+    /// and that of the shared one.
+    fn mixture(&mut self, block: &Block<'a>, mixture: &Experts<'a>, stream: &mut Moments) -> Result<()> {
+        let k = self.behind(block.mlp_in, stream)?;
+        self.through(&[mixture.router, mixture.shared_gate], &k)?;
+        let mut experts = self.networks(&mixture.experts, &k)?;
+        let shared = self.networks(mixture.shared.as_slice(), &k)?.pop().flatten();
+        experts.retain(Option::is_some);
+        let chosen = self.decoder.conventions.routing.map_or(1, |routing| routing.chosen.max(1));
+        let part = 1.0 / (chosen as f64 * experts.len().max(1) as f64);
+        let mut added = vec![0.0; stream.len()];
+        for (moments, part) in experts.into_iter().flatten().map(|found| (found, part)).chain(shared.map(|found| (found, 1.0))) {
+            if moments.len() == added.len() {
+                added.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += part * moment);
+            }
+        }
+        self.add(block.mlp_out, Some(added), stream)
+    }
+
+    /// Moments at the outputs of `networks`, all of which take what has the moments `k`.
+    fn networks(&mut self, networks: &[Mlp<'a>], k: &Moments) -> Result<Vec<Option<Moments>>> {
+        let first: Vec<_> = networks.iter().flat_map(|mlp| [mlp.gate, mlp.up, mlp.gate_up]).collect();
+        let moments = self.through(&first, k)?;
+        let inner: Vec<Option<Moments>> = moments.chunks_exact(3).map(|found| self.inner(found)).collect();
+        let last = networks.iter().zip(&inner).map(|(mlp, inner)| {
+            let down = mlp.down.filter(|down| inner.as_ref().is_some_and(|inner| inner.len() == down.inputs()));
+            (down, inner.as_deref().unwrap_or_default())
+        });
+        self.through_each(&last.collect::<Vec<_>>())
+    }
+
+    /// Moments in front of the last matrix of a network, from those behind `[gate, up, both]`.
+    fn inner(&self, moments: &[Option<Moments>]) -> Option<Moments> {
+        let conventions = &self.decoder.conventions;
+        let act = |variance: &f64| second_moment(conventions.activation, *variance);
+        let gated = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(gate, up)| act(gate) * up).collect();
+        match moments {
+            [Some(gate), Some(up), None] => Some(gated(gate, up)),
+            [None, None, Some(both)] if conventions.alternating => {
+                Some(both.chunks_exact(2).map(|pair| act(&pair[0]) * pair[1]).collect())
+            }
+            [None, None, Some(both)] => Some(gated(&both[..both.len() / 2], &both[both.len() / 2..])),
+            [None, Some(up), None] => Some(up.iter().map(act).collect()),
+            _ => None,
+        }
     }
 
     /// Embedding and head. Tied, they are one matrix with both uses: looked up, where all channels count alike, and
@@ -185,13 +235,17 @@ impl<'a> Propagation<'_, 'a> {
             self.through(&[Some(head)], &last)?;
             return Ok(());
         }
+        let view = embedding.view(self.pass.checkpoint);
+        let Some(at) = self.derived.candidates.iter().position(|candidate| Some(candidate.view) == view) else {
+            return Ok(());
+        };
         let k: Vec<f32> = last.iter().map(|&k| k as f32).collect();
-        let ask = Ask { tensor: embedding.weight, matrix: embedding.matrix, k: &k };
-        let energy = stats::energies(self.pass, &[ask])?.swap_remove(0);
+        let Candidate { view, matrix, .. } = self.derived.candidates[at];
+        let energy = stats::energies(self.pass, &[Ask { view, matrix, k: &k }])?.swap_remove(0);
         let looked_up = self.derived.prior.of(Role::Embedding, None, 0);
         let as_head = self.derived.prior.of(Role::Head, None, 0);
         let signal = looked_up + as_head;
-        self.derived.put(embedding.weight, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
+        self.derived.put(at, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
         Ok(())
     }
 
@@ -218,28 +272,60 @@ impl<'a> Propagation<'_, 'a> {
 
     /// Measures `linears` behind moments `k`; the moments of the outputs of those that are there and take that many.
     fn through(&mut self, linears: &[Option<Linear<'a>>], k: &Moments) -> Result<Vec<Option<Moments>>> {
-        let narrow: Vec<f32> = k.iter().map(|&k| k as f32).collect();
-        let usable = |linear: &Linear<'_>| linear.matrix.cols == k.len() as u64 && !linear.transposed;
-        let there: Vec<Linear<'a>> = linears.iter().copied().flatten().filter(usable).collect();
-        let asks: Vec<_> =
-            there.iter().map(|linear| Ask { tensor: linear.weight, matrix: linear.matrix, k: &narrow }).collect();
-        let mut energies = stats::energies(self.pass, &asks)?.into_iter();
-        let mut moments = Vec::with_capacity(linears.len());
-        for linear in linears {
-            let Some(linear) = linear.filter(usable) else {
-                moments.push(None);
-                continue;
-            };
-            let energy = energies.next().ok_or_else(|| Error::Bug("a measurement is missing".to_owned()))?;
-            self.derived.take(linear.weight, k, &energy);
-            let mut rows = energy.rows;
-            let bias = linear.bias.map(|bias| self.vector(bias, rows.len())).transpose()?.flatten();
-            for (row, bias) in rows.iter_mut().zip(bias.unwrap_or_default()) {
-                *row += bias * bias;
+        self.through_each(&linears.iter().map(|linear| (*linear, k.as_slice())).collect::<Vec<_>>())
+    }
+
+    /// As [`through`](Self::through), each behind moments of its own.
+    fn through_each(&mut self, linears: &[(Option<Linear<'a>>, &[f64])]) -> Result<Vec<Option<Moments>>> {
+        let checkpoint = self.pass.checkpoint;
+        let mut narrow: Vec<Vec<f32>> = Vec::new();
+        let mut stretches: Vec<(usize, Stretch)> = Vec::new();
+        let mut moments: Vec<Option<Moments>> = vec![None; linears.len()];
+        for (at, (linear, k)) in linears.iter().enumerate() {
+            narrow.push(k.iter().map(|&k| k as f32).collect());
+            if let Some(linear) = linear.filter(|linear| linear.inputs() == k.len()) {
+                moments[at] = Some(vec![0.0; linear.outputs()]);
+                stretches.extend(self.stretches(&linear).into_iter().map(|stretch| (at, stretch)));
             }
-            moments.push(Some(rows));
+        }
+        let mut asks = Vec::with_capacity(stretches.len());
+        for (at, Stretch { view, .. }) in &stretches {
+            let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a layer is no matrix".to_owned()))?;
+            asks.push(Ask { view: *view, matrix, k: &narrow[*at] });
+        }
+        for ((at, stretch), energy) in stretches.iter().zip(stats::energies(self.pass, &asks)?) {
+            if let Some(candidate) = stretch.candidate {
+                self.derived.take(candidate, linears[*at].1, &energy);
+            }
+            let outputs = moments[*at].iter_mut().flatten();
+            let those = outputs.skip(stretch.first as usize).step_by(stretch.step as usize);
+            those.zip(energy.rows).for_each(|(moment, row)| *moment = row);
+        }
+        for ((linear, _), moments) in linears.iter().zip(&mut moments) {
+            if let (Some(Linear { bias: Some(bias), .. }), Some(moments)) = (linear, moments) {
+                let bias = self.vector(*bias, moments.len())?.unwrap_or_default();
+                moments.iter_mut().zip(bias).for_each(|(moment, bias)| *moment += bias * bias);
+            }
         }
         Ok(moments)
+    }
+
+    /// The candidates that `linear` is made of; itself, if it is none.
+    fn stretches(&self, linear: &Linear<'a>) -> Vec<Stretch> {
+        let Some(whole) = linear.view(self.pass.checkpoint) else { return Vec::new() };
+        let held = self.derived.held.get(&whole.tensor).map(Vec::as_slice).unwrap_or_default();
+        let of = |&at: &usize| {
+            let view = self.derived.candidates[at].view;
+            let within = view.offset.checked_sub(whole.offset)?;
+            let is_in = view.cols == whole.cols && view.col_stride == whole.col_stride && within / whole.row_stride < whole.rows;
+            let (first, step) = (within / whole.row_stride, view.row_stride / whole.row_stride);
+            is_in.then_some(Stretch { candidate: Some(at), view, first, step: step.max(1) })
+        };
+        let found: Vec<Stretch> = held.iter().filter_map(of).collect();
+        if found.iter().map(|stretch| stretch.view.rows).sum::<u64>() == whole.rows {
+            return found;
+        }
+        vec![Stretch { candidate: None, view: whole, first: 0, step: 1 }]
     }
 
     /// Adds what a block gives to the stream, behind its own norm if it has one.

@@ -48,15 +48,23 @@ fn an_analysis() -> Analysis {
         point("4g64", LOSSES[1], 0.012_345_678_901_234_567),
         point("8g32", LOSSES[2], 0.0),
     ];
-    let curve =
-        analysis::Curve { family: "a".to_owned(), origin: Origin::Propagated, signal: 1.5, energy: 2.5, points };
+    let curve = analysis::Curve {
+        family: "a".to_owned(),
+        origin: Origin::Propagated,
+        signal: 1.5,
+        energy: 2.5,
+        matrices: vec![analysis::Stacked { signal: LOSSES[0], energy: LOSSES[1] }],
+        points,
+    };
     let tensor = |name: &str, shape: &[u64], kept: Option<&str>, curve| analysis::Tensor {
         name: name.to_owned(),
         dtype: "BF16".to_owned(),
         shape: shape.to_vec(),
+        packed: None,
         bytes: 2 * shape.iter().product::<u64>(),
         role: Role::Query,
         layer: Some(3),
+        sources: vec!["b".to_owned()],
         kept: kept.map(str::to_owned),
         curve,
     };
@@ -116,14 +124,16 @@ fn a_manifest() -> Manifest {
         became: manifest::Became::Quantized,
         why: "the allocation".to_owned(),
         bytes: 99,
-        quantized: Some(manifest::Quantized {
+        into: vec!["a".to_owned()],
+        quantized: vec![manifest::Quantized {
+            into: "a".to_owned(),
             scheme: "3g128".parse().unwrap(),
             origin: Origin::Flat,
             loss: LOSSES[0],
             sqnr_db: 20.5,
             squared_error: LOSSES[1],
             nrmse: LOSSES[2],
-        }),
+        }],
     };
     Manifest {
         ramrs_manifest: manifest::VERSION,
@@ -183,12 +193,13 @@ fn each(check: impl Fn(&str, Value, &dyn Fn(&str) -> String)) {
 #[test]
 fn a_document_of_another_version_is_refused_before_anything_else_of_it_is_read() {
     each(|what, mut document, reason| {
-        for version in [json!(0), json!(2), json!("1"), json!(1.5), json!(-1)] {
+        let read = document[format!("ramrs_{what}")].clone();
+        for version in [json!(0), json!(3), json!("1"), json!(1.5), json!(-1)] {
             document[format!("ramrs_{what}")] = version.clone();
             document["of the future"] = json!(7);
             let message = reason(&document.to_string());
             let article = if what.starts_with('a') { "an" } else { "a" };
-            let expected = format!("not {article} {what}: its version is {version}; this ramrs reads version 1");
+            let expected = format!("not {article} {what}: its version is {version}; this ramrs reads version {read}");
             assert!(message.contains(&expected), "{message}");
         }
     });

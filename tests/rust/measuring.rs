@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
-use ramrs::checkpoint::{Checkpoint, Matrix};
+use ramrs::checkpoint::{Checkpoint, Matrix, View};
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
 use ramrs::quant::{Effort, Encoder};
@@ -17,7 +17,7 @@ use super::support::{self, Crew, Numbers, checkpoint, made};
 fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> ramrs::error::Result<Energy> {
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
-    let ask = Ask { tensor, matrix: tensor.matrix().unwrap(), k };
+    let ask = Ask { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
     Ok(energies(crew.pass(checkpoint, Level::detect()), &[ask])?.remove(0))
 }
 
@@ -54,7 +54,7 @@ proptest! {
         }
         let crew = Crew::new(2, 1_000);
         let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
-        let means = column_means(crew.pass(&checkpoint, Level::detect()), tensor, matrix).unwrap();
+        let means = column_means(crew.pass(&checkpoint, Level::detect()), View::whole(0, tensor), matrix).unwrap();
         for (column, mean) in means.iter().enumerate() {
             let squares = weights.iter().skip(column).step_by(cols).map(|&w| f64::from(w) * f64::from(w));
             prop_assert!(is_close(*mean, squares.sum::<f64>() / rows as f64));
@@ -83,7 +83,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
         assert_eq!(measured(&checkpoint, &vec![0.0; cols], 1, CHUNK_BYTES).unwrap_err().slug(), "non-finite");
         let crew = Crew::new(1, CHUNK_BYTES);
         let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
-        let fault = column_means(crew.pass(&checkpoint, Level::detect()), tensor, matrix).unwrap_err();
+        let fault = column_means(crew.pass(&checkpoint, Level::detect()), View::whole(0, tensor), matrix).unwrap_err();
         assert_eq!(fault.slug(), "non-finite");
     }
 }
@@ -127,7 +127,8 @@ fn curve(
     let tensor = &checkpoint.tensors[0];
     let matrix: Matrix = tensor.matrix().unwrap();
     let schemes = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
-    let ask = rd::Ask { tensor, matrix, schemes, measured };
+    let member = rd::Member { view: View::whole(0, tensor), matrix, measured };
+    let ask = rd::Ask { name: "w", matrices: vec![member], schemes };
     let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
     rd::curves(crew.pass(checkpoint, Level::detect()), encoder, &[ask], sample_bands).unwrap().remove(0)
 }
@@ -138,13 +139,13 @@ fn a_curve_of_all_bands_has_no_error_and_a_sampled_one_is_within_a_few_of_its_ow
         let (_dir, checkpoint, measured) = matrix(16_001, 64, each);
         let full = curve(&checkpoint, &measured, 0, 2, CHUNK_BYTES);
         assert!(full.len() == 12 && full.iter().all(|point| point.standard_error == 0.0));
-        assert!(full.windows(2).all(|pair| pair[1].noise.weighted < pair[0].noise.weighted));
+        assert!(full.windows(2).all(|pair| pair[1].noises[0].weighted < pair[0].noises[0].weighted));
         let sampled = curve(&checkpoint, &measured, 60, 2, CHUNK_BYTES);
         for (full, sampled) in full.iter().zip(&sampled) {
             assert!(0.0 < sampled.standard_error && sampled.standard_error <= 0.011, "{}", sampled.standard_error);
-            let off = (sampled.noise.weighted / full.noise.weighted - 1.0).abs() / sampled.standard_error;
+            let off = (sampled.noises[0].weighted / full.noises[0].weighted - 1.0).abs() / sampled.standard_error;
             assert!(off < 3.5, "{}: {off} standard errors off", full.scheme);
-            assert!((sampled.noise.plain / full.noise.plain - 1.0).abs() < 0.1);
+            assert!((sampled.noises[0].plain / full.noises[0].plain - 1.0).abs() < 0.1);
         }
     }
 }
@@ -169,9 +170,9 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
             }
             Ok(())
         };
-        reader.bands(pass.checkpoint, tensor, matrix, &(0..3), sum).unwrap();
-        assert!((point.noise.weighted / weighted - 1.0).abs() < 1e-12, "{}", point.scheme);
-        assert!((point.noise.plain / plain - 1.0).abs() < 1e-12, "{}", point.scheme);
+        reader.bands(pass.checkpoint, View::whole(0, tensor), &(0..3), sum).unwrap();
+        assert!((point.noises[0].weighted / weighted - 1.0).abs() < 1e-12, "{}", point.scheme);
+        assert!((point.noises[0].plain / plain - 1.0).abs() < 1e-12, "{}", point.scheme);
     }
 }
 

@@ -10,7 +10,7 @@ use ramrs::sensitivity::prior::Prior;
 use ramrs::sensitivity::weights::{FLAT_SHARE, derive};
 use ramrs::sensitivity::{Gain, Measured, Origin};
 
-use super::support::{Crew, Numbers, made, safetensors};
+use super::support::{Crew, Numbers, candidates, made, names, safetensors};
 
 const WIDTH: usize = 16;
 const HEADS: usize = 4;
@@ -80,10 +80,10 @@ fn llama() -> serde_json::Value {
 impl Model {
     fn derive(&self, prior: Prior) -> (Vec<(String, Measured)>, Vec<String>) {
         let crew = Crew::new(2, CHUNK_BYTES);
-        let tensors = self.checkpoint.tensors.iter();
-        let matrices: Vec<_> = tensors.filter_map(|tensor| Some((tensor, tensor.matrix()?))).collect();
-        let found = derive(crew.pass(&self.checkpoint, Level::detect()), &matrices, prior).unwrap();
-        let names = matrices.iter().map(|(tensor, _)| tensor.name.clone());
+        let names = names(&self.checkpoint);
+        let candidates = candidates(&self.checkpoint, &names);
+        let found = derive(crew.pass(&self.checkpoint, Level::detect()), &candidates, prior).unwrap();
+        let names = candidates.iter().map(|candidate| candidate.tensor(&self.checkpoint).name.clone());
         (names.zip(found).collect(), crew.progress.warnings())
     }
 

@@ -9,7 +9,7 @@ use ramrs::sensitivity::file::SensitivityFile;
 use ramrs::sensitivity::prior::Prior;
 use ramrs::sensitivity::{Gain, Measured, Origin};
 
-use super::support::{Crew, Made, Numbers, checkpoint, made, safetensors};
+use super::support::{Crew, Made, Numbers, candidates, checkpoint, made, names, safetensors};
 
 const SOUND: &str = "\"format\":\"ramrs-sensitivity\",\"version\":\"1\",\"by\":\"a test\"";
 
@@ -30,9 +30,9 @@ fn measure(tensors: &[Made], metadata: &str) -> (Result<Vec<Measured>>, Vec<Stri
     let path = dir.path().join("s.ramrs");
     std::fs::write(&path, safetensors(tensors, metadata)).unwrap();
     let crew = Crew::new(1, CHUNK_BYTES);
-    let matrices: Vec<_> = checkpoint.tensors.iter().map(|tensor| (tensor, tensor.matrix().unwrap())).collect();
+    let names = names(&checkpoint);
     let pass = crew.pass(&checkpoint, Level::detect());
-    let found = SensitivityFile::open(&path).and_then(|file| file.measure(pass, &matrices, Prior::None));
+    let found = SensitivityFile::open(&path).and_then(|file| file.measure(pass, &candidates(&checkpoint, &names), Prior::None));
     (found, crew.progress.warnings())
 }
 

@@ -4,11 +4,13 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use proptest::test_runner::Config as ProptestConfig;
-use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::Pass;
+use ramrs::checkpoint::{Checkpoint, Tensor, View};
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
+use ramrs::name::Name;
 use ramrs::progress::Progress;
+use ramrs::sensitivity::Candidate;
 use ramrs::work::Workers;
 
 /// So many cases, and no files where one fails: the message has the input.
@@ -114,4 +116,18 @@ impl Crew {
         let Self { workers, progress, chunk_bytes } = self;
         Pass { checkpoint, workers, progress, level, chunk_bytes: *chunk_bytes }
     }
+}
+
+/// What the names of the tensors of `checkpoint` say.
+pub(crate) fn names(checkpoint: &Checkpoint) -> Vec<Name> {
+    checkpoint.tensors.iter().map(|tensor| Name::parse(&tensor.name)).collect()
+}
+
+/// Its matrices, under the names they have.
+pub(crate) fn candidates<'a>(checkpoint: &Checkpoint, names: &'a [Name]) -> Vec<Candidate<'a>> {
+    let of = |(target, (tensor, name)): (usize, (&Tensor, &'a Name))| {
+        let matrix = tensor.matrix().filter(|_| tensor.shape.len() == 2)?;
+        Some(Candidate { name, target, view: View::whole(target, tensor), matrix })
+    };
+    checkpoint.tensors.iter().zip(names).enumerate().filter_map(of).collect()
 }

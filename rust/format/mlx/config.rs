@@ -6,12 +6,25 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Config;
 use crate::format::Module;
-use crate::scheme::{Affine, Scheme};
+use crate::scheme::{Affine, Packed, Scheme};
+
+/// Keys under which configurations describe how weights are stored.
+const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
+
+/// The mode of codes with a scale and a bias for each group.
+const AFFINE: &str = "affine";
 
 /// The source's configuration with its keys sorted and the quantization block in it, once as MLX reads it and once as
 /// the hub shows it.
 pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String {
     let mut config: BTreeMap<&str, Value> = source.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    // What the source says of its own codes.
+    for key in ENCODINGS {
+        config.remove(key);
+        if let Some(Value::Object(text)) = config.get_mut("text_config") {
+            text.remove(key);
+        }
+    }
     if !generic {
         config.remove("_name_or_path");
         config.remove("vision_config");
@@ -25,28 +38,44 @@ pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String
     format!("{:#}\n", Value::Object(sorted))
 }
 
-/// The quantization block: the most common scheme on top, every module that differs from it by its path, and `false`
+/// What the quantization block says of a module: bits, group size, mode.
+type Entry = (u8, usize, &'static str);
+
+/// The entry of a module, unless it holds plain numbers.
+fn entry(module: &Module) -> Option<Entry> {
+    let affine = |affine: Affine| (affine.bits(), affine.group_size(), AFFINE);
+    match (module.scheme, module.packed) {
+        (Scheme::Affine(found), _) | (Scheme::Kept, Some(Packed::Int4(found))) => Some(affine(found)),
+        (Scheme::Kept, Some(Packed::Mxfp4)) => Some((4, 32, "mxfp4")),
+        (Scheme::Kept, None) => None,
+    }
+}
+
+/// The quantization block: the most common entry on top, every module that differs from it by its path, and `false`
 /// for a module that was left as it is. `None` if nothing is quantized.
 fn block(modules: &[Module]) -> Option<Value> {
-    let mut counts: BTreeMap<Affine, usize> = BTreeMap::new();
-    for affine in modules.iter().filter_map(|module| module.scheme.affine()) {
-        *counts.entry(affine).or_insert(0) += 1;
+    let mut counts: BTreeMap<Entry, usize> = BTreeMap::new();
+    for entry in modules.iter().filter_map(entry) {
+        *counts.entry(entry).or_insert(0) += 1;
     }
     // Of equally common ones the smallest: the map is sorted, and `max_by_key` takes the last.
     let top = *counts.iter().rev().max_by_key(|(_, count)| **count)?.0;
-    let mut block = Map::new();
-    block.insert("group_size".to_owned(), json!(top.group_size()));
-    block.insert("bits".to_owned(), json!(top.bits()));
-    block.insert("mode".to_owned(), json!("affine"));
+    let spelled = |(bits, group_size, mode): Entry| {
+        let mut block = Map::new();
+        block.insert("group_size".to_owned(), json!(group_size));
+        block.insert("bits".to_owned(), json!(bits));
+        block.insert("mode".to_owned(), json!(mode));
+        block
+    };
+    let mut block = spelled(top);
     for module in modules {
-        match module.scheme {
-            Scheme::Affine(affine) if affine == top => {}
+        match entry(module) {
+            Some(entry) if entry == top => {}
             // The loader passes an entry on whole, so it must be complete.
-            Scheme::Affine(affine) => {
-                let entry = json!({ "group_size": affine.group_size(), "bits": affine.bits(), "mode": "affine" });
-                block.insert(module.path.clone(), entry);
+            Some(entry) => {
+                block.insert(module.path.clone(), Value::Object(spelled(entry)));
             }
-            Scheme::Kept => {
+            None => {
                 block.insert(module.path.clone(), Value::Bool(false));
             }
         }
@@ -58,7 +87,7 @@ fn block(modules: &[Module]) -> Option<Value> {
 pub(super) fn described(config: &Config) -> Vec<(String, Scheme)> {
     let scheme = |entry: &Value| {
         let size = |key: &str| entry.get(key)?.as_u64();
-        let is_affine = entry.get("mode").and_then(Value::as_str) == Some("affine");
+        let is_affine = entry.get("mode").and_then(Value::as_str) == Some(AFFINE);
         let (bits, group_size) = (size("bits")?.try_into().ok()?, size("group_size")?.try_into().ok()?);
         Affine::new(bits, group_size).filter(|_| is_affine).map(Scheme::Affine)
     };
@@ -71,24 +100,43 @@ pub(super) fn described(config: &Config) -> Vec<(String, Scheme)> {
     top.into_iter().chain(block.as_object().into_iter().flatten().filter_map(module)).collect()
 }
 
-/// Adds what `mlx-lm` looks for at the top and newer configurations keep elsewhere: without `rope_theta` it would fall
-/// back to 10000, silently.
+/// Adds what `mlx-lm` looks for and configurations leave to the code of a release, or keep elsewhere.
 fn complete(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
     // Some of its models take the head to be tied unless told otherwise, and drop the one that is stored.
     if modules.iter().any(|module| module.path == "lm_head") {
         config.entry("tie_word_embeddings").or_insert(Value::Bool(false));
     }
-    let Some(rope) = config.get("rope_parameters").cloned() else { return };
-    if let Some(theta) = rope.get("rope_theta") {
-        config.entry("rope_theta").or_insert_with(|| theta.clone());
+    if config.get("model_type").and_then(Value::as_str) == Some("mamba2")
+        && let (Some(expand), Some(width)) = (size(config, "expand"), size(config, "hidden_size"))
+    {
+        config.entry("intermediate_size").or_insert(json!(expand.saturating_mul(width)));
     }
-    if let Some(factor) = rope.get("partial_rotary_factor") {
-        config.entry("partial_rotary_factor").or_insert_with(|| factor.clone());
+    let is_neox = config.get("model_type").and_then(Value::as_str) == Some("gpt_neox");
+    let names = if is_neox { ["rotary_emb_base", "rotary_pct"] } else { ["rope_theta", "partial_rotary_factor"] };
+    for (key, value) in rotary(config.get("rope_parameters"), names) {
+        config.entry(key).or_insert(value);
     }
-    let scaled = rope.get("rope_type").and_then(Value::as_str).is_some_and(|kind| kind != "default");
-    if rope.get("rope_type").is_some() {
-        config.entry("rope_scaling").or_insert(if scaled { rope } else { Value::Null });
+    if let Some(Value::Object(text)) = config.get_mut("text_config") {
+        for (key, value) in rotary(text.get("rope_parameters"), names) {
+            text.entry(key).or_insert(value);
+        }
     }
+}
+
+fn size(config: &BTreeMap<&str, Value>, key: &str) -> Option<u64> {
+    config.get(key)?.as_u64()
+}
+
+/// What newer configurations say of rotary positions in one object, under the names that `mlx-lm` gives base and share:
+/// without the base it would fall back to 10000, silently.
+fn rotary(parameters: Option<&Value>, names: [&'static str; 2]) -> Vec<(&'static str, Value)> {
+    let Some(rope) = parameters else { return Vec::new() };
+    let values = ["rope_theta", "partial_rotary_factor"].map(|key| rope.get(key));
+    let mut found: Vec<_> = names.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?.clone()))).collect();
+    if let Some(kind) = rope.get("rope_type").and_then(Value::as_str) {
+        found.push(("rope_scaling", if kind == "default" { Value::Null } else { rope.clone() }));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -96,7 +144,7 @@ mod tests {
     use super::*;
 
     fn module(path: &str, scheme: &str) -> Module {
-        Module { path: path.to_owned(), scheme: scheme.parse().unwrap() }
+        Module { path: path.to_owned(), scheme: scheme.parse().unwrap(), packed: None }
     }
 
     fn parsed(source: &str, modules: &[Module]) -> Value {
@@ -118,6 +166,16 @@ mod tests {
         for module in &modules {
             assert_eq!(read.get(&module.path).or(read.get("")), Some(&module.scheme));
         }
+    }
+
+    #[test]
+    fn what_is_kept_packed_has_the_mode_of_its_form() {
+        let packed = |path, packed: &str| Module { packed: packed.parse().ok(), ..module(path, "kept") };
+        let config = parsed("{}", &[packed("a", "mxfp4"), packed("b", "mxfp4"), packed("c", "int4g32")]);
+        let expected = json!({
+            "group_size": 32, "bits": 4, "mode": "mxfp4", "c": { "group_size": 32, "bits": 4, "mode": "affine" },
+        });
+        assert_eq!(config["quantization"], expected);
     }
 
     #[test]

@@ -2,48 +2,53 @@
 //!
 //! A quantized module `P` is three tensors: `P.weight`, U32 `[rows, cols · bits / 32]`, each row one bit stream (see
 //! [`crate::pack`]); `P.scales` and `P.biases`, `[rows, cols / group_size]` in the source weight's type. A weight decodes
-//! to `code · scale + bias`. Everything else keeps its name and bytes. `config.json` says which module has which scheme.
+//! to `code · scale + bias`. A stack of matrices has one more dimension in front. Everything else keeps its bytes, and
+//! where [`models`] does not say otherwise its name. `config.json` says which module has which scheme.
+//!
+//! What a release packs as MLX does is taken over as it is: MXFP4 (`P.weight` and U8 `P.scales`, mode `mxfp4`), and 4-bit
+//! integers, whose biases are −8 scales.
 
+mod arrange;
 mod config;
 mod models;
 
-use super::{Format, Module, Treatment};
-use crate::checkpoint::{Checkpoint, Config, Matrix};
+use super::{Arrangement, Format, Module, Rows};
+use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor};
 use crate::dtype::{Dtype, Float};
 use crate::error::Result;
 use crate::kernel::affine::Grid;
 use crate::kernel::vector::ROWS;
 use crate::pack;
 use crate::quant::Encoded;
-use crate::scheme::{Affine, Scheme};
+use crate::scheme::{Affine, Packed, Scheme};
 use crate::writer::layout::Stored;
 
 /// The format.
 #[derive(Debug)]
 pub struct Mlx;
 
+/// A tensor of module `rows`, its rows `width` elements long.
+fn part(rows: Rows<'_>, suffix: &str, dtype: Dtype, width: u64) -> Stored {
+    let module = rows.name.strip_suffix(".weight").unwrap_or(rows.name);
+    let shape: Vec<u64> = rows.above.iter().copied().chain([width]).collect();
+    let bytes = shape.iter().product::<u64>() * dtype.bits() / 8;
+    Stored { name: format!("{module}.{suffix}"), dtype, shape, bytes }
+}
+
 impl Format for Mlx {
     fn name(&self) -> &'static str {
         "mlx"
     }
 
-    fn treatments(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Vec<Treatment>> {
-        models::treatments(checkpoint, generic)
+    fn arrange(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
+        arrange::arrange(checkpoint, generic)
     }
 
-    fn parts(&self, name: &str, matrix: Matrix, scheme: Affine) -> Vec<Stored> {
-        let Matrix { rows, cols, float } = matrix;
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let part = |suffix: &str, dtype: Dtype, width: u64| Stored {
-            name: format!("{module}.{suffix}"),
-            dtype,
-            shape: vec![rows, width],
-            bytes: rows * width * dtype.bits() / 8,
-        };
+    fn parts(&self, rows: Rows<'_>, scheme: Affine) -> Vec<Stored> {
         vec![
-            part("weight", Dtype::U32, scheme.code_bytes(cols) / 4),
-            part("scales", float.dtype(), scheme.groups(cols)),
-            part("biases", float.dtype(), scheme.groups(cols)),
+            part(rows, "weight", Dtype::U32, scheme.code_bytes(rows.cols) / 4),
+            part(rows, "scales", rows.float.dtype(), scheme.groups(rows.cols)),
+            part(rows, "biases", rows.float.dtype(), scheme.groups(rows.cols)),
         ]
     }
 
@@ -76,6 +81,43 @@ impl Format for Mlx {
                 )
             })
             .collect();
+    }
+
+    fn stored<'a>(&self, output: &'a Checkpoint, target: &str, scheme: Affine) -> Option<(Matrix, Vec<&'a Tensor>)> {
+        let module = target.strip_suffix(".weight").unwrap_or(target);
+        let float = Float::of(output.tensor(&format!("{module}.scales"))?.dtype)?;
+        let (words, above) = output.tensor(&format!("{module}.weight"))?.shape.split_last()?;
+        let cols = words.checked_mul(32)? / u64::from(scheme.bits());
+        let rows = Rows { name: target, above, cols, float };
+        let is_there = |part: &Stored| {
+            output.tensor(&part.name).filter(|found| (found.dtype, &found.shape) == (part.dtype, &part.shape))
+        };
+        let parts = self.parts(rows, scheme).iter().map(is_there).collect::<Option<Vec<_>>>()?;
+        let matrix = Matrix { rows: above.iter().product(), cols, float };
+        (scheme.fits(cols) && matrix.rows > 0).then_some((matrix, parts))
+    }
+
+    fn packed_parts(&self, rows: Rows<'_>, packed: Packed) -> Vec<Stored> {
+        match packed {
+            Packed::Mxfp4 => {
+                vec![part(rows, "weight", Dtype::U32, rows.cols / 8), part(rows, "scales", Dtype::U8, rows.cols / 32)]
+            }
+            Packed::Int4(affine) => self.parts(rows, affine),
+        }
+    }
+
+    fn append_packed(&self, packed: Packed, store: Float, codes: &[u8], scales: &[u8], parts: &mut [Vec<u8>]) {
+        parts[0].extend_from_slice(codes);
+        if packed == Packed::Mxfp4 {
+            parts[1].extend_from_slice(scales);
+            return;
+        }
+        let mut values = vec![0.0; scales.len() / store.bytes()];
+        store.widen(scales, &mut values);
+        parts[1].extend_from_slice(scales);
+        // The codes are stored 8 up.
+        values.iter_mut().for_each(|scale| *scale *= -8.0);
+        store.append(&values, &mut parts[2]);
     }
 
     fn described(&self, config: &Config) -> Vec<(String, Scheme)> {

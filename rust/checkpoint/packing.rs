@@ -1,0 +1,458 @@
+//! Weights that are stored as codes beside scales, and what they decode to.
+//!
+//! A checkpoint may hold its weights in 8 or 4 bits, in one of the forms below. What belongs together is found by names
+//! and types and may lie in different shards; the rest of ramrs sees one tensor of the type the codes decode to, as if
+//! the release had stored that. Products are computed in `f32` and rounded once.
+//!
+//! | form | codes | scales | decodes to |
+//! |---|---|---|---|
+//! | FP8 | `P` E4M3 or E5M2 `[…, rows, cols]` | `P_scale_inv` or `P_scale`: one, one per row, or one per block; float or E8M0 | BF16: code · scale |
+//! | MXFP4 | `P_blocks` U8 `[…, cols/32, 16]`, the low half first | `P_scales` U8 (E8M0) `[…, cols/32]` | BF16: code · scale, exactly |
+//! | INT4 | `P.weight_packed` I32 `[rows, cols/8]`, the lowest bits first | `P.weight_scale` `[rows, cols/group]` | the scale's type: (code − 8) · scale |
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::{Config, Part, Tensor};
+use crate::dtype::{Dtype, Float, Float8, e2m1_values, e8m0};
+
+/// Elements of an MXFP4 block.
+const BLOCK: u64 = 32;
+
+/// How the elements of a tensor are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// As they are.
+    Plain,
+    /// As 8-bit floats, with scales for blocks of rows and columns.
+    Fp8 {
+        /// Their type.
+        codes: Float8,
+        /// The part that holds the scales.
+        scales: usize,
+        /// What shares a scale.
+        blocks: Blocks,
+    },
+    /// As E2M1 and E8M0, in blocks of 32 along the rows.
+    Mxfp4 {
+        /// The part that holds the scales.
+        scales: usize,
+    },
+    /// As 4-bit integers from −8 to 7, in groups along the rows.
+    Int4 {
+        /// The part that holds the scales.
+        scales: usize,
+        /// Elements that share a scale.
+        group_size: u64,
+        /// The part that says what shape it has, if there is one.
+        shape: Option<usize>,
+    },
+}
+
+/// Which elements of a stack of matrices share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Rows of one matrix of the stack.
+    pub matrix_rows: u64,
+    /// Rows that share a scale, within a matrix.
+    pub rows: u64,
+    /// Columns that do.
+    pub cols: u64,
+}
+
+/// What a part of a checkpoint is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It holds the elements of this tensor.
+    Elements(usize),
+    /// It is read with this tensor, whose scales or shape it holds.
+    Beside(usize),
+    /// It is of no use to whoever computes with weights, for this reason.
+    None(&'static str),
+}
+
+/// The tensors that some parts make up.
+#[derive(Debug, Default)]
+pub struct Paired {
+    /// The tensors, in the order of the parts that hold their elements.
+    pub tensors: Vec<Tensor>,
+    /// What each part is for.
+    pub uses: Vec<Use>,
+    /// Parts that do not fit together, and why: they are left as they are.
+    pub faults: Vec<(usize, String)>,
+}
+
+/// Ends of names of scales that weights do not need.
+const IDLE: [(&str, &str); 5] = [
+    (".input_scale", "the scale of an activation"),
+    (".activation_scale", "the scale of an activation"),
+    (".output_scale", "the scale of an activation"),
+    (".k_scale", "the scale of a cache"),
+    (".v_scale", "the scale of a cache"),
+];
+
+/// Finds what belongs together among `parts`.
+#[must_use]
+pub fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
+    let by_name: BTreeMap<&str, usize> = parts.iter().enumerate().map(|(at, part)| (part.name.as_str(), at)).collect();
+    let pairing = Pairing { parts, by_name, block_size: block_size(config) };
+    let mut paired = Paired { uses: vec![Use::None(""); parts.len()], ..Paired::default() };
+    let mut beside: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut found: Vec<(usize, Tensor)> = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        match pairing.tensor(at) {
+            None => {}
+            Some(Ok((tensor, with))) => {
+                beside.extend(with.into_iter().map(|other| (other, at)));
+                found.push((at, tensor));
+            }
+            Some(Err(reason)) => {
+                paired.faults.push((at, reason));
+                found.push((at, plain(at, part)));
+            }
+        }
+    }
+    let mut number: BTreeMap<usize, usize> = BTreeMap::new();
+    for (at, tensor) in found {
+        let idle = IDLE.iter().find(|(end, _)| tensor.name.ends_with(end)).map(|(_, why)| *why);
+        if let Some(why) = idle {
+            paired.uses[at] = Use::None(why);
+        } else if !beside.contains_key(&at) {
+            paired.uses[at] = Use::Elements(paired.tensors.len());
+            number.insert(at, paired.tensors.len());
+            paired.tensors.push(tensor);
+        }
+    }
+    for (other, at) in beside {
+        if let Some(&tensor) = number.get(&at) {
+            paired.uses[other] = Use::Beside(tensor);
+        }
+    }
+    let mut orphans = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        let Use::Elements(tensor) = paired.uses[at] else { continue };
+        if paired.tensors[tensor].packing != Packing::Plain || paired.faults.iter().any(|(other, _)| *other == at) {
+            continue;
+        }
+        match (other_method(part), orphan(part)) {
+            // What another method stores is the reason for whatever else does not fit.
+            (Some(reason), _) => paired.faults.insert(0, (at, reason.to_owned())),
+            (None, Some(reason)) => orphans.push((at, reason.to_owned())),
+            (None, None) => {}
+        }
+    }
+    paired.faults.extend(orphans);
+    paired
+}
+
+/// Whether `name` ends in one of `ends`.
+fn has_end(name: &str, ends: &[&str]) -> bool {
+    ends.iter().any(|end| name.ends_with(end))
+}
+
+/// The method that stores a part of this name, if that is one whose weights are not read.
+fn other_method(part: &Part) -> Option<&'static str> {
+    if has_end(&part.name, &[".weight_scale_2", ".weight_global_scale"]) {
+        return Some("it belongs to NVFP4, which is not read");
+    }
+    has_end(&part.name, &[".qweight", ".qzeros", ".g_idx"]).then_some("it belongs to GPTQ or AWQ, which are not read")
+}
+
+/// Why a part that is alone should not be: it holds codes without scales, or scales without codes.
+fn orphan(part: &Part) -> Option<&'static str> {
+    let is_block_scale = part.dtype == Dtype::U8 && part.name.ends_with("_scales");
+    if part.name.ends_with(".weight_packed") {
+        Some("codes of this type are not read")
+    } else if has_end(&part.name, &["_scale_inv", ".weight_scale"]) || is_block_scale {
+        Some("the weight of these scales is not there, or not stored as codes")
+    } else {
+        None
+    }
+}
+
+/// A tensor whose elements are those of a part.
+fn plain(at: usize, part: &Part) -> Tensor {
+    Tensor {
+        name: part.name.clone(),
+        dtype: part.dtype,
+        shape: part.shape.clone(),
+        part: at,
+        shard: part.shard,
+        offset: part.offset,
+        bytes: part.bytes,
+        packing: Packing::Plain,
+    }
+}
+
+/// Rows and columns of a block, as a configuration says.
+fn block_size(config: Option<&Config>) -> Option<(u64, u64)> {
+    let size = config?.get("quantization_config")?.get("weight_block_size")?.as_array()?;
+    match size.as_slice() {
+        [rows, cols] => Some((rows.as_u64().filter(|rows| *rows > 0)?, cols.as_u64().filter(|cols| *cols > 0)?)),
+        _ => None,
+    }
+}
+
+struct Pairing<'a> {
+    parts: &'a [Part],
+    by_name: BTreeMap<&'a str, usize>,
+    block_size: Option<(u64, u64)>,
+}
+
+/// A tensor, and the other parts it needs.
+type Found = Result<(Tensor, Vec<usize>), String>;
+
+impl Pairing<'_> {
+    /// The tensor whose elements part `at` holds; `None` if that is one that is read beside another.
+    fn tensor(&self, at: usize) -> Option<Found> {
+        let part = &self.parts[at];
+        if let Some(base) = part.name.strip_suffix("_blocks").filter(|_| part.dtype == Dtype::U8) {
+            return Some(self.mxfp4(at, base));
+        }
+        if let Some(base) = part.name.strip_suffix("_packed").filter(|_| part.dtype == Dtype::I32) {
+            return Some(self.int4(at, base));
+        }
+        if let Some(codes) = Float8::of(part.dtype).filter(|_| !part.name.ends_with("_scale")) {
+            return Some(self.fp8(at, codes));
+        }
+        Some(Ok((plain(at, part), Vec::new())))
+    }
+
+    fn named(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// `part` with elements of type `float` and this shape.
+    fn packed(&self, at: usize, float: Float, shape: Vec<u64>, packing: Packing) -> Result<Tensor, String> {
+        let elements = shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
+        let bytes = elements.and_then(|elements| float.dtype().bytes(elements)).ok_or("it is too large")?;
+        Ok(Tensor { dtype: float.dtype(), shape, bytes, packing, ..plain(at, &self.parts[at]) })
+    }
+
+    fn fp8(&self, at: usize, codes: Float8) -> Found {
+        let part = &self.parts[at];
+        let names = ["_scale_inv", "_scale"].map(|end| format!("{}{end}", part.name));
+        let scales = names.iter().find_map(|name| self.named(name));
+        let scales = scales.ok_or_else(|| {
+            format!("its scales are not there: neither `{}` nor `{}`", names[0], names[1])
+        })?;
+        let blocks = self.blocks(part, &self.parts[scales])?;
+        let tensor = self.packed(at, Float::BF16, part.shape.clone(), Packing::Fp8 { codes, scales, blocks })?;
+        Ok((tensor, vec![scales]))
+    }
+
+    /// Which elements of `codes` share one of `scales`.
+    fn blocks(&self, codes: &Part, scales: &Part) -> Result<Blocks, String> {
+        let is_scale = Float::of(scales.dtype).is_some() || matches!(scales.dtype, Dtype::F8_E8M0 | Dtype::U8);
+        if !is_scale {
+            return Err(format!("its scales, `{}`, are {}", scales.name, scales.dtype));
+        }
+        let (cols, above) = codes.shape.split_last().map_or((1, &[][..]), |(cols, above)| (*cols, above));
+        let (rows, stack) = above.split_last().map_or((1, &[][..]), |(rows, stack)| (*rows, stack));
+        let count: u64 = stack.iter().product();
+        let all = scales.shape.iter().product::<u64>();
+        let blocks = |rows, cols, matrix_rows| Ok(Blocks { matrix_rows, rows, cols });
+        let (rows, cols) = (rows.max(1), cols.max(1));
+        if all == 1 {
+            return blocks(rows * count, cols, rows * count);
+        }
+        if all == rows * count && (scales.shape.last() == Some(&1) || scales.shape.len() < codes.shape.len()) {
+            return blocks(1, cols, rows);
+        }
+        if all == count && count > 1 {
+            return blocks(rows, cols, rows);
+        }
+        let fits = |block: (u64, u64)| {
+            let expected: Vec<u64> =
+                stack.iter().copied().chain([rows.div_ceil(block.0), cols.div_ceil(block.1)]).collect();
+            scales.shape == expected
+        };
+        let usual = [128, 64, 32, 16].map(|size| (size, size));
+        match self.block_size.into_iter().chain(usual).find(|block| fits(*block)) {
+            Some((block_rows, block_cols)) => blocks(block_rows, block_cols, rows),
+            None => Err(format!(
+                "its scales, `{}`, are {:?}: that is not one for all, one for each row, or one for each block of {:?}",
+                scales.name, scales.shape, codes.shape
+            )),
+        }
+    }
+
+    fn mxfp4(&self, at: usize, base: &str) -> Found {
+        let part = &self.parts[at];
+        let name = format!("{base}_scales");
+        let scales = self.named(&name).ok_or_else(|| format!("its scales, `{name}`, are not there"))?;
+        let fits = self.parts[scales].dtype == Dtype::U8
+            && part.shape.last() == Some(&(BLOCK / 2))
+            && part.shape.len() > 1
+            && part.shape[..part.shape.len() - 1] == self.parts[scales].shape;
+        if !fits {
+            let Part { dtype, shape, .. } = &self.parts[scales];
+            return Err(format!("it is {:?} and its scales, `{name}`, are {dtype} {shape:?}", part.shape));
+        }
+        let mut shape = self.parts[scales].shape.clone();
+        if let Some(cols) = shape.last_mut() {
+            *cols *= BLOCK;
+        }
+        Ok((self.packed(at, Float::BF16, shape, Packing::Mxfp4 { scales })?, vec![scales]))
+    }
+
+    fn int4(&self, at: usize, base: &str) -> Found {
+        let part = &self.parts[at];
+        let name = format!("{base}_scale");
+        let scales = self.named(&name).ok_or_else(|| format!("its scales, `{name}`, are not there"))?;
+        if let Some(points) = self.named(&format!("{base}_zero_point")) {
+            return Err(format!("it has zero points, `{}`: only symmetric codes are read", self.parts[points].name));
+        }
+        let Part { dtype, shape, .. } = &self.parts[scales];
+        let (&[rows, words], &[scale_rows, groups]) = (part.shape.as_slice(), shape.as_slice()) else {
+            return Err(format!("it is {:?} and its scales, `{name}`, are {shape:?}", part.shape));
+        };
+        let cols = words.saturating_mul(8);
+        let group_size = cols.checked_div(groups).unwrap_or(0);
+        let float = Float::of(*dtype);
+        let (Some(float), true) = (float, rows == scale_rows && [32, 64, 128].contains(&group_size)) else {
+            return Err(format!("it is {:?} and its scales, `{name}`, are {dtype} {shape:?}", part.shape));
+        };
+        if group_size * groups != cols {
+            return Err(format!("its rows of {cols} do not divide into {groups} groups"));
+        }
+        let float = if float == Float::F32 { Float::BF16 } else { float };
+        let is_shape = |part: &usize| matches!(self.parts[*part].dtype, Dtype::I32 | Dtype::I64);
+        let shape = self.named(&format!("{base}_shape")).filter(is_shape);
+        let tensor = self.packed(at, float, vec![rows, cols], Packing::Int4 { scales, group_size, shape })?;
+        Ok((tensor, [scales].into_iter().chain(shape).collect()))
+    }
+}
+
+/// Elements that are decoded together, and the scales for them.
+#[derive(Debug)]
+pub struct Request {
+    /// Elements, whole units of codes.
+    pub elements: Range<u64>,
+    /// Bytes of their codes.
+    pub codes: Range<u64>,
+    /// Their scales, by number.
+    pub scales: Range<u64>,
+}
+
+impl Packing {
+    /// The part that holds the scales.
+    #[must_use]
+    pub fn scales(self) -> Option<usize> {
+        match self {
+            Self::Plain => None,
+            Self::Fp8 { scales, .. } | Self::Mxfp4 { scales } | Self::Int4 { scales, .. } => Some(scales),
+        }
+    }
+
+    /// Its name in documents.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::Fp8 { codes: Float8::E4M3, .. } => Some("fp8-e4m3"),
+            Self::Fp8 { codes: Float8::E5M2, .. } => Some("fp8-e5m2"),
+            Self::Mxfp4 { .. } => Some("mxfp4"),
+            Self::Int4 { .. } => Some("int4"),
+        }
+    }
+
+    /// What must be read to decode `elements` of a tensor of rows of `cols`.
+    #[must_use]
+    pub fn request(self, cols: u64, elements: &Range<u64>) -> Request {
+        let whole = |unit: u64| elements.start / unit * unit..elements.end.div_ceil(unit) * unit;
+        match self {
+            Self::Plain => Request { elements: elements.clone(), codes: elements.clone(), scales: 0..0 },
+            Self::Fp8 { blocks, .. } => {
+                let across = cols.div_ceil(blocks.cols);
+                let first = blocks.scale_row(elements.start / cols);
+                let last = blocks.scale_row(elements.end.saturating_sub(1).max(elements.start) / cols);
+                let scales = first * across..(last + 1) * across;
+                Request { elements: elements.clone(), codes: elements.clone(), scales }
+            }
+            Self::Mxfp4 { .. } => {
+                let elements = whole(BLOCK);
+                let scales = elements.start / BLOCK..elements.end / BLOCK;
+                Request { codes: elements.start / 2..elements.end / 2, scales, elements }
+            }
+            Self::Int4 { group_size, .. } => {
+                let elements = whole(8);
+                let scales = elements.start / group_size..elements.end.div_ceil(group_size);
+                Request { codes: elements.start / 2..elements.end / 2, scales, elements }
+            }
+        }
+    }
+
+    /// Decodes `request` of a tensor of rows of `cols` into elements of type `float`, 2 bytes each.
+    ///
+    /// # Panics
+    /// If the codes, the scales or the room are not as long as the request says.
+    pub fn decode(self, float: Float, cols: u64, request: &Request, codes: &[u8], scales: &[f32], out: &mut [u8]) {
+        let round: fn(f32) -> u16 = match float {
+            Float::F16 => |value| f16::from_f32(value).to_bits(),
+            _ => |value| bf16::from_f32(value).to_bits(),
+        };
+        let out: &mut [u16] = bytemuck::cast_slice_mut(out);
+        let first_scale = request.scales.start;
+        match self {
+            Self::Plain => unreachable!("what is plain is read as it is"),
+            Self::Fp8 { codes: float8, blocks, .. } => {
+                let values = float8.values();
+                let across = cols.div_ceil(blocks.cols);
+                let mut at = request.elements.start;
+                let mut done = 0;
+                while done < out.len() {
+                    let (row, column) = (at / cols, at % cols);
+                    let block = column / blocks.cols;
+                    let end = ((block + 1) * blocks.cols).min(cols);
+                    let count = usize::try_from(end - column).unwrap_or(usize::MAX).min(out.len() - done);
+                    let scale = scales[(blocks.scale_row(row) * across + block - first_scale) as usize];
+                    for (out, &code) in out[done..done + count].iter_mut().zip(&codes[done..done + count]) {
+                        *out = round(values[usize::from(code)] * scale);
+                    }
+                    done += count;
+                    at += count as u64;
+                }
+            }
+            Self::Mxfp4 { .. } => {
+                let values = e2m1_values();
+                let blocks = out.chunks_exact_mut(BLOCK as usize).zip(codes.chunks_exact(BLOCK as usize / 2));
+                for ((out, codes), &scale) in blocks.zip(scales) {
+                    for (pair, &both) in out.chunks_exact_mut(2).zip(codes) {
+                        pair[0] = round(values[usize::from(both & 15)] * scale);
+                        pair[1] = round(values[usize::from(both >> 4)] * scale);
+                    }
+                }
+            }
+            Self::Int4 { group_size, .. } => {
+                for (at, (pair, &both)) in out.chunks_exact_mut(2).zip(codes).enumerate() {
+                    let group = (request.elements.start + 2 * at as u64) / group_size;
+                    let scale = scales[(group - first_scale) as usize];
+                    pair[0] = round((f32::from(both & 15) - 8.0) * scale);
+                    pair[1] = round((f32::from(both >> 4) - 8.0) * scale);
+                }
+            }
+        }
+    }
+}
+
+impl Blocks {
+    /// Which row of scales row `row` of the stack has.
+    fn scale_row(self, row: u64) -> u64 {
+        let per_matrix = self.matrix_rows.div_ceil(self.rows);
+        row / self.matrix_rows * per_matrix + row % self.matrix_rows / self.rows
+    }
+}
+
+/// Widens scales of type `dtype`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn widen_scales(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match Float::of(dtype) {
+        Some(float) => float.widen(bytes, out),
+        None => out.iter_mut().zip(bytes).for_each(|(scale, &code)| *scale = e8m0(code)),
+    }
+}

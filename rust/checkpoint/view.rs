@@ -1,0 +1,160 @@
+//! A matrix as it is used, and where its elements are.
+//!
+//! Releases store matrices transposed, stacked, fused by halves or in turns. Each of these is a pattern of strides over
+//! the elements of one tensor:
+//!
+//! | stored | rows | offset, row stride, column stride |
+//! |---|---|---|
+//! | `[rows, cols]` | rows | 0, cols, 1 |
+//! | matrix `e` of a stack `[E, rows, cols]` | rows | e·rows·cols, cols, 1 |
+//! | the second half of `[2·rows, cols]` | rows | rows·cols, cols, 1 |
+//! | every second row, from the first on | rows / 2 | 0, 2·cols, 1 |
+//! | `[inputs, outputs]` | outputs | 0, 1, outputs |
+
+use std::ops::Range;
+
+use super::{Checkpoint, Matrix, Tensor};
+use crate::dtype::Float;
+
+/// A matrix of `rows` outputs and `cols` inputs among the elements of a tensor: `(i, j)` is element
+/// `offset + i · row_stride + j · col_stride`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct View {
+    /// Index of the tensor in its checkpoint.
+    pub tensor: usize,
+    /// Element of the tensor that is the first.
+    pub offset: u64,
+    /// Output channels.
+    pub rows: u64,
+    /// Input channels.
+    pub cols: u64,
+    /// Elements from one row to the next.
+    pub row_stride: u64,
+    /// Elements from one column to the next.
+    pub col_stride: u64,
+}
+
+impl View {
+    /// All elements of `tensor`, number `index`, in rows as long as its last dimension.
+    #[must_use]
+    pub fn whole(index: usize, tensor: &Tensor) -> Self {
+        let cols = tensor.shape.last().copied().unwrap_or(1);
+        let rows = tensor.elements().checked_div(cols).unwrap_or(0);
+        Self { tensor: index, offset: 0, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// Rows `first`, `first + step`, … of these, `count` of them.
+    #[must_use]
+    pub fn rows(self, first: u64, step: u64, count: u64) -> Self {
+        Self {
+            offset: self.offset + first * self.row_stride,
+            rows: count,
+            row_stride: step * self.row_stride,
+            ..self
+        }
+    }
+
+    /// Matrix `at` of a stack of `count`, one after the other.
+    #[must_use]
+    pub fn matrix_of(self, at: u64, count: u64) -> Self {
+        let rows = self.rows / count.max(1);
+        self.rows(at * rows, 1, rows)
+    }
+
+    /// Rows for columns.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Elements in it.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.rows * self.cols
+    }
+
+    /// Whether its elements follow each other as they are stored.
+    #[must_use]
+    pub fn is_contiguous(&self) -> bool {
+        self.col_stride == 1 && (self.row_stride == self.cols || self.rows == 1)
+    }
+
+    /// Whether it is all of `tensor`, as it is stored.
+    #[must_use]
+    pub fn is_whole(&self, tensor: &Tensor) -> bool {
+        self.is_contiguous() && self.offset == 0 && self.elements() == tensor.elements()
+    }
+
+    /// Its shape and element type, if it has elements and ramrs computes with them.
+    #[must_use]
+    pub fn matrix(&self, checkpoint: &Checkpoint) -> Option<Matrix> {
+        let float = Float::of(checkpoint.tensors[self.tensor].dtype)?;
+        (self.rows > 0 && self.cols > 0).then_some(Matrix { rows: self.rows, cols: self.cols, float })
+    }
+
+    /// The elements of row `row`, if they follow each other.
+    #[must_use]
+    pub fn row(&self, row: u64) -> Range<u64> {
+        let first = self.offset + row * self.row_stride;
+        first..first + self.cols
+    }
+
+    /// Where element `(row, column)` is in `tensor`, by its dimensions.
+    #[must_use]
+    pub fn index(&self, tensor: &Tensor, row: u64, column: u64) -> Vec<u64> {
+        unravel(&tensor.shape, self.offset + row * self.row_stride + column * self.col_stride)
+    }
+}
+
+/// The index of element `at` of a tensor of that shape.
+#[must_use]
+pub fn unravel(shape: &[u64], mut at: u64) -> Vec<u64> {
+    let mut index = Vec::with_capacity(shape.len());
+    for &size in shape.iter().rev() {
+        index.push(at % size.max(1));
+        at /= size.max(1);
+    }
+    index.reverse();
+    index
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::packing::Packing;
+    use crate::dtype::Dtype;
+
+    fn tensor(shape: &[u64]) -> Tensor {
+        let bytes = 2 * shape.iter().product::<u64>();
+        let (name, dtype, shape) = ("x".to_owned(), Dtype::BF16, shape.to_vec());
+        Tensor { name, dtype, shape, part: 0, shard: 0, offset: 0, bytes, packing: Packing::Plain }
+    }
+
+    fn elements(view: View) -> Vec<Vec<u64>> {
+        let at = |row, column| view.offset + row * view.row_stride + column * view.col_stride;
+        (0..view.rows).map(|row| (0..view.cols).map(|column| at(row, column)).collect()).collect()
+    }
+
+    #[test]
+    fn strides_are_as_the_table_says() {
+        let stack = tensor(&[2, 4, 3]);
+        let whole = View::whole(0, &stack);
+        assert!(whole.is_whole(&stack) && (whole.rows, whole.cols) == (8, 3));
+        let second = whole.matrix_of(1, 2);
+        assert_eq!(elements(second)[0], [12, 13, 14]);
+        assert!(second.is_contiguous() && !second.is_whole(&stack));
+        assert_eq!(elements(second.rows(1, 2, 2)), [[15, 16, 17], [21, 22, 23]]);
+        assert_eq!(elements(second.transposed())[2], [14, 17, 20, 23]);
+        assert_eq!(elements(second.transposed().rows(0, 2, 2)), [[12, 15, 18, 21], [14, 17, 20, 23]]);
+        assert_eq!(second.transposed().index(&stack, 2, 1), [1, 1, 2]);
+        assert_eq!(second.transposed().transposed(), second);
+        let scalar = tensor(&[]);
+        assert!(View::whole(0, &scalar).is_whole(&scalar));
+    }
+}

@@ -1,0 +1,352 @@
+//! What becomes of every tensor of a checkpoint for `mlx-lm`, by the rules of its [model](super::models).
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::models::{BUFFERS, Into, Model, Outputs, Rule, Take, model};
+use crate::checkpoint::packing::Packing;
+use crate::checkpoint::{Checkpoint, Tensor, View};
+use crate::error::{Error, Result};
+use crate::format::{Arrangement, Target, Treatment};
+use crate::name::{Name, Role};
+
+/// Methods of other quantizers whose checkpoints are read ([`crate::checkpoint::packing`]).
+const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8"];
+
+/// Forms of the method `compressed-tensors` that are.
+const READ_FORMS: [&str; 4] = ["pack-quantized", "float-quantized", "naive-quantized", "dense"];
+
+/// What becomes of `checkpoint`.
+pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
+    let config = checkpoint.dir.join("config.json");
+    if let Some((part, reason)) = checkpoint.faults.first() {
+        let part = &checkpoint.parts[*part];
+        let file = checkpoint.shards[part.shard].path.clone();
+        return Err(Error::Layout { file, tensor: part.name.clone(), reason: reason.clone() });
+    }
+    if let Some(method) = unreadable(checkpoint) {
+        return Err(Error::AlreadyQuantized { config, method });
+    }
+    let model = match (generic, checkpoint.model_type()) {
+        (true, _) => None,
+        (false, Some(model_type)) => Some(model(model_type).ok_or_else(|| Error::UnknownModel {
+            model_type: model_type.to_owned(),
+            format: "MLX",
+        })?),
+        (false, None) => {
+            return Err(Error::NoCheckpoint {
+                path: config,
+                reason: if checkpoint.config.is_some() { "has no model_type" } else { "is missing" }.to_owned(),
+                hint: "MLX needs the model's config.json; --generic writes the tensors without it",
+            });
+        }
+    };
+    let mut arranging = Arranging { checkpoint, model, targets: Vec::new(), stacks: BTreeMap::new() };
+    let mut treatments = Vec::with_capacity(checkpoint.tensors.len());
+    for at in 0..checkpoint.tensors.len() {
+        treatments.push(arranging.tensor(at)?);
+    }
+    let arrangement = Arrangement { targets: arranging.finish()?, treatments };
+    check_names(checkpoint, &arrangement)?;
+    Ok(arrangement)
+}
+
+/// A tensor of the output must have a name of its own, that is no key of the quantization block.
+fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()> {
+    let is_key = |name: &str| ["bits", "group_size", "mode"].contains(&name.strip_suffix(".weight").unwrap_or(name));
+    let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
+    for target in &arrangement.targets {
+        if target.shape.len() == 2 && is_key(&target.name) {
+            let reason = "its module is called as a key of MLX's quantization block is".to_owned();
+            return Err(Error::Scheme { tensor: target.name.clone(), reason });
+        }
+        if let Some(other) = names.insert(&target.name, target) {
+            let [first, second] = [other, target].map(|target| &checkpoint.tensors[target.views[0].tensor]);
+            let reason = format!("it and `{}` are both `{}` for mlx-lm", first.name, target.name);
+            return Err(Error::Layout {
+                file: checkpoint.file_of(second).to_owned(),
+                tensor: second.name.clone(),
+                reason,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The method a checkpoint is quantized by, if it is one that is not read.
+fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
+    let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
+    let text = |key: &str| block.get(key).and_then(Value::as_str);
+    let method = text("quant_method").or(text("mode"));
+    match method {
+        Some("compressed-tensors") => {
+            let form = text("format").unwrap_or("dense");
+            let groups = block.get("config_groups").and_then(Value::as_object);
+            let weights = groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("weights"));
+            let asymmetric = |weights: &Value| weights.get("symmetric") == Some(&Value::Bool(false));
+            let wide = |weights: &Value| !matches!(weights.get("num_bits").and_then(Value::as_u64), None | Some(4));
+            let refused = if READ_FORMS.contains(&form) {
+                form == "pack-quantized" && weights.clone().any(|weights| asymmetric(weights) || wide(weights))
+            } else {
+                true
+            };
+            refused.then(|| format!("compressed-tensors, {form}: of the packed ones only symmetric 4-bit codes are read"))
+        }
+        Some(method) if READ_METHODS.contains(&method) => None,
+        Some(method) => Some(method.to_owned()),
+        None => Some("its config.json has a quantization block".to_owned()),
+    }
+}
+
+/// A stack that is being put together: its target, and what is known of each matrix.
+struct Stack {
+    target: usize,
+    matrices: BTreeMap<usize, View>,
+}
+
+struct Arranging<'a> {
+    checkpoint: &'a Checkpoint,
+    model: Option<&'static Model>,
+    targets: Vec<Target>,
+    stacks: BTreeMap<String, Stack>,
+}
+
+/// What a pattern leaves open of a name: its beginning, and a number.
+struct Matched<'n> {
+    beginning: &'n str,
+    number: Option<usize>,
+}
+
+/// Fits `name` to `pattern`.
+fn matched<'n>(pattern: &str, name: &'n str) -> Option<Matched<'n>> {
+    let (rest, is_open) = pattern.strip_prefix('*').map_or((pattern, false), |rest| (rest, true));
+    let (before, number) = match rest.split_once('#') {
+        None => (name.strip_suffix(rest)?, None),
+        Some((head, tail)) => {
+            let name = name.strip_suffix(tail)?;
+            let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+            let (name, number) = name.split_at(name.len() - digits);
+            (name.strip_suffix(head)?, Some(number.parse().ok()?))
+        }
+    };
+    (is_open || before.is_empty()).then_some(Matched { beginning: before, number })
+}
+
+impl Arranging<'_> {
+    /// Arranges tensor `at`, and says what becomes of it.
+    fn tensor(&mut self, at: usize) -> Result<Treatment> {
+        let tensor = &self.checkpoint.tensors[at];
+        let name = unpacked(tensor);
+        let Some(model) = self.model else {
+            let is_stack = tensor.shape.len() == 3 && name.contains(".switch_mlp.");
+            self.targets.push(Target { name: name.to_owned(), stacked: is_stack, ..Target::same(self.checkpoint, at) });
+            return Ok(Treatment::Write);
+        };
+        if let Some(treatment) = self.aside(tensor) {
+            return Ok(treatment);
+        }
+        let rules = model.rules.iter().copied().chain([BUFFERS]).flatten();
+        for Rule { from, into } in rules {
+            let Some(found) = matched(from, name) else { continue };
+            let targets = match into {
+                Into::Nothing(reason) => return Ok(Treatment::Drop(reason)),
+                Into::Targets(targets) => *targets,
+            };
+            for (pattern, take) in targets {
+                let name = pattern.replacen('*', found.beginning, 1);
+                self.take(at, self.renamed(model, &name), *take, found.number)?;
+            }
+            return Ok(Treatment::Write);
+        }
+        self.take(at, self.renamed(model, name), Take::Same, None)?;
+        Ok(Treatment::Write)
+    }
+
+    /// What is left out for what it is, whatever the model.
+    fn aside(&self, tensor: &Tensor) -> Option<Treatment> {
+        let Name { role, layer, .. } = Name::parse(&tensor.name);
+        let layers = self.checkpoint.config_size("num_hidden_layers");
+        match role {
+            Role::Tower => Some(Treatment::Drop("mlx-lm reads the language model only")),
+            Role::MultiToken => Some(Treatment::Drop("mlx-lm does not predict several tokens at once")),
+            _ if layer.zip(layers).is_some_and(|(layer, layers)| layer as u64 >= layers) => {
+                Some(Treatment::Drop("beyond the model's layers: mlx-lm does not predict several tokens at once"))
+            }
+            Role::Head if tensor.name.ends_with("lm_head.weight") && self.checkpoint.is_tied() == Some(true) => {
+                let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
+                let embedding = self.checkpoint.tensors.iter().find(is_embedding)?;
+                Some(Treatment::Tied(embedding.name.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    fn renamed(&self, model: &Model, name: &str) -> String {
+        let found = model.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+        found.unwrap_or_else(|| name.to_owned())
+    }
+
+    /// Makes tensor `at` target `name`, or part of it.
+    fn take(&mut self, at: usize, name: String, take: Take, number: Option<usize>) -> Result<()> {
+        let checkpoint = self.checkpoint;
+        let tensor = &checkpoint.tensors[at];
+        let misfit = |reason: &str| self.misfit(tensor, format!("is {:?}: {reason}", tensor.shape));
+        let same = Target { name, ..Target::same(checkpoint, at) };
+        let whole = same.views[0];
+        let target = match take {
+            Take::Same => same,
+            Take::PlusOne => Target { adds_one: true, ..same },
+            Take::Expert => return self.expert(at, same, number.unwrap_or_default()),
+            Take::Swapped => {
+                let &[channels, inputs, taps] = same.shape.as_slice() else {
+                    return Err(misfit("a convolution has three dimensions"));
+                };
+                // Of one input channel, the elements stay where they are.
+                let channel = |at| whole.matrix_of(at, channels).transposed();
+                let views = if inputs == 1 { same.views } else { (0..channels).map(channel).collect() };
+                Target { shape: vec![channels, taps, inputs], views, ..same }
+            }
+            Take::Turns(first) => {
+                let width = whole.cols / 2;
+                let view =
+                    View { offset: first, cols: width, row_stride: whole.cols, col_stride: 2, ..whole };
+                let mut shape = same.shape.clone();
+                if !whole.cols.is_multiple_of(2) || shape.pop().is_none() {
+                    return Err(misfit("it does not divide into two"));
+                }
+                shape.push(width);
+                Target { shape, views: vec![view], ..same }
+            }
+            Take::Matrices { input_major, outputs } => {
+                let (count, rows) = match *same.shape.as_slice() {
+                    [count, rows, _] => (Some(count), rows),
+                    [rows, _] => (None, rows),
+                    _ => return Err(misfit("it is no matrix, and no stack of them")),
+                };
+                let rows = if input_major { whole.cols } else { rows };
+                if outputs != Outputs::All && !rows.is_multiple_of(2) {
+                    return Err(misfit("its outputs do not divide into two"));
+                }
+                let one = |expert: u64| {
+                    let stored = whole.matrix_of(expert, count.unwrap_or(1));
+                    let view = if input_major { stored.transposed() } else { stored };
+                    match outputs {
+                        Outputs::All => view,
+                        Outputs::Half(half) => view.rows(half * rows / 2, 1, rows / 2),
+                        Outputs::Turn(turn) => view.rows(turn, 2, rows / 2),
+                    }
+                };
+                let views: Vec<View> = (0..count.unwrap_or(1)).map(one).collect();
+                let matrix = views.first().map_or([0, 0], |view| [view.rows, view.cols]);
+                Target { shape: count.into_iter().chain(matrix).collect(), views, stacked: count.is_some(), ..same }
+            }
+            Take::LatentKeys | Take::LatentValues => self.latent(tensor, same, take)?,
+        };
+        self.targets.push(self.finished(target));
+        Ok(())
+    }
+
+    /// The keys or values of `target`, head by head.
+    fn latent(&self, tensor: &Tensor, target: Target, take: Take) -> Result<Target> {
+        let size = |key: &str| self.checkpoint.config_size(key);
+        let sizes = (size("num_attention_heads"), size("qk_nope_head_dim"), size("v_head_dim"));
+        let (Some(heads), Some(keys), Some(values)) = sizes else {
+            let reason = "config.json does not say num_attention_heads, qk_nope_head_dim and v_head_dim".to_owned();
+            return Err(self.misfit(tensor, reason));
+        };
+        let whole = target.views[0];
+        if heads == 0 || heads.checked_mul(keys.saturating_add(values)) != Some(whole.rows) || tensor.shape.len() != 2 {
+            let expected = format!("is {:?}, and should have {heads} heads of {keys} + {values} rows", tensor.shape);
+            return Err(self.misfit(tensor, expected));
+        }
+        let head = |at: u64| {
+            let head = whole.matrix_of(at, heads);
+            if take == Take::LatentKeys { head.rows(0, 1, keys).transposed() } else { head.rows(keys, 1, values) }
+        };
+        let views: Vec<View> = (0..heads).map(head).collect();
+        let shape = vec![heads, views[0].rows, views[0].cols];
+        Ok(Target { shape, views, stacked: true, ..target })
+    }
+
+    /// Makes `one` matrix `number` of a stack.
+    fn expert(&mut self, at: usize, one: Target, number: usize) -> Result<()> {
+        let tensor = &self.checkpoint.tensors[at];
+        let target = match self.stacks.get(&one.name) {
+            Some(stack) => stack.target,
+            None => {
+                self.stacks.insert(one.name.clone(), Stack { target: self.targets.len(), matrices: BTreeMap::new() });
+                let stack = Target { stacked: true, ..one.clone() };
+                self.targets.push(self.finished(stack));
+                self.targets.len() - 1
+            }
+        };
+        let first = &self.targets[target];
+        if tensor.shape.len() != 2 || (&first.shape, first.dtype) != (&one.shape, one.dtype) {
+            let reason = format!(
+                "is {} {:?}, and another expert of its stack {} {:?}",
+                one.dtype, one.shape, first.dtype, first.shape
+            );
+            return Err(self.misfit(tensor, reason));
+        }
+        if let Some(stack) = self.stacks.get_mut(&one.name) {
+            stack.matrices.insert(number, one.views[0]);
+        }
+        Ok(())
+    }
+
+    /// The targets, with stacks that are complete.
+    fn finish(mut self) -> Result<Vec<Target>> {
+        let keys = ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"];
+        let counted = keys.iter().find_map(|key| self.checkpoint.config_size(key));
+        for Stack { target, matrices } in std::mem::take(&mut self.stacks).into_values() {
+            let count = matrices.len();
+            let missing = (0..count).find(|expert| !matrices.contains_key(expert));
+            let short = counted.filter(|counted| *counted > count as u64).map(|_| count);
+            if let Some(missing) = missing.or(short) {
+                let tensor = &self.checkpoint.tensors[self.targets[target].views[0].tensor];
+                let reason = format!("expert {missing} of its layer is missing");
+                return Err(self.misfit(tensor, reason));
+            }
+            let target = &mut self.targets[target];
+            target.shape.insert(0, count as u64);
+            target.views = matrices.into_values().collect();
+        }
+        Ok(self.targets)
+    }
+
+    /// `target`, and whether `mlx-lm` can read it quantized.
+    fn finished(&self, target: Target) -> Target {
+        let raw = self.model.is_some_and(|model| model.raw.iter().any(|raw| matched(raw, &target.name).is_some()));
+        Target { never: raw.then_some("mlx-lm holds it outside of any module"), ..target }
+    }
+
+    fn misfit(&self, tensor: &Tensor, reason: String) -> Error {
+        Error::Layout { file: self.checkpoint.file_of(tensor).to_owned(), tensor: tensor.name.clone(), reason }
+    }
+}
+
+/// The name of `tensor`, without what it says of its packing.
+fn unpacked(tensor: &Tensor) -> &str {
+    match tensor.packing {
+        Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
+        Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_leave_a_beginning_and_a_number_open() {
+        let fit = |pattern, name| matched(pattern, name).map(|found| (found.beginning.to_owned(), found.number));
+        let expert = "model.layers.3.mlp.experts.12.up_proj.weight";
+        assert_eq!(fit("*.mlp.experts.#.up_proj.weight", expert), Some(("model.layers.3".to_owned(), Some(12))));
+        assert_eq!(fit("*.mlp.experts.#.down_proj.weight", expert), None);
+        assert_eq!(fit("*.experts.#.up_proj.weight", "a.experts.x.up_proj.weight"), None);
+        assert_eq!(fit("model.norm.weight", "model.norm.weight"), Some((String::new(), None)));
+        assert_eq!(fit("model.norm.weight", "mtp.model.norm.weight"), None);
+        assert_eq!(fit("*lm_head.weight", "lm_head.weight"), Some((String::new(), None)));
+    }
+}

@@ -1,0 +1,53 @@
+//! `weights`: one tensor of a checkpoint, decoded.
+
+use std::path::Path;
+
+use crate::checkpoint::packing::Packing;
+use crate::checkpoint::stream::Reader;
+use crate::checkpoint::view::unravel;
+use crate::checkpoint::{Checkpoint, Part};
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+
+/// A tensor's elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// Its dimensions, outermost first.
+    pub shape: Vec<u64>,
+    /// Its elements, row after row.
+    pub values: Vec<f32>,
+}
+
+/// The elements of `tensor` of the checkpoint at `model`: what its codes and scales decode to, if it is stored so.
+///
+/// # Errors
+/// [`Error::Option`] for a tensor that is not there, [`Error::Layout`] for one that is not of numbers, or whose scales do
+/// not fit it, [`Error::NonFinite`] for codes that are no numbers, and those of opening and reading.
+pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
+    let checkpoint = Checkpoint::open(model)?;
+    let fault = |part: &Part, reason: String| {
+        let (file, tensor) = (checkpoint.shards[part.shard].path.clone(), part.name.clone());
+        Err(Error::Layout { file, tensor, reason })
+    };
+    if let Some((part, reason)) = checkpoint.faults.iter().find(|(part, _)| checkpoint.parts[*part].name == tensor) {
+        return fault(&checkpoint.parts[*part], reason.clone());
+    }
+    let found = checkpoint.tensor(tensor);
+    let found = found.ok_or_else(|| Error::option("tensor", tensor, "is not one of the checkpoint's weights"))?;
+    let Some(float) = Float::of(found.dtype) else {
+        return fault(&checkpoint.parts[found.part], format!("is {}, not a float type that is decoded", found.dtype));
+    };
+    let mut reader = Reader::default();
+    let bytes = reader.bytes(&checkpoint, found, 0..found.bytes)?;
+    let mut values = vec![0.0; bytes.len() / float.bytes()];
+    float.widen(bytes, &mut values);
+    let is_wrong = |value: &f32| found.packing != Packing::Plain && !value.is_finite();
+    let count = values.iter().filter(|value| is_wrong(value)).count();
+    if let Some(first) = values.iter().position(|value| is_wrong(value)) {
+        let rows = (0, found.shape.first().copied().unwrap_or(1));
+        let first = unravel(&found.shape, first as u64);
+        let (file, tensor) = (checkpoint.file_of(found).to_owned(), found.name.clone());
+        return Err(Error::NonFinite { file, tensor, count, rows, first });
+    }
+    Ok(Weights { shape: found.shape.clone(), values })
+}
