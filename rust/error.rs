@@ -266,6 +266,22 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// What it is asked to account for strictly cannot be.
+    #[error("tensor `{tensor}` in {}: {reason}{}", file.display(), if *others > 0 {
+        format!(" ({others} others are alike)")
+    } else {
+        String::new()
+    })]
+    Unexplained {
+        /// The shard.
+        file: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+        /// Why it cannot.
+        reason: String,
+        /// How many more there are.
+        others: usize,
+    },
     /// The sensitivity file does not fit the checkpoint.
     #[error("{}: tensor `{tensor}`: {reason}", file.display())]
     Sensitivity {
@@ -429,7 +445,8 @@ impl Error {
             | Self::UnknownModel { .. }
             | Self::Unrunnable { .. }
             | Self::AlreadyQuantized { .. }
-            | Self::Layout { .. } => Kind::Checkpoint,
+            | Self::Layout { .. }
+            | Self::Unexplained { .. } => Kind::Checkpoint,
             Self::NonFinite { .. } | Self::TooLarge { .. } | Self::Sensitivity { .. } | Self::Scheme { .. } => {
                 Kind::Tensor
             }
@@ -485,6 +502,7 @@ impl Error {
             Self::Unrunnable { .. } => "unrunnable",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Layout { .. } => "bad-layout",
+            Self::Unexplained { .. } => "unexplained",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
             Self::Stale { .. } => "stale-document",
             Self::Scheme { .. } => "bad-scheme",
@@ -528,6 +546,9 @@ impl Error {
             Self::Layout { .. } => Some(
                 "the checkpoint is incomplete or of a form that is not known: fetch it again, or give the release in BF16",
             ),
+            Self::Unexplained { .. } => {
+                Some("`ramrs inspect --tensors` lists all; without --strict they are only told of")
+            }
             Self::AlreadyQuantized { .. } => Some("give the original checkpoint: quantizing twice loses twice"),
             Self::BudgetTooSmall { .. } => Some("raise the budget, or loosen what sets the minimum"),
             Self::OutputExists { .. } => Some("give another -o, or --overwrite to replace it"),
@@ -559,6 +580,7 @@ impl Error {
             | Self::NonFinite { file, .. }
             | Self::TooLarge { file, .. }
             | Self::Layout { file, .. }
+            | Self::Unexplained { file, .. }
             | Self::Sensitivity { file, .. }
             | Self::Stale { file, .. }
             | Self::Verify { file, .. } => Some(file),
@@ -585,6 +607,7 @@ impl Error {
             | Self::NonFinite { tensor, .. }
             | Self::TooLarge { tensor, .. }
             | Self::Layout { tensor, .. }
+            | Self::Unexplained { tensor, .. }
             | Self::Sensitivity { tensor, .. }
             | Self::Scheme { tensor, .. }
             | Self::File { fault: FileFault::Disagrees { tensor, .. }, .. } => Some(tensor),

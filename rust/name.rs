@@ -99,7 +99,7 @@ const PARTS: [(&str, Role); 12] = [
 ];
 
 /// End of a module's path, and the role. The first that matches counts.
-const ROLES: [(&str, Role); 60] = [
+const ROLES: [(&str, Role); 66] = [
     // Attention and MLP of GPT-2 share a name, and so do others: the parent tells.
     ("attn.c_proj", Role::Output),
     ("attn.c_attn", Role::QueryKeyValue),
@@ -127,6 +127,7 @@ const ROLES: [(&str, Role); 60] = [
     ("embed_out", Role::Head),
     ("q_proj", Role::Query),
     ("wq", Role::Query),
+    ("q_a_proj", Role::Query),
     ("q_b_proj", Role::Query),
     ("k_proj", Role::Key),
     ("wk", Role::Key),
@@ -135,6 +136,11 @@ const ROLES: [(&str, Role); 60] = [
     ("wv", Role::Value),
     ("unembed_out", Role::Value),
     ("qkv_proj", Role::QueryKeyValue),
+    ("kv_a_proj_with_mqa", Role::QueryKeyValue),
+    ("kv_b_proj", Role::QueryKeyValue),
+    ("in_proj_qkv", Role::QueryKeyValue),
+    ("in_proj_qkvz", Role::QueryKeyValue),
+    ("in_proj_z", Role::Gate),
     ("query_key_value", Role::QueryKeyValue),
     ("Wqkv", Role::QueryKeyValue),
     ("o_proj", Role::Output),

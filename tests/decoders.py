@@ -70,7 +70,10 @@ def block_of(weight, scale, config):
     """Return how many rows and columns share a scale: all of them, a row, or a block of the configuration's size."""
     if scale.elements.size == 1:
         return weight.elements.shape
-    block = config["quantization_config"].get("weight_block_size")
+    described = config["quantization_config"]
+    block = described.get("weight_block_size")
+    for group in described.get("config_groups", {}).values():
+        block = group["weights"]["block_structure"]
     return block or (1, weight.elements.shape[1])
 
 

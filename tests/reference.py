@@ -67,7 +67,9 @@ def encode_plain(values, dtype, bits, group_size):
 def decoded_folder(output, directory, dtype):
     """Write the decoded weights of an output as an ordinary checkpoint, by the reference decoder."""
     manifest, found = ramrs.Manifest.read(output / "ramrs-manifest.json"), read_weights(output)
-    schemes = {line.tensor.removesuffix(".weight"): line.quantized.scheme for line in manifest.ledger if line.quantized}
+    schemes = {
+        line.tensor.removesuffix(".weight"): line.quantized[0].scheme for line in manifest.ledger if line.quantized
+    }
     parts = {f"{module}.{part}" for module in schemes for part in ("weight", "scales", "biases")}
     tensors = {name: tensor for name, tensor in found.items() if name not in parts}
     for module, scheme in schemes.items():

@@ -29,6 +29,7 @@ from families import (
     norms,
     qwen3_shapes,
     routed,
+    wide_norms,
 )
 
 
@@ -173,31 +174,70 @@ def plain(tensors, config):
 
 
 def latent_attention(config):
-    """Return the tensors of an attention block whose keys and values are of low rank."""
+    """Return the tensors of an attention block whose keys and values are of low rank, and maybe its queries."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    queries, keys = config["q_lora_rank"], config["kv_lora_rank"]
+    rank, keys = config["q_lora_rank"], config["kv_lora_rank"]
     nope, rope, value = (config[size] for size in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    if rank is None:
+        queries = linear("self_attn.q_proj", heads * (nope + rope), hidden)
+    else:
+        queries = linear("self_attn.q_a_proj", rank, hidden) | {"self_attn.q_a_layernorm.weight": (rank,)}
+        queries |= linear("self_attn.q_b_proj", heads * (nope + rope), rank)
     return (
-        linear("self_attn.q_a_proj", queries, hidden)
-        | {"self_attn.q_a_layernorm.weight": (queries,), "self_attn.kv_a_layernorm.weight": (keys,)}
-        | linear("self_attn.q_b_proj", heads * (nope + rope), queries)
+        queries
+        | {"self_attn.kv_a_layernorm.weight": (keys,)}
         | linear("self_attn.kv_a_proj_with_mqa", keys + rope, hidden)
         | linear("self_attn.kv_b_proj", heads * (nope + value), keys)
         | linear("self_attn.o_proj", hidden, heads * value)
     )
 
 
-def deepseek_v3_shapes(config):
+def deepseek_v2_shapes(config):
     count, width = config["n_routed_experts"], config["moe_intermediate_size"]
     block = latent_attention(config) | norms(config, *BEFORE)
-    sparse = (
-        routed(config, count, width)
-        | {"mlp.gate.e_score_correction_bias": (count,)}
-        | gated(config, "mlp.shared_experts", width * config["n_shared_experts"])
-    )
+    shared = gated(config, "mlp.shared_experts", width * config["n_shared_experts"])
+    bias = {"mlp.gate.e_score_correction_bias": (count,)} if config["topk_method"] == "noaux_tc" else {}
+    sparse = routed(config, count, width) | bias | shared
     dense = config["first_k_dense_replace"]
-    shapes = decoder(config, lambda index: block | (gated(config) if index < dense else sparse))
+    return decoder(config, lambda index: block | (gated(config) if index < dense else sparse))
+
+
+def deepseek_v3_shapes(config):
+    shapes = deepseek_v2_shapes(config)
     return with_predictor(shapes, config) if config["num_nextn_predict_layers"] else shapes
+
+
+def kimi_k25_shapes(config):
+    vision, hidden = config["vision_config"], config["text_config"]["hidden_size"]
+    shapes = {f"language_model.{name}": shape for name, shape in deepseek_v3_shapes(config["text_config"]).items()}
+    width, inner = vision["vt_hidden_size"], vision["vt_intermediate_size"]
+    places = (vision["init_pos_emb_height"], vision["init_pos_emb_width"])
+    tower = {"patch_embed.proj.weight": (width, 3, vision["patch_size"], vision["patch_size"])}
+    tower |= {"patch_embed.proj.bias": (width,), "patch_embed.pos_emb.weight": (*places, width)}
+    sizes = {"hidden_size": width}
+    for index in range(vision["vt_num_hidden_layers"]):
+        block = f"encoder.blocks.{index}"
+        tower |= (
+            norms(sizes, f"{block}.norm0", f"{block}.norm1", bias=True)
+            | linear(f"{block}.wqkv", 3 * width, width, True)
+            | linear(f"{block}.wo", width, width, True)
+            | linear(f"{block}.mlp.fc0", inner, width, True)
+            | linear(f"{block}.mlp.fc1", width, inner, True)
+        )
+    tower |= norms(sizes, "encoder.final_layernorm", bias=True)
+    merged = width * vision["merge_kernel_size"][0] * vision["merge_kernel_size"][1]
+    projector = norms(sizes, "pre_norm", bias=True)
+    projector |= linear("proj.0", merged, merged, True) | linear("proj.2", hidden, merged, True)
+    shapes |= {f"vision_tower.{name}": shape for name, shape in tower.items()}
+    return shapes | {f"mm_projector.{name}": shape for name, shape in projector.items()}
+
+
+def minimax_shapes(config):
+    count, width = config["num_local_experts"], config["intermediate_size"]
+    block = attention(config) | wide_norms(config) | norms(config, *BEFORE)
+    block |= routed(config, count, width, "block_sparse_moe", names=("w1", "w3", "w2"))
+    block |= {"block_sparse_moe.e_score_correction_bias": (count,)}
+    return decoder(config, lambda _: block)
 
 
 def glm4_moe_release_shapes(config):
@@ -362,6 +402,26 @@ def of_family(name, **changes):
     return FAMILIES[name].config | {"torch_dtype": "bfloat16", "vocab_size": 128} | changes
 
 
+ROTARY = {
+    "rope_theta": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "rotary_pct": "partial_rotary_factor",
+}
+"""What configurations call base and share of rotary positions, and what transformers does since its version 5."""
+
+
+def with_rope_parameters(config):
+    """Return a configuration as transformers 5 writes it: what is said of rotary positions is in one object."""
+    if "text_config" in config:
+        return config | {"text_config": with_rope_parameters(config["text_config"])}
+    kept = {key: value for key, value in config.items() if key != "rope_scaling" and key not in ROTARY}
+    scaling = dict(config.get("rope_scaling") or {"rope_type": "default"})
+    scaling.setdefault("rope_type", scaling.get("type"))
+    moved = {new: config[old] for old, new in ROTARY.items() if old in config}
+    return kept | {"rope_parameters": scaling | moved}
+
+
 BLOCKS = {
     "activation_scheme": "dynamic",
     "fmt": "e4m3",
@@ -418,6 +478,93 @@ DEEPSEEK_V3 = {
     "torch_dtype": "bfloat16",
     "use_cache": True,
     "v_head_dim": 64,
+    "vocab_size": 128,
+}
+
+KIMI_K2 = DEEPSEEK_V3 | {
+    "model_type": "kimi_k2",
+    "aux_loss_alpha": 0.001,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 64,
+    "n_group": 1,
+    "num_hidden_layers": 2,
+    "num_nextn_predict_layers": 0,
+    "quantization_config": {
+        "config_groups": {
+            "group_0": {
+                "input_activations": None,
+                "output_activations": None,
+                "targets": ["Linear"],
+                "weights": {
+                    "actorder": None,
+                    "block_structure": None,
+                    "dynamic": False,
+                    "group_size": 32,
+                    "num_bits": 4,
+                    "observer": "minmax",
+                    "observer_kwargs": {},
+                    "strategy": "group",
+                    "symmetric": True,
+                    "type": "int",
+                },
+            }
+        },
+        "format": "pack-quantized",
+        "ignore": [
+            "lm_head",
+            "re:.*self_attn.*",
+            "re:.*shared_experts.*",
+            r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+        ],
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    },
+    "rope_theta": 50000.0,
+    "routed_scaling_factor": 2.827,
+}
+
+MINIMAX_M2 = {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "model_type": "minimax_m2",
+    "attention_dropout": 0.0,
+    "attn_type_list": [1, 1],
+    "auto_map": {"AutoConfig": "configuration_minimax_m2.MiniMaxM2Config"},
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 128,
+    "initializer_range": 0.02,
+    "intermediate_size": 192,
+    "layernorm_full_attention_alpha": 1.0,
+    "layernorm_full_attention_beta": 1.0,
+    "max_position_embeddings": 1024,
+    "mlp_intermediate_size": 512,
+    "mtp_transformer_layers": 1,
+    "num_attention_heads": 4,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_mtp_modules": 3,
+    "output_router_logits": False,
+    "qk_norm_type": "per_layer",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 5000000,
+    "rotary_dim": 32,
+    "router_aux_loss_coef": 0.001,
+    "router_jitter_noise": 0.0,
+    "scoring_func": "sigmoid",
+    "shared_intermediate_size": 0,
+    "shared_moe_mode": "sigmoid",
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.57.1",
+    "use_cache": True,
+    "use_mtp": True,
+    "use_qk_norm": True,
+    "use_routing_bias": True,
     "vocab_size": 128,
 }
 
@@ -567,53 +714,93 @@ RELEASES = {
     ),
     # Moonshot's K2-Thinking; mlx-lm takes the words as they are.
     "kimi_k2": Release(
-        DEEPSEEK_V3
-        | {
-            "model_type": "kimi_k2",
-            "aux_loss_alpha": 0.001,
-            "first_k_dense_replace": 1,
-            "moe_intermediate_size": 64,
-            "n_group": 1,
-            "num_hidden_layers": 2,
-            "num_nextn_predict_layers": 0,
-            "quantization_config": {
-                "config_groups": {
-                    "group_0": {
-                        "input_activations": None,
-                        "output_activations": None,
-                        "targets": ["Linear"],
-                        "weights": {
-                            "actorder": None,
-                            "block_structure": None,
-                            "dynamic": False,
-                            "group_size": 32,
-                            "num_bits": 4,
-                            "observer": "minmax",
-                            "observer_kwargs": {},
-                            "strategy": "group",
-                            "symmetric": True,
-                            "type": "int",
-                        },
-                    }
-                },
-                "format": "pack-quantized",
-                "ignore": [
-                    "lm_head",
-                    "re:.*self_attn.*",
-                    "re:.*shared_experts.*",
-                    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
-                ],
-                "kv_cache_scheme": None,
-                "quant_method": "compressed-tensors",
-                "quantization_status": "compressed",
-            },
-            "rope_theta": 50000.0,
-            "routed_scaling_factor": 2.827,
-        },
+        KIMI_K2,
         deepseek_v3_shapes,
         encoded=r"\.experts\.\d+\.",
         encode=encode_int4,
         shards=3,
+    ),
+    # The encoding is described in the inner configuration.
+    "kimi_k25": Release(
+        {
+            "architectures": ["KimiK25ForConditionalGeneration"],
+            "model_type": "kimi_k25",
+            "auto_map": {"AutoConfig": "configuration_kimi_k25.KimiK25Config"},
+            "bos_token_id": 0,
+            "dtype": "bfloat16",
+            "eos_token_id": 1,
+            "ignore_index": -100,
+            "media_placeholder_token_id": 120,
+            "pad_token_id": 2,
+            "text_config": KIMI_K2 | {"tie_word_embeddings": False},
+            "tie_word_embeddings": False,
+            "transformers_version": "4.56.2",
+            "use_unified_vision_chunk": True,
+            "video_placeholder": "<|kimi_k25_video_placeholder|>",
+            "vision_config": {
+                "init_pos_emb_height": 4,
+                "init_pos_emb_time": 4,
+                "init_pos_emb_width": 4,
+                "merge_kernel_size": [2, 2],
+                "merge_type": "sd2_tpool",
+                "mm_hidden_size": 64,
+                "mm_projector_type": "patchmerger",
+                "patch_size": 4,
+                "pos_emb_type": "divided_fixed",
+                "projector_hidden_act": "gelu",
+                "projector_ln_eps": 1e-05,
+                "text_hidden_size": 128,
+                "video_attn_type": "spatial_temporal",
+                "vt_hidden_size": 64,
+                "vt_intermediate_size": 128,
+                "vt_num_attention_heads": 2,
+                "vt_num_hidden_layers": 1,
+            },
+        },
+        kimi_k25_shapes,
+        encoded=r"\.experts\.\d+\.",
+        encode=encode_int4,
+        shards=3,
+    ),
+    # The smaller one, V2-Lite: its queries are not of low rank.
+    "deepseek_v2": Release(
+        {key: value for key, value in DEEPSEEK_V3.items() if key != "num_nextn_predict_layers"}
+        | {
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"},
+            "aux_loss_alpha": 0.001,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 64,
+            "n_group": 1,
+            "n_shared_experts": 2,
+            "norm_topk_prob": False,
+            "q_lora_rank": None,
+            "rope_scaling": DEEPSEEK_V3["rope_scaling"] | {"mscale": 0.707, "mscale_all_dim": 0.707},
+            "routed_scaling_factor": 1.0,
+            "scoring_func": "softmax",
+            "seq_aux": True,
+            "topk_method": "greedy",
+        },
+        deepseek_v2_shapes,
+        shards=2,
+    ),
+    "minimax_m2": Release(
+        MINIMAX_M2
+        | {
+            "quantization_config": BLOCKS
+            | {"fmt": "float8_e4m3fn", "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]}
+        },
+        minimax_shapes,
+        float32=r"block_sparse_moe\.gate\.weight$",
+        encoded=r"(\.w\d|_proj)\.weight$",
+        encode=partial(encode_fp8, block=(128, 128)),
+        shards=3,
+    ),
+    # The first name of M2, here as others unpack it.
+    "minimax": Release(
+        MINIMAX_M2 | {"model_type": "minimax", "torch_dtype": "bfloat16"},
+        minimax_shapes,
     ),
     "glm4_moe": Release(
         of_family("glm4_moe", **WIDER, moe_intermediate_size=64, num_nextn_predict_layers=1),
@@ -805,6 +992,22 @@ RELEASES = {
         llama_shapes,
         encoded=PROJECTIONS,
         encode=encode_fp8_rows,
+        shards=2,
+        error="unsupported compressed-tensors format 'float-quantized'",
+        loadable=plain,
+    ),
+    "llama_fp8_block": Release(
+        LLAMA
+        | {
+            "intermediate_size": 320,
+            "quantization_config": float_quantized(
+                {"strategy": "block", "block_structure": [128, 128]},
+                {"strategy": "group", "group_size": 128, "dynamic": True},
+            ),
+        },
+        llama_shapes,
+        encoded=PROJECTIONS,
+        encode=partial(encode_fp8, block=(128, 128), scale="weight_scale", scale_dtype="BF16"),
         shards=2,
         error="unsupported compressed-tensors format 'float-quantized'",
         loadable=plain,

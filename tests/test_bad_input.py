@@ -197,8 +197,8 @@ def unknown_model(model):
 
 
 def quantized_already(model):
-    (model / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": {"quant_method": "fp8"}}))
-    return ["config.json: the checkpoint is quantized already (fp8)", "hint: give the original checkpoint"]
+    (model / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": {"quant_method": "bitnet"}}))
+    return ["config.json: the checkpoint is quantized already (bitnet)", "hint: give the original checkpoint"]
 
 
 def link_out_of_the_directory(model):

@@ -252,7 +252,7 @@ def test_the_configuration_names_every_module_that_differs(example_at_4):
     for module, line in schemes.items():
         entry = block.pop(module, top)
         assert set(entry) == {"group_size", "bits", "mode"}
-        assert f"{entry['bits']}g{entry['group_size']}" == line.quantized.scheme
+        assert f"{entry['bits']}g{entry['group_size']}" == line.quantized[0].scheme
         assert entry["mode"] == "affine"
     assert block == {}
 

@@ -141,11 +141,11 @@ def test_an_edited_plan_is_written_as_it_was_edited(analysis, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(made))
     report = ramrs.quantize(EXAMPLE, tmp_path / "out", plan=tmp_path / "plan.json")
     lines = {line.tensor: line for line in report.manifest.ledger}
-    assert lines["model.embed_tokens.weight"].quantized.scheme == "8g32"
+    assert lines["model.embed_tokens.weight"].quantized[0].scheme == "8g32"
     assert lines["model.layers.1.mlp.up_proj.weight"].became == "kept"
     for tensor in made["tensors"]:
         if tensor["name"] not in edits and tensor["scheme"] != "kept":
-            assert lines[tensor["name"]].quantized.scheme == tensor["scheme"]
+            assert lines[tensor["name"]].quantized[0].scheme == tensor["scheme"]
     totals = report.plan.totals
     assert totals.tensor_bytes == sum(line.bytes for line in report.manifest.ledger)
     assert totals.file_bytes == (tmp_path / "out" / "model.safetensors").stat().st_size

@@ -65,7 +65,8 @@ def test_the_python_of_the_readme_runs(clone):
 @pytest.mark.parametrize(
     ("source", "pattern", "section"),
     [
-        ("rust/format/mlx/models.rs", r"AS_IS: \[&str; \d+\] =\s*\[(.*?)\];", "Formats"),
+        ("rust/format/mlx/models.rs", r"AS_IS: [^=]*= &\[(.*?)\];", "Formats"),
+        ("rust/format/mlx/models.rs", r"const MODELS: [^=]*= &\[(.*?)^\];", "Formats"),
         ("rust/decoder/conventions.rs", r"const FAMILIES: [^=]*= \{(.*?)^\};", "Where errors matter"),
     ],
 )

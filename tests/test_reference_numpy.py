@@ -139,9 +139,9 @@ def test_the_ledger_states_the_error_of_exactly_what_was_written(example_at_4):
     for line in quantized_lines:
         module = line.tensor.removesuffix(".weight")
         values = source[line.tensor].values.astype(np.float64)
-        off = decoded_module(found, module, line.quantized.scheme).astype(np.float64) - values
-        assert line.quantized.squared_error == pytest.approx((off**2).sum(), rel=1e-5)
-        assert line.quantized.nrmse == pytest.approx(np.sqrt((off**2).sum() / (values**2).sum()), rel=1e-5)
+        off = decoded_module(found, module, line.quantized[0].scheme).astype(np.float64) - values
+        assert line.quantized[0].squared_error == pytest.approx((off**2).sum(), rel=1e-5)
+        assert line.quantized[0].nrmse == pytest.approx(np.sqrt((off**2).sum() / (values**2).sum()), rel=1e-5)
 
 
 def test_every_digest_of_the_manifest_is_what_hashlib_says(example_at_4):

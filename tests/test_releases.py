@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import pytest
 import ramrs
-from conftest import Tensor, read_weights, sees_everything, write_checkpoint
+from conftest import ROOT, Tensor, read_weights, sees_everything, write_checkpoint
 from releases import RELEASES, release_tensors, write_release
 
 mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
@@ -157,6 +157,16 @@ def is_same(one, other):
     """Tell whether two tensors are stored alike."""
     alike = one.dtype == other.dtype and one.elements.shape == other.elements.shape
     return alike and one.elements.tobytes() == other.elements.tobytes()
+
+
+def test_every_model_type_has_a_release():
+    text = (ROOT / "rust" / "format" / "mlx" / "models.rs").read_text()
+    table = re.search(r"const MODELS: [^=]*= &\[(.*?)^\];", text, re.DOTALL | re.MULTILINE)[1]
+    listed = {
+        model_type for types in re.findall(r"types: &\[(.*?)\]", table) for model_type in re.findall(r'"(\w+)"', types)
+    }
+    assert len(listed) > 10
+    assert listed <= {release.config["model_type"] for release in RELEASES.values()}
 
 
 def test_mlx_lm_loads_a_release_or_says_what_is_written_here(released):

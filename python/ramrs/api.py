@@ -74,6 +74,7 @@ def analyze(
     *,
     format: str = "mlx",  # noqa: A002
     generic: bool = False,
+    strict: bool = False,
     effort: Effort = "normal",
     objective: Objective = "output",
     sensitivity: PathLike = "auto",
@@ -92,6 +93,7 @@ def analyze(
         model: Directory of a checkpoint.
         format: Output format; its schemes are the candidates.
         generic: Leave names alone, whatever the model is.
+        strict: Refuse tensors whose names say nothing, which otherwise are treated by their shape, with a warning.
         effort: The encoder: ``fast`` is the format's own rule, ``normal`` searches scale and bias of each group.
         objective: What is minimised: ``output`` the model's loss by its sensitivity, ``mse`` squared error, ``mint``
             the published MINT objective.
@@ -173,6 +175,7 @@ def plan(
     shard_bytes: int = SHARD_BYTES,
     format: str = "mlx",  # noqa: A002
     generic: bool = False,
+    strict: bool = False,
     effort: Effort = "normal",
     objective: Objective = "output",
     sensitivity: PathLike = "auto",
@@ -202,6 +205,7 @@ def plan(
         shard_bytes: Tensor data per file.
         format: As for :func:`analyze`, like all that follow, if ``model`` is not an analysis.
         generic: See :func:`analyze`.
+        strict: See :func:`analyze`.
         effort: See :func:`analyze`.
         objective: See :func:`analyze`.
         sensitivity: See :func:`analyze`.
@@ -248,6 +252,7 @@ def quantize(
     dry_run: bool = False,
     format: str = "mlx",  # noqa: A002
     generic: bool = False,
+    strict: bool = False,
     effort: Effort = "normal",
     objective: Objective = "output",
     sensitivity: PathLike = "auto",
@@ -280,6 +285,7 @@ def quantize(
         dry_run: Plan, and write nothing.
         format: See :func:`analyze`.
         generic: See :func:`analyze`.
+        strict: See :func:`analyze`.
         effort: See :func:`analyze`.
         objective: See :func:`analyze`.
         sensitivity: See :func:`analyze`.
@@ -416,11 +422,15 @@ def _call(verb: str, request: dict[str, Any], progress: Callback | None) -> dict
     return report
 
 
+#: Options of an analysis that are handed on as they are.
+_ABOUT = ("format", "generic", "strict", "effort", "objective", "prior", "sample_bands")
+
+
 def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
     """Make the request for an analysis from a function's arguments."""
     return {
         "model": str(options["model"]),
-        **{name: options[name] for name in ("format", "generic", "effort", "objective", "prior", "sample_bands")},
+        **{name: options[name] for name in _ABOUT},
         "sensitivity": str(options["sensitivity"]),
         "probe": {"tokens": options["probe_tokens"], "mode": options["probe_mode"]},
         "resources": {name: options[name] for name in ("threads", "chunk_bytes", "simd")},
@@ -465,8 +475,8 @@ def _saved(document: PathLike | Plan | Analysis, scratch: str) -> str:
 def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:
     """Return a tensor of a checkpoint as float32, in the shape and order of the release.
 
-    A weight that is stored as codes beside scales is decoded: what :func:`quantize` measures its errors against. FP8 and
-    INT4 decode to products of code and scale, rounded once to 16 bits.
+    A weight that is stored as codes beside scales is decoded: what :func:`quantize` measures its errors against. FP8
+    and INT4 decode to products of code and scale, rounded once to 16 bits.
 
     Args:
         model: Directory of a checkpoint, or a single ``.safetensors`` file.
@@ -477,7 +487,7 @@ def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:
         TensorError: It holds values that are no numbers.
         CheckpointError: It cannot be decoded.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     shape, data = _native.weights(model, tensor)
     return np.frombuffer(data, "<f4").reshape(shape)

@@ -165,7 +165,8 @@ pub(super) fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, Strin
 
 fn read_config(dir: &Path) -> Result<Option<Config>> {
     let Some((path, text)) = read_text(dir, "config.json")? else { return Ok(None) };
-    let config = serde_json::from_str(&text).or_else(|fault| serde_json::from_str(&spelled_out(&text)).map_err(|_| fault));
+    let config =
+        serde_json::from_str(&text).or_else(|fault| serde_json::from_str(&spelled_out(&text)).map_err(|_| fault));
     config.map(Some).map_err(|fault| Error::file(&path, FileFault::Config(fault.to_string())))
 }
 

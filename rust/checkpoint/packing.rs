@@ -130,7 +130,7 @@ pub fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
             paired.uses[other] = Use::Beside(tensor);
         }
     }
-    let mut orphans = Vec::new();
+    let (mut foreign, mut orphans) = (Vec::new(), Vec::new());
     for (at, part) in parts.iter().enumerate() {
         let Use::Elements(tensor) = paired.uses[at] else { continue };
         if paired.tensors[tensor].packing != Packing::Plain || paired.faults.iter().any(|(other, _)| *other == at) {
@@ -138,11 +138,13 @@ pub fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
         }
         match (other_method(part), orphan(part)) {
             // What another method stores is the reason for whatever else does not fit.
-            (Some(reason), _) => paired.faults.insert(0, (at, reason.to_owned())),
+            (Some(reason), _) => foreign.push((at, reason.to_owned())),
             (None, Some(reason)) => orphans.push((at, reason.to_owned())),
             (None, None) => {}
         }
     }
+    foreign.append(&mut paired.faults);
+    paired.faults = foreign;
     paired.faults.extend(orphans);
     paired
 }
@@ -235,9 +237,8 @@ impl Pairing<'_> {
         let part = &self.parts[at];
         let names = ["_scale_inv", "_scale"].map(|end| format!("{}{end}", part.name));
         let scales = names.iter().find_map(|name| self.named(name));
-        let scales = scales.ok_or_else(|| {
-            format!("its scales are not there: neither `{}` nor `{}`", names[0], names[1])
-        })?;
+        let scales =
+            scales.ok_or_else(|| format!("its scales are not there: neither `{}` nor `{}`", names[0], names[1]))?;
         let blocks = self.blocks(part, &self.parts[scales])?;
         let tensor = self.packed(at, Float::BF16, part.shape.clone(), Packing::Fp8 { codes, scales, blocks })?;
         Ok((tensor, vec![scales]))

@@ -46,12 +46,7 @@ impl View {
     /// Rows `first`, `first + step`, … of these, `count` of them.
     #[must_use]
     pub fn rows(self, first: u64, step: u64, count: u64) -> Self {
-        Self {
-            offset: self.offset + first * self.row_stride,
-            rows: count,
-            row_stride: step * self.row_stride,
-            ..self
-        }
+        Self { offset: self.offset + first * self.row_stride, rows: count, row_stride: step * self.row_stride, ..self }
     }
 
     /// Matrix `at` of a stack of `count`, one after the other.
@@ -64,13 +59,7 @@ impl View {
     /// Rows for columns.
     #[must_use]
     pub fn transposed(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     /// Elements in it.

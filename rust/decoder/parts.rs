@@ -227,7 +227,8 @@ impl<'a> View<'a, '_> {
         let float = Float::of(weight.dtype).filter(|_| at < count && rows > 0 && cols > 0)?;
         // A stack is stored either way; only one of them takes (or gives) the residual stream. Codes run along inputs.
         let Name { role, module, .. } = Name::parse(&weight.name);
-        let is_transposed = if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
+        let is_transposed =
+            if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
         let transposed = weight.packing == Packing::Plain && (self.conventions.stacks_transposed() || is_transposed);
         let bias = self.checkpoint.tensor(&format!("{module}_bias"));
         let bias = bias.map(|tensor| Vector { tensor, at });

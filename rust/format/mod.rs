@@ -71,7 +71,9 @@ impl Target {
         let mut forms = self.views.iter().map(|view| match checkpoint.tensors[view.tensor].packing {
             Packing::Mxfp4 { .. } if view.col_stride == 1 => Some(Packed::Mxfp4),
             // The scales are taken over, too.
-            Packing::Int4 { group_size, scales, .. } if view.col_stride == 1 && self.dtype == checkpoint.parts[scales].dtype => {
+            Packing::Int4 { group_size, scales, .. }
+                if view.col_stride == 1 && self.dtype == checkpoint.parts[scales].dtype =>
+            {
                 Affine::new(4, group_size.try_into().ok()?).map(Packed::Int4)
             }
             _ => None,

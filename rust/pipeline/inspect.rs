@@ -106,13 +106,13 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
     let mut tensors = Vec::with_capacity(source.checkpoint.parts.len());
     for (at, part) in source.checkpoint.parts.iter().enumerate() {
         let Becomes { becomes, why, into } = becomes(&source, at);
-        let name = Name::parse(&part.name);
+        let role = source.role(at);
         let elements = match source.checkpoint.uses[at] {
             Use::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
             Use::Beside(_) | Use::None(_) => 0,
         };
-        let line = roles.entry((name.role, part.dtype.name())).or_insert_with(|| RoleLine {
-            role: name.role,
+        let line = roles.entry((role, part.dtype.name())).or_insert_with(|| RoleLine {
+            role,
             dtype: part.dtype.name().to_owned(),
             tensors: 0,
             parameters: 0,
@@ -128,8 +128,8 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
             dtype: part.dtype.name().to_owned(),
             shape: part.shape.clone(),
             bytes: part.bytes,
-            role: name.role,
-            layer: name.layer,
+            role,
+            layer: Name::parse(&part.name).layer,
             becomes,
             why,
             into,
@@ -137,7 +137,7 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
     }
     let smallest: u64 = source.entries.iter().map(Entry::smallest_bytes).sum();
     let mut warnings = Vec::new();
-    source.tell(|warning| warnings.push(warning));
+    source.check(false, |warning| warnings.push(warning))?;
     let id = source.id();
     Ok(Inspection {
         path: source.checkpoint.dir.display().to_string(),

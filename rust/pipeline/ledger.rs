@@ -3,12 +3,10 @@
 use super::analyze::hundredths;
 use super::encode::{Done, Outcome};
 use super::source::Source;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::packing::Use;
 use crate::document::manifest::{Became, Line, Quantized};
 use crate::document::plan::Plan;
 use crate::format::Treatment;
-use crate::name::{Name, Role};
 use crate::rd::{Noise, Objective, sqnr_db};
 use crate::scheme::Scheme;
 use crate::sensitivity::Measured;
@@ -46,16 +44,16 @@ impl Written<'_> {
                 }
             }
         }
-        let parts = checkpoint.parts.iter().zip(&checkpoint.uses).zip(&self.outcome.parts_sha256);
+        let parts = checkpoint.parts.iter().zip(&checkpoint.uses).zip(&self.outcome.parts_sha256).enumerate();
         parts
-            .map(|((part, usage), sha256)| {
+            .map(|(at, ((part, usage), sha256))| {
                 let mut line = Line {
                     tensor: part.name.clone(),
                     dtype: part.dtype.name().to_owned(),
                     shape: part.shape.clone(),
                     file: checkpoint.shards[part.shard].name.clone(),
                     sha256: sha256.clone(),
-                    role: role(checkpoint, &part.name, *usage),
+                    role: self.source.role(at),
                     became: Became::Dropped,
                     why: String::new(),
                     bytes: 0,
@@ -106,7 +104,9 @@ impl Written<'_> {
         line.why = why.join("; ");
         let as_it_is = |share: &Share| {
             let target = &self.source.entries[share.target].target;
-            target.copies(&self.source.checkpoint) == Some(tensor) && target.name == line.tensor && target.shape == line.shape
+            target.copies(&self.source.checkpoint) == Some(tensor)
+                && target.name == line.tensor
+                && target.shape == line.shape
         };
         line.became = match shares {
             _ if !line.quantized.is_empty() => Became::Quantized,
@@ -132,15 +132,6 @@ impl Written<'_> {
             nrmse: if energy > 0.0 { (noise.plain / energy).sqrt() } else { 0.0 },
         }
     }
-}
-
-/// The role of a part: of one that is read with a weight, that of the weight.
-fn role(checkpoint: &Checkpoint, name: &str, usage: Use) -> Role {
-    let name = match usage {
-        Use::Beside(tensor) => &checkpoint.tensors[tensor].name,
-        Use::Elements(_) | Use::None(_) => name,
-    };
-    Name::parse(name).role
 }
 
 fn loss(objective: Objective, matrices: &mut dyn Iterator<Item = (Noise, &Measured)>) -> f64 {

@@ -68,6 +68,8 @@ pub struct AnalysisRequest {
     pub format: String,
     /// Whether to leave names alone, whatever the model is.
     pub generic: bool,
+    /// Whether tensors that are treated by their shape alone are an error.
+    pub strict: bool,
     /// The encoder.
     pub effort: Effort,
     /// What is minimised.
@@ -90,6 +92,7 @@ impl Default for AnalysisRequest {
             model: PathBuf::new(),
             format: "mlx".to_owned(),
             generic: false,
+            strict: false,
             effort: Effort::default(),
             objective: Objective::default(),
             sensitivity: sensitivity::AUTO.into(),

@@ -453,6 +453,16 @@ impl<'a> Planner<'a> {
                 codes / weights
             ));
         }
+        let twice = |(tensor, scheme): &(&Tensor, &Scheme)| tensor.packed.is_some() && scheme.affine().is_some();
+        let mut twice = self.analysis.tensors.iter().zip(schemes).filter(twice).map(|(tensor, _)| tensor);
+        if let Some(first) = twice.next() {
+            warnings.push(format!(
+                "{} tensors that the release stores in 4 bits are rounded a second time (first `{}`): a model that was \
+                 trained in its grid may lose more than predicted; with more bytes they are passed on as they are",
+                1 + twice.count(),
+                first.name
+            ));
+        }
         if totals.best_uniform.as_ref().is_some_and(|uniform| uniform.is_the_plan) {
             warnings.push("no mixture is better than one scheme for all matrices: that is the plan".to_owned());
         }

@@ -113,6 +113,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
+    source.check(analysis_request.strict, |warning| progress.warn(warning))?;
     if !request.dry_run {
         check_output(&analysis_request.model, &source, request)?;
     }
@@ -444,13 +445,7 @@ impl Job<'_> {
     }
 
     /// Reads everything back from the disk, and compares it with what was meant to be written.
-    fn read_back(
-        &self,
-        partial: &Partial,
-        layout: &Layout,
-        slices: &Slices,
-        manifest: &mut Manifest,
-    ) -> Result<()> {
+    fn read_back(&self, partial: &Partial, layout: &Layout, slices: &Slices, manifest: &mut Manifest) -> Result<()> {
         let Self { pass, .. } = self;
         let names: Vec<String> = layout.files.iter().map(|file| file.name.clone()).collect();
         let others: Vec<String> = manifest.files.iter().map(|file| file.name.clone()).collect();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::AnalysisRequest;
 use super::source::Source;
-use crate::checkpoint::stream::Pass;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::stream::Pass;
 use crate::decoder::{Decoder, decoder};
 use crate::digest::Digest;
 use crate::document::Settings;

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use crate::checkpoint::packing::Use;
 use crate::checkpoint::{Checkpoint, Matrix};
 use crate::digest::Digest;
 use crate::document::{SourceId, analysis};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{self, Arrangement, Format, Target, Treatment};
-use crate::name::Name;
+use crate::name::{Name, Role};
 use crate::policy::{Kept, Subject, candidate};
 use crate::scheme::{Affine, Packed};
 use crate::sensitivity::Candidate;
@@ -127,6 +128,15 @@ impl Source {
         found
     }
 
+    /// The role of part `part`: of one that is read with a weight, that of the weight.
+    pub(super) fn role(&self, part: usize) -> Role {
+        let name = match self.checkpoint.uses[part] {
+            Use::Beside(tensor) => &self.checkpoint.tensors[tensor].name,
+            Use::Elements(_) | Use::None(_) => &self.checkpoint.parts[part].name,
+        };
+        Name::parse(name).role
+    }
+
     /// Weights in it that are written, however they are stored.
     pub(super) fn parameters(&self) -> u64 {
         let tensors = self.checkpoint.tensors.iter().zip(&self.treatments);
@@ -149,25 +159,65 @@ impl Source {
         }
     }
 
-    /// Tells of what is left out although it holds weights, and of weights that were rounded before.
-    pub(super) fn tell(&self, mut say: impl FnMut(String)) {
-        let tensors = || self.checkpoint.tensors.iter().zip(&self.treatments);
-        let mut reasons: Vec<&str> = Vec::new();
-        for (_, treatment) in tensors() {
-            if let Treatment::Drop(reason) = treatment
-                && !reasons.contains(reason)
-            {
-                reasons.push(reason);
-            }
+    /// Tells of what is left out although it holds weights, and of names that say nothing. If that is `strict`ly asked for,
+    /// these are errors.
+    ///
+    /// # Errors
+    /// [`Error::Unexplained`].
+    pub(super) fn check(&self, strict: bool, mut say: impl FnMut(String)) -> Result<()> {
+        for (reason, count, bytes) in self.left_out() {
+            say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
         }
-        for reason in reasons {
-            let dropped = tensors().filter(|(tensor, treatment)| {
-                **treatment == Treatment::Drop(reason) && Float::of(tensor.dtype).is_some() && tensor.shape.len() > 1
+        let unexplained = self.unexplained();
+        let Some((first, reason)) = unexplained.first() else { return Ok(()) };
+        let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
+        if strict {
+            return Err(Error::Unexplained {
+                file: self.checkpoint.file_of(tensor).to_owned(),
+                tensor: tensor.name.clone(),
+                reason: (*reason).to_owned(),
+                others: unexplained.len() - 1,
             });
-            let (count, bytes) = dropped.fold((0, 0), |(count, bytes), (tensor, _)| (count + 1, bytes + tensor.bytes));
-            if count > 0 {
-                say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
-            }
         }
+        let count = unexplained.len();
+        say(format!("{count} tensors are treated by their shape alone (first `{}`: {reason})", tensor.name));
+        Ok(())
+    }
+
+    /// Tensors with more than one dimension that are left out, by reason: how many, and their bytes.
+    fn left_out(&self) -> Vec<(&'static str, u64, u64)> {
+        let mut found: Vec<(&'static str, u64, u64)> = Vec::new();
+        for (tensor, treatment) in self.checkpoint.tensors.iter().zip(&self.treatments) {
+            let Treatment::Drop(reason) = treatment else { continue };
+            if Float::of(tensor.dtype).is_none() || tensor.shape.len() < 2 {
+                continue;
+            }
+            let at = found.iter().position(|(other, ..)| other == reason).unwrap_or(found.len());
+            if at == found.len() {
+                found.push((reason, 0, 0));
+            }
+            found[at].1 += 1;
+            found[at].2 += tensor.bytes;
+        }
+        found
+    }
+
+    /// What is written although its name says nothing of what it does, and what is kept for its shape although its name
+    /// says that it is a matrix.
+    fn unexplained(&self) -> Vec<(&Entry, &'static str)> {
+        let reason = |entry: &Entry| match (&entry.candidate, entry.name.role) {
+            (Ok(_), Role::Other) => Some("its name says nothing of what it does"),
+            (Err(Kept::NoWeight), Role::Other) if entry.target.shape.len() > 1 => {
+                Some("its name says nothing of what it does, not even that it is a weight")
+            }
+            (Err(Kept::NoMatrix(_)), Role::Other) => Some("neither its name nor its shape says what it does"),
+            (Err(Kept::NoMatrix(_) | Kept::NoWeight), Role::GateUp | Role::Gate | Role::Up | Role::Down)
+                if entry.target.shape.len() > 2 =>
+            {
+                Some("it holds matrices in an order that is not known, and is kept")
+            }
+            _ => None,
+        };
+        self.entries.iter().filter_map(|entry| Some((entry, reason(entry)?))).collect()
     }
 }

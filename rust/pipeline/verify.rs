@@ -70,7 +70,12 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     }
     progress.begin(Stage::Verify, manifest.files.iter().map(|file| file.bytes).sum());
     let present: Vec<&str> = names.iter().copied().filter(|name| request.output.join(name).is_file()).collect();
-    let found = engine.workers.map(progress, &present, || (), |(), name| content(&request.output, name, &Slices::new(), progress));
+    let found = engine.workers.map(
+        progress,
+        &present,
+        || (),
+        |(), name| content(&request.output, name, &Slices::new(), progress),
+    );
     let found = match found {
         Err(fault @ (Error::File { .. } | Error::Entry { .. })) => {
             let file = fault.path().map(|path| path.display().to_string()).unwrap_or_default();
@@ -188,13 +193,7 @@ fn claims(manifest: &Manifest) -> BTreeMap<&str, Claim<'_>> {
 }
 
 /// Whether the errors against the source are those that were claimed.
-fn check_errors(
-    source: &Source,
-    claim: &Claim<'_>,
-    stored: &Stored<'_>,
-    found: &[Decoded],
-    report: &mut VerifyReport,
-) {
+fn check_errors(source: &Source, claim: &Claim<'_>, stored: &Stored<'_>, found: &[Decoded], report: &mut VerifyReport) {
     for (line, quantized) in &claim.lines {
         let mut squared_error = 0.0;
         let tensor = source.checkpoint.position(&line.tensor);
@@ -265,7 +264,8 @@ fn compare_source(
     let dir = &source.checkpoint.dir;
     let shards: Vec<&str> = source.checkpoint.shards.iter().map(|shard| shard.name.as_str()).collect();
     progress.begin(Stage::Verify, source.checkpoint.file_bytes());
-    let found = engine.workers.map(progress, &shards, || (), |(), name| content(dir, name, &Slices::new(), progress))?;
+    let found =
+        engine.workers.map(progress, &shards, || (), |(), name| content(dir, name, &Slices::new(), progress))?;
     let digests: BTreeMap<&str, &str> = found
         .iter()
         .flat_map(|file| file.tensors.iter().map(|(entry, sha256)| (entry.name.as_str(), sha256.as_str())))

@@ -189,7 +189,9 @@ impl<'a> Propagation<'_, 'a, '_> {
         let chosen = self.decoder.conventions.routing.map_or(1, |routing| routing.chosen.max(1));
         let part = 1.0 / (chosen as f64 * experts.len().max(1) as f64);
         let mut added = vec![0.0; stream.len()];
-        for (moments, part) in experts.into_iter().flatten().map(|found| (found, part)).chain(shared.map(|found| (found, 1.0))) {
+        for (moments, part) in
+            experts.into_iter().flatten().map(|found| (found, part)).chain(shared.map(|found| (found, 1.0)))
+        {
             if moments.len() == added.len() {
                 added.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += part * moment);
             }
@@ -317,7 +319,9 @@ impl<'a> Propagation<'_, 'a, '_> {
         let of = |&at: &usize| {
             let view = self.derived.candidates[at].view;
             let within = view.offset.checked_sub(whole.offset)?;
-            let is_in = view.cols == whole.cols && view.col_stride == whole.col_stride && within / whole.row_stride < whole.rows;
+            let is_in = view.cols == whole.cols
+                && view.col_stride == whole.col_stride
+                && within / whole.row_stride < whole.rows;
             let (first, step) = (within / whole.row_stride, view.row_stride / whole.row_stride);
             is_in.then_some(Stretch { candidate: Some(at), view, first, step: step.max(1) })
         };

@@ -32,7 +32,8 @@ fn measure(tensors: &[Made], metadata: &str) -> (Result<Vec<Measured>>, Vec<Stri
     let crew = Crew::new(1, CHUNK_BYTES);
     let names = names(&checkpoint);
     let pass = crew.pass(&checkpoint, Level::detect());
-    let found = SensitivityFile::open(&path).and_then(|file| file.measure(pass, &candidates(&checkpoint, &names), Prior::None));
+    let found =
+        SensitivityFile::open(&path).and_then(|file| file.measure(pass, &candidates(&checkpoint, &names), Prior::None));
     (found, crew.progress.warnings())
 }
 

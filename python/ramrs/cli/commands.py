@@ -105,6 +105,9 @@ Format = Annotated[str, typer.Option("--format", help="Output format.")]
 Generic = Annotated[
     bool, typer.Option("--generic", help="Leave names alone, whatever the model is; no runtime is promised.")
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse tensors whose names say nothing, instead of going by their shapes.")
+]
 EffortOption = Annotated[
     Effort, typer.Option("--effort", help="fast: the format's own rule. normal: search scale and bias of each group.")
 ]
@@ -209,6 +212,7 @@ def analyze(
     out: Annotated[Path | None, typer.Option("-o", "--output", help="File to write it to.", show_default=False)] = None,
     format: Format = "mlx",  # noqa: A002
     generic: Generic = False,
+    strict: Strict = False,
     effort: EffortOption = Effort.normal,
     objective: ObjectiveOption = Objective.output,
     sensitivity: Sensitivity = "auto",
@@ -230,6 +234,7 @@ def analyze(
             model,
             format=format,
             generic=generic,
+            strict=strict,
             effort=effort.value,
             objective=objective.value,
             sensitivity=sensitivity,
@@ -304,6 +309,7 @@ def plan(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     format: Format = "mlx",  # noqa: A002
     generic: Generic = False,
+    strict: Strict = False,
     effort: EffortOption = Effort.normal,
     objective: ObjectiveOption = Objective.output,
     sensitivity: Sensitivity = "auto",
@@ -334,6 +340,7 @@ def plan(
             shard_bytes=shard_bytes,
             format=format,
             generic=generic,
+            strict=strict,
             effort=effort.value,
             objective=objective.value,
             sensitivity=sensitivity,
@@ -379,6 +386,7 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and write nothing.")] = False,
     format: Format = "mlx",  # noqa: A002
     generic: Generic = False,
+    strict: Strict = False,
     effort: EffortOption = Effort.normal,
     objective: ObjectiveOption = Objective.output,
     sensitivity: Sensitivity = "auto",
@@ -414,6 +422,7 @@ def quantize(
             dry_run=dry_run,
             format=format,
             generic=generic,
+            strict=strict,
             effort=effort.value,
             objective=objective.value,
             sensitivity=sensitivity,

@@ -165,7 +165,10 @@ def inspection(found: Inspection, *, tensors: bool) -> None:
         weights = f"{role.parameters:,}"
         table.add_row(role.role, role.dtype, str(role.tensors), weights, size(role.bytes), str(role.quantizable))
     table.print()
-    kept = Counter(tensor.why for tensor in found.tensors if tensor.why)
+    consumed = "scales and shapes, read with their weights"
+    kept = Counter(
+        consumed if tensor.becomes == "consumed" else tensor.why for tensor in found.tensors if tensor.why is not None
+    )
     if kept:
         OUT.print()
         table = _Table("tensors>", "not quantized, because")
@@ -174,13 +177,13 @@ def inspection(found: Inspection, *, tensors: bool) -> None:
         table.print()
     if tensors:
         OUT.print()
-        table = _Table("tensor", "dtype", "shape", "bytes>", "role", "becomes")
+        table = _Table("tensor", "dtype", "shape", "bytes>", "role", "becomes", "as")
         for tensor in found.tensors:
             shape = "×".join(map(str, tensor.shape))
-            table.add_row(tensor.name, tensor.dtype, shape, size(tensor.bytes), tensor.role, tensor.becomes)
+            into = ", ".join(name for name in tensor.into if name != tensor.name)
+            table.add_row(tensor.name, tensor.dtype, shape, size(tensor.bytes), tensor.role, tensor.becomes, into)
         table.print()
-    if found.unsupported:
-        warn([found.unsupported])
+    warn([*found.warnings, *([found.unsupported] if found.unsupported else [])])
 
 
 def analysis(found: Analysis, path: str | None) -> None:

@@ -30,10 +30,10 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
     }
     let model = match (generic, checkpoint.model_type()) {
         (true, _) => None,
-        (false, Some(model_type)) => Some(model(model_type).ok_or_else(|| Error::UnknownModel {
-            model_type: model_type.to_owned(),
-            format: "MLX",
-        })?),
+        (false, Some(model_type)) => Some(
+            model(model_type)
+                .ok_or_else(|| Error::UnknownModel { model_type: model_type.to_owned(), format: "MLX" })?,
+        ),
         (false, None) => {
             return Err(Error::NoCheckpoint {
                 path: config,
@@ -83,7 +83,8 @@ fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
         Some("compressed-tensors") => {
             let form = text("format").unwrap_or("dense");
             let groups = block.get("config_groups").and_then(Value::as_object);
-            let weights = groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("weights"));
+            let weights =
+                groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("weights"));
             let asymmetric = |weights: &Value| weights.get("symmetric") == Some(&Value::Bool(false));
             let wide = |weights: &Value| !matches!(weights.get("num_bits").and_then(Value::as_u64), None | Some(4));
             let refused = if READ_FORMS.contains(&form) {
@@ -91,7 +92,8 @@ fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
             } else {
                 true
             };
-            refused.then(|| format!("compressed-tensors, {form}: of the packed ones only symmetric 4-bit codes are read"))
+            refused
+                .then(|| format!("compressed-tensors, {form}: of the packed ones only symmetric 4-bit codes are read"))
         }
         Some(method) if READ_METHODS.contains(&method) => None,
         Some(method) => Some(method.to_owned()),
@@ -139,8 +141,8 @@ impl Arranging<'_> {
         let tensor = &self.checkpoint.tensors[at];
         let name = unpacked(tensor);
         let Some(model) = self.model else {
-            let is_stack = tensor.shape.len() == 3 && name.contains(".switch_mlp.");
-            self.targets.push(Target { name: name.to_owned(), stacked: is_stack, ..Target::same(self.checkpoint, at) });
+            let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
+            self.targets.push(as_stack(same));
             return Ok(Treatment::Write);
         };
         if let Some(treatment) = self.aside(tensor) {
@@ -209,8 +211,7 @@ impl Arranging<'_> {
             }
             Take::Turns(first) => {
                 let width = whole.cols / 2;
-                let view =
-                    View { offset: first, cols: width, row_stride: whole.cols, col_stride: 2, ..whole };
+                let view = View { offset: first, cols: width, row_stride: whole.cols, col_stride: 2, ..whole };
                 let mut shape = same.shape.clone();
                 if !whole.cols.is_multiple_of(2) || shape.pop().is_none() {
                     return Err(misfit("it does not divide into two"));
@@ -324,6 +325,18 @@ impl Arranging<'_> {
     fn misfit(&self, tensor: &Tensor, reason: String) -> Error {
         Error::Layout { file: self.checkpoint.file_of(tensor).to_owned(), tensor: tensor.name.clone(), reason }
     }
+}
+
+/// `target`, as a stack of matrices if it has three dimensions and a name that only linear layers have.
+fn as_stack(target: Target) -> Target {
+    use Role::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
+    let is_linear = [Query, Key, Value, QueryKeyValue, Output, Gate, Up, GateUp, Down];
+    let &[count, ..] = target.shape.as_slice() else { return target };
+    if target.shape.len() != 3 || !is_linear.contains(&Name::parse(&target.name).role) {
+        return target;
+    }
+    let views = (0..count).map(|at| target.views[0].matrix_of(at, count)).collect();
+    Target { views, stacked: true, ..target }
 }
 
 /// The name of `tensor`, without what it says of its packing.

@@ -132,7 +132,8 @@ fn size(config: &BTreeMap<&str, Value>, key: &str) -> Option<u64> {
 fn rotary(parameters: Option<&Value>, names: [&'static str; 2]) -> Vec<(&'static str, Value)> {
     let Some(rope) = parameters else { return Vec::new() };
     let values = ["rope_theta", "partial_rotary_factor"].map(|key| rope.get(key));
-    let mut found: Vec<_> = names.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?.clone()))).collect();
+    let mut found: Vec<_> =
+        names.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?.clone()))).collect();
     if let Some(kind) = rope.get("rope_type").and_then(Value::as_str) {
         found.push(("rope_scaling", if kind == "default" { Value::Null } else { rope.clone() }));
     }

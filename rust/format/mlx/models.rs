@@ -114,10 +114,7 @@ const FUSED_EXPERTS: &[Rule] = &[
 /// Keys and values of multi-head latent attention.
 const LATENT: &[Rule] = &[take(
     "*.self_attn.kv_b_proj.weight",
-    &[
-        ("*.self_attn.embed_q.weight", Take::LatentKeys),
-        ("*.self_attn.unembed_out.weight", Take::LatentValues),
-    ],
+    &[("*.self_attn.embed_q.weight", Take::LatentKeys), ("*.self_attn.unembed_out.weight", Take::LatentValues)],
 )];
 
 /// Recurrent layers, and norms that are stored less one.
@@ -193,17 +190,29 @@ const LANGUAGE_MODEL: &[(&str, &str)] = &[
     ("", "language_model."),
 ];
 
+/// Models whose tensors `mlx-lm` takes as they are.
+const AS_IS: &[&str] = &[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "glm4",
+    "stablelm",
+    "starcoder2",
+    "phi",
+    "cohere",
+];
+
 /// The models there are. Each type is made, quantized and loaded by a test.
-pub(super) const MODELS: &[Model] = &[
-    Model {
-        types: &[
-            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3",
-            "granite", "glm4", "stablelm", "starcoder2", "phi", "cohere",
-        ],
-        prefixes: &[],
-        rules: &[],
-        raw: &[],
-    },
+const MODELS: &[Model] = &[
+    Model { types: AS_IS, prefixes: &[], rules: &[], raw: &[] },
     Model { types: &["mixtral", "minimax", "minimax_m2"], prefixes: &[], rules: &[NUMBERED_EXPERTS], raw: &[] },
     Model { types: &["qwen2_moe", "qwen3_moe", "olmoe"], prefixes: &[], rules: &[EXPERTS, FUSED_EXPERTS], raw: &[] },
     Model { types: &["glm4_moe", "deepseek_v2"], prefixes: &[], rules: &[EXPERTS, FUSED_EXPERTS], raw: RAW_ROUTER },
