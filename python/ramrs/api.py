@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ramrs import _native
 from ramrs.documents import Analysis, Inspection, Plan, ProbeReport, Progress, QuantizeReport, VerifyReport
-from ramrs.errors import ConfigError
+from ramrs.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,6 +267,9 @@ def quantize(
 ) -> QuantizeReport:
     """Quantize a checkpoint to a budget, into a directory that the runtime loads as it is.
 
+    A model type that ramrs has no layout for is laid out by mlx-lm, if the extra ``ramrs[mlx]`` is installed: rules go
+    by its names then, and ``<output>.layout`` holds the weights, not quantized, for as long as it takes.
+
     Args:
         model: Directory of a checkpoint.
         output: Directory to write; ``<model>-ramrs-<budget>`` in the working directory, if not given.
@@ -314,14 +317,30 @@ def quantize(
         if analysis is not None:
             request["analysis"] = _saved(analysis, scratch)
         saved_plan = None if plan is None else _saved(plan, scratch)
+        place = str(output if output is not None else default_output(model, budget, bits, group_size, plan))
         whole = {
             "plan": request,
             "saved_plan": saved_plan,
-            "output": str(output if output is not None else default_output(model, budget, bits, group_size, plan)),
+            "output": place,
             "overwrite": overwrite,
             "dry_run": dry_run,
         }
-        return QuantizeReport.from_dict(_call("quantize", whole, progress))
+        try:
+            return QuantizeReport.from_dict(_call("quantize", whole, progress))
+        except CheckpointError as fault:
+            # A saved analysis is of the checkpoint as it is.
+            if fault.slug != "unknown-model" or analysis is not None:
+                raise
+            unknown = fault
+        from ramrs.mlx_layout import laid_out
+
+        with laid_out(
+            Path(model), Path(place), unknown, overwrite=overwrite, dry_run=dry_run, progress=progress
+        ) as layout:
+            request["model"] |= {"model": str(layout.directory), "generic": True}
+            # The last rule that matches counts.
+            request["policy"]["tensor"] += layout.kept
+            return QuantizeReport.from_dict(_call("quantize", whole, progress))
 
 
 def verify(

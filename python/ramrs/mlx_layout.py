@@ -1,14 +1,13 @@
 """Checkpoints of model types that only mlx-lm knows: it lays the tensors out, and ramrs does everything else.
 
 mlx-lm loads the checkpoint as it would to run it, its conversions and all, but lazily. The parameters that come of it
-are written, as plain floats and a shard at a time, to ``<output>.layout``: an ordinary checkpoint with MLX's names, which
-is there only as long as it is being quantized. No code of a checkpoint's own is ever run.
+are written, as plain floats and a shard at a time, to ``<output>.layout``: an ordinary checkpoint with MLX's names,
+which is there only as long as it is being quantized. No code of a checkpoint's own is ever run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect as inspect_module
 import json
 import logging
@@ -35,7 +34,7 @@ SHARD_GIGABYTES = 1
 """Of a shard all is in memory at once."""
 
 _ROUTERS = {"router", "gate", "classifier"}
-"""Parts of the names of what chooses experts."""
+"""Parts of the paths of what chooses experts, if mlx-lm gives it more bits than the rest."""
 
 _ENCODINGS = ("quantization", "quantization_config", "compression_config")
 """Keys under which configurations say how weights are stored."""
@@ -80,22 +79,25 @@ def laid_out(
     if not model.is_dir():
         raise unknown
     try:
-        lm = importlib.import_module("mlx_lm")
-        utils = importlib.import_module("mlx_lm.utils")
+        from mlx_lm import __version__ as version
+        from mlx_lm.utils import load_model
     except ImportError as fault:
         hint = f"pip install 'ramrs[mlx]' has mlx-lm lay it out, if it knows the model; {unknown.hint}"
         raise CheckpointError(str(unknown), slug=unknown.slug, hint=hint, path=unknown.path) from fault
-    name = Path(os.path.abspath(output))  # noqa: PTH100: `resolve` would follow a link that is to be replaced
-    directory = name.with_name(f"{name.name}.layout")
-    _check_output(model, name, directory, overwrite=overwrite or dry_run)
+    output = output.absolute()
+    directory = output.with_name(f"{output.name}.layout")
+    _check_output(model, output, directory, overwrite=overwrite or dry_run)
     source = api.inspect(model)
-    loaded, config = _load(utils, model, source, f"{unknown}, and mlx-lm {lm.__version__} does not load it", unknown)
-    _LOG.info("model_type `%s` is laid out by mlx-lm %s", source.model_type, lm.__version__)
+    loaded, config = _load(model, source, f"{unknown}, and mlx-lm {version} does not load it", unknown)
+    _LOG.info("model_type `%s` is laid out by mlx-lm %s", source.model_type, version)
     quantizable = _quantizable(loaded)
+    with contextlib.redirect_stdout(sys.stderr):
+        quantizable -= _bare_embeddings(load_model(model, lazy=True)[0])
     made = [parent for parent in directory.parents if not parent.exists()]
     try:
         directory.mkdir(parents=True)
-        _write(utils, loaded, config, directory, progress)
+        _check_room(model, source, loaded, directory)
+        _write(loaded, config, directory, progress)
         for file in source.other_files:
             _link(model / file, directory / file)
         found = api.inspect(directory, generic=True)
@@ -126,21 +128,17 @@ def _check_output(model: Path, output: Path, directory: Path, *, overwrite: bool
         raise ConfigError(message, slug="output-busy", hint=hint, path=str(directory))
 
 
-def _load(
-    utils: Any,  # noqa: ANN401
-    model: Path,
-    source: Inspection,
-    message: str,
-    unknown: CheckpointError,
-) -> tuple[Any, dict[str, Any]]:
+def _load(model: Path, source: Inspection, message: str, unknown: CheckpointError) -> tuple[Any, dict[str, Any]]:
     """Load a model lazily, with nothing in it quantized."""
+    import mlx.core as mx
+    from mlx_lm.utils import dequantize_model, load_config, load_model
 
     def refusal(reason: str) -> CheckpointError:
         reason = textwrap.shorten(reason, 400, placeholder=" …")
         return CheckpointError(f"{message}: {reason}", slug=unknown.slug, hint=unknown.hint, path=unknown.path)
 
     # Whatever its version does by default.
-    if "model_file" in utils.load_config(model):
+    if "model_file" in load_config(model):
         raise refusal("the model is code of the checkpoint's own, which is not run")
     shards = {shard.name for shard in source.shards}
     read = {path.name for path in model.glob("model*.safetensors")}
@@ -149,9 +147,9 @@ def _load(
     try:
         # What models print is not our result.
         with contextlib.redirect_stdout(sys.stderr):
-            loaded, config = utils.load_model(model, lazy=True)
+            loaded, config = load_model(model, lazy=True)
             if "quantization" in config:
-                loaded = utils.dequantize_model(loaded)
+                loaded = dequantize_model(loaded)
     except Exception as fault:  # of any kind: the model's code meets a checkpoint that it may not be made for
         kind = "" if isinstance(fault, ValueError | OSError) else f"{type(fault).__name__}: "
         raise refusal(f"{kind}{fault}") from fault
@@ -159,8 +157,6 @@ def _load(
         for key in _ENCODINGS:
             if isinstance(block, dict):
                 block.pop(key, None)
-    import mlx.core as mx
-
     for name, array in _parameters(loaded).items():
         if name.endswith(".weight") and not mx.issubdtype(array.dtype, mx.floating):
             raise refusal(f"it holds `{name}` in codes")
@@ -175,25 +171,70 @@ def _parameters(model: Any) -> dict[str, mx.array]:  # noqa: ANN401
 
 def _quantizable(model: Any) -> set[str]:  # noqa: ANN401
     """Name the weights that mlx-lm can load quantized, and that are fit for few bits by what it says itself."""
-    from mlx import nn
-    from mlx.utils import tree_flatten
-
     predicate = getattr(model, "quant_predicate", None) or (lambda _path, _module: True)
     found = set()
-    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+    for path, module in _leaves(model):
         quantize = getattr(module, "to_quantized", None)
         # Every entry of the configuration has a mode.
         if quantize is None or "mode" not in inspect_module.signature(quantize).parameters:
             continue
-        asked = predicate(path, module)
-        is_router = isinstance(asked, dict) and not _ROUTERS.isdisjoint(path.split("."))
+        asked, parts = predicate(path, module), path.split(".")
+        is_router = "router" in parts or (isinstance(asked, dict) and not _ROUTERS.isdisjoint(parts))
         if asked and not is_router:
             found.add(f"{path}.weight")
     return found
 
 
+def _bare_embeddings(model: Any) -> set[str]:  # noqa: ANN401
+    """Name the embeddings that a model takes for plain matrices, by running it on their quantized forms.
+
+    Nothing is computed: shapes are all it takes. The model may be another one afterwards.
+    """
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_unflatten
+
+    def runs() -> bool:
+        try:
+            model(mx.array([[0]]))
+        except Exception:  # of any kind: the code is the model's
+            return False
+        return True
+
+    found: set[str] = set()
+    if not runs():
+        return found
+    for path, module in _leaves(model):
+        if isinstance(module, nn.Embedding) and module.weight.shape[-1] % 32 == 0:
+            model.update_modules(tree_unflatten([(path, module.to_quantized(32, 8))]))
+            if not runs():
+                found.add(f"{path}.weight")
+            model.update_modules(tree_unflatten([(path, module)]))
+    return found
+
+
+def _leaves(model: Any) -> list[tuple[str, Any]]:  # noqa: ANN401
+    from mlx import nn
+    from mlx.utils import tree_flatten
+
+    leaves: list[tuple[str, Any]] = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    return leaves
+
+
+def _check_room(model: Path, source: Inspection, loaded: Any, directory: Path) -> None:  # noqa: ANN401
+    """Refuse what does not fit on the disk."""
+    needed = sum(array.nbytes for array in _parameters(loaded).values())
+    if model.stat().st_dev != directory.stat().st_dev:
+        needed += sum((model / file).stat().st_size for file in source.other_files)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        message = f"{directory}: the layout takes {needed} bytes, and the file system has {free} left"
+        hint = "free some space, or give an -o on another file system"
+        path = str(directory)
+        raise from_native("io", slug="disk-full", message=message, hint=hint, path=path, tensor=None, errno=None)
+
+
 def _write(
-    utils: Any,  # noqa: ANN401
     model: Any,  # noqa: ANN401
     config: dict[str, Any],
     directory: Path,
@@ -202,29 +243,30 @@ def _write(
     """Write a model's parameters and its configuration, and empty it."""
     import mlx.core as mx
     from mlx.utils import tree_map
+    from mlx_lm.utils import make_shards, save_config
 
+    tower = {"keep_vision_config": True} if "vision_tower" in getattr(model, "model", {}) else {}
+    save_config(config, directory / "config.json", **tower)
     arrays = _parameters(model)
     total = sum(array.nbytes for array in arrays.values())
-    free = shutil.disk_usage(directory).free
-    if free < total:
-        message = f"{directory}: the layout takes {total} bytes, and the file system has {free} left"
-        hint = "free some space, or give an -o on another file system"
-        raise from_native(
-            "io", slug="disk-full", message=message, hint=hint, path=str(directory), tensor=None, errno=None
-        )
-    tower = {"keep_vision_config": True} if "vision_tower" in getattr(model, "model", {}) else {}
-    utils.save_config(config, directory / "config.json", **tower)
-    shards = utils.make_shards(arrays, SHARD_GIGABYTES)
+    shards = make_shards(arrays, SHARD_GIGABYTES)
     # What is written is let go, shard by shard.
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     arrays.clear()
-    done, weight_map = 0, {}
+    done = 0
+    weight_map: dict[str, str] = {}
     for at in range(len(shards)):
         if progress is not None:
             progress(Progress("layout", done, total))
         shard, shards[at] = shards[at], {}
         file = f"model-{at + 1:05}-of-{len(shards):05}.safetensors"
-        mx.save_safetensors(str(directory / file), shard, {"format": "mlx"})
+        try:
+            mx.save_safetensors(str(directory / file), shard, {"format": "mlx"})
+        except RuntimeError as fault:
+            message, path = f"{directory / file}: {fault}", str(directory / file)
+            raise from_native(
+                "io", slug="io", message=message, hint=None, path=path, tensor=None, errno=None
+            ) from fault
         done += sum(array.nbytes for array in shard.values())
         weight_map |= dict.fromkeys(shard, file)
         shard.clear()

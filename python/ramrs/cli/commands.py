@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,6 +184,24 @@ def _main(
     ] = False,
 ) -> None:
     pass
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        output.note(record.getMessage())
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Print what the API tells of its doings."""
+    log, handler = logging.getLogger("ramrs"), _Notes()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
 
 
 def _show(data: Any, as_json: bool, show: Any) -> None:  # noqa: ANN401
@@ -403,7 +424,7 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint to a budget."""
     output.set_quiet(quiet)
-    with ProgressBar(wanted=not (quiet or no_progress)) as bar:
+    with _notes(), ProgressBar(wanted=not (quiet or no_progress)) as bar:
         report = api.quantize(
             model,
             out,

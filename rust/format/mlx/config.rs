@@ -106,10 +106,8 @@ fn complete(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
     if modules.iter().any(|module| module.path == "lm_head") {
         config.entry("tie_word_embeddings").or_insert(Value::Bool(false));
     }
-    if config.get("model_type").and_then(Value::as_str) == Some("mamba2")
-        && let (Some(expand), Some(width)) = (size(config, "expand"), size(config, "hidden_size"))
-    {
-        config.entry("intermediate_size").or_insert(json!(expand.saturating_mul(width)));
+    for (key, value) in of_type(config) {
+        config.entry(key).or_insert(value);
     }
     let is_neox = config.get("model_type").and_then(Value::as_str) == Some("gpt_neox");
     let names = if is_neox { ["rotary_emb_base", "rotary_pct"] } else { ["rope_theta", "partial_rotary_factor"] };
@@ -123,8 +121,39 @@ fn complete(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
     }
 }
 
-fn size(config: &BTreeMap<&str, Value>, key: &str) -> Option<u64> {
-    config.get(key)?.as_u64()
+/// What `mlx-lm` looks for in configurations of one type, where newer ones say it in other words or not at all.
+fn of_type(config: &BTreeMap<&str, Value>) -> Vec<(&'static str, Value)> {
+    let size = |key: &str| config.get(key).and_then(Value::as_u64);
+    let kinds: Vec<&str> =
+        config.get("layer_types").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    // The first layer that sees all: those that do come in turns.
+    let interval = kinds.iter().position(|kind| *kind == "full_attention").map(|at| json!(at + 1));
+    let rope = |kind: &str, key: &str| config.get("rope_parameters")?.get(kind)?.get(key).cloned();
+    let known = match config.get("model_type").and_then(Value::as_str) {
+        Some("mamba2") => {
+            let width = size("expand").zip(size("hidden_size")).map(|(expand, width)| expand.saturating_mul(width));
+            vec![("intermediate_size", width.map(|width| json!(width)))]
+        }
+        Some("qwen3_moe") => vec![("num_experts", config.get("num_local_experts").cloned())],
+        Some("qwen3_next") => vec![("full_attention_interval", interval)],
+        Some("gemma3_text") => {
+            let scaling = config.get("rope_parameters").and_then(|kinds| kinds.get("full_attention"));
+            vec![
+                ("rope_theta", rope("full_attention", "rope_theta")),
+                ("rope_scaling", scaling.and_then(scaling_of)),
+                ("rope_local_base_freq", rope("sliding_attention", "rope_theta")),
+                ("sliding_window_pattern", interval),
+            ]
+        }
+        _ => Vec::new(),
+    };
+    known.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
+/// What older configurations have under `rope_scaling`: all of `rope`, or nothing if it says that nothing is scaled.
+fn scaling_of(rope: &Value) -> Option<Value> {
+    let kind = rope.get("rope_type")?.as_str()?;
+    Some(if kind == "default" { Value::Null } else { rope.clone() })
 }
 
 /// What newer configurations say of rotary positions in one object, under the names that `mlx-lm` gives base and share:
@@ -134,9 +163,7 @@ fn rotary(parameters: Option<&Value>, names: [&'static str; 2]) -> Vec<(&'static
     let values = ["rope_theta", "partial_rotary_factor"].map(|key| rope.get(key));
     let mut found: Vec<_> =
         names.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?.clone()))).collect();
-    if let Some(kind) = rope.get("rope_type").and_then(Value::as_str) {
-        found.push(("rope_scaling", if kind == "default" { Value::Null } else { rope.clone() }));
-    }
+    found.extend(scaling_of(rope).map(|scaling| ("rope_scaling", scaling)));
     found
 }
 
@@ -196,6 +223,22 @@ mod tests {
     fn a_head_of_its_own_is_said_to_be_one() {
         assert_eq!(parsed("{}", &[module("lm_head", "4g64")])["tie_word_embeddings"], json!(false));
         assert!(parsed("{}", &[module("a", "4g64")]).get("tie_word_embeddings").is_none());
+    }
+
+    #[test]
+    fn what_newer_configurations_say_in_other_words_is_said_in_the_old_ones() {
+        let moe = parsed(r#"{"model_type": "qwen3_moe", "num_local_experts": 8}"#, &[]);
+        assert_eq!(moe["num_experts"], json!(8));
+        let kinds = r#""layer_types": ["sliding_attention", "sliding_attention", "full_attention"]"#;
+        let next = parsed(&format!(r#"{{"model_type": "qwen3_next", {kinds}}}"#), &[]);
+        assert_eq!(next["full_attention_interval"], json!(3));
+        let rope = r#""rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8},
+            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}"#;
+        let gemma = parsed(&format!(r#"{{"model_type": "gemma3_text", {kinds}, {rope}}}"#), &[]);
+        assert_eq!(gemma["rope_theta"].as_f64(), Some(1e6));
+        assert_eq!(gemma["rope_scaling"]["factor"], json!(8));
+        assert_eq!(gemma["rope_local_base_freq"].as_f64(), Some(1e4));
+        assert_eq!(gemma["sliding_window_pattern"], json!(3));
     }
 
     #[test]

@@ -213,7 +213,7 @@ const AS_IS: &[&str] = &[
 /// The models there are. Each type is made, quantized and loaded by a test.
 const MODELS: &[Model] = &[
     Model { types: AS_IS, prefixes: &[], rules: &[], raw: &[] },
-    Model { types: &["mixtral", "minimax", "minimax_m2"], prefixes: &[], rules: &[NUMBERED_EXPERTS], raw: &[] },
+    Model { types: &["mixtral", "minimax_m2"], prefixes: &[], rules: &[NUMBERED_EXPERTS], raw: &[] },
     Model { types: &["qwen2_moe", "qwen3_moe", "olmoe"], prefixes: &[], rules: &[EXPERTS, FUSED_EXPERTS], raw: &[] },
     Model { types: &["glm4_moe", "deepseek_v2"], prefixes: &[], rules: &[EXPERTS, FUSED_EXPERTS], raw: RAW_ROUTER },
     Model {
