@@ -267,11 +267,7 @@ pub enum Error {
         reason: String,
     },
     /// What it is asked to account for strictly cannot be.
-    #[error("tensor `{tensor}` in {}: {reason}{}", file.display(), if *others > 0 {
-        format!(" ({others} others are alike)")
-    } else {
-        String::new()
-    })]
+    #[error("tensor `{tensor}` in {}: {reason} (all such tensors: {listed})", file.display())]
     Unexplained {
         /// The shard.
         file: PathBuf,
@@ -279,8 +275,8 @@ pub enum Error {
         tensor: String,
         /// Why it cannot.
         reason: String,
-        /// How many more there are.
-        others: usize,
+        /// The names of all of them, or the first few.
+        listed: String,
     },
     /// The sensitivity file does not fit the checkpoint.
     #[error("{}: tensor `{tensor}`: {reason}", file.display())]

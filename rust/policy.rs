@@ -275,6 +275,12 @@ impl Policy {
         allowed
     }
 
+    /// Whether a rule is about the tensor `name`.
+    #[must_use]
+    pub fn is_about(&self, name: &str) -> bool {
+        self.rules.iter().any(|rule| rule.pattern.is_match(name))
+    }
+
     /// Every rule must match one of `tensors`: a pattern that matches nothing is a typing error.
     ///
     /// # Errors

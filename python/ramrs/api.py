@@ -338,6 +338,7 @@ def quantize(
             Path(model), Path(place), unknown, overwrite=overwrite, dry_run=dry_run, progress=progress
         ) as layout:
             request["model"] |= {"model": str(layout.directory), "generic": True}
+            whole["laid_out_by"] = layout.by
             # The last rule that matches counts.
             request["policy"]["tensor"] += layout.kept
             return QuantizeReport.from_dict(_call("quantize", whole, progress))

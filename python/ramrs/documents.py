@@ -490,7 +490,8 @@ class Progress:
     """A moment of a job, as a ``progress=`` callback gets it."""
 
     stage: str
-    """``open``, ``write``, ``probe``, ``gradients``, ``measure``, ``curves``, ``plan``, ``encode`` or ``verify``."""
+    """``layout``, ``open``, ``write``, ``probe``, ``gradients``, ``measure``, ``curves``, ``plan``, ``encode``,
+    ``verify`` or ``eval``."""
     done_bytes: int
     """Bytes of this stage that are done."""
     total_bytes: int

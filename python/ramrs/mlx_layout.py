@@ -47,6 +47,8 @@ class Layout:
     """A checkpoint with the names and shapes of MLX."""
 
     directory: Path
+    by: str
+    """Who laid it out."""
     kept: list[str]
     """Rules for the weights that mlx-lm has no quantized form of."""
 
@@ -79,6 +81,7 @@ def laid_out(
     if not model.is_dir():
         raise unknown
     try:
+        import mlx.core  # noqa: F401
         from mlx_lm import __version__ as version
         from mlx_lm.utils import load_model
     except ImportError as fault:
@@ -86,7 +89,7 @@ def laid_out(
         raise CheckpointError(str(unknown), slug=unknown.slug, hint=hint, path=unknown.path) from fault
     output = output.absolute()
     directory = output.with_name(f"{output.name}.layout")
-    _check_output(model, output, directory, overwrite=overwrite or dry_run)
+    _check_output(model, output, directory, overwrite=overwrite, dry_run=dry_run)
     source = api.inspect(model)
     loaded, config = _load(model, source, f"{unknown}, and mlx-lm {version} does not load it", unknown)
     _LOG.info("model_type `%s` is laid out by mlx-lm %s", source.model_type, version)
@@ -94,15 +97,15 @@ def laid_out(
     with contextlib.redirect_stdout(sys.stderr):
         quantizable -= _bare_embeddings(load_model(model, lazy=True)[0])
     made = [parent for parent in directory.parents if not parent.exists()]
+    directory.mkdir(parents=True)
     try:
-        directory.mkdir(parents=True)
         _check_room(model, source, loaded, directory)
         _write(loaded, config, directory, progress)
         for file in source.other_files:
             _link(model / file, directory / file)
         found = api.inspect(directory, generic=True)
         kept = [each.name for each in found.tensors if each.becomes == "quantizable" and each.name not in quantizable]
-        yield Layout(directory, [f"^{re.escape(name)}$=kept" for name in kept])
+        yield Layout(directory, f"mlx-lm {version}", [f"^{re.escape(name)}$=kept" for name in kept])
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         for parent in made:
@@ -110,7 +113,7 @@ def laid_out(
                 parent.rmdir()
 
 
-def _check_output(model: Path, output: Path, directory: Path, *, overwrite: bool) -> None:
+def _check_output(model: Path, output: Path, directory: Path, *, overwrite: bool, dry_run: bool) -> None:
     """Refuse what would be refused in the end, before the work."""
     source, existing = model.resolve(), output
     while not existing.exists():
@@ -119,9 +122,14 @@ def _check_output(model: Path, output: Path, directory: Path, *, overwrite: bool
     if existing.is_relative_to(source) or (output.exists() and source.is_relative_to(existing)):
         message = f"the output {output} is the source, or lies inside it"
         raise ConfigError(message, slug="output-is-source", hint="give another -o", path=str(output))
-    if os.path.lexists(output) and not overwrite:
-        hint = "give another -o, or --overwrite to replace it"
-        raise ConfigError(f"{output} exists already", slug="output-exists", hint=hint, path=str(output))
+    if os.path.lexists(output) and not dry_run:
+        if not overwrite:
+            hint = "give another -o, or --overwrite to replace it"
+            raise ConfigError(f"{output} exists already", slug="output-exists", hint=hint, path=str(output))
+        is_empty = output.is_dir() and not any(output.iterdir())
+        if not is_empty and not (output / "ramrs-manifest.json").is_file():
+            hint = "--overwrite replaces outputs of ramrs and empty directories: give another -o"
+            raise ConfigError(f"{output} is not an output of ramrs", slug="output-foreign", hint=hint, path=str(output))
     if os.path.lexists(directory):
         message = f"{directory} is there: another run is at work in it, or one was killed"
         hint = "wait for the other run, remove what is there, or give another -o"

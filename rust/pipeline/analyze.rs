@@ -19,7 +19,7 @@ use crate::sensitivity::{Candidate, Measured};
 /// Those of opening and reading it.
 pub fn analyze(request: &AnalysisRequest, progress: &Progress) -> Result<Analysis> {
     let source = Source::open(&request.model, &request.format, request.generic)?;
-    source.check(request.strict, |warning| progress.warn(warning))?;
+    source.check(request.strict, None, |warning| progress.warn(warning))?;
     let engine = Engine::new(&request.resources)?;
     let pass = engine.pass(&source.checkpoint, progress);
     let sensitivity = measure(pass, &source, request)?;

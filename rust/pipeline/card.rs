@@ -16,15 +16,21 @@ use crate::scheme::Scheme;
 pub(super) const SOURCE_CARD: &str = "README.source.md";
 
 /// The card of an output.
-pub(super) fn text(source: &Source, plan: &Plan, manifest: &Manifest) -> String {
-    let mut card = String::from("---\nlibrary_name: mlx\n");
+///
+/// Without a runtime that is promised to load it, it promises none.
+pub(super) fn text(source: &Source, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
+    let mut card = String::from("---\n");
+    if has_runtime {
+        card += "library_name: mlx\npipeline_tag: text-generation\n";
+    }
     let source_card = fs::read_to_string(source.checkpoint.dir.join("README.md")).unwrap_or_default();
     for line in licence(&source_card) {
         card += line;
         card.push('\n');
     }
-    card += "pipeline_tag: text-generation\ntags:\n- mlx\n- ramrs\n---\n\n";
-    let _ = body(&mut card, source, plan, manifest, !source_card.is_empty());
+    card += "tags:\n- mlx\n- ramrs\n---\n\n";
+    let _ = body(&mut card, source, plan, manifest);
+    let _ = ending(&mut card, manifest, has_runtime, !source_card.is_empty());
     card
 }
 
@@ -37,13 +43,7 @@ fn licence(source_card: &str) -> Vec<&str> {
     lines.take_while(|line| *line != "---").filter(|line| line.starts_with("license")).collect()
 }
 
-fn body(
-    card: &mut String,
-    source: &Source,
-    plan: &Plan,
-    manifest: &Manifest,
-    has_source_card: bool,
-) -> std::fmt::Result {
+fn body(card: &mut String, source: &Source, plan: &Plan, manifest: &Manifest) -> std::fmt::Result {
     let totals = &manifest.totals;
     let model = source.checkpoint.model_type().unwrap_or("model");
     writeln!(card, "# A quantized {model}\n")?;
@@ -91,11 +91,22 @@ fn body(
         let schemes: Vec<_> = schemes.into_iter().map(|(scheme, count)| format!("{count} × {scheme}")).collect();
         writeln!(card, "| {role} | {weights} | {} |", schemes.join(", "))?;
     }
-    writeln!(card, "\n`4g64` is 4-bit codes in groups of 64, each with a scale and a bias.\n")?;
-    writeln!(
-        card,
-        "## Use\n\n```sh\npip install mlx-lm\nmlx_lm.generate --model PATH_TO_THIS_DIRECTORY --prompt \"Hello\"\n```\n"
-    )?;
+    writeln!(card, "\n`4g64` is 4-bit codes in groups of 64, each with a scale and a bias.\n")
+}
+
+/// What to do with it, and what else there is to know.
+fn ending(card: &mut String, manifest: &Manifest, has_runtime: bool, has_source_card: bool) -> std::fmt::Result {
+    if has_runtime {
+        writeln!(
+            card,
+            "## Use\n\n```sh\npip install mlx-lm\nmlx_lm.generate --model PATH_TO_THIS_DIRECTORY --prompt \"Hello\"\n```\n"
+        )?;
+    } else {
+        writeln!(
+            card,
+            "## Use\n\nThe tensors have the names of the source and MLX's affine format. No runtime is promised to load them.\n"
+        )?;
+    }
     writeln!(
         card,
         "`ramrs-manifest.json` lists every tensor of the source, what became of it, and the SHA-256 of every file;"

@@ -137,7 +137,7 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
     }
     let smallest: u64 = source.entries.iter().map(Entry::smallest_bytes).sum();
     let mut warnings = Vec::new();
-    source.check(false, |warning| warnings.push(warning))?;
+    source.check(false, None, |warning| warnings.push(warning))?;
     let id = source.id();
     Ok(Inspection {
         path: source.checkpoint.dir.display().to_string(),

@@ -11,6 +11,7 @@ use crate::budget::{Budget, Limit, size};
 use crate::document::Tool;
 use crate::document::analysis::{Analysis, Curve, Tensor};
 use crate::document::plan::{self, Plan, Size, Totals, Uniform};
+use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{self, Format};
 use crate::policy::{Allowed, Policy, PolicyOptions};
@@ -451,6 +452,17 @@ impl<'a> Planner<'a> {
                 "the codes have {:.2} bits on average: below 3 bits losses add up to more than their sum, and the \
                  predicted loss is too low; measure the result",
                 codes / weights
+            ));
+        }
+        let wide = |(tensor, scheme): &(&Tensor, &Scheme)| {
+            scheme.affine().zip(tensor.matrix()).filter(|(_, matrix)| matrix.float == Float::F32)
+        };
+        let halves = self.analysis.tensors.iter().zip(schemes).filter_map(|pair| wide(&pair));
+        let saved: u64 = halves.map(|(affine, matrix)| 4 * matrix.rows * affine.groups(matrix.cols)).sum();
+        if saved > 0 {
+            warnings.push(format!(
+                "the source is in F32, and so are scales and biases: cast to BF16 or F16 first, it would take {} less",
+                size(saved)
             ));
         }
         let twice = |(tensor, scheme): &(&Tensor, &Scheme)| tensor.packed.is_some() && scheme.affine().is_some();

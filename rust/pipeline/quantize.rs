@@ -64,6 +64,8 @@ pub struct QuantizeRequest {
     pub overwrite: bool,
     /// Whether to stop before anything is written.
     pub dry_run: bool,
+    /// Who laid the tensors out, under the names of the format, if the source is not the release itself.
+    pub laid_out_by: Option<String>,
 }
 
 /// What was done.
@@ -113,7 +115,10 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
-    source.check(analysis_request.strict, |warning| progress.warn(warning))?;
+    if let Some(other) = &request.laid_out_by {
+        progress.warn(format!("the tensors were laid out by {other}: the source is what that made of the release"));
+    }
+    source.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
         check_output(&analysis_request.model, &source, request)?;
     }
@@ -328,7 +333,7 @@ impl Job<'_> {
             let text = source.format.config(config, &self.modules(), source.generic);
             manifest.files.push(Self::put(&partial, Path::new("config.json"), text.as_bytes())?);
         }
-        let readme = card::text(source, plan, &manifest);
+        let readme = card::text(source, plan, &manifest, self.is_for_a_runtime());
         manifest.files.push(Self::put(&partial, Path::new("README.md"), readme.as_bytes())?);
         self.read_back(&partial, &layout, &slices(source, &stored, &outcome), &mut manifest)?;
         partial.write_file(FILE_NAME, document::text(&manifest)?.as_bytes())?;
@@ -362,6 +367,11 @@ impl Job<'_> {
     fn put(partial: &Partial, name: &Path, content: &[u8]) -> Result<FileDigest> {
         partial.write_file(name, content)?;
         Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })
+    }
+
+    /// Whether a runtime is promised to load it.
+    fn is_for_a_runtime(&self) -> bool {
+        !self.source.generic || self.request.laid_out_by.is_some()
     }
 
     /// Numbers that are written, whatever their type.

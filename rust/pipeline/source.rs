@@ -10,9 +10,12 @@ use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{self, Arrangement, Format, Target, Treatment};
 use crate::name::{Name, Role};
-use crate::policy::{Kept, Subject, candidate};
+use crate::policy::{Kept, Policy, Subject, candidate};
 use crate::scheme::{Affine, Packed};
 use crate::sensitivity::Candidate;
+
+/// Names that a message lists.
+const LISTED: usize = 8;
 
 /// A checkpoint, and what becomes of it in a format.
 pub(super) struct Source {
@@ -159,28 +162,33 @@ impl Source {
         }
     }
 
-    /// Tells of what is left out although it holds weights, and of names that say nothing. If that is `strict`ly asked for,
-    /// these are errors.
+    /// Tells of what is left out although it holds weights, and of names that say nothing and no rule of `policy` is about.
+    /// If that is `strict`ly asked for, these are errors.
     ///
     /// # Errors
     /// [`Error::Unexplained`].
-    pub(super) fn check(&self, strict: bool, mut say: impl FnMut(String)) -> Result<()> {
+    pub(super) fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
         for (reason, count, bytes) in self.left_out() {
             say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
         }
-        let unexplained = self.unexplained();
+        let name = |entry: &Entry| &self.checkpoint.tensors[entry.target.views[0].tensor].name;
+        let mut unexplained = self.unexplained();
+        unexplained.retain(|(entry, _)| policy.is_none_or(|policy| !policy.is_about(&entry.target.name)));
         let Some((first, reason)) = unexplained.first() else { return Ok(()) };
-        let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
+        let listed: Vec<String> =
+            unexplained.iter().take(LISTED).map(|(entry, _)| format!("`{}`", name(entry))).collect();
+        let more = if unexplained.len() > LISTED { ", …" } else { "" };
+        let listed = format!("{}{more}", listed.join(", "));
         if strict {
+            let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
             return Err(Error::Unexplained {
                 file: self.checkpoint.file_of(tensor).to_owned(),
                 tensor: tensor.name.clone(),
                 reason: (*reason).to_owned(),
-                others: unexplained.len() - 1,
+                listed,
             });
         }
-        let count = unexplained.len();
-        say(format!("{count} tensors are treated by their shape alone (first `{}`: {reason})", tensor.name));
+        say(format!("{} tensors are treated by their shape alone: {listed} ({reason})", unexplained.len()));
         Ok(())
     }
 
@@ -206,6 +214,7 @@ impl Source {
     /// says that it is a matrix.
     fn unexplained(&self) -> Vec<(&Entry, &'static str)> {
         let reason = |entry: &Entry| match (&entry.candidate, entry.name.role) {
+            _ if Float::of(entry.target.dtype).is_none() => None,
             (Ok(_), Role::Other) => Some("its name says nothing of what it does"),
             (Err(Kept::NoWeight), Role::Other) if entry.target.shape.len() > 1 => {
                 Some("its name says nothing of what it does, not even that it is a weight")

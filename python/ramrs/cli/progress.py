@@ -13,6 +13,7 @@ from ramrs.cli.output import ERR
 from ramrs.documents import Progress
 
 _LABELS = {
+    "layout": "laying out",
     "open": "opening",
     "write": "writing tokens",
     "probe": "probing",
