@@ -221,7 +221,7 @@ fn small(code: u8, exponent: u32, mantissa: u32, bias: i32) -> f32 {
 /// `2^exponent`, exactly, for exponents from -149 to 127.
 fn power_of_two(exponent: i32) -> f32 {
     if exponent >= -126 {
-        f32::from_bits(((exponent + 127) as u32) << 23)
+        f32::from_bits((exponent + 127).cast_unsigned() << 23)
     } else {
         f32::from_bits(1 << (exponent + 149))
     }

@@ -250,8 +250,9 @@ impl Policy {
 
     /// What a plan may do to a candidate that goes by `names`: its own, and those of what it is made of.
     #[must_use]
-    pub fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str> + Clone, role: Role) -> Allowed {
-        let matches = |rule: &&Rule| names.clone().into_iter().any(|name| rule.pattern.is_match(name));
+    pub fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str>, role: Role) -> Allowed {
+        let names: Vec<&str> = names.into_iter().collect();
+        let matches = |rule: &&Rule| names.iter().any(|name| rule.pattern.is_match(name));
         let rule = self.rules.iter().rev().find(matches);
         let (min_bits, max_bits) = (self.min_bits.unwrap_or(2), self.max_bits.unwrap_or(8));
         let mut allowed = Allowed {

@@ -310,18 +310,22 @@ fn measure(
 fn points(ask: &Ask<'_>, matrices: &[Vec<Estimate>]) -> Vec<Point> {
     let point = |(at, &scheme): (usize, &Affine)| {
         let noises: Vec<Noise> = matrices.iter().map(|schemes| schemes[at].noise).collect();
-        let standard_error = match matrices {
-            [only] => only[at].error,
-            _ => {
-                let error = |schemes: &Vec<Estimate>| schemes[at].error * schemes[at].noise.weighted;
-                let variance = matrices.iter().map(|schemes| error(schemes) * error(schemes)).sum::<f64>();
-                let sum = noises.iter().map(|noise| noise.weighted).sum::<f64>();
-                if sum > 0.0 { variance.sqrt() / sum } else { 0.0 }
-            }
-        };
+        let standard_error = if let [only] = matrices { only[at].error } else { together(at, matrices) };
         Point { scheme, noises, standard_error }
     };
     ask.schemes.iter().enumerate().map(point).collect()
+}
+
+/// Relative standard error of the sum of what scheme `at` does to each of several matrices, sampled independently.
+fn together(at: usize, matrices: &[Vec<Estimate>]) -> f64 {
+    let (mut variance, mut sum) = (0.0, 0.0);
+    for Estimate { noise, error } in matrices.iter().map(|schemes| schemes[at]) {
+        // No noise has no error, also where nothing is known of it.
+        let error = if noise.weighted > 0.0 { error * noise.weighted } else { 0.0 };
+        variance += error * error;
+        sum += noise.weighted;
+    }
+    if sum > 0.0 { variance.sqrt() / sum } else { 0.0 }
 }
 
 /// What every scheme of `ask` does to one of its matrices, from the bands that were encoded.

@@ -1,7 +1,6 @@
 """The native module."""
 
 from collections.abc import Callable
-from os import PathLike
 
 __all__ = ["call", "cpu_level", "version", "weights"]
 
@@ -14,5 +13,5 @@ def version() -> str:
 def cpu_level() -> str:
     """Instruction set that kernels run with on this CPU."""
 
-def weights(model: str | PathLike[str], tensor: str) -> tuple[list[int], bytes]:
+def weights(model: str, tensor: str) -> tuple[list[int], bytes]:
     """Shape of a tensor of the checkpoint at ``model``, and its elements as little-endian float32, decoded."""

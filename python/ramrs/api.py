@@ -509,5 +509,5 @@ def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:
     """
     import numpy as np
 
-    shape, data = _native.weights(model, tensor)
+    shape, data = _native.weights(str(model), tensor)
     return np.frombuffer(data, "<f4").reshape(shape)

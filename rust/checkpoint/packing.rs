@@ -103,12 +103,11 @@ pub fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
     let mut found: Vec<(usize, Tensor)> = Vec::new();
     for (at, part) in parts.iter().enumerate() {
         match pairing.tensor(at) {
-            None => {}
-            Some(Ok((tensor, with))) => {
+            Ok((tensor, with)) => {
                 beside.extend(with.into_iter().map(|other| (other, at)));
                 found.push((at, tensor));
             }
-            Some(Err(reason)) => {
+            Err(reason) => {
                 paired.faults.push((at, reason));
                 found.push((at, plain(at, part)));
             }
@@ -207,19 +206,19 @@ struct Pairing<'a> {
 type Found = Result<(Tensor, Vec<usize>), String>;
 
 impl Pairing<'_> {
-    /// The tensor whose elements part `at` holds; `None` if that is one that is read beside another.
-    fn tensor(&self, at: usize) -> Option<Found> {
+    /// The tensor whose elements part `at` holds, unless it turns out to be read beside another.
+    fn tensor(&self, at: usize) -> Found {
         let part = &self.parts[at];
         if let Some(base) = part.name.strip_suffix("_blocks").filter(|_| part.dtype == Dtype::U8) {
-            return Some(self.mxfp4(at, base));
+            return self.mxfp4(at, base);
         }
         if let Some(base) = part.name.strip_suffix("_packed").filter(|_| part.dtype == Dtype::I32) {
-            return Some(self.int4(at, base));
+            return self.int4(at, base);
         }
         if let Some(codes) = Float8::of(part.dtype).filter(|_| !part.name.ends_with("_scale")) {
-            return Some(self.fp8(at, codes));
+            return self.fp8(at, codes);
         }
-        Some(Ok((plain(at, part), Vec::new())))
+        Ok((plain(at, part), Vec::new()))
     }
 
     fn named(&self, name: &str) -> Option<usize> {

@@ -96,12 +96,11 @@ fn fill(
     buffer: &mut [u8],
 ) -> Result<()> {
     let found = &checkpoint.shards[shard];
-    match open.iter().position(|(other, _)| *other == shard) {
-        Some(at) => open[..=at].rotate_right(1),
-        None => {
-            open.truncate(OPEN_FILES - 1);
-            open.insert(0, (shard, found.file()?));
-        }
+    if let Some(at) = open.iter().position(|(other, _)| *other == shard) {
+        open[..=at].rotate_right(1);
+    } else {
+        open.truncate(OPEN_FILES - 1);
+        open.insert(0, (shard, found.file()?));
     }
     read_at(&open[0].1, &found.path, buffer, offset)
 }

@@ -294,7 +294,9 @@ impl Job<'_> {
             if let Some(float) = Float::of(tensor.dtype).filter(|_| task.target.adds_one) {
                 let mut values = vec![0.0; bytes.len() / float.bytes()];
                 float.widen(&bytes, &mut values);
-                values.iter_mut().for_each(|value| *value += 1.0);
+                for value in &mut values {
+                    *value += 1.0;
+                }
                 bytes.clear();
                 float.append(&values, &mut bytes);
             }

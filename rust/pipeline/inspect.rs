@@ -105,7 +105,7 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
     let mut roles: BTreeMap<(Role, &str), RoleLine> = BTreeMap::new();
     let mut tensors = Vec::with_capacity(source.checkpoint.parts.len());
     for (at, part) in source.checkpoint.parts.iter().enumerate() {
-        let Becomes { becomes, why, into } = becomes(&source, at);
+        let Fate { becomes, why, into } = fate(&source, at);
         let role = source.role(at);
         let elements = match source.checkpoint.uses[at] {
             Use::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
@@ -154,15 +154,15 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
 }
 
 /// What becomes of a part, why, and into what.
-struct Becomes {
+struct Fate {
     becomes: &'static str,
     why: Option<String>,
     into: Vec<String>,
 }
 
-fn becomes(source: &Source, part: usize) -> Becomes {
+fn fate(source: &Source, part: usize) -> Fate {
     let checkpoint = &source.checkpoint;
-    let nothing = |becomes, why: String| Becomes { becomes, why: Some(why), into: Vec::new() };
+    let nothing = |becomes, why: String| Fate { becomes, why: Some(why), into: Vec::new() };
     let tensor = match checkpoint.uses[part] {
         Use::None(why) => return nothing("dropped", why.to_owned()),
         Use::Beside(tensor) => return nothing("consumed", format!("read with {}", checkpoint.tensors[tensor].name)),
@@ -185,5 +185,5 @@ fn becomes(source: &Source, part: usize) -> Becomes {
         Some(_) if as_it_is => "kept",
         Some(_) => "converted",
     };
-    Becomes { becomes, why, into }
+    Fate { becomes, why, into }
 }

@@ -313,7 +313,7 @@ impl Job<'_> {
             policy: plan.policy.clone(),
             budget: plan.budget.clone(),
             totals: plan.totals.clone(),
-            tensors: self.written_tensors(&outcome, &stored, &layout),
+            tensors: written_tensors(&outcome, &stored, &layout),
             source_files: outcome.source_files.clone(),
             ledger,
             files: Vec::new(),
@@ -422,25 +422,6 @@ impl Job<'_> {
         ledger.iter().flat_map(|line| &line.quantized).map(|quantized| quantized.loss).sum()
     }
 
-    /// What is stored; digests of stacks are known once they are read back.
-    fn written_tensors(&self, outcome: &Outcome, stored: &[Vec<Stored>], layout: &Layout) -> Vec<TensorDigest> {
-        let mut locations = layout.locations.iter();
-        let mut written = Vec::with_capacity(layout.locations.len());
-        for (parts, done) in stored.iter().zip(&outcome.targets) {
-            let known = digests(done);
-            for (at, (part, location)) in parts.iter().zip(locations.by_ref()).enumerate() {
-                written.push(TensorDigest {
-                    name: part.name.clone(),
-                    dtype: part.dtype.name().to_owned(),
-                    shape: part.shape.clone(),
-                    file: layout.files[location.file].name.clone(),
-                    sha256: known.map(|known| known[at].clone()).unwrap_or_default(),
-                });
-            }
-        }
-        written
-    }
-
     /// The modules that could be quantized, and what they became.
     fn modules(&self) -> Vec<Module> {
         let planned = self.source.entries.iter().zip(&self.plan.tensors);
@@ -500,4 +481,23 @@ fn slices(source: &Source, stored: &[Vec<Stored>], outcome: &Outcome) -> Slices 
         }
     }
     slices
+}
+
+/// What is stored; digests of stacks are known once they are read back.
+fn written_tensors(outcome: &Outcome, stored: &[Vec<Stored>], layout: &Layout) -> Vec<TensorDigest> {
+    let mut locations = layout.locations.iter();
+    let mut written = Vec::with_capacity(layout.locations.len());
+    for (parts, done) in stored.iter().zip(&outcome.targets) {
+        let known = digests(done);
+        for (at, (part, location)) in parts.iter().zip(locations.by_ref()).enumerate() {
+            written.push(TensorDigest {
+                name: part.name.clone(),
+                dtype: part.dtype.name().to_owned(),
+                shape: part.shape.clone(),
+                file: layout.files[location.file].name.clone(),
+                sha256: known.map(|known| known[at].clone()).unwrap_or_default(),
+            });
+        }
+    }
+    written
 }

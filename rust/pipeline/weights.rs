@@ -43,7 +43,7 @@ pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
     float.widen(bytes, &mut values);
     let is_wrong = |value: &f32| found.packing != Packing::Plain && !value.is_finite();
     let count = values.iter().filter(|value| is_wrong(value)).count();
-    if let Some(first) = values.iter().position(|value| is_wrong(value)) {
+    if let Some(first) = values.iter().position(is_wrong) {
         let rows = (0, found.shape.first().copied().unwrap_or(1));
         let first = unravel(&found.shape, first as u64);
         let (file, tensor) = (checkpoint.file_of(found).to_owned(), found.name.clone());

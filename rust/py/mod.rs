@@ -42,8 +42,8 @@ fn cpu_level() -> &'static str {
 
 /// The shape of a tensor of the checkpoint at `model`, and its elements as little-endian `f32`, decoded.
 #[pyfunction]
-fn weights<'py>(py: Python<'py>, model: std::path::PathBuf, tensor: &str) -> PyResult<(Vec<u64>, Bound<'py, PyBytes>)> {
-    let found = py.detach(|| pipeline::weights(&model, tensor)).map_err(|error| exception(py, &error))?;
+fn weights<'py>(py: Python<'py>, model: &str, tensor: &str) -> PyResult<(Vec<u64>, Bound<'py, PyBytes>)> {
+    let found = py.detach(|| pipeline::weights(model.as_ref(), tensor)).map_err(|error| exception(py, &error))?;
     Ok((found.shape, PyBytes::new(py, bytemuck::cast_slice(&found.values))))
 }
 

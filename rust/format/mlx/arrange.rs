@@ -135,6 +135,12 @@ fn matched<'n>(pattern: &str, name: &'n str) -> Option<Matched<'n>> {
     (is_open || before.is_empty()).then_some(Matched { beginning: before, number })
 }
 
+/// `name` with another beginning, if those of `model` have one.
+fn renamed(model: &Model, name: &str) -> String {
+    let found = model.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+    found.unwrap_or_else(|| name.to_owned())
+}
+
 impl Arranging<'_> {
     /// Arranges tensor `at`, and says what becomes of it.
     fn tensor(&mut self, at: usize) -> Result<Treatment> {
@@ -157,11 +163,11 @@ impl Arranging<'_> {
             };
             for (pattern, take) in targets {
                 let name = pattern.replacen('*', found.beginning, 1);
-                self.take(at, self.renamed(model, &name), *take, found.number)?;
+                self.take(at, renamed(model, &name), *take, found.number)?;
             }
             return Ok(Treatment::Write);
         }
-        self.take(at, self.renamed(model, name), Take::Same, None)?;
+        self.take(at, renamed(model, name), Take::Same, None)?;
         Ok(Treatment::Write)
     }
 
@@ -184,11 +190,6 @@ impl Arranging<'_> {
         }
     }
 
-    fn renamed(&self, model: &Model, name: &str) -> String {
-        let found = model.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-        found.unwrap_or_else(|| name.to_owned())
-    }
-
     /// Makes tensor `at` target `name`, or part of it.
     fn take(&mut self, at: usize, name: String, take: Take, number: Option<usize>) -> Result<()> {
         let checkpoint = self.checkpoint;
@@ -199,7 +200,7 @@ impl Arranging<'_> {
         let target = match take {
             Take::Same => same,
             Take::PlusOne => Target { adds_one: true, ..same },
-            Take::Expert => return self.expert(at, same, number.unwrap_or_default()),
+            Take::Expert => return self.expert(at, &same, number.unwrap_or_default()),
             Take::Swapped => {
                 let &[channels, inputs, taps] = same.shape.as_slice() else {
                     return Err(misfit("a convolution has three dimensions"));
@@ -271,16 +272,15 @@ impl Arranging<'_> {
     }
 
     /// Makes `one` matrix `number` of a stack.
-    fn expert(&mut self, at: usize, one: Target, number: usize) -> Result<()> {
+    fn expert(&mut self, at: usize, one: &Target, number: usize) -> Result<()> {
         let tensor = &self.checkpoint.tensors[at];
-        let target = match self.stacks.get(&one.name) {
-            Some(stack) => stack.target,
-            None => {
-                self.stacks.insert(one.name.clone(), Stack { target: self.targets.len(), matrices: BTreeMap::new() });
-                let stack = Target { stacked: true, ..one.clone() };
-                self.targets.push(self.finished(stack));
-                self.targets.len() - 1
-            }
+        let target = if let Some(stack) = self.stacks.get(&one.name) {
+            stack.target
+        } else {
+            self.stacks.insert(one.name.clone(), Stack { target: self.targets.len(), matrices: BTreeMap::new() });
+            let stack = Target { stacked: true, ..one.clone() };
+            self.targets.push(self.finished(stack));
+            self.targets.len() - 1
         };
         let first = &self.targets[target];
         if tensor.shape.len() != 2 || (&first.shape, first.dtype) != (&one.shape, one.dtype) {

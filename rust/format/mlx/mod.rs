@@ -3,7 +3,7 @@
 //! A quantized module `P` is three tensors: `P.weight`, U32 `[rows, cols · bits / 32]`, each row one bit stream (see
 //! [`crate::pack`]); `P.scales` and `P.biases`, `[rows, cols / group_size]` in the source weight's type. A weight decodes
 //! to `code · scale + bias`. A stack of matrices has one more dimension in front. Everything else keeps its bytes, and
-//! where [`models`] does not say otherwise its name. `config.json` says which module has which scheme.
+//! where its table of models does not say otherwise its name. `config.json` says which module has which scheme.
 //!
 //! What a release packs as MLX does is taken over as it is: MXFP4 (`P.weight` and U8 `P.scales`, mode `mxfp4`), and 4-bit
 //! integers, whose biases are −8 scales.
@@ -116,7 +116,9 @@ impl Format for Mlx {
         store.widen(scales, &mut values);
         parts[1].extend_from_slice(scales);
         // The codes are stored 8 up.
-        values.iter_mut().for_each(|scale| *scale *= -8.0);
+        for scale in &mut values {
+            *scale *= -8.0;
+        }
         store.append(&values, &mut parts[2]);
     }
 
