@@ -9,7 +9,7 @@ use crate::dtype::Float;
 use crate::kernel::Level;
 use crate::kernel::affine::{self, Grid, RowError, TRIALS};
 use crate::kernel::vector::{Lane, ROWS};
-use crate::scheme::{Affine, BITS};
+use crate::scheme::{Affine, BITS, GROUP_SIZES};
 
 /// How hard the encoder tries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -72,6 +72,11 @@ macro_rules! by_group_size {
     };
 }
 
+/// The grids that a search starts from.
+fn trials(scheme: Affine) -> &'static [[u16; 2]] {
+    TRIALS[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()]
+}
+
 impl Encoder {
     /// Encodes `band` by `scheme` into `out`. `k` weighs the columns; none may be negative.
     ///
@@ -87,11 +92,38 @@ impl Encoder {
                 by_group_size!(scheme, encode_plain(self.level, band, scheme.max_code(), store, codes, grids));
             }
             Effort::Normal => {
-                let trials = TRIALS[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()];
-                let max_code = scheme.max_code();
+                let (trials, max_code) = (trials(scheme), scheme.max_code());
                 by_group_size!(scheme, encode_search(self.level, band, k, trials, max_code, store, codes, grids));
             }
         }
+    }
+
+    /// Squared error of each row of `band` as each of `schemes` would encode it: those of [`encode`](Self::encode) and
+    /// [`error`](Self::error), without what is stored.
+    ///
+    /// # Panics
+    /// As [`encode`](Self::encode).
+    #[must_use]
+    pub fn errors(self, schemes: &[Affine], store: Float, band: &[Lane], k: &[f32]) -> Vec<[RowError; ROWS]> {
+        let mut found = vec![[RowError::default(); ROWS]; schemes.len()];
+        for size in GROUP_SIZES {
+            let which: Vec<usize> =
+                (0..schemes.len()).filter(|&at| schemes[at].group_size() == usize::from(size)).collect();
+            let Some(&first) = which.first() else { continue };
+            assert!(band.len().is_multiple_of(usize::from(size)) && k.len() == band.len(), "errors: shapes");
+            let max_codes: Vec<u8> = which.iter().map(|&at| schemes[at].max_code()).collect();
+            let trials: Vec<&[[u16; 2]]> = which.iter().map(|&at| trials(schemes[at])).collect();
+            let mut rows = vec![[RowError::default(); ROWS]; which.len()];
+            let (scheme, level) = (schemes[first], self.level);
+            match self.effort {
+                Effort::Fast => by_group_size!(scheme, plain_errors(level, band, k, &max_codes, store, &mut rows)),
+                Effort::Normal => {
+                    by_group_size!(scheme, search_errors(level, band, k, &trials, &max_codes, store, &mut rows));
+                }
+            }
+            which.into_iter().zip(rows).for_each(|(at, rows)| found[at] = rows);
+        }
+        found
     }
 
     /// Squared error of each row of `band` as `encoded` decodes.

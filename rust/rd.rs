@@ -20,7 +20,7 @@ use crate::kernel::affine::RowError;
 use crate::kernel::band::energy;
 use crate::kernel::vector::ROWS;
 use crate::math::decibels;
-use crate::quant::{Encoded, Encoder};
+use crate::quant::Encoder;
 use crate::scheme::Affine;
 use crate::sensitivity::{Gain, Measured};
 
@@ -236,13 +236,13 @@ fn encode(
     pass.workers.in_order(
         pass.progress,
         &pieces,
-        || (Reader::default(), Encoded::default()),
-        |(reader, encoded), piece| {
+        Reader::default,
+        |reader, piece| {
             let ask = &asks[piece.at.0];
             let member = ask.matrices[piece.at.1];
             let mut sums = Vec::with_capacity(piece.bands.len());
             for &band in &piece.bands {
-                sums.push(measure(pass, encoder, &ask.schemes, member, band, reader, encoded)?);
+                sums.push(measure(pass, encoder, &ask.schemes, member, band, reader)?);
                 pass.progress.advance(member.matrix.row_bytes() * ROWS as u64);
             }
             Ok(sums)
@@ -284,7 +284,6 @@ fn measure(
     member: Member<'_>,
     at: u64,
     reader: &mut Reader,
-    encoded: &mut Encoded,
 ) -> Result<BandSums> {
     let Member { view, matrix, measured } = member;
     let vectors = &measured.vectors;
@@ -296,11 +295,8 @@ fn measure(
             sums.signal += 0.5 * vectors.r.of(first + row) * found.weighted;
             sums.energy += found.plain;
         }
-        for &scheme in schemes {
-            encoder.encode(scheme, matrix.float, band, &vectors.k, encoded);
-            let errors = encoder.error(scheme, band, &vectors.k, encoded);
-            sums.noise.push(Noise::of(&errors[..length], &vectors.r, first));
-        }
+        let errors = encoder.errors(schemes, matrix.float, band, &vectors.k);
+        sums.noise.extend(errors.iter().map(|errors| Noise::of(&errors[..length], &vectors.r, first)));
         Ok(())
     })?;
     Ok(sums)

@@ -23,18 +23,31 @@ pub struct Workers {
     pool: rayon::ThreadPool,
 }
 
-/// Where a job is: guarded by one lock.
-struct Turn<R, C> {
+/// A sequence of pieces, and where what comes of them goes, in their order.
+pub struct Lane<T, C> {
+    /// The pieces.
+    pub pieces: Vec<T>,
+    /// What takes the results.
+    pub consume: C,
+}
+
+/// Where a lane is.
+struct Place<R, C> {
     /// The next piece to claim.
     next: usize,
     /// The next piece to hand on.
     due: usize,
     /// Results that are not due yet.
     waiting: BTreeMap<usize, R>,
-    /// Where they go.
-    consume: C,
-    /// The first failure in order, and its piece.
-    failed: Option<(usize, Error)>,
+    /// Where they go; not there while a result is handed on.
+    consume: Option<C>,
+}
+
+/// Where a job is: guarded by one lock.
+struct Turn<R, C> {
+    lanes: Vec<Place<R, C>>,
+    /// The first failure in order: its lane, its piece.
+    failed: Option<((usize, usize), Error)>,
 }
 
 impl Workers {
@@ -68,9 +81,7 @@ impl Workers {
 
     /// Hands `f` of each piece to `consume`, in the order of the pieces.
     ///
-    /// Each thread makes one `scratch` and keeps it. `f` should call [`Progress::advance`]; cancellation is looked for
-    /// between pieces. `consume` runs on whichever thread finished what was due, one call at a time; a single piece is done
-    /// by the caller.
+    /// As [`in_lanes`](Self::in_lanes) with one lane; a single piece is done by the caller.
     ///
     /// # Errors
     /// That of the first piece, in order, for which `f` or `consume` failed; none after it is handed on.
@@ -80,42 +91,65 @@ impl Workers {
         pieces: &[T],
         scratch: impl Fn() -> S + Sync,
         f: impl Fn(&mut S, &T) -> Result<R> + Sync,
-        consume: impl FnMut(&T, R) -> Result<()> + Send,
+        mut consume: impl FnMut(&T, R) -> Result<()> + Send,
     ) -> Result<()> {
-        let ahead = AHEAD * self.threads();
-        let turn = Mutex::new(Turn { next: 0, due: 0, waiting: BTreeMap::new(), consume, failed: None });
+        let lane = Lane { pieces: pieces.iter().collect(), consume: |piece: &&T, result| consume(piece, result) };
+        self.in_lanes(progress, vec![lane], scratch, |scratch, piece| f(scratch, piece)).map(|_| ())
+    }
+
+    /// Hands `f` of each piece of each lane to the lane's `consume`, in the order of its pieces. Lanes go on side by side:
+    /// what one consumes holds up no other.
+    ///
+    /// Each thread makes one `scratch` and keeps it. `f` should call [`Progress::advance`]; cancellation is looked for
+    /// between pieces. `consume` runs on whichever thread finished what was due, one call at a time for each lane.
+    ///
+    /// # Errors
+    /// That of the first piece of the first lane for which `f` or `consume` failed; none after it is handed on.
+    pub fn in_lanes<T: Sync, S, R: Send, C: FnMut(&T, R) -> Result<()> + Send>(
+        &self,
+        progress: &Progress,
+        lanes: Vec<Lane<T, C>>,
+        scratch: impl Fn() -> S + Sync,
+        f: impl Fn(&mut S, &T) -> Result<R> + Sync,
+    ) -> Result<Vec<C>> {
+        let ahead = (AHEAD * self.threads()).div_ceil(lanes.len().max(1));
+        let (pieces, consumers): (Vec<Vec<T>>, Vec<C>) =
+            lanes.into_iter().map(|lane| (lane.pieces, lane.consume)).unzip();
+        let place = |consume| Place { next: 0, due: 0, waiting: BTreeMap::new(), consume: Some(consume) };
+        let turn = Mutex::new(Turn { lanes: consumers.into_iter().map(place).collect(), failed: None });
         let moved = Condvar::new();
-        let work = || {
+        let work = |first: usize| {
             let mut scratch = scratch();
+            let mut now = lock(&turn);
             loop {
-                let mut now = lock(&turn);
-                while now.failed.is_none() && now.next < pieces.len() && now.next >= now.due + ahead {
-                    now = moved.wait(now).unwrap_or_else(PoisonError::into_inner);
-                }
-                if now.failed.is_some() || now.next >= pieces.len() {
-                    break;
-                }
-                let at = now.next;
-                now.next += 1;
+                let (lane, at) = match now.claim(&pieces, first, ahead) {
+                    Claim::Piece(lane, at) => (lane, at),
+                    Claim::Nothing => break,
+                    Claim::Wait => {
+                        now = moved.wait(now).unwrap_or_else(PoisonError::into_inner);
+                        continue;
+                    }
+                };
                 drop(now);
                 let stop = StopOnPanic { turn: &turn, moved: &moved };
-                let result = progress.check().and_then(|()| f(&mut scratch, &pieces[at]));
+                let result = progress.check().and_then(|()| f(&mut scratch, &pieces[lane][at]));
+                now = hand_on(&turn, &moved, &pieces[lane], (lane, at), result);
                 std::mem::forget(stop);
-                lock(&turn).finish(pieces, at, result);
-                moved.notify_all();
             }
         };
         // Waking others up costs more than most single pieces.
-        if pieces.len() > 1 {
-            self.pool.broadcast(|_| work());
+        if pieces.iter().map(Vec::len).sum::<usize>() > 1 {
+            self.pool.broadcast(|context| work(context.index()));
         } else {
-            work();
+            work(0);
         }
-        match turn.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Turn { failed: Some((_, error)), .. } => Err(error),
-            Turn { due, .. } if due == pieces.len() => Ok(()),
-            Turn { .. } => Err(Error::Bug("work was left undone, and nothing failed".to_owned())),
+        let Turn { lanes, failed } = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, error)) = failed {
+            return Err(error);
         }
+        let done = lanes.iter().zip(&pieces).all(|(place, pieces)| place.due == pieces.len());
+        let consumers: Option<Vec<C>> = lanes.into_iter().map(|place| place.consume).collect();
+        consumers.filter(|_| done).ok_or_else(|| Error::Bug("work was left undone, and nothing failed".to_owned()))
     }
 
     /// `f` of each piece, in the order of the pieces.
@@ -138,33 +172,82 @@ impl Workers {
     }
 }
 
+/// What a thread may do next.
+enum Claim {
+    /// This piece of this lane.
+    Piece(usize, usize),
+    /// Wait until others got further.
+    Wait,
+    /// Go home.
+    Nothing,
+}
+
 impl<R, C> Turn<R, C> {
-    /// Takes in the result of piece `at`, and hands on whatever is due.
-    fn finish<T>(&mut self, pieces: &[T], at: usize, result: Result<R>)
-    where
-        C: FnMut(&T, R) -> Result<()>,
-    {
-        match result {
-            Ok(result) => {
-                self.waiting.insert(at, result);
+    /// Claims a piece of lane `first`, counted around, or of the next that has one to claim.
+    fn claim<T>(&mut self, pieces: &[Vec<T>], first: usize, ahead: usize) -> Claim {
+        // What comes before a failure is still to be done: it may fail, too.
+        let last = self.failed.as_ref().map_or(usize::MAX, |((lane, _), _)| *lane);
+        let mut some_left = false;
+        for step in 0..pieces.len() {
+            let lane = (first + step) % pieces.len();
+            let place = &mut self.lanes[lane];
+            if place.next >= pieces[lane].len() || lane >= last {
+                continue;
             }
-            Err(error) => self.fail(at, error),
-        }
-        while self.failed.as_ref().is_none_or(|(first, _)| self.due < *first) {
-            let Some(result) = self.waiting.remove(&self.due) else { break };
-            match (self.consume)(&pieces[self.due], result) {
-                Ok(()) => self.due += 1,
-                Err(error) => self.fail(self.due, error),
+            some_left = true;
+            if place.next < place.due + ahead {
+                place.next += 1;
+                return Claim::Piece(lane, place.next - 1);
             }
         }
+        if some_left { Claim::Wait } else { Claim::Nothing }
     }
 
-    /// Records a failure. Every earlier piece is claimed already, so the first in order is always found.
-    fn fail(&mut self, at: usize, error: Error) {
+    /// Records a failure. Every earlier piece of its lane is claimed already, so the first in order is always found.
+    fn fail(&mut self, at: (usize, usize), error: Error) {
         if self.failed.as_ref().is_none_or(|(first, _)| at < *first) {
             self.failed = Some((at, error));
         }
     }
+
+    /// The result that is due in `lane`, unless something before it failed or another thread hands one on; and what takes it.
+    fn due(&mut self, lane: usize) -> Option<(usize, R, C)> {
+        let place = &mut self.lanes[lane];
+        let before_failure = self.failed.as_ref().is_none_or(|(first, _)| (lane, place.due) < *first);
+        let consume = place.consume.take_if(|_| before_failure && place.waiting.contains_key(&place.due))?;
+        let result = place.waiting.remove(&place.due)?;
+        Some((place.due, result, consume))
+    }
+}
+
+/// Takes in the result of piece `at` of a lane, and hands on whatever is due there, without holding others up.
+fn hand_on<'t, T, R, C: FnMut(&T, R) -> Result<()>>(
+    turn: &'t Mutex<Turn<R, C>>,
+    moved: &Condvar,
+    pieces: &[T],
+    (lane, at): (usize, usize),
+    result: Result<R>,
+) -> MutexGuard<'t, Turn<R, C>> {
+    let mut now = lock(turn);
+    match result {
+        Ok(result) => {
+            now.lanes[lane].waiting.insert(at, result);
+        }
+        Err(error) => now.fail((lane, at), error),
+    }
+    while let Some((due, result, mut consume)) = now.due(lane) {
+        drop(now);
+        let outcome = consume(&pieces[due], result);
+        now = lock(turn);
+        now.lanes[lane].consume = Some(consume);
+        match outcome {
+            Ok(()) => now.lanes[lane].due += 1,
+            Err(error) => now.fail((lane, due), error),
+        }
+        moved.notify_all();
+    }
+    moved.notify_all();
+    now
 }
 
 /// Lets the other threads go if the one that holds this panics; rayon then passes the panic on.
@@ -175,7 +258,7 @@ struct StopOnPanic<'a, R, C> {
 
 impl<R, C> Drop for StopOnPanic<'_, R, C> {
     fn drop(&mut self) {
-        lock(self.turn).fail(0, Error::Bug("a worker panicked".to_owned()));
+        lock(self.turn).fail((0, 0), Error::Bug("a worker panicked".to_owned()));
         self.moved.notify_all();
     }
 }
@@ -237,6 +320,28 @@ mod tests {
         let refuse = |&n: &usize, ()| if n == 3 { Err(Error::Bug("full".to_owned())) } else { Ok(()) };
         let outcome = workers(2).in_order(&Progress::default(), &pieces, || (), |(), _| Ok(()), refuse);
         assert_eq!(outcome.unwrap_err().to_string(), "internal error: full");
+    }
+
+    #[test]
+    fn lanes_are_handed_on_each_in_its_order() {
+        for threads in [1, 2, 5] {
+            let lane = |from: usize| {
+                let mut next = from;
+                let consume = move |&piece: &usize, square: usize| {
+                    assert_eq!((piece, square), (next, next * next));
+                    next += 1;
+                    if piece == 2_345 { Err(Error::Bug(piece.to_string())) } else { Ok(()) }
+                };
+                Lane { pieces: (from..from + 500).collect(), consume }
+            };
+            let square = |(): &mut (), &n: &usize| Ok(n * n);
+            let sound = vec![lane(0), lane(1_000), lane(3_000)];
+            assert_eq!(workers(threads).in_lanes(&Progress::default(), sound, || (), square).unwrap().len(), 3);
+            // The first lane that fails is the one that is heard of.
+            let spoilt = vec![lane(0), lane(2_000), lane(1_900)];
+            let fault = workers(threads).in_lanes(&Progress::default(), spoilt, || (), square).map(|_| ()).unwrap_err();
+            assert_eq!(fault.to_string(), "internal error: 2345");
+        }
     }
 
     #[test]

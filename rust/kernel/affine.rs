@@ -123,13 +123,13 @@ fn plain_grid<V: Vector>(low: V, high: V, max_code: V) -> (V, V) {
 /// Codes of column `w` on an unrounded grid, by division, as `mx.quantize` takes them.
 #[inline(always)]
 fn plain_codes<V: Vector>(w: Lane, (scale, bias): (V, V), max_code: V) -> V {
-    V::load(w).sub(bias).div(scale).clamp(max_code).round()
+    V::load(w).sub(bias).div(scale).code(max_code)
 }
 
 /// Codes of column `w` on a stored grid, by the reciprocal of its scale.
 #[inline(always)]
 fn search_codes<V: Vector>(w: Lane, reciprocal: V, bias: V, max_code: V) -> V {
-    V::load(w).sub(bias).mul(reciprocal).clamp(max_code).round()
+    V::load(w).sub(bias).mul(reciprocal).code(max_code)
 }
 
 /// Weighted and plain squared error of each row's group: the codes of each column, decoded by the stored grid.
@@ -199,7 +199,7 @@ fn fit<V: Vector, const G: usize>(
     for column in 0..G {
         let k = V::splat(k[column]);
         let t = V::load(w[column]).sub(bias).mul(reciprocal);
-        let q = t.clamp(max_code).round();
+        let q = t.code(max_code);
         let e = t.sub(q);
         let (kq, ke) = (k.mul(q), k.mul(e));
         q1 = q1.add(kq);
@@ -229,7 +229,7 @@ fn fit_scale<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bia
     let [mut q2, mut qw] = [zero; 2];
     for column in 0..G {
         let offset = V::load(w[column]).sub(bias);
-        let q = offset.mul(reciprocal).clamp(max_code).round();
+        let q = offset.mul(reciprocal).code(max_code);
         let kq = V::splat(k[column]).mul(q);
         q2 = q2.add(kq.mul(q));
         qw = qw.add(kq.mul(offset));
@@ -238,16 +238,45 @@ fn fit_scale<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bia
     fitted.where_or(zero.less(fitted), scale)
 }
 
+/// The nearest bfloat16, ties to even.
+#[inline(always)]
+fn nearest_bf16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    f32::from_bits(if value.is_nan() { bits } else { rounded })
+}
+
+/// `value` as it is stored.
+#[inline(always)]
+fn nearest<V: Vector>(value: V, store: Float) -> V {
+    match store {
+        Float::BF16 => value.each(nearest_bf16),
+        Float::F16 | Float::F32 => value.each(|value| store.round(value)),
+    }
+}
+
 /// Of the two values of `store` on either side of `value`, the one further away; the same, if it is one of them.
 #[inline(always)]
-fn other_side(value: f32, store: Float) -> f32 {
-    let nearest = store.round(value);
-    if nearest == value {
-        nearest
-    } else if nearest.abs() < value.abs() {
-        store.outward(nearest.copysign(value))
-    } else {
-        store.inward(nearest)
+fn other_side<V: Vector>(value: V, store: Float) -> V {
+    match store {
+        // One step of the bits, outward or inward.
+        Float::BF16 => value.each(|value| {
+            let nearest = nearest_bf16(value);
+            let bits = nearest.copysign(value).to_bits();
+            let step =
+                if nearest.abs() < value.abs() { bits.wrapping_add(0x1_0000) } else { bits.wrapping_sub(0x1_0000) };
+            if nearest == value { nearest } else { f32::from_bits(step) }
+        }),
+        Float::F16 | Float::F32 => value.each(|value| {
+            let nearest = store.round(value);
+            if nearest == value {
+                nearest
+            } else if nearest.abs() < value.abs() {
+                store.outward(nearest.copysign(value))
+            } else {
+                store.inward(nearest)
+            }
+        }),
     }
 }
 
@@ -273,10 +302,10 @@ fn settle<V: Vector, const G: usize>(
 ) -> Candidate<V> {
     let mut best = Candidate::none();
     for which in 0..biases {
-        let bias = from.bias.each(|bias| if which == 0 { store.round(bias) } else { other_side(bias, store) });
+        let bias = if which == 0 { nearest(from.bias, store) } else { other_side(from.bias, store) };
         let scale = fit_scale(w, k, (from.scale, bias), max_code);
-        best = best.or_better(measure(w, k, (scale.each(|scale| store.round(scale)), bias), max_code));
-        best = best.or_better(measure(w, k, (scale.each(|scale| other_side(scale, store)), bias), max_code));
+        best = best.or_better(measure(w, k, (nearest(scale, store), bias), max_code));
+        best = best.or_better(measure(w, k, (other_side(scale, store), bias), max_code));
     }
     best
 }
@@ -309,8 +338,57 @@ kernel! {
             for (codes, &w) in codes[at * G..][..G].iter_mut().zip(w) {
                 *codes = plain_codes(w, (scale, bias), max_code).bytes();
             }
-            *out = grids(scale.each(|scale| store.round(scale)), bias.each(|bias| store.round(bias)));
+            *out = grids(nearest(scale, store), nearest(bias, store));
         }
+    }
+}
+
+/// What a search found for a group: a stored grid, and where that is better than the plain rule's, whose unrounded grid is
+/// beside it.
+struct Found<V: Vector> {
+    best: Candidate<V>,
+    searched: V::Mask,
+    plain: (V, V),
+}
+
+impl<V: Vector> Found<V> {
+    /// The least weighted error: see the [module](self).
+    #[inline(always)]
+    fn search<const G: usize>(w: &[Lane; G], k: &[f32; G], trials: &[[u16; 2]], max_code: u8, store: Float) -> Self {
+        // At few bits a step is far wider than the spacing of stored biases: the nearest one will do.
+        let biases = if max_code > 15 { 2 } else { 1 };
+        let max_code = V::splat(f32::from(max_code));
+        let k_sum = k.iter().fold(0.0, |sum, k| sum + k);
+        let (low, high) = range::<V, G>(w);
+        let width = high.sub(low);
+
+        let [mut first, mut second] = [Candidate::none(); 2];
+        for &[from_low, from_high] in trials {
+            let [from_low, from_high] = [from_low, from_high].map(|share| f32::from(share) * 1e-4);
+            let start = low.add(width.mul(V::splat(from_low)));
+            let step = width.mul(V::splat((1.0 - from_low) - from_high)).div(max_code);
+            let found = fit(w, k, k_sum, (step, start), max_code);
+            let ahead = found.error.less(first.error);
+            second = second.or_better(first.where_or(ahead, found));
+            first = found.where_or(ahead, first);
+        }
+
+        let plain = plain_grid::<V>(low, high, max_code);
+        let (scale, bias) = (nearest(plain.0, store), nearest(plain.1, store));
+        let (error, _) = group_error(w, k, (scale, bias), |column| plain_codes(w[column], plain, max_code));
+        let mut best = Candidate { error, scale, bias };
+        for finalist in [first, second] {
+            let again = fit(w, k, k_sum, (finalist.scale, finalist.bias), max_code);
+            best = best.or_better(settle(w, k, finalist.or_better(again), max_code, store, biases));
+        }
+        Self { best, searched: best.error.less(error), plain }
+    }
+
+    /// The codes of column `w` of the group, with the reciprocal of the scale.
+    #[inline(always)]
+    fn codes(&self, w: Lane, reciprocal: V, max_code: V) -> V {
+        let by_search = search_codes(w, reciprocal, self.best.bias, max_code);
+        by_search.where_or(self.searched, plain_codes(w, self.plain, max_code))
     }
 }
 
@@ -323,42 +401,61 @@ kernel! {
         band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float,
         codes: &mut [[u8; ROWS]], out: &mut [[Grid; ROWS]],
     ) {
-        // At few bits a step is far wider than the spacing of stored biases: the nearest one will do.
-        let biases = if max_code > 15 { 2 } else { 1 };
-        let max_code = V::splat(f32::from(max_code));
         for (at, out) in out.iter_mut().enumerate() {
             let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
-            let k_sum = k.iter().fold(0.0, |sum, k| sum + k);
-            let (low, high) = range::<V, G>(w);
-            let width = high.sub(low);
-
-            let [mut first, mut second] = [Candidate::none(); 2];
-            for &[from_low, from_high] in trials {
-                let [from_low, from_high] = [from_low, from_high].map(|share| f32::from(share) * 1e-4);
-                let start = low.add(width.mul(V::splat(from_low)));
-                let step = width.mul(V::splat((1.0 - from_low) - from_high)).div(max_code);
-                let found = fit(w, k, k_sum, (step, start), max_code);
-                let ahead = found.error.less(first.error);
-                second = second.or_better(first.where_or(ahead, found));
-                first = found.where_or(ahead, first);
-            }
-
-            let plain = plain_grid::<V>(low, high, max_code);
-            let (scale, bias) = (plain.0.each(|scale| store.round(scale)), plain.1.each(|bias| store.round(bias)));
-            let (error, _) = group_error(w, k, (scale, bias), |column| plain_codes(w[column], plain, max_code));
-            let mut best = Candidate { error, scale, bias };
-            for finalist in [first, second] {
-                let again = fit(w, k, k_sum, (finalist.scale, finalist.bias), max_code);
-                best = best.or_better(settle(w, k, finalist.or_better(again), max_code, store, biases));
-            }
-
-            let searched = best.error.less(error);
-            let reciprocal = V::splat(1.0).div(best.scale);
+            let found = Found::<V>::search(w, k, trials, max_code, store);
+            let (reciprocal, max_code) = (V::splat(1.0).div(found.best.scale), V::splat(f32::from(max_code)));
             for (codes, &w) in codes[at * G..][..G].iter_mut().zip(w) {
-                let by_search = search_codes(w, reciprocal, best.bias, max_code);
-                *codes = by_search.where_or(searched, plain_codes(w, plain, max_code)).bytes();
+                *codes = found.codes(w, reciprocal, max_code).bytes();
             }
-            *out = grids(best.scale, best.bias);
+            *out = grids(found.best.scale, found.best.bias);
+        }
+    }
+}
+
+/// Adds the errors of a group to those of the rows.
+#[inline(always)]
+fn take_in<V: Vector>(rows: &mut [RowError; ROWS], (weighted, plain): (V, V)) {
+    let (weighted, plain) = (weighted.store(), plain.store());
+    for (row, sum) in rows.iter_mut().enumerate() {
+        sum.weighted += f64::from(weighted[row]);
+        sum.plain += f64::from(plain[row]);
+    }
+}
+
+kernel! {
+    /// The errors of [`encode_plain`] with each of `max_codes`: those of what it would store, without storing it.
+    pub fn plain_errors<V: Vector, const G: usize>(
+        band: &[Lane], k: &[f32], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
+    ) {
+        out.fill([RowError::default(); ROWS]);
+        for at in 0..band.len() / G {
+            let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            let (low, high) = range::<V, G>(w);
+            for (&max_code, rows) in max_codes.iter().zip(out.iter_mut()) {
+                let max_code = V::splat(f32::from(max_code));
+                let plain = plain_grid::<V>(low, high, max_code);
+                let stored = (nearest(plain.0, store), nearest(plain.1, store));
+                take_in(rows, group_error(w, k, stored, |column| plain_codes(w[column], plain, max_code)));
+            }
+        }
+    }
+}
+
+kernel! {
+    /// The errors of [`encode_search`] with each of `max_codes`, which have `trials` of their own.
+    pub fn search_errors<V: Vector, const G: usize>(
+        band: &[Lane], k: &[f32], trials: &[&[[u16; 2]]], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
+    ) {
+        out.fill([RowError::default(); ROWS]);
+        for at in 0..band.len() / G {
+            let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            for ((&max_code, trials), rows) in max_codes.iter().zip(trials).zip(out.iter_mut()) {
+                let found = Found::<V>::search(w, k, trials, max_code, store);
+                let stored = (found.best.scale, found.best.bias);
+                let (reciprocal, max_code) = (V::splat(1.0).div(found.best.scale), V::splat(f32::from(max_code)));
+                take_in(rows, group_error(w, k, stored, |column| found.codes(w[column], reciprocal, max_code)));
+            }
         }
     }
 }
@@ -372,13 +469,8 @@ kernel! {
         for (at, grid) in stored.iter().enumerate() {
             let codes = group::<G, _>(codes, at);
             let grid = (V::load(grid.map(|grid| grid.scale)), V::load(grid.map(|grid| grid.bias)));
-            let (weighted, plain) =
-                group_error(group::<G, _>(band, at), group::<G, f32>(k, at), grid, |at| V::from_bytes(codes[at]));
-            let (weighted, plain) = (weighted.store(), plain.store());
-            for (row, sum) in rows.iter_mut().enumerate() {
-                sum.weighted += f64::from(weighted[row]);
-                sum.plain += f64::from(plain[row]);
-            }
+            let code = |at: usize| V::from_bytes(codes[at]);
+            take_in(&mut rows, group_error(group::<G, _>(band, at), group::<G, f32>(k, at), grid, code));
         }
         rows
     }

@@ -81,6 +81,13 @@ pub trait Vector: Copy {
         self.max(Self::splat(0.0)).min(max)
     }
 
+    /// The nearest integer in `[0, max]`, ties to even; NaN goes to 0. `max` is at most 2^22.
+    #[must_use]
+    #[inline(always)]
+    fn code(self, max: Self) -> Self {
+        self.clamp(max).round()
+    }
+
     /// `f` of each lane, one by one.
     #[must_use]
     #[inline(always)]

@@ -22,6 +22,7 @@ use crate::quant::{Encoded, Encoder};
 use crate::rd::Noise;
 use crate::scheme::{Affine, Packed};
 use crate::sensitivity::Measured;
+use crate::work::Lane;
 use crate::writer::layout::{Location, Stored};
 use crate::writer::partial::write_at;
 
@@ -139,19 +140,71 @@ pub(super) fn encode(pass: Pass<'_>, encoder: Encoder, output: &Output<'_>, task
     let job = Job { pass, encoder, output, tasks, first_rows };
     let pieces = job.pieces();
     pass.progress.begin(Stage::Encode, pieces.iter().map(|piece| piece.bytes).sum());
-    let mut hashing = Hashing::new(pass.checkpoint, tasks)?;
-    pass.workers.in_order(
+    let lanes = lanes(pass);
+    let mut hashings = Vec::with_capacity(lanes.len());
+    for shards in &lanes {
+        hashings.push(Hashing::new(pass.checkpoint, shards.clone())?);
+    }
+    let mut of_lane: Vec<Vec<Piece>> = lanes.iter().map(|_| Vec::new()).collect();
+    for piece in pieces {
+        let shard = pass.checkpoint.parts[piece.part].shard;
+        let lane = lanes.iter().position(|shards| shards.contains(&shard));
+        of_lane[lane.unwrap_or_default()].push(piece);
+    }
+    let lane = |(pieces, hashing): (Vec<Piece>, _)| {
+        let hashing: &mut Hashing<'_> = hashing;
+        Lane { pieces, consume: |piece: &Piece, made| hashing.take(piece, made) }
+    };
+    pass.workers.in_lanes(
         pass.progress,
-        &pieces,
+        of_lane.into_iter().zip(&mut hashings).map(lane).collect(),
         || (Reader::default(), Encoded::default()),
         |(reader, encoded), piece| {
             let made = job.made(piece, reader, encoded)?;
             pass.progress.advance(piece.bytes);
             Ok(made)
         },
-        |piece, made| hashing.take(piece, made),
     )?;
-    hashing.finish()
+    outcome(pass.checkpoint, tasks, hashings)
+}
+
+/// Ranges of shards that are worked on side by side, of about as many bytes: a shard's digest is made by one thread at a
+/// time, and should not be what all wait for.
+fn lanes(pass: Pass<'_>) -> Vec<Range<usize>> {
+    let shards = &pass.checkpoint.shards;
+    let count = pass.workers.threads().min(shards.len()).max(1) as u64;
+    let all: u64 = shards.iter().map(|shard| shard.bytes).sum();
+    let mut lanes: Vec<Range<usize>> = Vec::new();
+    let (mut first, mut before) = (0, 0);
+    for (at, shard) in shards.iter().enumerate() {
+        before += shard.bytes;
+        // Each lane ends with the shard that reaches its share of the bytes.
+        if before * count >= all * (lanes.len() as u64 + 1) || at + 1 == shards.len() {
+            lanes.push(first..at + 1);
+            first = at + 1;
+        }
+    }
+    lanes
+}
+
+/// What was found in all lanes.
+fn outcome(checkpoint: &Checkpoint, tasks: &[Task<'_>], hashings: Vec<Hashing<'_>>) -> Result<Outcome> {
+    let mut targets: Vec<Vec<Option<Done>>> =
+        tasks.iter().map(|task| task.target.views.iter().map(|_| None).collect()).collect();
+    let (mut parts_sha256, mut source_files) = (Vec::new(), Vec::new());
+    for hashing in hashings {
+        parts_sha256.extend(hashing.parts_sha256);
+        source_files.extend(hashing.files);
+        for (at, done) in hashing.done {
+            targets[at.0][at.1] = Some(done);
+        }
+    }
+    let targets: Option<Vec<Vec<Done>>> = targets.into_iter().map(|views| views.into_iter().collect()).collect();
+    let complete = source_files.len() == checkpoint.shards.len() && parts_sha256.len() == checkpoint.parts.len();
+    match targets.filter(|_| complete) {
+        Some(targets) => Ok(Outcome { parts_sha256, targets, source_files }),
+        None => Err(Error::Bug("not everything was hashed".to_owned())),
+    }
 }
 
 impl Job<'_> {
@@ -350,11 +403,13 @@ impl Job<'_> {
     }
 }
 
-/// Digests of parts, views and files, fed in order.
+/// Digests of some shards, their parts and the views made of them, fed in order.
 struct Hashing<'a> {
     checkpoint: &'a Checkpoint,
+    /// The shards that are still to come.
+    shards: Range<usize>,
     parts_sha256: Vec<String>,
-    targets: Vec<Vec<Done>>,
+    done: Vec<(At, Done)>,
     source: Digest,
     parts: Vec<Digest>,
     noise: Noise,
@@ -363,11 +418,12 @@ struct Hashing<'a> {
 }
 
 impl<'a> Hashing<'a> {
-    fn new(checkpoint: &'a Checkpoint, tasks: &[Task<'_>]) -> Result<Self> {
+    fn new(checkpoint: &'a Checkpoint, shards: Range<usize>) -> Result<Self> {
         let mut hashing = Self {
             checkpoint,
-            parts_sha256: Vec::with_capacity(checkpoint.parts.len()),
-            targets: tasks.iter().map(|task| vec![Done::default(); task.target.views.len()]).collect(),
+            shards,
+            parts_sha256: Vec::new(),
+            done: Vec::new(),
             source: Digest::default(),
             parts: Vec::new(),
             noise: Noise::default(),
@@ -380,20 +436,21 @@ impl<'a> Hashing<'a> {
 
     /// Takes in the header of the next shard, and of those after it that hold no tensor.
     fn begin_file(&mut self) -> Result<()> {
-        let Some(shard) = self.checkpoint.shards.get(self.files.len()) else { return Ok(()) };
+        let Some(shard) = self.checkpoint.shards[self.shards.clone()].first() else { return Ok(()) };
         let mut head = vec![0; shard.header_bytes as usize];
         crate::checkpoint::shard::read_at(&shard.file()?, &shard.path, &mut head, 0)?;
         self.file.update(&head);
-        if self.checkpoint.parts.iter().any(|part| part.shard == self.files.len()) {
+        if self.checkpoint.parts.iter().any(|part| part.shard == self.shards.start) {
             return Ok(());
         }
         self.end_file()
     }
 
     fn end_file(&mut self) -> Result<()> {
-        let shard = &self.checkpoint.shards[self.files.len()];
+        let shard = &self.checkpoint.shards[self.shards.start];
         let sha256 = std::mem::take(&mut self.file).finish();
         self.files.push(FileDigest { name: shard.name.clone(), bytes: shard.bytes, sha256 });
+        self.shards.start += 1;
         self.begin_file()
     }
 
@@ -407,10 +464,8 @@ impl<'a> Hashing<'a> {
                 self.noise.add(noise);
             }
             if is_last {
-                self.targets[at.0][at.1] = Done {
-                    parts_sha256: std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect(),
-                    noise: std::mem::take(&mut self.noise),
-                };
+                let parts_sha256 = std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect();
+                self.done.push((at, Done { parts_sha256, noise: std::mem::take(&mut self.noise) }));
             }
         }
         let Some(is_last) = piece.hashes else { return Ok(()) };
@@ -425,15 +480,5 @@ impl<'a> Hashing<'a> {
             self.end_file()?;
         }
         Ok(())
-    }
-
-    fn finish(self) -> Result<Outcome> {
-        let complete = self.files.len() == self.checkpoint.shards.len()
-            && self.parts_sha256.len() == self.checkpoint.parts.len()
-            && self.targets.iter().flatten().all(|done| !done.parts_sha256.is_empty());
-        if !complete {
-            return Err(Error::Bug("not everything was hashed".to_owned()));
-        }
-        Ok(Outcome { parts_sha256: self.parts_sha256, targets: self.targets, source_files: self.files })
     }
 }
