@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use ramrs::checkpoint::stream::{CHUNK_BYTES, Pass};
+use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use ramrs::checkpoint::{Checkpoint, Tensor};
 use ramrs::decoder::decoder;
 use ramrs::kernel::Level;
@@ -90,6 +90,7 @@ fn main() {
             progress: &progress,
             level: Level::detect(),
             chunk_bytes: CHUNK_BYTES,
+            held_bytes: HELD_BYTES,
         };
         let (start, processor) = (Instant::now(), processor_seconds());
         let found = probe(pass, &decoder, Options { tokens, mode, ..Options::default() }).expect("a probe");

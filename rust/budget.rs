@@ -117,6 +117,18 @@ impl FromStr for Budget {
     }
 }
 
+/// The bytes that a size with a unit is (`24GB`, `900MiB`), if it is one.
+#[must_use]
+#[expect(clippy::cast_sign_loss, reason = "a size is no less than nothing")]
+pub fn bytes(text: &str) -> Option<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let ends =
+        |(name, unit): &(&str, f64)| Some((lower.strip_suffix(&name.to_ascii_lowercase())?.trim().to_owned(), *unit));
+    let (number, unit) = UNITS.iter().find_map(ends)?;
+    let bytes = number.parse::<f64>().ok()? * unit;
+    (0.0..1.8e19).contains(&bytes).then_some(bytes as u64)
+}
+
 /// A number of bytes for people: `24.10 GB`.
 #[must_use]
 pub fn size(bytes: u64) -> String {
@@ -135,6 +147,12 @@ mod tests {
 
     fn limit(text: &str) -> Limit {
         text.parse::<Budget>().unwrap().limit(1_000, 5_000)
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        let read = ["2GB", " 1.5 KiB ", "7b", "0MB", "2", "GB", "-1GB", "nanGB", "1e30TB"].map(bytes);
+        assert_eq!(read, [Some(2_000_000_000), Some(1536), Some(7), Some(0), None, None, None, None, None]);
     }
 
     #[test]

@@ -83,6 +83,7 @@ def analyze(
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
+    max_memory: str | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     simd: bool = True,
     progress: Callback | None = None,
@@ -106,6 +107,7 @@ def analyze(
             no gains of its own.
         sample_bands: Bands of eight rows of each matrix that are encoded; 0 for all.
         threads: Number of threads; all that the process may use, if not given.
+        max_memory: How much memory the job may take (``"2GB"``, ``"900MiB"``); refused if it cannot do with that.
         chunk_bytes: Bytes of source that a thread reads at a time.
         simd: Whether to use the CPU's vector instructions; the results are the same.
         progress: Called with the state of the job.
@@ -127,6 +129,7 @@ def probe(
     mode: ProbeMode = "auto",
     trace: PathLike | None = None,
     threads: int | None = None,
+    max_memory: str | None = None,
     simd: bool = True,
     progress: Callback | None = None,
 ) -> ProbeReport:
@@ -143,6 +146,7 @@ def probe(
             (``random``); ``auto`` lets models of up to 16 GiB write.
         trace: A safetensors file to write tokens, logits and the gradients there to, to hold against another runtime.
         threads: See :func:`analyze`.
+        max_memory: See :func:`analyze`.
         simd: See :func:`analyze`.
         progress: Called with the state of the job.
 
@@ -156,7 +160,7 @@ def probe(
         "format": format,
         "probe": {"tokens": tokens, "mode": mode},
         "trace": None if trace is None else str(trace),
-        "resources": {"threads": threads, "simd": simd},
+        "resources": {"threads": threads, "max_memory": max_memory, "simd": simd},
     }
     return ProbeReport.from_dict(_call("probe", request, progress))
 
@@ -184,6 +188,7 @@ def plan(
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
+    max_memory: str | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     simd: bool = True,
     progress: Callback | None = None,
@@ -214,6 +219,7 @@ def plan(
         prior: See :func:`analyze`.
         sample_bands: See :func:`analyze`.
         threads: See :func:`analyze`.
+        max_memory: See :func:`analyze`.
         chunk_bytes: See :func:`analyze`.
         simd: See :func:`analyze`.
         progress: Called with the state of the job.
@@ -261,6 +267,7 @@ def quantize(
     prior: Prior = "roles",
     sample_bands: int = SAMPLE_BANDS,
     threads: int | None = None,
+    max_memory: str | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     simd: bool = True,
     progress: Callback | None = None,
@@ -297,6 +304,7 @@ def quantize(
         prior: See :func:`analyze`.
         sample_bands: See :func:`analyze`.
         threads: See :func:`analyze`.
+        max_memory: See :func:`analyze`.
         chunk_bytes: See :func:`analyze`.
         simd: See :func:`analyze`.
         progress: Called with the state of the job.
@@ -349,6 +357,7 @@ def verify(
     *,
     source: PathLike | None = None,
     threads: int | None = None,
+    max_memory: str | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     simd: bool = True,
     progress: Callback | None = None,
@@ -359,6 +368,7 @@ def verify(
         output: Directory that ramrs wrote.
         source: The checkpoint it was made of. Errors are measured again, and must be those of the manifest, exactly.
         threads: See :func:`analyze`.
+        max_memory: See :func:`analyze`.
         chunk_bytes: See :func:`analyze`.
         simd: See :func:`analyze`.
         progress: Called with the state of the job.
@@ -369,7 +379,7 @@ def verify(
     request = {
         "output": str(output),
         "source": None if source is None else str(source),
-        "resources": {"threads": threads, "chunk_bytes": chunk_bytes, "simd": simd},
+        "resources": {"threads": threads, "max_memory": max_memory, "chunk_bytes": chunk_bytes, "simd": simd},
     }
     return VerifyReport.from_dict(_call("verify", request, progress))
 
@@ -453,7 +463,7 @@ def _analysis(options: Mapping[str, Any]) -> dict[str, Any]:
         **{name: options[name] for name in _ABOUT},
         "sensitivity": str(options["sensitivity"]),
         "probe": {"tokens": options["probe_tokens"], "mode": options["probe_mode"]},
-        "resources": {name: options[name] for name in ("threads", "chunk_bytes", "simd")},
+        "resources": {name: options[name] for name in ("threads", "max_memory", "chunk_bytes", "simd")},
     }
 
 

@@ -5,6 +5,7 @@
 //! `docs/design.md`). No file stays open but the one a thread reads from.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,14 @@ impl Shard {
 /// [`Error::Io`], also if the file ends before.
 pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
     file.read_exact_at(buffer, offset).map_err(Error::io("reading", path))
+}
+
+/// Tells the system that `bytes` of `file` from `offset` on are read soon. It reads them while others compute; whether it
+/// does is its own affair, and so is any failure.
+pub fn read_soon(file: &File, offset: u64, bytes: u64) {
+    if let Some(bytes) = NonZeroU64::new(bytes) {
+        let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+    }
 }
 
 const PAGE_BYTES: usize = 4096;

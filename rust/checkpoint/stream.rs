@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::packing::{Packing, widen_scales};
-use super::shard::{PageBuffer, read_at};
+use super::shard::{PageBuffer, read_at, read_soon};
 use super::{Checkpoint, Matrix, Part, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -18,6 +18,9 @@ use crate::work::Workers;
 
 /// Bytes of source that are read at a time, unless the caller says otherwise.
 pub const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Bytes that may be held to save time, unless the caller says otherwise.
+pub const HELD_BYTES: u64 = 320 << 20;
 
 /// Bands of a matrix, the last perhaps with fewer rows.
 #[must_use]
@@ -55,6 +58,8 @@ pub struct Pass<'a> {
     pub level: Level,
     /// About how many bytes are read at a time.
     pub chunk_bytes: u64,
+    /// Bytes of weights, or of what layers make of their inputs, that may be held to save reading and computing them again.
+    pub held_bytes: u64,
 }
 
 /// Bytes of a tensor, held.
@@ -70,6 +75,12 @@ impl Block {
         self.buffer.held(self.bytes)
     }
 }
+
+/// How far ahead of what is read the system is asked to read.
+const AHEAD_BYTES: u64 = 16 << 20;
+
+/// Reads of fewer bytes jump about, and say nothing of what comes next.
+const LEAST_AHEAD_BYTES: u64 = 128 << 10;
 
 /// Files that a reader keeps open: those of a weight and its scales, and of the weight before.
 const OPEN_FILES: usize = 3;
@@ -102,7 +113,12 @@ fn fill(
         open.truncate(OPEN_FILES - 1);
         open.insert(0, (shard, found.file()?));
     }
-    read_at(&open[0].1, &found.path, buffer, offset)
+    read_at(&open[0].1, &found.path, buffer, offset)?;
+    let bytes = buffer.len() as u64;
+    if bytes >= LEAST_AHEAD_BYTES {
+        read_soon(&open[0].1, offset + AHEAD_BYTES, bytes);
+    }
+    Ok(())
 }
 
 fn length(range: &Range<u64>) -> Result<usize> {

@@ -21,6 +21,7 @@ pub fn analyze(request: &AnalysisRequest, progress: &Progress) -> Result<Analysi
     let source = Source::open(&request.model, &request.format, request.generic)?;
     source.check(request.strict, None, |warning| progress.warn(warning))?;
     let engine = Engine::new(&request.resources)?;
+    engine.check_memory(&source, request)?;
     let pass = engine.pass(&source.checkpoint, progress);
     let sensitivity = measure(pass, &source, request)?;
     curves(pass, &source, request, &sensitivity)

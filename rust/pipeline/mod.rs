@@ -29,8 +29,9 @@ pub use quantize::{QuantizeReport, QuantizeRequest, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
 pub use weights::{Weights, weights};
 
+use crate::budget::{bytes, size};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::stream::{CHUNK_BYTES, Pass};
+use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use crate::error::{Error, Result};
 use crate::kernel::Level;
 use crate::probe::Options;
@@ -39,6 +40,7 @@ use crate::quant::Effort;
 use crate::rd::{Objective, SAMPLE_BANDS};
 use crate::sensitivity::prior::Prior;
 use crate::work::Workers;
+use source::Source;
 
 /// What a job may use. None of it changes a byte of any output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,11 +52,13 @@ pub struct Resources {
     pub chunk_bytes: u64,
     /// Whether to use the CPU's vector instructions.
     pub simd: bool,
+    /// How much memory it may take, as in `2GB`, if there is a limit.
+    pub max_memory: Option<String>,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { threads: None, chunk_bytes: CHUNK_BYTES, simd: true }
+        Self { threads: None, chunk_bytes: CHUNK_BYTES, simd: true, max_memory: None }
     }
 }
 
@@ -104,11 +108,23 @@ impl Default for AnalysisRequest {
     }
 }
 
+/// What the program takes before it works on anything, an interpreter included.
+const PROGRAM_BYTES: u64 = 64 << 20;
+
+/// Chunks that a thread may have at a time: read, decoded, made, and waiting for their turn.
+const CHUNKS: u64 = 12;
+
+/// The smallest chunk that is worth reading.
+const LEAST_CHUNK_BYTES: u64 = 64 << 10;
+
 /// The machinery of one job.
 struct Engine {
     workers: Workers,
     level: Level,
     chunk_bytes: u64,
+    held_bytes: u64,
+    /// Bytes that are left for what a job must hold.
+    spare_bytes: Option<u64>,
 }
 
 impl Engine {
@@ -116,15 +132,56 @@ impl Engine {
         if resources.chunk_bytes == 0 {
             return Err(Error::option("--chunk-bytes", 0, "nothing can be read"));
         }
-        Ok(Self {
-            workers: Workers::new(resources.threads)?,
-            level: if resources.simd { Level::detect() } else { Level::PORTABLE },
-            chunk_bytes: resources.chunk_bytes,
-        })
+        let workers = Workers::new(resources.threads)?;
+        let level = if resources.simd { Level::detect() } else { Level::PORTABLE };
+        let (chunk_bytes, held_bytes) = (resources.chunk_bytes, HELD_BYTES);
+        let engine = Self { workers, level, chunk_bytes, held_bytes, spare_bytes: None };
+        match &resources.max_memory {
+            None => Ok(engine),
+            Some(text) => engine.within(text),
+        }
+    }
+
+    /// The same within `text` of memory: with smaller chunks, and less held to save time.
+    fn within(self, text: &str) -> Result<Self> {
+        let wrong = |reason: String| Error::option("--max-memory", text, reason);
+        let limit = bytes(text).ok_or_else(|| wrong("write a size (2GB, 900MiB)".to_owned()))?;
+        let threads = self.workers.threads() as u64;
+        let least = PROGRAM_BYTES + 2 * threads * CHUNKS * LEAST_CHUNK_BYTES;
+        if limit < least {
+            return Err(wrong(format!("with {threads} threads it takes {} at least", size(least))));
+        }
+        let spare = limit - PROGRAM_BYTES;
+        let chunk_bytes = self.chunk_bytes.min(spare / 2 / (threads * CHUNKS));
+        let held_bytes = self.held_bytes.min(spare / 4);
+        Ok(Self { chunk_bytes, held_bytes, spare_bytes: Some(spare / 2), ..self })
+    }
+
+    /// Whether the sensitivity of `source` is within the limit, and what the probe keeps of a run with `request`.
+    fn check_memory(&self, source: &Source, request: &AnalysisRequest) -> Result<()> {
+        let Some(spare) = self.spare_bytes else { return Ok(()) };
+        let vectors: u64 = source.candidates().iter().map(|found| 4 * (found.matrix.rows + found.matrix.cols)).sum();
+        let of_model = |key: &str| source.checkpoint.config_size(key).unwrap_or(0);
+        // The streams in front of all layers, and those of one layer, forward and back; and as much again for the head,
+        // for sums in `f64`, and for what is freed late.
+        let streams = request.probe.tokens as u64 * 8 * of_model("hidden_size") * (of_model("num_hidden_layers") + 32);
+        let is_probed = sensitivity::runs(&source.checkpoint, request);
+        let needed = vectors + if is_probed { streams } else { 0 };
+        if needed <= spare {
+            return Ok(());
+        }
+        let limit = request.resources.max_memory.as_deref().unwrap_or_default();
+        let reason = format!(
+            "what must be held of the sensitivity takes {}, and {} are left for it: allow about {}",
+            size(needed),
+            size(spare),
+            size(2 * needed + PROGRAM_BYTES)
+        );
+        Err(Error::option("--max-memory", limit, reason))
     }
 
     fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, progress: &'a Progress) -> Pass<'a> {
-        let Self { workers, level, chunk_bytes } = self;
-        Pass { checkpoint, workers, progress, level: *level, chunk_bytes: *chunk_bytes }
+        let Self { workers, level, chunk_bytes, held_bytes, .. } = self;
+        Pass { checkpoint, workers, progress, level: *level, chunk_bytes: *chunk_bytes, held_bytes: *held_bytes }
     }
 }

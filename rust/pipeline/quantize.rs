@@ -123,6 +123,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         check_output(&analysis_request.model, &source, request)?;
     }
     let engine = Engine::new(&analysis_request.resources)?;
+    engine.check_memory(&source, &analysis_request)?;
     let pass = engine.pass(&source.checkpoint, progress);
 
     let sensitivity = measure(pass, &source, &analysis_request)?;

@@ -95,6 +95,12 @@ pub(super) fn runnable(checkpoint: &Checkpoint) -> Result<Decoder<'_>> {
         .map_err(|reason| Error::Unrunnable { model_type, reason })
 }
 
+/// Whether `request` has the model of `checkpoint` run.
+pub(super) fn runs(checkpoint: &Checkpoint, request: &AnalysisRequest) -> bool {
+    let asked = request.sensitivity.to_str().is_some_and(|asked| [AUTO, PROBE].contains(&asked));
+    asked && request.objective == Objective::Output && runnable(checkpoint).is_ok()
+}
+
 /// Runs the model of `decoder`; its vectors, and all that was found.
 pub(super) fn probed_table(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<(Table, Probe)> {
     let probe = probe::probe(pass, decoder, options)?;

@@ -3,7 +3,7 @@
 //! No text, no gradients of weights: windows of tokens, random ones or such as the model writes, go through the layers one
 //! by one, random gradients with the covariance of the model's own predictions come back (`head`), and on the way back every matrix's
 //! inputs and output gradients meet and leave their [moments](Moments). Weights are read as they are needed, once forward
-//! and once back; what is held is the stream in front of each layer and what one layer makes of it ([`HELD_BYTES`] of
+//! and once back; what is held is the stream in front of each layer and what one layer makes of it ([`Pass::held_bytes`] of
 //! layers remember more, so that they need not be gone through again).
 //!
 //! | module | what |
@@ -39,7 +39,7 @@ use std::sync::{Mutex, PoisonError};
 
 pub use head::Seen;
 pub use moments::Moments;
-pub use run::{EXPERT_TOKENS, HELD_BYTES, Mode, Options, Probe, WRITTEN_BYTES, probe};
+pub use run::{EXPERT_TOKENS, Mode, Options, Probe, WRITTEN_BYTES, probe};
 
 use crate::checkpoint::Tensor;
 use crate::checkpoint::stream::{Block, Pass, Reader};
@@ -75,7 +75,7 @@ impl<'a> Session<'a> {
         let linears = decoder.blocks.iter().flat_map(decoder::Block::linears).chain([head::head(self)]);
         let weights: BTreeMap<&str, &Tensor> =
             linears.map(|linear| (linear.weight.name.as_str(), linear.weight)).collect();
-        if weights.values().map(|weight| weight.bytes).sum::<u64>() > HELD_BYTES as u64 {
+        if weights.values().map(|weight| weight.bytes).sum::<u64>() > self.pass.held_bytes {
             return Ok(());
         }
         let weights: Vec<&Tensor> = weights.into_values().collect();

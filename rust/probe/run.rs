@@ -20,9 +20,6 @@ use crate::error::{Error, Result};
 use crate::progress::Stage;
 use crate::stats;
 
-/// Bytes of what layers remember that are held; layers beyond are gone through again on the way back.
-pub const HELD_BYTES: usize = 320 << 20;
-
 /// Tokens that every expert should have seen.
 pub const EXPERT_TOKENS: u64 = 16;
 
@@ -197,7 +194,8 @@ impl<'s, 'a> Run<'s, 'a> {
                 loads.iter_mut().zip(found).for_each(|(sum, found)| *sum += found);
             }
             // As many layers as fit, from the last one on.
-            if !again && trace.bytes() * (decoder.blocks.len() - index) <= HELD_BYTES {
+            let like_it = trace.bytes() as u64 * (decoder.blocks.len() - index) as u64;
+            if !again && like_it <= self.session.pass.held_bytes {
                 self.traces.insert(index, trace);
             }
         }

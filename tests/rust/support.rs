@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use proptest::test_runner::Config as ProptestConfig;
-use ramrs::checkpoint::stream::Pass;
+use ramrs::checkpoint::stream::{HELD_BYTES, Pass};
 use ramrs::checkpoint::{Checkpoint, Tensor, View};
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
@@ -114,7 +114,7 @@ impl Crew {
 
     pub(crate) fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, level: Level) -> Pass<'a> {
         let Self { workers, progress, chunk_bytes } = self;
-        Pass { checkpoint, workers, progress, level, chunk_bytes: *chunk_bytes }
+        Pass { checkpoint, workers, progress, level, chunk_bytes: *chunk_bytes, held_bytes: HELD_BYTES }
     }
 }
 

@@ -162,6 +162,9 @@ Threads = Annotated[
         "-j", "--threads", min=1, help="Threads; all that the process may use by default.", show_default=False
     ),
 ]
+MaxMemory = Annotated[
+    str | None, typer.Option("--max-memory", help="Memory that the job may take: 2GB, 900MiB.", show_default=False)
+]
 ChunkBytes = Annotated[
     int, typer.Option("--chunk-bytes", min=1, help="Bytes that a thread reads at a time.", hidden=True)
 ]
@@ -242,6 +245,7 @@ def analyze(
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
     chunk_bytes: ChunkBytes = api.CHUNK_BYTES,
     simd: Simd = True,
     json: Json = False,
@@ -264,6 +268,7 @@ def analyze(
             prior=prior.value,
             sample_bands=sample_bands,
             threads=threads,
+            max_memory=max_memory,
             chunk_bytes=chunk_bytes,
             simd=simd,
             progress=bar,
@@ -290,6 +295,7 @@ def probe(
         typer.Option("--trace", help="File for tokens, logits and gradients there.", show_default=False, hidden=True),
     ] = None,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
     simd: Simd = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -306,6 +312,7 @@ def probe(
             mode=mode.value,
             trace=trace,
             threads=threads,
+            max_memory=max_memory,
             simd=simd,
             progress=bar,
         )
@@ -339,6 +346,7 @@ def plan(
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
     chunk_bytes: ChunkBytes = api.CHUNK_BYTES,
     simd: Simd = True,
     json: Json = False,
@@ -370,6 +378,7 @@ def plan(
             prior=prior.value,
             sample_bands=sample_bands,
             threads=threads,
+            max_memory=max_memory,
             chunk_bytes=chunk_bytes,
             simd=simd,
             progress=bar,
@@ -416,6 +425,7 @@ def quantize(
     prior: PriorOption = Prior.roles,
     sample_bands: SampleBands = api.SAMPLE_BANDS,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
     chunk_bytes: ChunkBytes = api.CHUNK_BYTES,
     simd: Simd = True,
     json: Json = False,
@@ -452,6 +462,7 @@ def quantize(
             prior=prior.value,
             sample_bands=sample_bands,
             threads=threads,
+            max_memory=max_memory,
             chunk_bytes=chunk_bytes,
             simd=simd,
             progress=bar,
@@ -466,6 +477,7 @@ def verify(
         Path | None, typer.Option("--source", help="The checkpoint it was made of.", show_default=False)
     ] = None,
     threads: Threads = None,
+    max_memory: MaxMemory = None,
     chunk_bytes: ChunkBytes = api.CHUNK_BYTES,
     simd: Simd = True,
     json: Json = False,
@@ -475,7 +487,9 @@ def verify(
     """Check an output against its manifest, and against its source."""
     output.set_quiet(quiet)
     with ProgressBar(wanted=not (quiet or no_progress)) as bar:
-        report = api.verify(out, source=source, threads=threads, chunk_bytes=chunk_bytes, simd=simd, progress=bar)
+        report = api.verify(
+            out, source=source, threads=threads, max_memory=max_memory, chunk_bytes=chunk_bytes, simd=simd, progress=bar
+        )
     _show(report, json, lambda: output.verified(report))
     if not report.ok:
         output.answer_is_no()
