@@ -40,7 +40,7 @@ fn levels() -> Vec<Level> {
 fn kernels(criterion: &mut Criterion) {
     let bytes = source();
     let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
-    load(Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
+    load(Level::detect(), Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
     let k = vec![1.0; COLUMNS];
 
     let mut group = criterion.benchmark_group("band");
@@ -49,10 +49,10 @@ fn kernels(criterion: &mut Criterion) {
         let words: &[u64] = bytemuck::cast_slice(&bytes);
         bench.iter(|| black_box(words).iter().fold(0_u64, |sum, word| sum ^ word));
     });
-    group.bench_function("load", |bench| {
-        bench.iter(|| load(Float::BF16, black_box(&bytes), COLUMNS, &mut row, &mut band));
-    });
     for level in levels() {
+        group.bench_function(BenchmarkId::new("load", level.name()), |bench| {
+            bench.iter(|| load(level, Float::BF16, black_box(&bytes), COLUMNS, &mut row, &mut band));
+        });
         group.bench_function(BenchmarkId::new("energy", level.name()), |bench| {
             bench.iter(|| energy(level, black_box(&band), black_box(&k)));
         });

@@ -288,7 +288,7 @@ fn measure(
     let Member { view, matrix, measured } = member;
     let vectors = &measured.vectors;
     let mut sums = BandSums { signal: 0.0, energy: 0.0, noise: Vec::with_capacity(schemes.len()) };
-    reader.bands(pass.checkpoint, view, &(at..at + 1), |rows, band, _| {
+    reader.bands((pass.checkpoint, pass.level), view, &(at..at + 1), |rows, band, _| {
         let first = usize::try_from(rows.start).map_err(|_| Error::Bug("row".to_owned()))?;
         let length = usize::try_from(rows.end - rows.start).map_err(|_| Error::Bug("rows".to_owned()))?;
         for (row, found) in energy(pass.level, band, &vectors.k).iter().take(length).enumerate() {

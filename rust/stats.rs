@@ -62,7 +62,7 @@ pub fn energies(pass: Pass<'_>, asks: &[Ask<'_>]) -> Result<Vec<Energy>> {
         |reader, piece| {
             let Ask { view, matrix, k } = asks[piece.ask];
             let mut rows: Vec<RowEnergy> = Vec::new();
-            reader.bands(pass.checkpoint, view, &piece.bands, |range, band, source| {
+            reader.bands((pass.checkpoint, pass.level), view, &piece.bands, |range, band, source| {
                 let found = energy(pass.level, band, k);
                 if found.iter().any(|row| !row.plain.is_finite()) {
                     return Err(not_weights(pass, view, range, band));
@@ -100,7 +100,7 @@ pub fn column_means(pass: Pass<'_>, view: View, matrix: Matrix) -> Result<Vec<f6
         Reader::default,
         |reader, piece| {
             let mut partial: Vec<f32> = Vec::new();
-            reader.bands(pass.checkpoint, view, &piece.bands, |range, band, _| {
+            reader.bands((pass.checkpoint, pass.level), view, &piece.bands, |range, band, _| {
                 let squares = |lanes: &Lane| lanes.iter().fold(0.0, |sum, w| sum + w * w);
                 let from = partial.len();
                 partial.extend(band.iter().map(squares));

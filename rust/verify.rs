@@ -297,7 +297,7 @@ fn decode_piece(
         };
         let mut decoded = Decoded { not_finite: unsound(f32::from(scheme.max_code())) as u64, squared_error: 0.0 };
         if let Some(view) = views.get(piece.view) {
-            of_source.bands(pass.checkpoint, *view, &(band..band + 1), |_, band, _| {
+            of_source.bands((pass.checkpoint, pass.level), *view, &(band..band + 1), |_, band, _| {
                 let errors = encoder.error(*scheme, band, &ones, encoded);
                 decoded.squared_error += errors.iter().take(count).map(|RowError { plain, .. }| plain).sum::<f64>();
                 Ok(())

@@ -254,13 +254,14 @@ impl Reader {
         Ok((codes, found))
     }
 
-    /// Calls `each` with every one of the `bands` of `view`: the range of its rows, the band, and the rows' bytes.
+    /// Calls `each` with every one of the `bands` of `view`: the range of its rows, the band, and
+    /// the rows' bytes. They are laid side by side with the instructions of `level`.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes), and those of `each`.
     pub fn bands(
         &mut self,
-        checkpoint: &Checkpoint,
+        (checkpoint, level): (&Checkpoint, Level),
         view: View,
         bands: &Range<u64>,
         mut each: impl FnMut(Range<u64>, &[Lane], &[u8]) -> Result<()>,
@@ -272,7 +273,7 @@ impl Reader {
         let mut first = rows.start;
         let band_bytes = length(&(0..matrix.row_bytes()))? * ROWS;
         for source in self.rows(checkpoint, view, &rows)?.chunks(band_bytes) {
-            band::load(matrix.float, source, cols, &mut row, &mut band);
+            band::load(level, matrix.float, source, cols, &mut row, &mut band);
             let after = (first + ROWS as u64).min(rows.end);
             each(first..after, &band, source)?;
             first = after;

@@ -29,16 +29,31 @@ pub fn widen(level: Level, float: Float, source: &[u8], out: &mut [f32]) {
     }
 }
 
+kernel! {
+    /// Lays eight whole rows of bfloat16, one after the other in `source`, side by side.
+    fn load_bf16<V: Vector>(source: &[u16], band: &mut [Lane]) {
+        let cols = band.len();
+        for (at, columns) in band.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+            let row = |row: usize| *source[row * cols + at * ROWS..].first_chunk().expect("a whole row");
+            *columns = V::columns([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
+        }
+    }
+}
+
 /// Lays up to [`ROWS`] rows side by side: `source` holds them one after the other, `cols` elements each. Rows that are
 /// not there are zero.
 ///
 /// # Panics
 /// If `source` is not whole rows, is more than [`ROWS`] of them, or is not aligned to the element.
-pub fn load(float: Float, source: &[u8], cols: usize, row: &mut Vec<f32>, band: &mut Vec<Lane>) {
+pub fn load(level: Level, float: Float, source: &[u8], cols: usize, row: &mut Vec<f32>, band: &mut Vec<Lane>) {
     let row_bytes = cols * float.bytes();
     assert!(source.len().is_multiple_of(row_bytes) && source.len() <= ROWS * row_bytes, "band: not whole rows");
-    band.clear();
     band.resize(cols, [0.0; ROWS]);
+    if float == Float::BF16 && source.len() == ROWS * row_bytes && cols.is_multiple_of(ROWS) {
+        load_bf16(level, bytemuck::cast_slice(source), band);
+        return;
+    }
+    band.fill([0.0; ROWS]);
     row.resize(cols, 0.0);
     for (at, source) in source.chunks_exact(row_bytes).enumerate() {
         float.widen(source, row);
@@ -76,5 +91,30 @@ kernel! {
             }
         }
         rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_are_alike_however_they_are_laid() {
+        for (rows, cols) in [(8, 64), (8, 24), (8, 12), (5, 64), (1, 8)] {
+            let source: Vec<u16> = (0..rows * cols).map(|at| (at * 2_654 + 77) as u16).collect();
+            let bytes: &[u8] = bytemuck::cast_slice(&source);
+            for level in [Level::PORTABLE, Level::detect()] {
+                // What was there before must not show.
+                let (mut row, mut band) = (Vec::new(), vec![[7.0; ROWS]; 99]);
+                load(level, Float::BF16, bytes, cols, &mut row, &mut band);
+                assert_eq!(band.len(), cols);
+                for (column, lanes) in band.iter().enumerate() {
+                    for (row, value) in lanes.iter().enumerate() {
+                        let bits = if row < rows { u32::from(source[row * cols + column]) << 16 } else { 0 };
+                        assert_eq!(value.to_bits(), bits, "{rows} x {cols}, {level:?}: [{row}, {column}]");
+                    }
+                }
+            }
+        }
     }
 }

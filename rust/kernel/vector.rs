@@ -63,6 +63,13 @@ pub trait Vector: Copy {
     #[must_use]
     fn power_of_two(self) -> Self;
 
+    /// Columns of eight elements of bfloat16 from each of eight rows, widened.
+    #[must_use]
+    #[inline(always)]
+    fn columns(rows: [[u16; ROWS]; ROWS]) -> [Lane; ROWS] {
+        std::array::from_fn(|column| std::array::from_fn(|row| f32::from_bits(u32::from(rows[row][column]) << 16)))
+    }
+
     /// The nearest integer, ties to even, of values in `[−2^22, 2^22]`; −0 may come out as 0, and NaN stays.
     ///
     /// Adding and taking away 1.5 × 2^23 leaves no fraction bits, on every target: the sum lies in `[2^23, 2^24]`,

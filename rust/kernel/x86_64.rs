@@ -7,11 +7,12 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_cvtsi64_si128, _mm_cvtsi128_si64,
-    _mm_packs_epi32, _mm_packus_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_andnot_ps, _mm256_blendv_ps,
-    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
-    _mm256_cvtps_epi32, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm256_sub_ps,
+    _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
+    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_andnot_ps,
+    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_cvttps_epi32, _mm256_div_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
+    _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
 
 use super::vector::{Lane, ROWS, Vector};
@@ -108,6 +109,47 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn columns(rows: [[u16; ROWS]; ROWS]) -> [Lane; ROWS] {
+        // SAFETY: AVX2 is there, see the module; each row is 16 bytes long, and no alignment is asked for.
+        unsafe {
+            let rows = rows.map(|row| _mm_loadu_si128(row.as_ptr().cast()));
+            // Pairs of rows, then fours, then all eight: after each step twice as many elements of a column are neighbours.
+            let pairs: [__m128i; ROWS] = [
+                _mm_unpacklo_epi16(rows[0], rows[1]),
+                _mm_unpackhi_epi16(rows[0], rows[1]),
+                _mm_unpacklo_epi16(rows[2], rows[3]),
+                _mm_unpackhi_epi16(rows[2], rows[3]),
+                _mm_unpacklo_epi16(rows[4], rows[5]),
+                _mm_unpackhi_epi16(rows[4], rows[5]),
+                _mm_unpacklo_epi16(rows[6], rows[7]),
+                _mm_unpackhi_epi16(rows[6], rows[7]),
+            ];
+            let fours: [__m128i; ROWS] = [
+                _mm_unpacklo_epi32(pairs[0], pairs[2]),
+                _mm_unpackhi_epi32(pairs[0], pairs[2]),
+                _mm_unpacklo_epi32(pairs[1], pairs[3]),
+                _mm_unpackhi_epi32(pairs[1], pairs[3]),
+                _mm_unpacklo_epi32(pairs[4], pairs[6]),
+                _mm_unpackhi_epi32(pairs[4], pairs[6]),
+                _mm_unpacklo_epi32(pairs[5], pairs[7]),
+                _mm_unpackhi_epi32(pairs[5], pairs[7]),
+            ];
+            let mut columns = [[0.0; ROWS]; ROWS];
+            for at in 0..4 {
+                let (low, high) = (fours[at], fours[at + 4]);
+                for (column, eight) in
+                    [_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high)].into_iter().enumerate()
+                {
+                    // The upper halves of floats.
+                    let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(eight));
+                    _mm256_storeu_ps(columns[2 * at + column].as_mut_ptr(), _mm256_castsi256_ps(wide));
+                }
+            }
+            columns
+        }
+    }
+
+    #[inline(always)]
     fn power_of_two(self) -> Self {
         // SAFETY: AVX2 is there, see the module.
         unsafe {
@@ -173,6 +215,16 @@ mod tests {
             x.each(f32::round_ties_even),
         ];
         results.map(|result| bits(result.store())).to_vec()
+    }
+
+    #[test]
+    fn columns_are_those_of_the_rows() {
+        if Level::detect() == Level::PORTABLE {
+            return;
+        }
+        let rows: [[u16; ROWS]; ROWS] =
+            std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as u16 * 521));
+        assert_eq!(Avx2::columns(rows), Portable::columns(rows));
     }
 
     #[test]

@@ -373,7 +373,7 @@ impl Job<'_> {
         };
         let vectors = &measured[at.1].vectors;
         let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
-        reader.bands(checkpoint, view, bands, |rows, band, source| {
+        reader.bands((checkpoint, self.pass.level), view, bands, |rows, band, source| {
             let count = (rows.end - rows.start) as usize;
             self.encoder.encode(scheme, store, band, &vectors.k, encoded);
             self.output.format.append(scheme, store, encoded, count, &mut made.parts);

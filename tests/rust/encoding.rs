@@ -35,7 +35,7 @@ fn stored(source: &[u8], cols: usize, store: Float, scheme: Affine) -> [Vec<u8>;
     let (mut row, mut band, mut parts) = (Vec::new(), Vec::new(), [const { Vec::new() }; 3]);
     let row_bytes = cols * store.bytes();
     for rows in source.chunks(ROWS * row_bytes) {
-        band::load(store, rows, cols, &mut row, &mut band);
+        band::load(Level::detect(), store, rows, cols, &mut row, &mut band);
         let encoded = encode(encoder(Effort::Fast), scheme, store, &band, &vec![1.0; cols]);
         for row in 0..rows.len() / row_bytes {
             pack::row(scheme.bits(), &encoded.codes, row, &mut parts[0]);
