@@ -37,8 +37,8 @@ fn stored(source: &[u8], cols: usize, store: Float, scheme: Affine) -> [Vec<u8>;
     for rows in source.chunks(ROWS * row_bytes) {
         band::load(Level::detect(), store, rows, cols, &mut row, &mut band);
         let encoded = encode(encoder(Effort::Fast), scheme, store, &band, &vec![1.0; cols]);
+        pack::band(scheme.bits(), &encoded.codes, rows.len() / row_bytes, &mut parts[0]);
         for row in 0..rows.len() / row_bytes {
-            pack::row(scheme.bits(), &encoded.codes, row, &mut parts[0]);
             let scales: Vec<f32> = encoded.grids.iter().map(|grid| grid[row].scale).collect();
             let biases: Vec<f32> = encoded.grids.iter().map(|grid| grid[row].bias).collect();
             store.append(&scales, &mut parts[1]);

@@ -54,8 +54,8 @@ impl Format for Mlx {
 
     fn append(&self, scheme: Affine, store: Float, encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]) {
         let [codes, scales, biases] = parts else { unreachable!("a module has three parts") };
+        pack::band(scheme.bits(), &encoded.codes, rows, codes);
         for row in 0..rows {
-            pack::row(scheme.bits(), &encoded.codes, row, codes);
             let grids = encoded.grids.iter().map(|grid| grid[row]);
             store.append(&grids.clone().map(|grid| grid.scale).collect::<Vec<_>>(), scales);
             store.append(&grids.map(|grid| grid.bias).collect::<Vec<_>>(), biases);
