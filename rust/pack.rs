@@ -45,6 +45,7 @@ fn packed<const BITS: usize>(codes: &[[u8; ROWS]], rows: usize, out: &mut Vec<u8
 
 /// Byte `j` of word `i` where byte `i` of word `j` was: halves change places, then quarters, then single bytes.
 #[inline(always)]
+#[expect(clippy::many_single_char_names, reason = "eight words have no names")]
 fn transposed(words: [u64; 8]) -> [u64; 8] {
     /// What is `BITS` up in every other stretch of `BITS` of `low`, exchanged for what is not in `high`.
     #[inline(always)]
