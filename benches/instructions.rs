@@ -48,7 +48,7 @@ fn main() {
             }
             "encode-fast-4g64" => encoder(Effort::Fast).encode(four, Float::BF16, black_box(&band), &k, &mut encoded),
             "encode-normal-4g64" => {
-                encoder(Effort::Normal).encode(four, Float::BF16, black_box(&band), &k, &mut encoded)
+                encoder(Effort::Normal).encode(four, Float::BF16, black_box(&band), &k, &mut encoded);
             }
             "errors-fast" => {
                 black_box(encoder(Effort::Fast).errors(&schemes, Float::BF16, black_box(&band), &k));
