@@ -88,6 +88,8 @@ def laid_out(
         hint = f"pip install 'ramrs[mlx]' has mlx-lm lay it out, if it knows the model; {unknown.hint}"
         raise CheckpointError(str(unknown), slug=unknown.slug, hint=hint, path=unknown.path) from fault
     output = output.absolute()
+    if not output.name:
+        raise ConfigError(f"the output {output} is no directory of its own", slug="bad-option", path=str(output))
     directory = output.with_name(f"{output.name}.layout")
     _check_output(model, output, directory, overwrite=overwrite, dry_run=dry_run)
     source = api.inspect(model)
@@ -158,7 +160,8 @@ def _load(model: Path, source: Inspection, message: str, unknown: CheckpointErro
             loaded, config = load_model(model, lazy=True)
             if "quantization" in config:
                 loaded = dequantize_model(loaded)
-    except Exception as fault:  # of any kind: the model's code meets a checkpoint that it may not be made for
+    except (Exception, SystemExit) as fault:
+        # Of any kind: the model's code meets a checkpoint that it may not be made for, and some of it exits.
         kind = "" if isinstance(fault, ValueError | OSError) else f"{type(fault).__name__}: "
         raise refusal(f"{kind}{fault}") from fault
     for block in (config, config.get("text_config")):
@@ -205,7 +208,7 @@ def _bare_embeddings(model: Any) -> set[str]:  # noqa: ANN401
     def runs() -> bool:
         try:
             model(mx.array([[0]]))
-        except Exception:  # of any kind: the code is the model's
+        except (Exception, SystemExit):  # of any kind: the code is the model's
             return False
         return True
 

@@ -122,6 +122,8 @@ pub struct Checkpoint {
     pub faults: Vec<(usize, String)>,
     /// `config.json`, if there is one.
     pub config: Option<Config>,
+    /// Whom its shards are laid out for, as the metadata of the first say: `pt`, `mlx`.
+    pub laid_out_for: Option<String>,
     /// The other files of the directory, as paths relative to it, sorted.
     pub other_files: Vec<PathBuf>,
     by_name: BTreeMap<String, usize>,
@@ -137,8 +139,10 @@ impl Checkpoint {
         let mut shards = Vec::with_capacity(names.len());
         let mut parts: Vec<Part> = Vec::new();
         let mut by_name = BTreeMap::new();
+        let mut laid_out_for = None;
         for (name, path) in names {
-            let (shard, header) = Shard::open(path, name)?;
+            let (shard, mut header) = Shard::open(path, name)?;
+            laid_out_for = laid_out_for.or(header.metadata.remove("format"));
             for entry in header.entries {
                 if let Some(first) = by_name.insert(entry.name.clone(), parts.len()) {
                     return Err(Error::DuplicateTensor {
@@ -160,7 +164,7 @@ impl Checkpoint {
         }
         let Paired { tensors, uses, mut faults } = packing::pair(&parts, config.as_ref());
         faults.extend(misshapen(&shards, &parts, &tensors)?);
-        let checkpoint = Self { dir, shards, parts, tensors, uses, faults, config, other_files, by_name };
+        let checkpoint = Self { dir, shards, parts, tensors, uses, faults, config, laid_out_for, other_files, by_name };
         if let Some((path, weight_map)) = index {
             checkpoint.agrees(&path, &weight_map)?;
         }

@@ -85,13 +85,21 @@ pub struct Paired {
 }
 
 /// Ends of names of scales that weights do not need.
-const IDLE: [(&str, &str); 5] = [
-    (".input_scale", "the scale of an activation"),
-    (".activation_scale", "the scale of an activation"),
-    (".output_scale", "the scale of an activation"),
-    (".k_scale", "the scale of a cache"),
-    (".v_scale", "the scale of a cache"),
+const IDLE: [(&str, &str); 11] = [
+    (".input_scale", ACTIVATION),
+    (".input_scale_ub", ACTIVATION),
+    (".input_global_scale", ACTIVATION),
+    (".input_zero_point", ACTIVATION),
+    (".activation_scale", ACTIVATION),
+    (".output_scale", ACTIVATION),
+    (".q_scale", ACTIVATION),
+    (".prob_scale", ACTIVATION),
+    (".k_scale", CACHE),
+    (".v_scale", CACHE),
+    (".kv_scale", CACHE),
 ];
+const ACTIVATION: &str = "the scale of an activation";
+const CACHE: &str = "the scale of a cache";
 
 /// Finds what belongs together among `parts`.
 #[must_use]
@@ -158,7 +166,8 @@ fn other_method(part: &Part) -> Option<&'static str> {
     if has_end(&part.name, &[".weight_scale_2", ".weight_global_scale"]) {
         return Some("it belongs to NVFP4, which is not read");
     }
-    has_end(&part.name, &[".qweight", ".qzeros", ".g_idx"]).then_some("it belongs to GPTQ or AWQ, which are not read")
+    has_end(&part.name, &[".qweight", ".qzeros", ".g_idx", ".weight_g_idx"])
+        .then_some("it belongs to GPTQ or AWQ, which are not read")
 }
 
 /// Why a part that is alone should not be: it holds codes without scales, or scales without codes.
@@ -166,6 +175,8 @@ fn orphan(part: &Part) -> Option<&'static str> {
     let is_block_scale = part.dtype == Dtype::U8 && part.name.ends_with("_scales");
     if part.name.ends_with(".weight_packed") {
         Some("codes of this type are not read")
+    } else if part.name.ends_with(".weight_zero_point") {
+        Some("weights with zero points are not read")
     } else if has_end(&part.name, &["_scale_inv", ".weight_scale"]) || is_block_scale {
         Some("the weight of these scales is not there, or not stored as codes")
     } else {
@@ -258,7 +269,8 @@ impl Pairing<'_> {
         if all == 1 {
             return blocks(rows * count, cols, rows * count);
         }
-        if all == rows * count && (scales.shape.last() == Some(&1) || scales.shape.len() < codes.shape.len()) {
+        let each_row = scales.shape.strip_suffix(&[1]).unwrap_or(&scales.shape);
+        if each_row == above || scales.shape == above {
             return blocks(1, cols, rows);
         }
         if all == count && count > 1 {
@@ -293,7 +305,7 @@ impl Pairing<'_> {
         }
         let mut shape = self.parts[scales].shape.clone();
         if let Some(cols) = shape.last_mut() {
-            *cols *= BLOCK;
+            *cols = cols.checked_mul(BLOCK).ok_or("it is too large")?;
         }
         Ok((self.packed(at, Float::BF16, shape, Packing::Mxfp4 { scales })?, vec![scales]))
     }
@@ -319,8 +331,12 @@ impl Pairing<'_> {
             return Err(format!("its rows of {cols} do not divide into {groups} groups"));
         }
         let float = if float == Float::F32 { Float::BF16 } else { float };
-        let is_shape = |part: &usize| matches!(self.parts[*part].dtype, Dtype::I32 | Dtype::I64);
-        let shape = self.named(&format!("{base}_shape")).filter(is_shape);
+        let shape = self.named(&format!("{base}_shape"));
+        if let Some(Part { name, dtype, .. }) = shape.map(|part| &self.parts[part])
+            && !matches!(dtype, Dtype::I32 | Dtype::I64)
+        {
+            return Err(format!("its shape, `{name}`, is {dtype}"));
+        }
         let tensor = self.packed(at, float, vec![rows, cols], Packing::Int4 { scales, group_size, shape })?;
         Ok((tensor, [scales].into_iter().chain(shape).collect()))
     }

@@ -207,6 +207,9 @@ impl Conventions {
     }
 }
 
+/// No model has more layers: what claims to is not believed.
+const MOST_LAYERS: usize = 1 << 16;
+
 /// Values of a configuration by the names that families give them.
 #[derive(Clone, Copy)]
 pub(super) struct Config<'a>(pub(super) &'a Checkpoint);
@@ -221,7 +224,8 @@ impl<'a> Config<'a> {
     }
 
     pub(super) fn size(self, keys: &[&str]) -> Option<usize> {
-        usize::try_from(self.value(keys)?.as_u64()?).ok()
+        // No model has more of anything; products of two such numbers stay numbers.
+        u32::try_from(self.value(keys)?.as_u64()?).ok().map(|size| size as usize)
     }
 
     pub(super) fn flag(self, key: &str) -> Option<bool> {
@@ -239,7 +243,7 @@ impl<'a> Config<'a> {
     }
 
     pub(super) fn layers(self) -> usize {
-        self.size(&["num_hidden_layers", "n_layer"]).unwrap_or(0)
+        self.size(&["num_hidden_layers", "n_layer"]).filter(|layers| *layers <= MOST_LAYERS).unwrap_or(0)
     }
 }
 

@@ -306,54 +306,19 @@ impl Job<'_> {
         let tensor = &self.pass.checkpoint.tensors[self.view(at).tensor];
         let source = reader.bytes(self.pass.checkpoint, tensor, range.clone())?.to_vec();
         let first = range.start / (tensor.dtype.bits() / 8).max(1);
-        self.check_numbers(tensor, &source, |element| first + element)?;
+        check_numbers(self.pass.checkpoint, tensor, &source, |element| first + element)?;
         let location = self.tasks[at.0].locations[0];
         let (file, path) = &self.output.files[location.file];
         write_at(file, path, &source, location.offset + range.start)?;
         Ok(Made { parts: vec![source.clone()], source, noise: Vec::new() })
     }
 
-    /// A kept weight may be infinite (masks are), but not NaN. `place` is where in the tensor an element of `source` is.
-    fn check_numbers(&self, tensor: &Tensor, source: &[u8], place: impl Fn(u64) -> u64) -> Result<()> {
-        let Some(float) = Float::of(tensor.dtype) else { return Ok(()) };
-        let mut values = vec![0.0; source.len() / float.bytes()];
-        float.widen(source, &mut values);
-        let count = values.iter().filter(|value| value.is_nan()).count();
-        let Some(first) = values.iter().position(|value| value.is_nan()) else { return Ok(()) };
-        let first = unravel(&tensor.shape, place(first as u64));
-        let rows = (0, tensor.shape.first().copied().unwrap_or(1));
-        let file = self.pass.checkpoint.file_of(tensor).to_owned();
-        Err(Error::NonFinite { file, tensor: tensor.name.clone(), count, rows, first })
-    }
-
     /// Writes rows of a view as numbers, or as the source packs them.
     fn rows(&self, at: At, rows: &Range<u64>, hashes: bool, reader: &mut Reader) -> Result<Made> {
-        let (view, task, checkpoint) = (self.view(at), &self.tasks[at.0], self.pass.checkpoint);
-        let tensor = &checkpoint.tensors[view.tensor];
-        let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
-        if let Way::Packed(packed, float) = task.way {
-            let (codes, scales) = reader.packed_rows(checkpoint, view, rows)?;
-            self.output.format.append_packed(packed, float, &codes, &scales, &mut made.parts);
-        } else {
-            let mut bytes = reader.rows(checkpoint, view, rows)?.to_vec();
-            let cols = view.cols.max(1);
-            let place = |element: u64| {
-                view.offset + (rows.start + element / cols) * view.row_stride + element % cols * view.col_stride
-            };
-            self.check_numbers(tensor, &bytes, place)?;
-            if hashes {
-                made.source.clone_from(&bytes);
-            }
-            if let Some(float) = Float::of(tensor.dtype).filter(|_| task.target.adds_one) {
-                let mut values = vec![0.0; bytes.len() / float.bytes()];
-                float.widen(&bytes, &mut values);
-                for value in &mut values {
-                    *value += 1.0;
-                }
-                bytes.clear();
-                float.append(&values, &mut bytes);
-            }
-            made.parts[0] = bytes;
+        let task = &self.tasks[at.0];
+        let mut made = kept_rows(self.pass.checkpoint, self.output.format, task, at.1, rows, reader)?;
+        if !hashes {
+            made.source.clear();
         }
         self.put(at, rows.start, &made.parts)?;
         Ok(made)
@@ -401,6 +366,72 @@ impl Job<'_> {
         }
         Ok(())
     }
+}
+
+/// A kept weight may be infinite (masks are), but not NaN; what codes decode to may be neither. `place` is where in the
+/// tensor an element of `source` is.
+fn check_numbers(checkpoint: &Checkpoint, tensor: &Tensor, source: &[u8], place: impl Fn(u64) -> u64) -> Result<()> {
+    let Some(float) = Float::of(tensor.dtype) else { return Ok(()) };
+    let mut values = vec![0.0; source.len() / float.bytes()];
+    float.widen(source, &mut values);
+    let wrong = |value: &f32| if tensor.packing == Packing::Plain { value.is_nan() } else { !value.is_finite() };
+    let count = values.iter().filter(|value| wrong(value)).count();
+    let Some(first) = values.iter().position(wrong) else { return Ok(()) };
+    let first = unravel(&tensor.shape, place(first as u64));
+    let rows = (0, tensor.shape.first().copied().unwrap_or(1));
+    let file = checkpoint.file_of(tensor).to_owned();
+    Err(Error::NonFinite { file, tensor: tensor.name.clone(), count, rows, first })
+}
+
+/// Rows of view `at` of a target that is kept in another form than the source's: as numbers, or as the source packs them.
+fn kept_rows(
+    checkpoint: &Checkpoint,
+    format: &dyn Format,
+    task: &Task<'_>,
+    at: usize,
+    rows: &Range<u64>,
+    reader: &mut Reader,
+) -> Result<Made> {
+    let view = task.target.views[at];
+    let tensor = &checkpoint.tensors[view.tensor];
+    let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
+    if let Way::Packed(packed, float) = task.way {
+        let (codes, scales) = reader.packed_rows(checkpoint, view, rows)?;
+        format.append_packed(packed, float, &codes, &scales, &mut made.parts);
+        return Ok(made);
+    }
+    let bytes = reader.rows(checkpoint, view, rows)?.to_vec();
+    let cols = view.cols.max(1);
+    let place =
+        |element: u64| view.offset + (rows.start + element / cols) * view.row_stride + element % cols * view.col_stride;
+    check_numbers(checkpoint, tensor, &bytes, place)?;
+    if let Some(float) = Float::of(tensor.dtype).filter(|_| task.target.adds_one) {
+        let mut values = vec![0.0; bytes.len() / float.bytes()];
+        float.widen(&bytes, &mut values);
+        for value in &mut values {
+            *value += 1.0;
+        }
+        float.append(&values, &mut made.parts[0]);
+    } else {
+        made.parts[0].clone_from(&bytes);
+    }
+    made.source = bytes;
+    Ok(made)
+}
+
+/// SHA-256 of each part of a target that is kept, made again from the source.
+pub(super) fn kept_digests(pass: Pass<'_>, format: &dyn Format, task: &Task<'_>) -> Result<Vec<String>> {
+    let mut digests = vec![Digest::default(); task.parts.len()];
+    let mut reader = Reader::default();
+    for (at, view) in task.target.views.iter().enumerate() {
+        let step = (pass.chunk_bytes / (4 * view.cols.max(1))).max(1);
+        for rows in cut(view.rows, step) {
+            pass.progress.check()?;
+            let made = kept_rows(pass.checkpoint, format, task, at, &rows, &mut reader)?;
+            digests.iter_mut().zip(&made.parts).for_each(|(digest, bytes)| digest.update(bytes));
+        }
+    }
+    Ok(digests.into_iter().map(Digest::finish).collect())
 }
 
 /// Digests of some shards, their parts and the views made of them, fed in order.

@@ -407,11 +407,9 @@ impl Job<'_> {
             let parts = &stored[at];
             let locations = &layout.locations[next..next + parts.len()];
             next += parts.len();
-            let way = match (planned.scheme, &entry.candidate, entry.packed) {
-                (Scheme::Affine(scheme), Ok((matrix, _)), _) => Way::Encoded(scheme, matrix.float, measured[at]),
-                (_, Ok((matrix, _)), Some(packed)) => Way::Packed(packed, matrix.float),
-                _ if entry.target.copies(&self.source.checkpoint).is_some() => Way::Copied,
-                _ => Way::Plain,
+            let way = match (planned.scheme, &entry.candidate) {
+                (Scheme::Affine(scheme), Ok((matrix, _))) => Way::Encoded(scheme, matrix.float, measured[at]),
+                _ => entry.kept_way(&self.source.checkpoint),
             };
             tasks.push(Task { target: &entry.target, way, parts, locations });
         }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::encode::Way;
 use crate::checkpoint::packing::Use;
 use crate::checkpoint::{Checkpoint, Matrix};
 use crate::digest::Digest;
@@ -54,6 +55,15 @@ impl Entry {
         match (self.packed, &self.candidate) {
             (Some(packed), Ok((matrix, _))) => packed.stored_bytes(matrix.rows, matrix.cols, matrix.float),
             _ => self.target.dtype.bytes(elements).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// How it is stored, if it is kept.
+    pub(super) fn kept_way(&self, checkpoint: &Checkpoint) -> Way<'static> {
+        match (&self.candidate, self.packed) {
+            (Ok((matrix, _)), Some(packed)) => Way::Packed(packed, matrix.float),
+            _ if self.target.copies(checkpoint).is_some() => Way::Copied,
+            _ => Way::Plain,
         }
     }
 
@@ -173,7 +183,9 @@ impl Source {
         }
         let name = |entry: &Entry| &self.checkpoint.tensors[entry.target.views[0].tensor].name;
         let mut unexplained = self.unexplained();
-        unexplained.retain(|(entry, _)| policy.is_none_or(|policy| !policy.is_about(&entry.target.name)));
+        let names = |entry: &Entry| [entry.target.name.clone(), name(entry).clone()];
+        unexplained
+            .retain(|(entry, _)| policy.is_none_or(|policy| !names(entry).iter().any(|name| policy.is_about(name))));
         let Some((first, reason)) = unexplained.first() else { return Ok(()) };
         let listed: Vec<String> =
             unexplained.iter().take(LISTED).map(|(entry, _)| format!("`{}`", name(entry))).collect();

@@ -5,6 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::encode::{Task, kept_digests};
+use super::plan::modules;
 use super::source::Source;
 use super::{Engine, Resources};
 use crate::checkpoint::Checkpoint;
@@ -283,6 +285,25 @@ fn compare_source(
             ));
         } else if line.became == Became::Kept && written.get(line.tensor.as_str()) != of_source {
             report.problems.push(Problem::tensor(&line.file, &line.tensor, "was kept, and is not the same"));
+        }
+    }
+    let quantized = claims(manifest);
+    let pass = engine.pass(&source.checkpoint, progress);
+    for entry in source.entries.iter().filter(|entry| !quantized.contains_key(entry.target.name.as_str())) {
+        let copied = entry.target.copies(&source.checkpoint).map(|tensor| &source.checkpoint.tensors[tensor]);
+        if copied.is_some_and(|tensor| tensor.name == entry.target.name && tensor.shape == entry.target.shape) {
+            // Its line in the ledger says the same.
+            continue;
+        }
+        let described = entry.described(&source.checkpoint);
+        let stored = modules(source.format, &[described], &[Scheme::Kept])?;
+        let (way, parts) = (entry.kept_way(&source.checkpoint), &stored[0]);
+        let task = Task { target: &entry.target, way, parts, locations: &[] };
+        for (part, sha256) in parts.iter().zip(kept_digests(pass, source.format, &task)?) {
+            if written.get(part.name.as_str()) != Some(&sha256.as_str()) {
+                let what = "is not what the source has, laid out anew";
+                report.problems.push(Problem::tensor("", &part.name, what));
+            }
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::given::{Found, Table, measure};
+use super::given::{Found, LARGEST, Table, measure};
 use super::prior::Prior;
 use super::{Candidate, Measured, Origin};
 use crate::checkpoint::Tensor;
@@ -34,9 +34,6 @@ pub const FORMAT: &str = "ramrs-sensitivity";
 
 /// `version` in the metadata.
 pub const VERSION: &str = "1";
-
-/// The largest element of a vector: sums of products with squared weights stay finite in `f32`.
-const LARGEST: f32 = 1e20;
 
 /// A sensitivity file whose header was checked.
 #[derive(Debug)]

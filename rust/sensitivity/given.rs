@@ -10,6 +10,9 @@ use crate::checkpoint::{Tensor, View};
 use crate::error::Result;
 use crate::stats::{self, Ask};
 
+/// The largest element of a vector: sums of products with squared weights stay finite in `f32`.
+pub const LARGEST: f32 = 1e20;
+
 /// The vectors `k` and, where they are known, `r` of one matrix.
 pub type Given = (Arc<[f32]>, Option<Arc<[f32]>>);
 
@@ -44,7 +47,9 @@ impl Found {
         let k = self.k.get(at * cols..(at + 1) * cols)?;
         let r = self.r.get(at * rows..(at + 1) * rows);
         let picked = |values: &[f32], first: usize, step: usize, by: f32| -> Option<Arc<[f32]>> {
-            (0..view.rows as usize).map(|row| values.get(first + row * step).map(|value| value * by)).collect()
+            (0..view.rows as usize)
+                .map(|row| values.get(first + row * step).map(|value| (value * by).min(LARGEST)))
+                .collect()
         };
         let stride = usize::try_from(view.row_stride).ok()?;
         if view.col_stride == 1 && view.cols as usize == cols {

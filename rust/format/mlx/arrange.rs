@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::models::{BUFFERS, Into, Model, Outputs, Rule, Take, model};
 use crate::checkpoint::packing::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
+use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{Arrangement, Target, Treatment};
 use crate::name::{Name, Role};
@@ -78,8 +79,7 @@ fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()>
 fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
     let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
     let text = |key: &str| block.get(key).and_then(Value::as_str);
-    let method = text("quant_method").or(text("mode"));
-    match method {
+    match text("quant_method") {
         Some("compressed-tensors") => {
             let form = text("format").unwrap_or("dense");
             let groups = block.get("config_groups").and_then(Value::as_object);
@@ -97,7 +97,7 @@ fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
         }
         Some(method) if READ_METHODS.contains(&method) => None,
         Some(method) => Some(method.to_owned()),
-        None => Some("its config.json has a quantization block".to_owned()),
+        None => Some(text("mode").unwrap_or("its config.json has a quantization block").to_owned()),
     }
 }
 
@@ -147,12 +147,22 @@ impl Arranging<'_> {
         let tensor = &self.checkpoint.tensors[at];
         let name = unpacked(tensor);
         let Some(model) = self.model else {
-            let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
-            self.targets.push(as_stack(same));
+            // Blocks and scales become one weight, as codes and scales do elsewhere.
+            let name = match tensor.packing {
+                Packing::Mxfp4 { .. } => format!("{}.weight", name.strip_suffix("_blocks").unwrap_or(name)),
+                _ => name.to_owned(),
+            };
+            self.targets.push(as_stack(Target { name, ..Target::same(self.checkpoint, at) }));
             return Ok(Treatment::Write);
         };
         if let Some(treatment) = self.aside(tensor) {
             return Ok(treatment);
+        }
+        if self.checkpoint.laid_out_for.as_deref() == Some("mlx") {
+            // It has been here before: what is done to a release must not be done again.
+            let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
+            self.targets.push(self.finished(as_stack(same)));
+            return Ok(Treatment::Write);
         }
         let rules = model.rules.iter().copied().chain([BUFFERS]).flatten();
         for Rule { from, into } in rules {
@@ -181,7 +191,7 @@ impl Arranging<'_> {
             _ if layer.zip(layers).is_some_and(|(layer, layers)| layer as u64 >= layers) => {
                 Some(Treatment::Drop("beyond the model's layers: mlx-lm does not predict several tokens at once"))
             }
-            Role::Head if tensor.name.ends_with("lm_head.weight") && self.checkpoint.is_tied() == Some(true) => {
+            Role::Head if unpacked(tensor).ends_with("lm_head.weight") && self.checkpoint.is_tied() == Some(true) => {
                 let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
                 let embedding = self.checkpoint.tensors.iter().find(is_embedding)?;
                 Some(Treatment::Tied(embedding.name.clone()))
@@ -195,6 +205,9 @@ impl Arranging<'_> {
         let checkpoint = self.checkpoint;
         let tensor = &checkpoint.tensors[at];
         let misfit = |reason: &str| self.misfit(tensor, format!("is {:?}: {reason}", tensor.shape));
+        if take != Take::Same && (Float::of(tensor.dtype).is_none() || tensor.elements() == 0) {
+            return Err(misfit(&format!("{} without elements, or not of a type that is computed with", tensor.dtype)));
+        }
         let same = Target { name, ..Target::same(checkpoint, at) };
         let whole = same.views[0];
         let target = match take {
@@ -290,10 +303,15 @@ impl Arranging<'_> {
             );
             return Err(self.misfit(tensor, reason));
         }
-        if let Some(stack) = self.stacks.get_mut(&one.name) {
-            stack.matrices.insert(number, one.views[0]);
+        let stack = self.stacks.get_mut(&one.name);
+        match stack.and_then(|stack| stack.matrices.insert(number, one.views[0])) {
+            None => Ok(()),
+            Some(other) => {
+                let reason =
+                    format!("it and `{}` are both expert {number}", self.checkpoint.tensors[other.tensor].name);
+                Err(self.misfit(tensor, reason))
+            }
         }
-        Ok(())
     }
 
     /// The targets, with stacks that are complete.
@@ -303,10 +321,12 @@ impl Arranging<'_> {
         for Stack { target, matrices } in std::mem::take(&mut self.stacks).into_values() {
             let count = matrices.len();
             let missing = (0..count).find(|expert| !matrices.contains_key(expert));
-            let short = counted.filter(|counted| *counted > count as u64).map(|_| count);
-            if let Some(missing) = missing.or(short) {
-                let tensor = &self.checkpoint.tensors[self.targets[target].views[0].tensor];
-                let reason = format!("expert {missing} of its layer is missing");
+            let tensor = &self.checkpoint.tensors[self.targets[target].views[0].tensor];
+            if let Some(missing) = missing {
+                return Err(self.misfit(tensor, format!("expert {missing} of its layer is missing")));
+            }
+            if let Some(counted) = counted.filter(|counted| *counted != count as u64) {
+                let reason = format!("its layer has {count} experts, and config.json counts {counted}");
                 return Err(self.misfit(tensor, reason));
             }
             let target = &mut self.targets[target];
@@ -332,7 +352,7 @@ fn as_stack(target: Target) -> Target {
     use Role::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
     let is_linear = [Query, Key, Value, QueryKeyValue, Output, Gate, Up, GateUp, Down];
     let &[count, ..] = target.shape.as_slice() else { return target };
-    if target.shape.len() != 3 || !is_linear.contains(&Name::parse(&target.name).role) {
+    if target.shape.len() != 3 || target.shape.contains(&0) || !is_linear.contains(&Name::parse(&target.name).role) {
         return target;
     }
     let views = (0..count).map(|at| target.views[0].matrix_of(at, count)).collect();

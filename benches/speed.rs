@@ -1,0 +1,306 @@
+//! How fast a checkpoint is measured and encoded, beside what reading it takes.
+//!
+//!     python benches/synthetic.py /tmp/2gb --gigabytes 2
+//!     cargo bench --bench speed -- /tmp/2gb [ROUNDS] [--json]
+//!
+//! Every round does each thing once, so that what else the machine does falls on all of them. Rates are of one thread, in
+//! bytes of source for a second of processor, and the shares are those of the same round; with two threads the clock on
+//! the wall counts. The checkpoint is read once before, to have it in the page cache. `--json` prints the rates of each
+//! round for another program, and leaves the second thread out.
+
+#![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Instant;
+
+use ramrs::checkpoint::shard::{PageBuffer, read_at};
+use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut};
+use ramrs::checkpoint::{Checkpoint, Matrix, View};
+use ramrs::dtype::Float;
+use ramrs::format::by_name;
+use ramrs::kernel::Level;
+use ramrs::progress::Progress;
+use ramrs::quant::{Effort, Encoded, Encoder};
+use ramrs::rd::{Ask, Member, curves};
+use ramrs::scheme::Affine;
+use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
+use ramrs::stats::{self, energies};
+use ramrs::work::Workers;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Bytes of memory that are read: far more than any cache holds.
+const MEMORY_BYTES: usize = 1 << 30;
+
+/// Rounds, unless the caller says otherwise.
+const ROUNDS: usize = 5;
+
+/// What is measured, in the order of a round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Memory,
+    Touch,
+    Energies,
+    Curves,
+    Fast,
+    Normal,
+}
+
+const TASKS: [Task; 6] = [Task::Memory, Task::Touch, Task::Energies, Task::Curves, Task::Fast, Task::Normal];
+
+/// Those that are also done with two threads.
+const SHARED: [Task; 2] = [Task::Curves, Task::Normal];
+
+impl Task {
+    /// For another program.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Touch => "touch",
+            Self::Energies => "energies",
+            Self::Curves => "curves",
+            Self::Fast => "fast",
+            Self::Normal => "normal",
+        }
+    }
+
+    /// For the reader.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Memory => "memory: read, sum of words",
+            Self::Touch => "page cache: pread, sum of words",
+            Self::Energies => "energies",
+            Self::Curves => "18 schemes' errors, every band, fast",
+            Self::Fast => "4g64: encode and pack, fast",
+            Self::Normal => "4g64: encode and pack, normal",
+        }
+    }
+}
+
+/// Bytes of source, and the seconds they took: of processor, and on the wall.
+#[derive(Clone, Copy)]
+struct Took {
+    bytes: u64,
+    processor: f64,
+    wall: f64,
+}
+
+impl Took {
+    /// 10⁹ bytes for a second of processor.
+    fn rate(self) -> f64 {
+        self.bytes as f64 / self.processor / 1e9
+    }
+}
+
+/// One matrix of the checkpoint.
+struct Weight<'a> {
+    name: &'a str,
+    view: View,
+    matrix: Matrix,
+    /// All channels alike.
+    measured: Measured,
+}
+
+struct Bench<'a> {
+    checkpoint: &'a Checkpoint,
+    weights: Vec<Weight<'a>>,
+    memory: Vec<u64>,
+    progress: Progress,
+}
+
+impl<'a> Bench<'a> {
+    fn new(checkpoint: &'a Checkpoint) -> Self {
+        let weight = |(index, tensor): (usize, &'a ramrs::checkpoint::Tensor)| {
+            let fits = |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.fits(matrix.cols));
+            let matrix = tensor.matrix().filter(fits)?;
+            let k = vec![1.0; matrix.cols as usize].into();
+            let vectors = Vectors { k, r: Gain::Same(1.0) };
+            let measured = Measured { vectors, signal: 1.0, energy: 1.0, origin: Origin::Flat };
+            Some(Weight { name: &tensor.name, view: View::whole(index, tensor), matrix, measured })
+        };
+        Self {
+            checkpoint,
+            weights: checkpoint.tensors.iter().enumerate().filter_map(weight).collect(),
+            memory: vec![1; MEMORY_BYTES / 8],
+            progress: Progress::default(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.weights.iter().map(|weight| weight.matrix.rows * weight.matrix.row_bytes()).sum()
+    }
+
+    /// Does `task` once.
+    fn time(&self, task: Task, workers: &Workers) -> Took {
+        let pass = Pass {
+            checkpoint: self.checkpoint,
+            workers,
+            progress: &self.progress,
+            level: Level::detect(),
+            chunk_bytes: CHUNK_BYTES,
+            held_bytes: HELD_BYTES,
+        };
+        let (start, processor) = (Instant::now(), processor_seconds());
+        let bytes = match task {
+            Task::Memory => {
+                black_box(sum(black_box(&self.memory)));
+                MEMORY_BYTES as u64
+            }
+            Task::Touch => self.touch(),
+            Task::Energies => self.energies(pass),
+            Task::Curves => self.curves(pass),
+            Task::Fast => self.pack(pass, Effort::Fast),
+            Task::Normal => self.pack(pass, Effort::Normal),
+        };
+        Took { bytes, processor: processor_seconds() - processor, wall: start.elapsed().as_secs_f64() }
+    }
+
+    fn touch(&self) -> u64 {
+        let mut buffer = PageBuffer::default();
+        for shard in &self.checkpoint.shards {
+            let file = shard.file().expect("a shard");
+            for range in cut(shard.bytes, CHUNK_BYTES) {
+                let bytes = buffer.get((range.end - range.start) as usize);
+                read_at(&file, &shard.path, bytes, range.start).expect("a shard's bytes");
+                black_box(sum(bytemuck::cast_slice(&bytes[..bytes.len() / 8 * 8])));
+            }
+        }
+        self.checkpoint.shards.iter().map(|shard| shard.bytes).sum()
+    }
+
+    fn energies(&self, pass: Pass<'_>) -> u64 {
+        let of = self.weights.iter();
+        let asks: Vec<_> =
+            of.map(|it| stats::Ask { view: it.view, matrix: it.matrix, k: &it.measured.vectors.k }).collect();
+        black_box(energies(pass, &asks).expect("energies"));
+        self.bytes()
+    }
+
+    fn curves(&self, pass: Pass<'_>) -> u64 {
+        let of = self.weights.iter();
+        let asks: Vec<_> = of
+            .map(|it| Ask {
+                name: it.name,
+                matrices: vec![Member { view: it.view, matrix: it.matrix, measured: &it.measured }],
+                schemes: Affine::all().collect(),
+            })
+            .collect();
+        let encoder = Encoder { level: pass.level, effort: Effort::Fast };
+        black_box(curves(pass, encoder, &asks, 0).expect("curves"));
+        self.bytes()
+    }
+
+    /// Reads, encodes and packs into the parts of a chunk, and lets them go: nothing is hashed or written.
+    fn pack(&self, pass: Pass<'_>, effort: Effort) -> u64 {
+        let (encoder, format) = (Encoder { level: pass.level, effort }, by_name("mlx").expect("the format"));
+        let scheme = Affine::new(4, 64).expect("a scheme");
+        let of = self.weights.iter();
+        let pieces: Vec<_> = of
+            .flat_map(|weight| {
+                let ranges = cut(bands(weight.matrix), chunk_bands(weight.matrix, pass.chunk_bytes));
+                ranges.map(move |range| (weight, range))
+            })
+            .collect();
+        let pack = |(reader, encoded): &mut (Reader, Encoded),
+                    (weight, range): &(&Weight<'_>, std::ops::Range<u64>)| {
+            let (store, k) = (weight.matrix.float, &weight.measured.vectors.k);
+            let mut parts: [Vec<u8>; 3] = Default::default();
+            reader.bands((pass.checkpoint, pass.level), weight.view, range, |rows, band, _| {
+                encoder.encode(scheme, store, band, k, encoded);
+                format.append(scheme, store, encoded, (rows.end - rows.start) as usize, &mut parts);
+                Ok(())
+            })?;
+            Ok(parts)
+        };
+        let scratch = || (Reader::default(), Encoded::default());
+        pass.workers
+            .in_order(pass.progress, &pieces, scratch, pack, |_, parts| {
+                black_box(parts);
+                Ok(())
+            })
+            .expect("packed weights");
+        self.bytes()
+    }
+}
+
+/// The sum of `words`: as many additions under way as memory can feed.
+fn sum(words: &[u64]) -> u64 {
+    let (chunks, rest) = words.as_chunks::<32>();
+    let mut sums = [0_u64; 32];
+    for chunk in chunks {
+        for (sum, word) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums.iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
+}
+
+/// Time that this process has had of all cores.
+fn processor_seconds() -> f64 {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+}
+
+/// Median, least and most.
+fn spread(mut values: Vec<f64>) -> String {
+    values.sort_by(f64::total_cmp);
+    let median = f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]);
+    format!("{median:.3} [{:.3} .. {:.3}]", values[0], values[values.len() - 1])
+}
+
+/// The table of `rounds`, each with one entry for every task.
+fn print_rates(rounds: &[Vec<Took>]) {
+    let rates = |at: usize| rounds.iter().map(move |round| round[at].rate());
+    let share = |at: usize, of: usize| spread(rates(at).zip(rates(of)).map(|(rate, of)| rate / of).collect());
+    println!("| one thread | GB/s and core | / memory | / page cache |\n|---|---|---|---|");
+    for (at, task) in TASKS.into_iter().enumerate() {
+        println!("| {} | {} | {} | {} |", task.title(), spread(rates(at).collect()), share(at, 0), share(at, 1));
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(model) = arguments.iter().find(|argument| Path::new(argument).is_dir()) else {
+        println!("give the directory of a checkpoint: cargo bench --bench speed -- /tmp/2gb");
+        return;
+    };
+    let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS).max(1);
+    let checkpoint = Checkpoint::open(Path::new(model)).expect("a checkpoint");
+    let bench = Bench::new(&checkpoint);
+    let workers = |threads| Workers::new(NonZeroUsize::new(threads)).expect("threads");
+    let (one, two) = (workers(1), workers(2));
+    bench.touch();
+    if arguments.iter().any(|argument| argument == "--json") {
+        for _ in 0..rounds {
+            let rate = |task: Task| (task.name().to_owned(), bench.time(task, &one).rate().into());
+            println!("{}", serde_json::Value::Object(TASKS.map(rate).into_iter().collect()));
+        }
+        return;
+    }
+    println!(
+        "{} matrices, {:.3} GB of bfloat16, {} rounds, {}\n",
+        bench.weights.len(),
+        bench.bytes() as f64 / 1e9,
+        rounds,
+        Level::detect().name()
+    );
+    let (mut single, mut double) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        single.push(TASKS.map(|task| bench.time(task, &one)).to_vec());
+        double.push(SHARED.map(|task| bench.time(task, &two)));
+    }
+    print_rates(&single);
+    println!("\n| wall | 1 thread, s | 2 threads, s | faster by |\n|---|---|---|---|");
+    for (at, task) in SHARED.into_iter().enumerate() {
+        let alone = TASKS.iter().position(|it| *it == task).expect("one of them");
+        let walls: Vec<_> = single.iter().zip(&double).map(|(one, two)| (one[alone].wall, two[at].wall)).collect();
+        println!(
+            "| {} | {} | {} | {} |",
+            task.title(),
+            spread(walls.iter().map(|wall| wall.0).collect()),
+            spread(walls.iter().map(|wall| wall.1).collect()),
+            spread(walls.iter().map(|wall| wall.0 / wall.1).collect()),
+        );
+    }
+}
