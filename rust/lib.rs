@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; bits and groups and their exact sizes; exponential, logarithm, sine and cosine; SHA-256 |
 //! | 1 | [`kernel`] [`name`] [`work`] | hot loops; tensor name → role, layer, expert; an ordered parallel map |
-//! | 2 | [`checkpoint`] [`quant`] [`pack`] | headers, index, shards, streams of rows; encode a band; codes ↔ bytes |
+//! | 2 | [`checkpoint`] [`quant`] [`pack`] | headers, index, shards, packed weights, views, streams of rows; encode a band; codes ↔ bytes |
 //! | 3 | [`stats`] [`policy`] [`budget`] [`decoder`] | energies of rows and columns; what may be quantized to what; how large the result may be; which tensor plays which part |
 //! | 4 | [`probe`] [`sensitivity`] | the model run on its own vocabulary; how much an error matters: two vectors for each matrix, from any source |
 //! | 5 | [`rd`] [`alloc`] [`writer`] | rate–distortion curves; budget → allocation with a bound; planned, atomic writing |
