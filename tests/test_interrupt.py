@@ -18,6 +18,10 @@ from families import write_family
 STAGES = ["open", "write", "probe", "gradients", "measure", "curves", "plan", "encode", "verify"]
 
 
+SLOWLY = {"bits": 8, "effort": "fast", "generic": True, "simd": False, "threads": 1}
+"""So that every stage takes longer than from one look at the clock to the next."""
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A checkpoint of 134 MB: one random matrix, many times."""
@@ -122,7 +126,7 @@ def test_a_callback_may_stop_the_job_in_any_stage(stage, large, tmp_path):
             raise LookupError(stage)
 
     with pytest.raises(LookupError, match=stage):
-        ramrs.quantize(large, tmp_path / "out", bits=4, effort="fast", generic=True, overwrite=True, progress=stop)
+        ramrs.quantize(large, tmp_path / "out", **SLOWLY, overwrite=True, progress=stop)
     assert sees_everything(tmp_path) == {"out/ramrs-manifest.json": b"still here"}
 
 
@@ -141,7 +145,7 @@ def test_a_callback_may_stop_the_probe_in_any_stage(stage, tmp_path):
 
 def test_progress_goes_forward_and_arrives(large, tmp_path):
     moments = []
-    ramrs.quantize(large, tmp_path / "out", bits=4, effort="fast", generic=True, progress=moments.append)
+    ramrs.quantize(large, tmp_path / "out", **SLOWLY, progress=moments.append)
     stages = list(dict.fromkeys(now.stage for now in moments))
     assert stages == [stage for stage in STAGES if stage in stages]
     assert {"curves", "encode", "verify"} <= set(stages)

@@ -21,12 +21,15 @@ pub(super) const SOURCE_CARD: &str = "README.source.md";
 pub(super) fn text(source: &Source, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
     let mut card = String::from("---\n");
     if has_runtime {
-        card += "library_name: mlx\npipeline_tag: text-generation\n";
+        card += "library_name: mlx\n";
     }
     let source_card = fs::read_to_string(source.checkpoint.dir.join("README.md")).unwrap_or_default();
     for line in licence(&source_card) {
         card += line;
         card.push('\n');
+    }
+    if has_runtime {
+        card += "pipeline_tag: text-generation\n";
     }
     card += "tags:\n- mlx\n- ramrs\n---\n\n";
     let _ = body(&mut card, source, plan, manifest);
