@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::source::{Entry, Source};
+use super::source::{Entry, Share, Source};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::packing::Use;
 use crate::document::SourceId;
@@ -103,9 +103,10 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
         opened => (opened?, None),
     };
     let mut roles: BTreeMap<(Role, &str), RoleLine> = BTreeMap::new();
+    let shares = source.shares();
     let mut tensors = Vec::with_capacity(source.checkpoint.parts.len());
     for (at, part) in source.checkpoint.parts.iter().enumerate() {
-        let Fate { becomes, why, into } = fate(&source, at);
+        let Fate { becomes, why, into } = fate(&source, &shares, at);
         let role = source.role(at);
         let elements = match source.checkpoint.uses[at] {
             Use::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
@@ -160,7 +161,8 @@ struct Fate {
     into: Vec<String>,
 }
 
-fn fate(source: &Source, part: usize) -> Fate {
+/// The fate of part `part`, where tensors give `shares` to targets.
+fn fate(source: &Source, shares: &[Vec<Share>], part: usize) -> Fate {
     let checkpoint = &source.checkpoint;
     let nothing = |becomes, why: String| Fate { becomes, why: Some(why), into: Vec::new() };
     let tensor = match checkpoint.uses[part] {
@@ -173,8 +175,7 @@ fn fate(source: &Source, part: usize) -> Fate {
         Treatment::Drop(why) => return nothing("dropped", (*why).to_owned()),
         Treatment::Write => {}
     }
-    let is_made_of = |entry: &&Entry| entry.target.views.iter().any(|view| view.tensor == tensor);
-    let entries: Vec<&Entry> = source.entries.iter().filter(is_made_of).collect();
+    let entries: Vec<&Entry> = shares[tensor].iter().map(|share| &source.entries[share.target]).collect();
     let into = entries.iter().map(|entry| entry.target.name.clone()).collect();
     let why = entries.iter().find_map(|entry| entry.candidate.as_ref().err()).map(ToString::to_string);
     let as_it_is = entries.iter().all(|entry| {

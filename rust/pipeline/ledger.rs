@@ -2,7 +2,7 @@
 
 use super::analyze::hundredths;
 use super::encode::{Done, Outcome};
-use super::source::Source;
+use super::source::{Share, Source};
 use crate::checkpoint::packing::Use;
 use crate::document::manifest::{Became, Line, Quantized};
 use crate::document::plan::Plan;
@@ -23,27 +23,11 @@ pub(super) struct Written<'a> {
     pub outcome: &'a Outcome,
 }
 
-/// What one tensor gave to one target.
-struct Share {
-    target: usize,
-    /// Which of its views.
-    views: Vec<usize>,
-}
-
 impl Written<'_> {
     /// A line for each part of the source.
     pub(super) fn ledger(&self) -> Vec<Line> {
         let checkpoint = &self.source.checkpoint;
-        let mut shares: Vec<Vec<Share>> = checkpoint.tensors.iter().map(|_| Vec::new()).collect();
-        for (target, entry) in self.source.entries.iter().enumerate() {
-            for (at, view) in entry.target.views.iter().enumerate() {
-                let of_tensor = &mut shares[view.tensor];
-                match of_tensor.last_mut().filter(|share| share.target == target) {
-                    Some(share) => share.views.push(at),
-                    None => of_tensor.push(Share { target, views: vec![at] }),
-                }
-            }
-        }
+        let shares = self.source.shares();
         let parts = checkpoint.parts.iter().zip(&checkpoint.uses).zip(&self.outcome.parts_sha256).enumerate();
         parts
             .map(|(at, ((part, usage), sha256))| {

@@ -39,6 +39,13 @@ pub(super) struct Entry {
     pub packed: Option<Packed>,
 }
 
+/// What one tensor gave to one target.
+pub(super) struct Share {
+    pub target: usize,
+    /// Which of its views.
+    pub views: Vec<usize>,
+}
+
 impl Entry {
     fn new(checkpoint: &Checkpoint, target: Target) -> Self {
         let name = Name::parse(&target.name);
@@ -139,6 +146,21 @@ impl Source {
             }
         }
         found
+    }
+
+    /// What each tensor of the checkpoint gives to which targets, in their order.
+    pub(super) fn shares(&self) -> Vec<Vec<Share>> {
+        let mut shares: Vec<Vec<Share>> = self.checkpoint.tensors.iter().map(|_| Vec::new()).collect();
+        for (target, entry) in self.entries.iter().enumerate() {
+            for (at, view) in entry.target.views.iter().enumerate() {
+                let of_tensor = &mut shares[view.tensor];
+                match of_tensor.last_mut().filter(|share| share.target == target) {
+                    Some(share) => share.views.push(at),
+                    None => of_tensor.push(Share { target, views: vec![at] }),
+                }
+            }
+        }
+        shares
     }
 
     /// The role of part `part`: of one that is read with a weight, that of the weight.
