@@ -12,26 +12,17 @@ use ramrs::pack;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
 
-const COLUMNS: usize = 1024;
+#[path = "common/sample.rs"]
+mod sample;
+use sample::source;
 
-/// A band of bfloat16 weights that look random.
-fn source() -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut unit = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1_u32 << 24) as f32
-    };
-    let values: Vec<f32> = (0..ROWS * COLUMNS).map(|_| 0.02 * ((0..12).map(|_| unit()).sum::<f32>() - 6.0)).collect();
-    let mut bytes = Vec::new();
-    Float::BF16.append(&values, &mut bytes);
-    bytes
-}
+const COLUMNS: usize = 1024;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let [kernel, times] = arguments.as_slice() else { panic!("give KERNEL TIMES") };
     let times: usize = times.parse().expect("a number of times");
-    let (bytes, level, k) = (source(), Level::detect(), vec![1.0; COLUMNS]);
+    let (bytes, level, k) = (source(COLUMNS), Level::detect(), vec![1.0; COLUMNS]);
     let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
     load(level, Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
     let schemes: Vec<Affine> = Affine::all().collect();

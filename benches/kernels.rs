@@ -13,21 +13,12 @@ use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
 
+#[path = "common/sample.rs"]
+mod sample;
+use sample::source;
+
 const COLUMNS: usize = 4096;
 const BYTES: usize = ROWS * COLUMNS * 2;
-
-/// A band of bfloat16 weights, about normal.
-fn source() -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut unit = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1_u32 << 24) as f32
-    };
-    let values: Vec<f32> = (0..ROWS * COLUMNS).map(|_| 0.02 * ((0..12).map(|_| unit()).sum::<f32>() - 6.0)).collect();
-    let mut bytes = Vec::with_capacity(BYTES);
-    Float::BF16.append(&values, &mut bytes);
-    bytes
-}
 
 fn levels() -> Vec<Level> {
     let mut levels = vec![Level::PORTABLE];
@@ -38,7 +29,7 @@ fn levels() -> Vec<Level> {
 }
 
 fn kernels(criterion: &mut Criterion) {
-    let bytes = source();
+    let bytes = source(COLUMNS);
     let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
     load(Level::detect(), Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
     let k = vec![1.0; COLUMNS];

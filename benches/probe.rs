@@ -20,7 +20,10 @@ use ramrs::kernel::Level;
 use ramrs::probe::{Mode, Options, probe};
 use ramrs::progress::Progress;
 use ramrs::work::Workers;
-use rustix::time::{ClockId, clock_gettime};
+
+#[path = "common/clock.rs"]
+mod clock;
+use clock::processor_seconds;
 
 /// Lanes of twelve registers.
 const LANES: usize = 96;
@@ -48,12 +51,6 @@ fn multiply_adds_per_second() -> f64 {
     unsafe { run(black_box(rounds), &mut sums, black_box(0.999), black_box(1e-3)) };
     black_box(sums);
     (rounds * LANES) as f64 / (processor_seconds() - before)
-}
-
-/// Time that this process has had of all cores.
-fn processor_seconds() -> f64 {
-    let now = clock_gettime(ClockId::ProcessCPUTime);
-    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
 }
 
 fn argument(name: &str) -> Option<String> {

@@ -28,7 +28,10 @@ use ramrs::scheme::Affine;
 use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
 use ramrs::stats::{self, energies};
 use ramrs::work::Workers;
-use rustix::time::{ClockId, clock_gettime};
+
+#[path = "common/clock.rs"]
+mod clock;
+use clock::processor_seconds;
 
 /// Bytes of memory that are read: far more than any cache holds.
 const MEMORY_BYTES: usize = 1 << 30;
@@ -234,12 +237,6 @@ fn sum(words: &[u64]) -> u64 {
         }
     }
     sums.iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
-}
-
-/// Time that this process has had of all cores.
-fn processor_seconds() -> f64 {
-    let now = clock_gettime(ClockId::ProcessCPUTime);
-    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
 }
 
 /// Median, least and most.
