@@ -53,10 +53,6 @@ pub struct Tensor {
     pub shape: Vec<u64>,
     /// Which part holds its elements.
     pub part: usize,
-    /// Which shard holds that.
-    pub shard: usize,
-    /// Where its data begin in the shard's file, in bytes.
-    pub offset: u64,
     /// How many bytes they are, decoded.
     pub bytes: u64,
     /// How they are stored.
@@ -219,7 +215,7 @@ impl Checkpoint {
     /// The file that holds `tensor`.
     #[must_use]
     pub fn file_of(&self, tensor: &Tensor) -> &Path {
-        &self.shards[tensor.shard].path
+        &self.shards[self.parts[tensor.part].shard].path
     }
 
     /// Total length of the shards, headers included, in bytes.

@@ -191,8 +191,6 @@ fn plain(at: usize, part: &Part) -> Tensor {
         dtype: part.dtype,
         shape: part.shape.clone(),
         part: at,
-        shard: part.shard,
-        offset: part.offset,
         bytes: part.bytes,
         packing: Packing::Plain,
     }

@@ -149,9 +149,7 @@ impl Reader {
         }
         let bytes = length(&range)?;
         let (Some(scales), Some(float)) = (tensor.packing.scales(), Float::of(tensor.dtype)) else {
-            let buffer = self.buffer.get(bytes);
-            fill(&mut self.open, checkpoint, tensor.shard, tensor.offset + range.start, buffer)?;
-            return Ok(buffer);
+            return self.stored(checkpoint, &checkpoint.parts[tensor.part], range);
         };
         if bytes == 0 {
             return Ok(&[]);
@@ -159,7 +157,7 @@ impl Reader {
         let size = float.bytes() as u64;
         let cols = tensor.shape.last().copied().unwrap_or(1).max(1);
         let request = tensor.packing.request(cols, &(range.start / size..range.end / size));
-        let scale_part = &checkpoint.parts[scales];
+        let (part, scale_part) = (&checkpoint.parts[tensor.part], &checkpoint.parts[scales]);
         let scale_bytes = scale_part.dtype.bits() / 8;
         let buffer = self.buffer.get(length(&request.scales)? * scale_bytes as usize);
         let offset = scale_part.offset + request.scales.start * scale_bytes;
@@ -167,7 +165,7 @@ impl Reader {
         self.scales.resize(length(&request.scales)?, 0.0);
         widen_scales(scale_part.dtype, buffer, &mut self.scales);
         let codes = self.codes.get(length(&request.codes)?);
-        fill(&mut self.open, checkpoint, tensor.shard, tensor.offset + request.codes.start, codes)?;
+        fill(&mut self.open, checkpoint, part.shard, part.offset + request.codes.start, codes)?;
         let whole = request.elements.start * size..request.elements.end * size;
         let out = self.buffer.get(length(&whole)?);
         tensor.packing.decode(float, cols, &request, codes, &self.scales, out);
