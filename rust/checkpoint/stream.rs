@@ -243,8 +243,10 @@ impl Reader {
         let (codes_part, scale_part) = (&checkpoint.parts[tensor.part], &checkpoint.parts[scales]);
         let size = scale_part.dtype.bits() / 8;
         let (mut codes, mut found) = (Vec::new(), Vec::new());
-        for row in rows.clone() {
-            let request = tensor.packing.request(view.cols, &view.row(row));
+        let at_once = if view.is_contiguous() { length(rows)?.max(1) } else { 1 };
+        for first in rows.clone().step_by(at_once) {
+            let elements = view.row(first).start..view.row(first + at_once as u64 - 1).end;
+            let request = tensor.packing.request(view.cols, &elements);
             codes.extend_from_slice(self.stored(checkpoint, codes_part, request.codes)?);
             let bytes = request.scales.start * size..request.scales.end * size;
             found.extend_from_slice(self.stored(checkpoint, scale_part, bytes)?);
