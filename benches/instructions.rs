@@ -7,7 +7,7 @@ use std::hint::black_box;
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
 use ramrs::kernel::band::{energy, load};
-use ramrs::kernel::vector::{Lane, ROWS};
+use ramrs::kernel::vector::Lane;
 use ramrs::pack;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
@@ -29,7 +29,7 @@ fn main() {
     let Ok(Scheme::Affine(four)) = "4g64".parse() else { panic!("a scheme") };
     let encoder = |effort| Encoder { level, effort };
     let mut encoded = Encoded::default();
-    encoder(Effort::Fast).encode(four, Float::BF16, &band, &k, &mut encoded);
+    encoder(Effort::Fast).encode(four, Float::BF16, (&bytes, &band), &k, &mut encoded);
     let mut packed = Vec::new();
     for _ in 0..times {
         match kernel.as_str() {
@@ -37,9 +37,11 @@ fn main() {
             "energy" => {
                 black_box(energy(level, black_box(&band), &k));
             }
-            "encode-fast-4g64" => encoder(Effort::Fast).encode(four, Float::BF16, black_box(&band), &k, &mut encoded),
+            "encode-fast-4g64" => {
+                encoder(Effort::Fast).encode(four, Float::BF16, black_box((&bytes, &band)), &k, &mut encoded);
+            }
             "encode-normal-4g64" => {
-                encoder(Effort::Normal).encode(four, Float::BF16, black_box(&band), &k, &mut encoded);
+                encoder(Effort::Normal).encode(four, Float::BF16, black_box((&bytes, &band)), &k, &mut encoded);
             }
             "errors-fast" => {
                 black_box(encoder(Effort::Fast).errors(&schemes, Float::BF16, black_box(&band), &k));
@@ -49,7 +51,7 @@ fn main() {
             }
             "pack-4" => {
                 packed.clear();
-                pack::band(4, black_box(&encoded.codes), ROWS, &mut packed);
+                pack::pack(level, 4, black_box(&encoded.codes), &mut packed);
             }
             _ => panic!("no kernel is called {kernel}"),
         }

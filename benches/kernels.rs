@@ -62,7 +62,9 @@ fn kernels(criterion: &mut Criterion) {
                 let encoder = Encoder { level, effort };
                 let mut out = Encoded::default();
                 group.bench_function(BenchmarkId::new(scheme.to_string(), level.name()), |bench| {
-                    bench.iter(|| encoder.encode(scheme, Float::BF16, black_box(&band), black_box(&k), &mut out));
+                    bench.iter(|| {
+                        encoder.encode(scheme, Float::BF16, black_box((&bytes, &band)), black_box(&k), &mut out);
+                    });
                 });
             }
         }

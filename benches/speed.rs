@@ -16,11 +16,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use ramrs::checkpoint::shard::{PageBuffer, read_at};
-use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut};
+use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut, rows_of};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
 use ramrs::dtype::Float;
 use ramrs::format::by_name;
 use ramrs::kernel::Level;
+use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::progress::Progress;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::rd::{Ask, Member, curves};
@@ -209,11 +210,21 @@ impl<'a> Bench<'a> {
                     (weight, range): &(&Weight<'_>, std::ops::Range<u64>)| {
             let (store, k) = (weight.matrix.float, &weight.measured.vectors.k);
             let mut parts: [Vec<u8>; 3] = Default::default();
-            reader.bands((pass.checkpoint, pass.level), weight.view, range, |rows, band, _| {
-                encoder.encode(scheme, store, band, k, encoded);
-                format.append(scheme, store, encoded, (rows.end - rows.start) as usize, &mut parts);
-                Ok(())
-            })?;
+            let mut append = |source: &[u8], band: &[Lane]| {
+                encoder.encode(scheme, store, (source, band), k, encoded);
+                let rows = source.len() / weight.matrix.row_bytes() as usize;
+                format.append(pass.level, (scheme, store), encoded, rows, &mut parts);
+            };
+            if effort == Effort::Fast {
+                // It looks at no band: none is laid.
+                let source = reader.rows(pass.checkpoint, weight.view, &rows_of(weight.matrix, range))?;
+                source.chunks(ROWS * weight.matrix.row_bytes() as usize).for_each(|source| append(source, &[]));
+            } else {
+                reader.bands((pass.checkpoint, pass.level), weight.view, range, |_, band, source| {
+                    append(source, band);
+                    Ok(())
+                })?;
+            }
             Ok(parts)
         };
         let scratch = || (Reader::default(), Encoded::default());

@@ -5,9 +5,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use half::{bf16, f16};
+
 use crate::dtype::Float;
 use crate::kernel::Level;
-use crate::kernel::affine::{self, Grid, RowError, TRIALS};
+use crate::kernel::affine::{self, RowError, Rows, TRIALS};
 use crate::kernel::vector::{Lane, ROWS};
 use crate::scheme::{Affine, BITS, GROUP_SIZES};
 
@@ -43,14 +45,28 @@ impl fmt::Display for Effort {
     }
 }
 
-/// The codes and grids of one band.
+/// The codes and grids of the [`ROWS`] rows of a band, one row after the other. A weight is `code * scale + bias`.
 #[derive(Clone, Debug, Default)]
 pub struct Encoded {
-    /// One code per column and row.
-    pub codes: Vec<[u8; ROWS]>,
-    /// One grid per group and row.
-    pub grids: Vec<[Grid; ROWS]>,
+    /// A code for each weight.
+    pub codes: Vec<u8>,
+    /// Weight per step of the code, for each group.
+    pub scales: Vec<f32>,
+    /// Weight of code 0, for each group.
+    pub biases: Vec<f32>,
 }
+
+impl Encoded {
+    /// Makes room for rows of `cols` weights in groups of `group_size`.
+    fn resize(&mut self, cols: usize, group_size: usize) {
+        self.codes.resize(ROWS * cols, 0);
+        self.scales.resize(ROWS * cols / group_size, 0.0);
+        self.biases.resize(ROWS * cols / group_size, 0.0);
+    }
+}
+
+/// Rows of a matrix as they are stored, and side by side.
+pub type Side<'a> = (&'a [u8], &'a [Lane]);
 
 /// Encodes bands of matrices whose scales are stored as `store`.
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +79,11 @@ pub struct Encoder {
 
 /// Calls a kernel with the scheme's group size as a constant.
 macro_rules! by_group_size {
-    ($scheme:expr, $kernel:ident($($arg:expr),* $(,)?)) => {
+    ($scheme:expr, $kernel:ident$(::<$element:ty>)?($($arg:expr),* $(,)?)) => {
         match $scheme.group_size() {
-            32 => affine::$kernel::<32>($($arg),*),
-            64 => affine::$kernel::<64>($($arg),*),
-            _ => affine::$kernel::<128>($($arg),*),
+            32 => affine::$kernel::<$($element,)? 32>($($arg),*),
+            64 => affine::$kernel::<$($element,)? 64>($($arg),*),
+            _ => affine::$kernel::<$($element,)? 128>($($arg),*),
         }
     };
 }
@@ -78,22 +94,36 @@ fn trials(scheme: Affine) -> &'static [[u16; 2]] {
 }
 
 impl Encoder {
-    /// Encodes `band` by `scheme` into `out`. `k` weighs the columns; none may be negative.
+    /// Encodes up to [`ROWS`] rows by `scheme` into `out`: `source` holds them as they are stored, `band` side by side. `k`
+    /// weighs the columns; none may be negative. Only [`Effort::Normal`] looks at `band` and `k`, and only
+    /// [`Effort::Fast`] at `source`.
     ///
     /// # Panics
     /// If the scheme's groups do not divide the columns, or `k` is not as long as they are many.
-    pub fn encode(self, scheme: Affine, store: Float, band: &[Lane], k: &[f32], out: &mut Encoded) {
-        assert!(band.len().is_multiple_of(scheme.group_size()) && k.len() == band.len(), "encode: shapes");
-        out.codes.resize(band.len(), [0; ROWS]);
-        out.grids.resize(band.len() / scheme.group_size(), [Grid::default(); ROWS]);
-        let (codes, grids) = (&mut out.codes, &mut out.grids);
-        match self.effort {
-            Effort::Fast => {
-                by_group_size!(scheme, encode_plain(self.level, band, scheme.max_code(), store, codes, grids));
+    pub fn encode(self, scheme: Affine, store: Float, (source, band): Side<'_>, k: &[f32], out: &mut Encoded) {
+        let cols = k.len();
+        assert!(cols.is_multiple_of(scheme.group_size()), "encode: shapes");
+        out.resize(cols, scheme.group_size());
+        let max_code = scheme.max_code();
+        let Encoded { codes, scales, biases } = out;
+        let rows = &mut Rows { codes, scales, biases };
+        let level = self.level;
+        match (self.effort, store) {
+            (Effort::Normal, _) => {
+                assert_eq!(band.len(), cols, "encode: shapes");
+                by_group_size!(scheme, encode_search(level, band, k, trials(scheme), max_code, store, rows));
             }
-            Effort::Normal => {
-                let (trials, max_code) = (trials(scheme), scheme.max_code());
-                by_group_size!(scheme, encode_search(self.level, band, k, trials, max_code, store, codes, grids));
+            (Effort::Fast, Float::BF16) => {
+                let source = bytemuck::cast_slice(source);
+                by_group_size!(scheme, encode_plain::<bf16>(level, source, max_code, store, rows));
+            }
+            (Effort::Fast, Float::F16) => {
+                let source = bytemuck::cast_slice(source);
+                by_group_size!(scheme, encode_plain::<f16>(level, source, max_code, store, rows));
+            }
+            (Effort::Fast, Float::F32) => {
+                let source = bytemuck::cast_slice(source);
+                by_group_size!(scheme, encode_plain::<f32>(level, source, max_code, store, rows));
             }
         }
     }
@@ -132,7 +162,8 @@ impl Encoder {
     /// As [`encode`](Self::encode).
     #[must_use]
     pub fn error(self, scheme: Affine, band: &[Lane], k: &[f32], encoded: &Encoded) -> [RowError; ROWS] {
-        assert!(encoded.codes.len() == band.len() && k.len() == band.len(), "error: shapes");
-        by_group_size!(scheme, error(self.level, band, k, &encoded.codes, &encoded.grids))
+        let Encoded { codes, scales, biases } = encoded;
+        assert!(codes.len() == ROWS * band.len() && k.len() == band.len(), "error: shapes");
+        by_group_size!(scheme, error(self.level, band, k, codes, scales, biases))
     }
 }

@@ -292,8 +292,8 @@ fn decode_piece(
         let count = (rows.end - rows.start) as usize;
         format.extract(*scheme, matrix.float, &data.iter().map(Vec::as_slice).collect::<Vec<_>>(), count, encoded);
         let unsound = |max_code: f32| {
-            let of_band = encoded.grids.iter().flatten();
-            of_band.filter(|grid| !(grid.scale * max_code + grid.bias).is_finite() || !grid.bias.is_finite()).count()
+            let of_band = encoded.scales.iter().zip(&encoded.biases);
+            of_band.filter(|(scale, bias)| !(*scale * max_code + *bias).is_finite() || !bias.is_finite()).count()
         };
         let mut decoded = Decoded { not_finite: unsound(f32::from(scheme.max_code())) as u64, squared_error: 0.0 };
         if let Some(view) = views.get(piece.view) {

@@ -6,6 +6,7 @@ use crate::checkpoint::packing::Packing;
 use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor, View};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
+use crate::kernel::Level;
 use crate::quant::Encoded;
 use crate::scheme::{Affine, Packed, Scheme};
 use crate::writer::layout::Stored;
@@ -143,10 +144,10 @@ pub trait Format: Sync {
     /// The tensors that hold `rows` in `scheme`.
     fn parts(&self, rows: Rows<'_>, scheme: Affine) -> Vec<Stored>;
 
-    /// Appends `rows` rows of a band to the parts' data.
-    fn append(&self, scheme: Affine, store: Float, encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]);
+    /// Appends the first `rows` rows of a band, encoded by a scheme and stored as a type, to the parts' data.
+    fn append(&self, level: Level, by: (Affine, Float), encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]);
 
-    /// The codes and grids of `rows` rows, from the parts' data.
+    /// The codes and grids of `rows` rows, from the parts' data; of the other rows of the band they are 0.
     fn extract(&self, scheme: Affine, store: Float, parts: &[&[u8]], rows: usize, encoded: &mut Encoded);
 
     /// The parts in `output` of the tensor called `target` in `scheme`, and all its rows as one matrix; `None` if they are

@@ -19,17 +19,9 @@
 //!   stored and measured as stored; the plain rule's grid is one of the candidates, so the result is never worse.
 
 use super::kernel;
-use super::vector::{Lane, ROWS, Vector};
+use super::vector::{BYTES, Element, Lane, ROWS, Vector};
 use crate::dtype::Float;
-
-/// What is stored for one group beside its codes, as the values that are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Grid {
-    /// Weight per step of the code.
-    pub scale: f32,
-    /// Weight of code 0.
-    pub bias: f32,
-}
+use crate::scheme::BITS;
 
 /// Squared error of one row as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,6 +88,15 @@ pub const TRIALS: [&[[u16; 2]]; 6] = [
 /// The least scale the plain rule gives (MLX's constant).
 const PLAIN_EPSILON: f32 = 1e-7;
 
+/// The most schemes whose errors are measured at once: one for each code width.
+pub const MAX_SCHEMES: usize = BITS.len();
+
+/// Schemes whose errors are summed side by side: as many as the registers hold.
+const SIDE_BY_SIDE: usize = 3;
+
+/// Magnitudes of scales from which on a quotient is taken by division. (Those of the plain rule are above 2^−60.)
+const ORDINARY: f32 = 1.0e18;
+
 /// A least-squares fit is refused where the codes are (nearly) all the same: determinant below this share of its terms.
 const FLAT: f32 = 1e-6;
 
@@ -106,55 +107,171 @@ fn range<V: Vector, const G: usize>(w: &[Lane; G]) -> (V, V) {
     w[1..].iter().fold((first, first), |(low, high), &w| (V::load(w).min(low), V::load(w).max(high)))
 }
 
-/// The plain rule's grid of each row, before rounding to what is stored.
-#[inline(always)]
-fn plain_grid<V: Vector>(low: V, high: V, max_code: V) -> (V, V) {
-    let zero = V::splat(0.0);
-    let from_low = high.abs().less(low.abs());
-    let step = high.sub(low).div(max_code).max(V::splat(PLAIN_EPSILON));
-    let step = step.where_or(from_low, zero.sub(step));
-    let edge = low.where_or(from_low, high);
-    // Codes from the edge to zero: a whole number of them puts zero on the grid.
-    let to_zero = edge.div(step).each(f32::round_ties_even);
-    let anchored = zero.less(to_zero.abs());
-    (edge.div(to_zero).where_or(anchored, step), edge.where_or(anchored, zero))
+/// The plain rule's grids for `N` code widths of the same group of each row.
+#[derive(Clone, Copy)]
+struct Plain<V: Vector, const N: usize> {
+    /// The element of largest magnitude.
+    edge: V,
+    /// Grids as codes are taken by them, unrounded.
+    scale: [V; N],
+    bias: [V; N],
+    /// And as they are stored.
+    stored: [(V, V); N],
+    divisor: [V::Divisor; N],
+    max_code: [V; N],
+    /// Whether all grids begin at the edge, and their scales are such that [`Vector::quotient`] may stand for a division.
+    is_ordinary: bool,
 }
 
-/// Codes of column `w` on an unrounded grid, by division, as `mx.quantize` takes them.
-#[inline(always)]
-fn plain_codes<V: Vector>(w: Lane, (scale, bias): (V, V), max_code: V) -> V {
-    V::load(w).sub(bias).div(scale).code(max_code)
+impl<V: Vector, const N: usize> Plain<V, N> {
+    #[inline(always)]
+    fn new((low, high): (V, V), max_codes: &[u8; N], store: Float) -> Self {
+        let zero = V::splat(0.0);
+        let from_low = high.abs().less(low.abs());
+        let (edge, width) = (low.where_or(from_low, high), high.sub(low));
+        let mut new = Self {
+            edge,
+            scale: [zero; N],
+            bias: [zero; N],
+            stored: [(zero, zero); N],
+            divisor: [zero.divisor(); N],
+            max_code: [zero; N],
+            is_ordinary: true,
+        };
+        for (at, &max_code) in max_codes.iter().enumerate() {
+            let max_code = V::splat(f32::from(max_code));
+            let step = width.div(max_code).max(V::splat(PLAIN_EPSILON));
+            let step = step.where_or(from_low, zero.sub(step));
+            // Codes from the edge to zero: a whole number of them puts zero on the grid.
+            let to_zero = edge.div(step).nearest_integer();
+            let anchored = zero.less(to_zero.abs());
+            let scale = edge.div(to_zero).where_or(anchored, step);
+            let bias = edge.where_or(anchored, zero);
+            new.is_ordinary &= V::all(anchored) && V::all(scale.abs().less(V::splat(ORDINARY)));
+            new.scale[at] = scale;
+            new.bias[at] = bias;
+            new.stored[at] = (scale.nearest(store), bias.nearest(store));
+            new.divisor[at] = scale.divisor();
+            new.max_code[at] = max_code;
+        }
+        new
+    }
+
+    /// Codes of `w` on grid `at`, by division.
+    #[inline(always)]
+    fn code(&self, at: usize, w: V) -> V {
+        w.sub(self.bias[at]).div(self.scale[at]).code(self.max_code[at])
+    }
+
+    /// The errors of `M` of the grids, from `first` on.
+    #[inline(always)]
+    fn errors<const G: usize, const M: usize>(&self, first: usize, w: &[Lane; G], k: &[f32; G]) -> [(V, V); M] {
+        let mut stored = *self.stored[first..].first_chunk().expect("as many grids");
+        if !self.is_ordinary {
+            return group_errors(w, k, stored, &PlainCodes { plain: self, first, w });
+        }
+        // They all begin at the edge: one register will do.
+        let (_, edge) = stored[0];
+        for (_, bias) in &mut stored {
+            *bias = edge;
+        }
+        group_errors(w, k, stored, &OrdinaryCodes { plain: self, first, w })
+    }
 }
 
-/// Codes of column `w` on a stored grid, by the reciprocal of its scale.
-#[inline(always)]
-fn search_codes<V: Vector>(w: Lane, reciprocal: V, bias: V, max_code: V) -> V {
-    V::load(w).sub(bias).mul(reciprocal).code(max_code)
+/// Codes as `mx.quantize` takes them by division, on ordinary grids from `first` on.
+struct OrdinaryCodes<'a, V: Vector, const N: usize, const G: usize> {
+    plain: &'a Plain<V, N>,
+    first: usize,
+    w: &'a [Lane; G],
 }
 
-/// Weighted and plain squared error of each row's group: the codes of each column, decoded by the stored grid.
+impl<V: Vector, const N: usize, const G: usize, const M: usize> Codes<V, M> for OrdinaryCodes<'_, V, N, G> {
+    /// The distance from the edge has the sign of the scale, or is 0: no code is negative.
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; M] {
+        let plain = self.plain;
+        let mut codes = [V::load(self.w[column]).sub(plain.edge); M];
+        for (at, codes) in (self.first..).zip(&mut codes) {
+            *codes = codes.quotient(plain.divisor[at]).capped_code(plain.max_code[at]);
+        }
+        codes
+    }
+}
+
+/// As [`OrdinaryCodes`], whatever the grids are.
+struct PlainCodes<'a, V: Vector, const N: usize, const G: usize> {
+    plain: &'a Plain<V, N>,
+    first: usize,
+    w: &'a [Lane; G],
+}
+
+impl<V: Vector, const N: usize, const G: usize, const M: usize> Codes<V, M> for PlainCodes<'_, V, N, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; M] {
+        let mut codes = [V::load(self.w[column]); M];
+        for (at, codes) in codes.iter_mut().enumerate() {
+            *codes = self.plain.code(self.first + at, *codes);
+        }
+        codes
+    }
+}
+
+/// Codes on a stored grid, by the reciprocal of its scale.
+struct StoredCodes<'a, V, const G: usize> {
+    reciprocal: V,
+    bias: V,
+    max_code: V,
+    w: &'a [Lane; G],
+}
+
+impl<V: Vector, const G: usize> Codes<V, 1> for StoredCodes<'_, V, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; 1] {
+        [V::load(self.w[column]).sub(self.bias).mul(self.reciprocal).code(self.max_code)]
+    }
+}
+
+/// The codes of a group's columns on `N` grids.
 ///
-/// The one measure of error there is: whatever chooses codes and whatever reports on them calls this.
+/// A trait and no closure: what is not inlined into the kernel is compiled without its instructions, and of a closure that
+/// cannot be asked.
+trait Codes<V, const N: usize> {
+    /// Those of column `column`.
+    fn of(&self, column: usize) -> [V; N];
+}
+
+/// Weighted and plain squared error of each row's group, for each of `N` stored grids `(scale, bias)`: the codes of each
+/// column, decoded.
+///
+/// The one measure of error there is: whatever chooses codes and whatever reports on them calls this. Grids are taken
+/// side by side so that the one's sums need not wait for the other's.
 #[inline(always)]
-fn group_error<V: Vector, const G: usize>(
+fn group_errors<V: Vector, const G: usize, const N: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    (scale, bias): (V, V),
-    codes: impl Fn(usize) -> V,
-) -> (V, V) {
-    let mut sums = (V::splat(0.0), V::splat(0.0));
+    stored: [(V, V); N],
+    codes: &impl Codes<V, N>,
+) -> [(V, V); N] {
+    let mut sums = [(V::splat(0.0), V::splat(0.0)); N];
     for column in 0..G {
-        let off = codes(column).mul(scale).add(bias).sub(V::load(w[column]));
-        let square = off.mul(off);
-        sums = (sums.0.add(V::splat(k[column]).mul(square)), sums.1.add(square));
+        let (w, k) = (V::load(w[column]), V::splat(k[column]));
+        let codes = codes.of(column);
+        for at in 0..N {
+            let (scale, bias) = stored[at];
+            let off = codes[at].mul(scale).add(bias).sub(w);
+            let square = off.mul(off);
+            sums[at] = (sums[at].0.add(k.mul(square)), sums[at].1.add(square));
+        }
     }
     sums
 }
 
-/// A grid of each row and its weighted error.
+/// A grid of each row, its weighted error and, of a stored grid, its plain error.
 #[derive(Clone, Copy)]
 struct Candidate<V> {
     error: V,
+    plain: V,
     scale: V,
     bias: V,
 }
@@ -162,7 +279,7 @@ struct Candidate<V> {
 impl<V: Vector> Candidate<V> {
     #[inline(always)]
     fn none() -> Self {
-        Self { error: V::splat(f32::INFINITY), scale: V::splat(1.0), bias: V::splat(0.0) }
+        Self { error: V::splat(f32::INFINITY), plain: V::splat(0.0), scale: V::splat(1.0), bias: V::splat(0.0) }
     }
 
     /// In each row `self` where `mask`, else `other`.
@@ -170,6 +287,7 @@ impl<V: Vector> Candidate<V> {
     fn where_or(self, mask: V::Mask, other: Self) -> Self {
         Self {
             error: self.error.where_or(mask, other.error),
+            plain: self.plain.where_or(mask, other.plain),
             scale: self.scale.where_or(mask, other.scale),
             bias: self.bias.where_or(mask, other.bias),
         }
@@ -216,7 +334,8 @@ fn fit<V: Vector, const G: usize>(
     let beta = eq.mul(k_sum).sub(e1.mul(q1)).div(determinant).where_or(solvable, zero);
     let residual = e2.sub(alpha.mul(e1)).sub(beta.mul(eq)).max(zero);
     let fitted = scale.mul(one.add(beta));
-    let found = Candidate { error: residual.mul(scale.mul(scale)), scale: fitted, bias: bias.add(scale.mul(alpha)) };
+    let (error, bias) = (residual.mul(scale.mul(scale)), bias.add(scale.mul(alpha)));
+    let found = Candidate { error, plain: zero, scale: fitted, bias };
     // Not so for NaN, either: such a fit is no candidate.
     found.where_or(zero.less(fitted), Candidate::none())
 }
@@ -238,56 +357,14 @@ fn fit_scale<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bia
     fitted.where_or(zero.less(fitted), scale)
 }
 
-/// The nearest bfloat16, ties to even.
-#[inline(always)]
-fn nearest_bf16(value: f32) -> f32 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-    f32::from_bits(if value.is_nan() { bits } else { rounded })
-}
-
-/// `value` as it is stored.
-#[inline(always)]
-fn nearest<V: Vector>(value: V, store: Float) -> V {
-    match store {
-        Float::BF16 => value.each(nearest_bf16),
-        Float::F16 | Float::F32 => value.each(|value| store.round(value)),
-    }
-}
-
-/// Of the two values of `store` on either side of `value`, the one further away; the same, if it is one of them.
-#[inline(always)]
-fn other_side<V: Vector>(value: V, store: Float) -> V {
-    match store {
-        // One step of the bits, outward or inward.
-        Float::BF16 => value.each(|value| {
-            let nearest = nearest_bf16(value);
-            let bits = nearest.copysign(value).to_bits();
-            let step =
-                if nearest.abs() < value.abs() { bits.wrapping_add(0x1_0000) } else { bits.wrapping_sub(0x1_0000) };
-            if nearest == value { nearest } else { f32::from_bits(step) }
-        }),
-        Float::F16 | Float::F32 => value.each(|value| {
-            let nearest = store.round(value);
-            if nearest == value {
-                nearest
-            } else if nearest.abs() < value.abs() {
-                store.outward(nearest.copysign(value))
-            } else {
-                store.inward(nearest)
-            }
-        }),
-    }
-}
-
 /// The stored grid `(scale, bias)` and the error it has; infinite if it is no grid.
 #[inline(always)]
 fn measure<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bias): (V, V), max_code: V) -> Candidate<V> {
     let reciprocal = V::splat(1.0).div(scale);
-    let (error, _) = group_error(w, k, (scale, bias), |column| search_codes(w[column], reciprocal, bias, max_code));
+    let [(error, plain)] = group_errors(w, k, [(scale, bias)], &StoredCodes { reciprocal, bias, max_code, w });
     let sound = V::splat(0.0).less(scale);
     // A scale of 0 or an infinite one gives NaN or infinity: less than nothing.
-    Candidate { error, scale, bias }.where_or(sound, Candidate::none())
+    Candidate { error, plain, scale, bias }.where_or(sound, Candidate::none())
 }
 
 /// The best stored grids next to the real-valued `from`.
@@ -302,10 +379,10 @@ fn settle<V: Vector, const G: usize>(
 ) -> Candidate<V> {
     let mut best = Candidate::none();
     for which in 0..biases {
-        let bias = if which == 0 { nearest(from.bias, store) } else { other_side(from.bias, store) };
+        let bias = if which == 0 { from.bias.nearest(store) } else { from.bias.other_side(store) };
         let scale = fit_scale(w, k, (from.scale, bias), max_code);
-        best = best.or_better(measure(w, k, (nearest(scale, store), bias), max_code));
-        best = best.or_better(measure(w, k, (other_side(scale, store), bias), max_code));
+        best = best.or_better(measure(w, k, (scale.nearest(store), bias), max_code));
+        best = best.or_better(measure(w, k, (scale.other_side(store), bias), max_code));
     }
     best
 }
@@ -316,29 +393,80 @@ fn group<const G: usize, T>(of: &[T], at: usize) -> &[T; G] {
     of[at * G..].first_chunk().expect("a band holds whole groups")
 }
 
-/// Scales and biases of each row as grids.
+/// Where the codes and grids of a band go: row after row.
+pub struct Rows<'a> {
+    /// A code for each weight.
+    pub codes: &'a mut [u8],
+    /// Weight per step of the code, for each group.
+    pub scales: &'a mut [f32],
+    /// Weight of code 0, for each group.
+    pub biases: &'a mut [f32],
+}
+
+impl Rows<'_> {
+    /// Puts the grid of group `at` of each row, of `groups`.
+    #[inline(always)]
+    fn put<V: Vector>(&mut self, at: usize, groups: usize, (scale, bias): (V, V)) {
+        let (scale, bias) = (scale.store(), bias.store());
+        for row in 0..ROWS {
+            self.scales[row * groups + at] = scale[row];
+            self.biases[row * groups + at] = bias[row];
+        }
+    }
+}
+
+/// The least and the greatest element of a group of one row, each in some lane.
 #[inline(always)]
-fn grids<V: Vector>(scale: V, bias: V) -> [Grid; ROWS] {
-    let (scale, bias) = (scale.store(), bias.store());
-    std::array::from_fn(|row| Grid { scale: scale[row], bias: bias[row] })
+fn range_of_row<V: Vector, T: Element, const G: usize>(w: &[T; G]) -> (V, V) {
+    let chunks = w.as_chunks::<BYTES>().0;
+    let first = T::widened::<V>(&chunks[0]);
+    let mut range = (first[0], first[0]);
+    for chunk in chunks {
+        for w in T::widened::<V>(chunk) {
+            range = (w.min(range.0), w.max(range.1));
+        }
+    }
+    range
 }
 
 kernel! {
     /// MLX's rule: see the [module](self).
     ///
-    /// `band` holds `cols` columns, a multiple of `G`; `codes` takes as many, `out` one entry per group.
-    pub fn encode_plain<V: Vector, const G: usize>(
-        band: &[Lane], max_code: u8, store: Float, codes: &mut [[u8; ROWS]], out: &mut [[Grid; ROWS]],
+    /// `source` holds whole groups, row after row, and `out` has room for them: eight groups at a time, whatever row they
+    /// are of. (Codes need no sums, so nothing asks for a row a lane; and eight rows a power of two apart fight for the same
+    /// lines of the cache.)
+    pub fn encode_plain<V: Vector, const G: usize; T: Element>(
+        source: &[T], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
-        let max_code = V::splat(f32::from(max_code));
-        for (at, out) in out.iter_mut().enumerate() {
-            let w = group::<G, _>(band, at);
-            let (low, high) = range(w);
-            let (scale, bias) = plain_grid::<V>(low, high, max_code);
-            for (codes, &w) in codes[at * G..][..G].iter_mut().zip(w) {
-                *codes = plain_codes(w, (scale, bias), max_code).bytes();
+        let (zero, max) = (V::splat(0.0), V::splat(f32::from(max_code)));
+        let groups = source.as_chunks::<G>().0;
+        for (at, groups) in groups.chunks(ROWS).enumerate() {
+            let [mut low, mut high] = [[zero; ROWS]; 2];
+            for (at, w) in groups.iter().enumerate() {
+                (low[at], high[at]) = range_of_row(w);
             }
-            *out = grids(nearest(scale, store), nearest(bias, store));
+            let grid = Plain::<V, 1>::new((V::least(low), V::greatest(high)), &[max_code], store);
+            let [(scales, biases)] = grid.stored;
+            let (first, count) = (at * ROWS, groups.len());
+            out.scales[first..][..count].copy_from_slice(&scales.store()[..count]);
+            out.biases[first..][..count].copy_from_slice(&biases.store()[..count]);
+
+            let (edge, divisors) = (grid.edge.store(), grid.scale[0].divisors());
+            let (scale, bias) = (grid.scale[0].store(), grid.bias[0].store());
+            let codes = out.codes[first * G..][..count * G].as_chunks_mut::<G>().0;
+            for (at, (codes, w)) in codes.iter_mut().zip(groups).enumerate() {
+                for (codes, w) in codes.as_chunks_mut::<BYTES>().0.iter_mut().zip(w.as_chunks::<BYTES>().0) {
+                    let mut steps = T::widened::<V>(w);
+                    for steps in &mut steps {
+                        *steps = if grid.is_ordinary {
+                            steps.sub(V::splat(edge[at])).quotient(divisors[at]).min(max)
+                        } else {
+                            steps.sub(V::splat(bias[at])).div(V::splat(scale[at])).clamp(max)
+                        };
+                    }
+                    *codes = V::nearest_bytes(steps);
+                }
+            }
         }
     }
 }
@@ -348,7 +476,7 @@ kernel! {
 struct Found<V: Vector> {
     best: Candidate<V>,
     searched: V::Mask,
-    plain: (V, V),
+    plain: Plain<V, 1>,
 }
 
 impl<V: Vector> Found<V> {
@@ -357,9 +485,10 @@ impl<V: Vector> Found<V> {
     fn search<const G: usize>(w: &[Lane; G], k: &[f32; G], trials: &[[u16; 2]], max_code: u8, store: Float) -> Self {
         // At few bits a step is far wider than the spacing of stored biases: the nearest one will do.
         let biases = if max_code > 15 { 2 } else { 1 };
+        let (low, high) = range::<V, G>(w);
+        let plain = Plain::<V, 1>::new((low, high), &[max_code], store);
         let max_code = V::splat(f32::from(max_code));
         let k_sum = k.iter().fold(0.0, |sum, k| sum + k);
-        let (low, high) = range::<V, G>(w);
         let width = high.sub(low);
 
         let [mut first, mut second] = [Candidate::none(); 2];
@@ -373,10 +502,8 @@ impl<V: Vector> Found<V> {
             first = found.where_or(ahead, first);
         }
 
-        let plain = plain_grid::<V>(low, high, max_code);
-        let (scale, bias) = (nearest(plain.0, store), nearest(plain.1, store));
-        let (error, _) = group_error(w, k, (scale, bias), |column| plain_codes(w[column], plain, max_code));
-        let mut best = Candidate { error, scale, bias };
+        let ([(error, plain_error)], [(scale, bias)]) = (plain.errors(0, w, k), plain.stored);
+        let mut best = Candidate { error, plain: plain_error, scale, bias };
         for finalist in [first, second] {
             let again = fit(w, k, k_sum, (finalist.scale, finalist.bias), max_code);
             best = best.or_better(settle(w, k, finalist.or_better(again), max_code, store, biases));
@@ -384,11 +511,43 @@ impl<V: Vector> Found<V> {
         Self { best, searched: best.error.less(error), plain }
     }
 
-    /// The codes of column `w` of the group, with the reciprocal of the scale.
+    /// The codes of the group's columns.
     #[inline(always)]
-    fn codes(&self, w: Lane, reciprocal: V, max_code: V) -> V {
-        let by_search = search_codes(w, reciprocal, self.best.bias, max_code);
-        by_search.where_or(self.searched, plain_codes(w, self.plain, max_code))
+    fn codes<'a, const G: usize>(&'a self, w: &'a [Lane; G], max_code: u8) -> FoundCodes<'a, V, G> {
+        let reciprocal = V::splat(1.0).div(self.best.scale);
+        let by_search = StoredCodes { reciprocal, bias: self.best.bias, max_code: V::splat(f32::from(max_code)), w };
+        FoundCodes { found: self, by_search }
+    }
+}
+
+/// Codes on the grid that was found.
+struct FoundCodes<'a, V: Vector, const G: usize> {
+    found: &'a Found<V>,
+    by_search: StoredCodes<'a, V, G>,
+}
+
+impl<V: Vector, const G: usize> Codes<V, 1> for FoundCodes<'_, V, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; 1] {
+        let [by_search] = self.by_search.of(column);
+        let by_rule = self.found.plain.code(0, V::load(self.by_search.w[column]));
+        [by_search.where_or(self.found.searched, by_rule)]
+    }
+}
+
+/// Puts the codes of a group of each row where they belong: from column `first` on, rows of `cols` columns.
+#[inline(always)]
+fn put_codes<V: Vector, const G: usize>(of: &impl Codes<V, 1>, out: &mut [u8], (first, cols): (usize, usize)) {
+    for eight in (0..G).step_by(ROWS) {
+        let mut columns = [[0; ROWS]; ROWS];
+        for (column, bytes) in (eight..).zip(&mut columns) {
+            let [codes] = of.of(column);
+            *bytes = codes.bytes();
+        }
+        let rows = V::transposed(columns);
+        for row in 0..ROWS {
+            out[row * cols + first + eight..][..ROWS].copy_from_slice(&rows[row]);
+        }
     }
 }
 
@@ -396,30 +555,61 @@ kernel! {
     /// The least weighted error: see the [module](self).
     ///
     /// As [`encode_plain`], with one weight `k` per column, none negative, and the `trials` for the code width.
-    #[expect(clippy::too_many_arguments, reason = "a kernel takes slices and numbers; `Encoder` is its only caller")]
     pub fn encode_search<V: Vector, const G: usize>(
-        band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float,
-        codes: &mut [[u8; ROWS]], out: &mut [[Grid; ROWS]],
+        band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
-        for (at, out) in out.iter_mut().enumerate() {
+        let (cols, groups) = (band.len(), band.len() / G);
+        for at in 0..groups {
             let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
             let found = Found::<V>::search(w, k, trials, max_code, store);
-            let (reciprocal, max_code) = (V::splat(1.0).div(found.best.scale), V::splat(f32::from(max_code)));
-            for (codes, &w) in codes[at * G..][..G].iter_mut().zip(w) {
-                *codes = found.codes(w, reciprocal, max_code).bytes();
+            let (codes, place) = (found.codes(w, max_code), (at * G, cols));
+            if V::all(found.searched) {
+                put_codes::<V, G>(&codes.by_search, out.codes, place);
+            } else {
+                put_codes::<V, G>(&codes, out.codes, place);
             }
-            *out = grids(found.best.scale, found.best.bias);
+            out.put(at, groups, (found.best.scale, found.best.bias));
         }
     }
 }
 
-/// Adds the errors of a group to those of the rows.
+/// Errors of the rows of a band, summed group by group.
+#[derive(Clone, Copy)]
+struct RowSums {
+    weighted: [f64; ROWS],
+    plain: [f64; ROWS],
+}
+
+impl RowSums {
+    const NONE: Self = Self { weighted: [0.0; ROWS], plain: [0.0; ROWS] };
+
+    /// Adds those of a group.
+    #[inline(always)]
+    fn add<V: Vector>(&mut self, (weighted, plain): (V, V)) {
+        self.weighted.iter_mut().zip(weighted.store()).for_each(|(sum, row)| *sum += f64::from(row));
+        self.plain.iter_mut().zip(plain.store()).for_each(|(sum, row)| *sum += f64::from(row));
+    }
+
+    fn rows(&self) -> [RowError; ROWS] {
+        std::array::from_fn(|row| RowError { weighted: self.weighted[row], plain: self.plain[row] })
+    }
+}
+
+/// Adds the errors of a group by the plain rule with `N` code widths, `M` of them side by side.
 #[inline(always)]
-fn take_in<V: Vector>(rows: &mut [RowError; ROWS], (weighted, plain): (V, V)) {
-    let (weighted, plain) = (weighted.store(), plain.store());
-    for (row, sum) in rows.iter_mut().enumerate() {
-        sum.weighted += f64::from(weighted[row]);
-        sum.plain += f64::from(plain[row]);
+fn add_plain<V: Vector, const G: usize, const N: usize, const M: usize>(
+    (w, k): (&[Lane; G], &[f32; G]),
+    range: (V, V),
+    max_codes: &[u8; N],
+    store: Float,
+    sums: &mut [RowSums],
+) {
+    let plain = Plain::<V, N>::new(range, max_codes, store);
+    for first in (0..N).step_by(M) {
+        let errors: [(V, V); M] = plain.errors(first, w, k);
+        for at in 0..M {
+            sums[first + at].add(errors[at]);
+        }
     }
 }
 
@@ -428,17 +618,19 @@ kernel! {
     pub fn plain_errors<V: Vector, const G: usize>(
         band: &[Lane], k: &[f32], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
-        out.fill([RowError::default(); ROWS]);
+        let mut sums = [RowSums::NONE; MAX_SCHEMES];
         for at in 0..band.len() / G {
-            let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
-            let (low, high) = range::<V, G>(w);
-            for (&max_code, rows) in max_codes.iter().zip(out.iter_mut()) {
-                let max_code = V::splat(f32::from(max_code));
-                let plain = plain_grid::<V>(low, high, max_code);
-                let stored = (nearest(plain.0, store), nearest(plain.1, store));
-                take_in(rows, group_error(w, k, stored, |column| plain_codes(w[column], plain, max_code)));
+            let group = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            let range = range::<V, G>(group.0);
+            if let Ok(all) = max_codes.try_into() {
+                add_plain::<V, G, MAX_SCHEMES, SIDE_BY_SIDE>(group, range, all, store, &mut sums);
+            } else {
+                for (max_code, sums) in max_codes.iter().zip(&mut sums) {
+                    add_plain::<V, G, 1, 1>(group, range, &[*max_code], store, std::slice::from_mut(sums));
+                }
             }
         }
+        out.iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums.rows());
     }
 }
 
@@ -447,31 +639,53 @@ kernel! {
     pub fn search_errors<V: Vector, const G: usize>(
         band: &[Lane], k: &[f32], trials: &[&[[u16; 2]]], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
-        out.fill([RowError::default(); ROWS]);
+        let mut sums = [RowSums::NONE; MAX_SCHEMES];
         for at in 0..band.len() / G {
             let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
-            for ((&max_code, trials), rows) in max_codes.iter().zip(trials).zip(out.iter_mut()) {
-                let found = Found::<V>::search(w, k, trials, max_code, store);
-                let stored = (found.best.scale, found.best.bias);
-                let (reciprocal, max_code) = (V::splat(1.0).div(found.best.scale), V::splat(f32::from(max_code)));
-                take_in(rows, group_error(w, k, stored, |column| found.codes(w[column], reciprocal, max_code)));
+            for ((&max_code, trials), sums) in max_codes.iter().zip(trials).zip(&mut sums) {
+                let best = Found::<V>::search(w, k, trials, max_code, store).best;
+                sums.add((best.error, best.plain));
             }
         }
+        out.iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums.rows());
+    }
+}
+
+/// Codes that are given, column by column.
+struct GivenCodes<'a, const G: usize>(&'a [[u8; ROWS]; G]);
+
+impl<V: Vector, const G: usize> Codes<V, 1> for GivenCodes<'_, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; 1] {
+        [V::from_bytes(self.0[column])]
     }
 }
 
 kernel! {
-    /// Error of each row of a band as `codes` and `stored` decode, weighted by `k` and plain.
+    /// Error of each row of a band as `codes`, `scales` and `biases` decode, row after row, weighted by `k` and plain.
     pub fn error<V: Vector, const G: usize>(
-        band: &[Lane], k: &[f32], codes: &[[u8; ROWS]], stored: &[[Grid; ROWS]],
+        band: &[Lane], k: &[f32], codes: &[u8], scales: &[f32], biases: &[f32],
     ) -> [RowError; ROWS] {
-        let mut rows = [RowError::default(); ROWS];
-        for (at, grid) in stored.iter().enumerate() {
-            let codes = group::<G, _>(codes, at);
-            let grid = (V::load(grid.map(|grid| grid.scale)), V::load(grid.map(|grid| grid.bias)));
-            let code = |at: usize| V::from_bytes(codes[at]);
-            take_in(&mut rows, group_error(group::<G, _>(band, at), group::<G, f32>(k, at), grid, code));
+        let (cols, groups) = (band.len(), band.len() / G);
+        let mut sums = RowSums::NONE;
+        for at in 0..groups {
+            let mut columns = [[0; ROWS]; G];
+            for (eight, columns) in columns.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+                let mut rows = [[0; ROWS]; ROWS];
+                for (row, eight_codes) in rows.iter_mut().enumerate() {
+                    *eight_codes = *codes[row * cols + at * G + eight * ROWS..].first_chunk().expect("whole eights");
+                }
+                *columns = V::transposed(rows);
+            }
+            let [mut scale, mut bias] = [[0.0; ROWS]; 2];
+            for row in 0..ROWS {
+                scale[row] = scales[row * groups + at];
+                bias[row] = biases[row * groups + at];
+            }
+            let stored = [(V::load(scale), V::load(bias))];
+            let [errors] = group_errors(group::<G, _>(band, at), group::<G, f32>(k, at), stored, &GivenCodes(&columns));
+            sums.add(errors);
         }
-        rows
+        sums.rows()
     }
 }

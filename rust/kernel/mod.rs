@@ -6,6 +6,7 @@
 
 pub mod affine;
 pub mod band;
+pub mod codes;
 pub mod elementary;
 pub mod product;
 pub mod vector;
@@ -19,7 +20,7 @@ pub struct Level(Set);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Set {
     Portable,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
 }
@@ -32,7 +33,10 @@ impl Level {
     #[must_use]
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        if std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c")
+        {
             return Self(Set::Avx2);
         }
         Self::PORTABLE
@@ -56,30 +60,36 @@ impl Level {
 macro_rules! kernel {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident<$v:ident: Vector $(, const $size:ident: usize)?>($($arg:ident: $type:ty),* $(,)?)
+        $vis:vis fn $name:ident<$v:ident: Vector $(, const $size:ident: usize)? $(; $element:ident: Element)?>(
+            $($arg:ident: $type:ty),* $(,)?
+        )
         $(-> $ret:ty)? $body:block
     ) => {
         $(#[$meta])*
-        $vis fn $name $(<const $size: usize>)? (level: $crate::kernel::Level, $($arg: $type),*) $(-> $ret)? {
+        $vis fn $name<$($element: $crate::kernel::vector::Element,)? $(const $size: usize)?>(level: $crate::kernel::Level, $($arg: $type),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(
                 clippy::allow_attributes,
                 clippy::extra_unused_type_parameters,
                 reason = "a body that names no vector is still compiled with the level's instructions"
             )]
-            fn body<$v: $crate::kernel::vector::Vector $(, const $size: usize)?>($($arg: $type),*) $(-> $ret)? $body
+            fn body<
+                $v: $crate::kernel::vector::Vector,
+                $($element: $crate::kernel::vector::Element,)?
+                $(const $size: usize)?
+            >($($arg: $type),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<const $size: usize>)? ($($arg: $type),*) $(-> $ret)? {
-                body::<$crate::kernel::x86_64::Avx2 $(, $size)?>($($arg),*)
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2<$($element: $crate::kernel::vector::Element,)? $(const $size: usize)?>($($arg: $type),*) $(-> $ret)? {
+                body::<$crate::kernel::x86_64::Avx2, $($element,)? $($size)?>($($arg),*)
             }
 
             match level.0 {
-                $crate::kernel::Set::Portable => body::<$crate::kernel::vector::Portable $(, $size)?>($($arg),*),
+                $crate::kernel::Set::Portable => body::<$crate::kernel::vector::Portable, $($element,)? $($size)?>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: the CPU has AVX2 and FMA: `Level::detect` saw both, and nothing else makes `Set::Avx2`.
-                $crate::kernel::Set::Avx2 => unsafe { avx2 $(::<$size>)? ($($arg),*) },
+                // SAFETY: the CPU has AVX2, FMA and F16C: `Level::detect` saw them, and nothing else makes `Set::Avx2`.
+                $crate::kernel::Set::Avx2 => unsafe { avx2::<$($element,)? $($size)?>($($arg),*) },
             }
         }
     };

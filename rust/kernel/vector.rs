@@ -9,16 +9,67 @@
 //! even, on every implementation: none is reordered or approximate, and none is fused but [`Vector::mul_add`], which is
 //! on all of them.
 
+use half::{bf16, f16};
+
+use crate::dtype::Float;
+
 /// Rows in a band.
 pub const ROWS: usize = 8;
 
 /// One `f32` per row.
 pub type Lane = [f32; ROWS];
 
+/// Codes that are packed at once.
+pub const BYTES: usize = 32;
+
+/// What a weight is stored as.
+pub trait Element: bytemuck::Pod {
+    /// Some of them as numbers, in the order that [`Vector::nearest_bytes`] takes them in.
+    fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS];
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
+        V::from_f32(of)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
+        V::from_bf16(of)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
+        V::from_f16(of)
+    }
+}
+
+/// `of`, widened in their order.
+#[inline(always)]
+fn in_order<T: Copy, V: Vector>(of: &[T; BYTES], widen: impl Fn(T) -> f32) -> [V; BYTES / ROWS] {
+    let mut wide = [V::splat(0.0); BYTES / ROWS];
+    for (wide, of) in wide.iter_mut().zip(of.as_chunks::<ROWS>().0) {
+        let mut lanes = [0.0; ROWS];
+        for row in 0..ROWS {
+            lanes[row] = widen(of[row]);
+        }
+        *wide = V::load(lanes);
+    }
+    wide
+}
+
 /// Eight `f32`, one per row.
 pub trait Vector: Copy {
     /// Which lanes, as a comparison says.
     type Mask: Copy;
+
+    /// What many values are divided by, made ready for it.
+    type Divisor: Copy;
 
     /// The same value in each lane.
     fn splat(value: f32) -> Self;
@@ -55,6 +106,94 @@ pub trait Vector: Copy {
     /// `self` where `mask`, else `other`.
     #[must_use]
     fn where_or(self, mask: Self::Mask, other: Self) -> Self;
+    /// Whether the mask has all lanes.
+    fn all(mask: Self::Mask) -> bool;
+    /// Makes ready to divide by `self`.
+    fn divisor(self) -> Self::Divisor;
+    /// `self / by`, or so near it that [`code`](Self::code) gives the same for a `max` up to 255, where the magnitude of
+    /// `by` lies in `[2^−60, 2^60]`.
+    #[must_use]
+    fn quotient(self, by: Self::Divisor) -> Self;
+    /// What the lanes are divided by, for each lane one that divides all lanes by it.
+    #[must_use]
+    #[inline(always)]
+    fn divisors(self) -> [Self::Divisor; ROWS] {
+        let mut divisors = [self.divisor(); ROWS];
+        for (divisor, lane) in divisors.iter_mut().zip(self.store()) {
+            *divisor = Self::splat(lane).divisor();
+        }
+        divisors
+    }
+    /// In each lane the least of the lanes of one of eight, all of them numbers; of zeros any.
+    #[must_use]
+    #[inline(always)]
+    fn least(of: [Self; ROWS]) -> Self {
+        Self::load(of.map(|of| {
+            of.store().into_iter().fold(f32::INFINITY, |least, lane| if lane < least { lane } else { least })
+        }))
+    }
+    /// In each lane the greatest of the lanes of one of eight, all of them numbers; of zeros any.
+    #[must_use]
+    #[inline(always)]
+    fn greatest(of: [Self; ROWS]) -> Self {
+        Self::load(of.map(|of| {
+            of.store().into_iter().fold(f32::NEG_INFINITY, |most, lane| if lane > most { lane } else { most })
+        }))
+    }
+    /// [`Element::widened`] of `f32`.
+    #[must_use]
+    #[inline(always)]
+    fn from_f32(of: &[f32; BYTES]) -> [Self; BYTES / ROWS] {
+        in_order(of, |value| value)
+    }
+    /// [`Element::widened`] of bfloat16.
+    #[must_use]
+    #[inline(always)]
+    fn from_bf16(of: &[bf16; BYTES]) -> [Self; BYTES / ROWS] {
+        in_order(of, bf16::to_f32)
+    }
+    /// [`Element::widened`] of binary16.
+    #[must_use]
+    #[inline(always)]
+    fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
+        in_order(of, f16::to_f32)
+    }
+    /// The nearest integers, ties to even, of values in `[0, 255]`, in the order of what [`Element::widened`] widened; of NaN
+    /// any.
+    #[must_use]
+    #[inline(always)]
+    fn nearest_bytes(values: [Self; BYTES / ROWS]) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        for (bytes, values) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = values.round().bytes();
+        }
+        bytes
+    }
+    /// Byte `j` of row `i` where byte `i` of row `j` was.
+    #[must_use]
+    #[inline(always)]
+    fn transposed(rows: [[u8; ROWS]; ROWS]) -> [[u8; ROWS]; ROWS] {
+        let mut columns = [[0; ROWS]; ROWS];
+        for (row, bytes) in rows.iter().enumerate() {
+            for (column, &byte) in bytes.iter().enumerate() {
+                columns[column][row] = byte;
+            }
+        }
+        columns
+    }
+    /// Codes of `BITS` bits, one a byte, without the bits between them: the first `BYTES / 8 * BITS` bytes of `out`. What
+    /// comes of the others is not said.
+    #[inline(always)]
+    fn squeeze<const BITS: usize>(codes: &[u8; BYTES], out: &mut [u8; BYTES]) {
+        for (at, eight) in codes.as_chunks::<8>().0.iter().enumerate() {
+            // Pairs move together, then fours, then all.
+            let codes = u64::from_le_bytes(*eight);
+            let pairs = codes & 0x00ff_00ff_00ff_00ff | (codes & 0xff00_ff00_ff00_ff00) >> (8 - BITS);
+            let fours = pairs & 0x0000_ffff_0000_ffff | (pairs & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS);
+            let all = fours & 0x0000_0000_ffff_ffff | (fours & 0xffff_ffff_0000_0000) >> (32 - 4 * BITS);
+            out[at * BITS..][..BITS].copy_from_slice(&all.to_le_bytes()[..BITS]);
+        }
+    }
     /// The low byte of each lane's integer value, which must be in `[0, 255]`.
     fn bytes(self) -> [u8; ROWS];
     /// Bytes as floats.
@@ -93,6 +232,43 @@ pub trait Vector: Copy {
     #[inline(always)]
     fn code(self, max: Self) -> Self {
         self.clamp(max).round()
+    }
+
+    /// As [`code`](Self::code), of values that are not negative; NaN goes to `max`.
+    #[must_use]
+    #[inline(always)]
+    fn capped_code(self, max: Self) -> Self {
+        self.min(max).round()
+    }
+
+    /// The nearest integer, ties to even, whatever the magnitude.
+    #[must_use]
+    #[inline(always)]
+    fn nearest_integer(self) -> Self {
+        self.each(f32::round_ties_even)
+    }
+
+    /// The nearest values of `store`, ties to even; infinite if out of range.
+    #[must_use]
+    #[inline(always)]
+    fn nearest(self, store: Float) -> Self {
+        self.each(|value| store.round(value))
+    }
+
+    /// Of the two values of `store` on either side, the one further away; the same, if it is one of them.
+    #[must_use]
+    #[inline(always)]
+    fn other_side(self, store: Float) -> Self {
+        self.each(|value| {
+            let nearest = store.round(value);
+            if nearest == value {
+                nearest
+            } else if nearest.abs() < value.abs() {
+                store.outward(nearest.copysign(value))
+            } else {
+                store.inward(nearest)
+            }
+        })
     }
 
     /// `f` of each lane, one by one.
@@ -143,6 +319,7 @@ fn native(a: f32, b: f32, c: f32) -> f32 {
 
 impl Vector for Portable {
     type Mask = [bool; ROWS];
+    type Divisor = Self;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -195,6 +372,18 @@ impl Vector for Portable {
     #[inline(always)]
     fn where_or(self, mask: [bool; ROWS], other: Self) -> Self {
         Self(std::array::from_fn(|row| if mask[row] { self.0[row] } else { other.0[row] }))
+    }
+    #[inline(always)]
+    fn all(mask: [bool; ROWS]) -> bool {
+        mask.iter().all(|&lane| lane)
+    }
+    #[inline(always)]
+    fn divisor(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn quotient(self, by: Self) -> Self {
+        self.div(by)
     }
     #[inline(always)]
     #[expect(clippy::cast_sign_loss, reason = "the lanes are in [0, 255]")]

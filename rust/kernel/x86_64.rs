@@ -1,21 +1,31 @@
-//! [`Vector`] in AVX2 registers, with FMA.
+//! [`Vector`] in AVX2 registers, with FMA and F16C.
 //!
 //! An [`Avx2`] value is made only by this file's methods, and they are called only from the function that
-//! [`kernel!`](super::kernel) enables AVX2 and FMA for, which runs only where [`Level::detect`](super::Level::detect)
-//! saw both. That is what makes each `unsafe` here sound: the instruction exists on the CPU that runs it. (They cannot
+//! [`kernel!`](super::kernel) enables AVX2, FMA and F16C for, which runs only where [`Level::detect`](super::Level::detect)
+//! saw them. That is what makes each `unsafe` here sound: the instruction exists on the CPU that runs it. (They cannot
 //! be safe `#[target_feature]` functions: those cannot be forced inline, and a kernel of calls is no kernel.)
 
 use std::arch::x86_64::{
-    __m128i, __m256, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_cvtsi64_si128, _mm_cvtsi128_si64,
-    _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
-    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_andnot_ps,
-    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_cvttps_epi32, _mm256_div_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
-    _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+    __m128i, __m256, _CMP_EQ_OQ, _CMP_LT_OQ, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_setr_epi8,
+    _mm_shuffle_epi8, _mm_storeu_si128, _mm_sub_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
+    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
+    _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps,
+    _mm256_castps_pd, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
+    _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
+    _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute2f128_ps,
+    _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
+    _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32,
+    _mm256_srli_epi64, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi16,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
-use super::vector::{Lane, ROWS, Vector};
+use half::{bf16, f16};
+
+use super::vector::{BYTES, Lane, ROWS, Vector};
+use crate::dtype::Float;
 
 /// Eight lanes in one register.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +45,72 @@ macro_rules! operations {
     };
 }
 
+/// Eight of binary16, as bits.
+struct Halves(__m128i);
+
+impl Halves {
+    #[inline(always)]
+    fn widened(self) -> Avx2 {
+        // SAFETY: F16C is there, see the module.
+        Avx2(unsafe { _mm256_cvtph_ps(self.0) })
+    }
+}
+
+/// Of two eights in a row the first and third fours, and the second and fourth: what widening by unpacking gives.
+#[inline(always)]
+fn fours(first: Avx2, second: Avx2) -> (Avx2, Avx2) {
+    // SAFETY: AVX2 is there, see the module.
+    unsafe {
+        (
+            Avx2(_mm256_permute2f128_ps::<0x20>(first.0, second.0)),
+            Avx2(_mm256_permute2f128_ps::<0x31>(first.0, second.0)),
+        )
+    }
+}
+
+/// In each lane `of_two` of all lanes of one of eight.
+#[inline(always)]
+fn across(of: [Avx2; ROWS], of_two: impl Fn(Avx2, Avx2) -> Avx2) -> Avx2 {
+    // SAFETY: AVX2 is there, see the module.
+    unsafe {
+        let pair = |a: Avx2, b: Avx2| of_two(Avx2(_mm256_unpacklo_ps(a.0, b.0)), Avx2(_mm256_unpackhi_ps(a.0, b.0)));
+        let four = |a: Avx2, b: Avx2| {
+            let (a, b) = (_mm256_castps_pd(a.0), _mm256_castps_pd(b.0));
+            let [low, high] = [_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b)];
+            of_two(Avx2(_mm256_castpd_ps(low)), Avx2(_mm256_castpd_ps(high)))
+        };
+        let low = four(pair(of[0], of[1]), pair(of[2], of[3]));
+        let high = four(pair(of[4], of[5]), pair(of[6], of[7]));
+        let [first, second] =
+            [_mm256_permute2f128_ps::<0x20>(low.0, high.0), _mm256_permute2f128_ps::<0x31>(low.0, high.0)];
+        of_two(Avx2(first), Avx2(second))
+    }
+}
+
+impl Avx2 {
+    /// The nearest of binary16.
+    #[inline(always)]
+    fn halves(self) -> Halves {
+        // SAFETY: F16C is there, see the module.
+        Halves(unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0) })
+    }
+
+    /// With the sign of `other`.
+    #[inline(always)]
+    fn signed_as(self, other: Self) -> Self {
+        // SAFETY: AVX2 is there, see the module.
+        Self(unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(sign, self.0), _mm256_and_ps(sign, other.0))
+        })
+    }
+}
+
 impl Vector for Avx2 {
     type Mask = __m256;
+
+    /// The reciprocal, and what it lacks.
+    type Divisor = [Self; 2];
 
     operations! {
         fn add(other) = _mm256_add_ps;
@@ -57,9 +131,19 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     fn code(self, max: Self) -> Self {
-        // The instruction rounds as `round` does, but for the sign of a zero; and what is clamped is not negative.
+        // It rounds as `round` does, but for the sign of a zero; and what is clamped is not negative.
+        self.clamp(max).nearest_integer()
+    }
+
+    #[inline(always)]
+    fn capped_code(self, max: Self) -> Self {
+        self.min(max).nearest_integer()
+    }
+
+    #[inline(always)]
+    fn nearest_integer(self) -> Self {
         // SAFETY: AVX2 is there, see the module.
-        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.clamp(max).0) })
+        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
     }
 
     #[inline(always)]
@@ -86,6 +170,206 @@ impl Vector for Avx2 {
     fn where_or(self, mask: __m256, other: Self) -> Self {
         // SAFETY: AVX2 is there, see the module.
         Self(unsafe { _mm256_blendv_ps(other.0, self.0, mask) })
+    }
+
+    #[inline(always)]
+    fn all(mask: __m256) -> bool {
+        // SAFETY: AVX2 is there, see the module.
+        unsafe { _mm256_movemask_ps(mask) == 0xff }
+    }
+
+    /// A reciprocal in two parts, for a quotient of one product and one fused product (Brisebarre, Muller and Raina,
+    /// "Accelerating correctly rounded floating-point division when the divisor is known in advance", IEEE Transactions on
+    /// Computers 53, 2004). Both parts are the nearest: the tests try every divisor.
+    #[inline(always)]
+    fn divisor(self) -> [Self; 2] {
+        let one = Self::splat(1.0);
+        let reciprocal = one.div(self);
+        let minus = Self::splat(0.0).sub(self);
+        // The rest by the reciprocal, and corrected once: the nearest of `rest / self` without a division.
+        let rest = minus.mul_add(reciprocal, one);
+        let lacks = rest.mul(reciprocal);
+        [reciprocal, minus.mul_add(lacks, rest).mul_add(reciprocal, lacks)]
+    }
+
+    #[inline(always)]
+    fn quotient(self, [reciprocal, lacks]: [Self; 2]) -> Self {
+        self.mul_add(reciprocal, self.mul(lacks))
+    }
+
+    #[inline(always)]
+    fn nearest(self, store: Float) -> Self {
+        match store {
+            Float::F32 => self,
+            Float::F16 => self.halves().widened(),
+            // SAFETY: AVX2 is there, see the module.
+            Float::BF16 => unsafe {
+                // Up if what is cut off is more than half, or half and the last bit that stays is odd.
+                let bits = _mm256_castps_si256(self.0);
+                let is_odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(bits, _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff)));
+                let cut = _mm256_and_si256(up, _mm256_set1_epi32(!0xffff));
+                let is_number = _mm256_cmp_ps::<_CMP_ORD_Q>(self.0, self.0);
+                Self(_mm256_blendv_ps(self.0, _mm256_castsi256_ps(cut), is_number))
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn other_side(self, store: Float) -> Self {
+        let nearest = self.nearest(store);
+        let other = match store {
+            Float::F32 => return self,
+            Float::F16 => {
+                let is_below = nearest.abs().less(self.abs());
+                // SAFETY: AVX2 is there, see the module.
+                unsafe {
+                    // −1 where the step is outward, and 1 where it is inward.
+                    let inward =
+                        _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_castps_si256(is_below)), _mm256_set1_epi32(1));
+                    let inward = _mm_packs_epi32(_mm256_castsi256_si128(inward), _mm256_extracti128_si256::<1>(inward));
+                    Halves(_mm_sub_epi16(nearest.signed_as(self).halves().0, inward)).widened()
+                }
+            }
+            Float::BF16 => {
+                let is_below = nearest.abs().less(self.abs());
+                // SAFETY: AVX2 is there, see the module.
+                unsafe {
+                    let inward =
+                        _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_castps_si256(is_below)), _mm256_set1_epi32(1));
+                    let bits = _mm256_castps_si256(nearest.signed_as(self).0);
+                    Self(_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32::<16>(inward))))
+                }
+            }
+        };
+        // SAFETY: AVX2 is there, see the module.
+        nearest.where_or(unsafe { _mm256_cmp_ps::<_CMP_EQ_OQ>(nearest.0, self.0) }, other)
+    }
+
+    #[inline(always)]
+    fn divisors(self) -> [[Self; 2]; ROWS] {
+        let [reciprocal, lacks] = self.divisor();
+        let (reciprocal, lacks) = (reciprocal.store(), lacks.store());
+        let mut divisors = [[self; 2]; ROWS];
+        for row in 0..ROWS {
+            divisors[row] = [Self::splat(reciprocal[row]), Self::splat(lacks[row])];
+        }
+        divisors
+    }
+
+    #[inline(always)]
+    fn least(of: [Self; ROWS]) -> Self {
+        across(of, Self::min)
+    }
+
+    #[inline(always)]
+    fn greatest(of: [Self; ROWS]) -> Self {
+        across(of, Self::max)
+    }
+
+    #[inline(always)]
+    fn from_f32(of: &[f32; BYTES]) -> [Self; BYTES / ROWS] {
+        let [a, b, c, d] = of.as_chunks().0 else { unreachable!("four eights") };
+        let (ab, cd) = (fours(Self::load(*a), Self::load(*b)), fours(Self::load(*c), Self::load(*d)));
+        [ab.0, ab.1, cd.0, cd.1]
+    }
+
+    #[inline(always)]
+    fn from_bf16(of: &[bf16; BYTES]) -> [Self; BYTES / ROWS] {
+        // SAFETY: AVX2 is there, see the module; `of` is 64 bytes long, and no alignment is asked for.
+        unsafe {
+            let from = of.as_ptr();
+            let (ab, cd) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(BYTES / 2).cast()));
+            let zero = _mm256_setzero_si256();
+            [
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, ab))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, ab))),
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, cd))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, cd))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
+        let from = of.as_ptr();
+        // SAFETY: F16C is there, see the module; `of` is 64 bytes long, and no alignment is asked for.
+        let [a, b, c, d] = unsafe {
+            [
+                Halves(_mm_loadu_si128(from.cast())).widened(),
+                Halves(_mm_loadu_si128(from.add(ROWS).cast())).widened(),
+                Halves(_mm_loadu_si128(from.add(2 * ROWS).cast())).widened(),
+                Halves(_mm_loadu_si128(from.add(3 * ROWS).cast())).widened(),
+            ]
+        };
+        let (ab, cd) = (fours(a, b), fours(c, d));
+        [ab.0, ab.1, cd.0, cd.1]
+    }
+
+    #[inline(always)]
+    fn nearest_bytes([a, b, c, d]: [Self; BYTES / ROWS]) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        // SAFETY: AVX2 is there, see the module; `bytes` is 32 bytes long, and no alignment is asked for.
+        unsafe {
+            let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(b.0));
+            let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c.0), _mm256_cvtps_epi32(d.0));
+            // Packing twice leaves the second eight after the third.
+            let all = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(ab, cd));
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), all);
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    fn transposed(rows: [[u8; ROWS]; ROWS]) -> [[u8; ROWS]; ROWS] {
+        let mut columns = [[0; ROWS]; ROWS];
+        // SAFETY: AVX2 is there, see the module; `rows` and `columns` are 64 bytes long, and no alignment is asked for.
+        unsafe {
+            let from = rows.as_ptr();
+            // Of two rows each: bytes of the same column side by side. Then of four, of all.
+            let order = _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+            let a = _mm_shuffle_epi8(_mm_loadu_si128(from.cast()), order);
+            let b = _mm_shuffle_epi8(_mm_loadu_si128(from.add(2).cast()), order);
+            let c = _mm_shuffle_epi8(_mm_loadu_si128(from.add(4).cast()), order);
+            let d = _mm_shuffle_epi8(_mm_loadu_si128(from.add(6).cast()), order);
+            let (ab, cd) = (_mm_unpacklo_epi16(a, b), _mm_unpacklo_epi16(c, d));
+            let (ab_high, cd_high) = (_mm_unpackhi_epi16(a, b), _mm_unpackhi_epi16(c, d));
+            let to = columns.as_mut_ptr();
+            _mm_storeu_si128(to.cast(), _mm_unpacklo_epi32(ab, cd));
+            _mm_storeu_si128(to.add(2).cast(), _mm_unpackhi_epi32(ab, cd));
+            _mm_storeu_si128(to.add(4).cast(), _mm_unpacklo_epi32(ab_high, cd_high));
+            _mm_storeu_si128(to.add(6).cast(), _mm_unpackhi_epi32(ab_high, cd_high));
+        }
+        columns
+    }
+
+    #[inline(always)]
+    fn squeeze<const BITS: usize>(codes: &[u8; BYTES], out: &mut [u8; BYTES]) {
+        if BITS == 8 {
+            *out = *codes;
+            return;
+        }
+        // SAFETY: AVX2 is there, see the module; `codes` is 32 bytes long and so is `out`, of which 16 bytes from 0 and from
+        // 2 × BITS ≤ 12 on are written; no alignment is asked for.
+        unsafe {
+            let codes = _mm256_loadu_si256(codes.as_ptr().cast());
+            // Each second code goes above the first, then each second pair, each second four.
+            let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(1 | 1 << (8 + BITS)));
+            let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * BITS)));
+            let low = _mm256_and_si256(fours, _mm256_set1_epi64x(0xffff_ffff));
+            let above = _mm_cvtsi64_si128(4 * i64::from(BITS as u8));
+            let all = _mm256_or_si256(low, _mm256_sll_epi64(_mm256_srli_epi64::<32>(fours), above));
+            // The first BITS bytes of each 8 are what there is: side by side, for each half of the register.
+            let mut places = [-1_i8; 16];
+            for (at, place) in places[..2 * BITS].iter_mut().enumerate() {
+                *place = (at % BITS + at / BITS * 8) as i8;
+            }
+            let places = _mm256_broadcastsi128_si256(_mm_loadu_si128(places.as_ptr().cast()));
+            let bytes = _mm256_shuffle_epi8(all, places);
+            let to = out.as_mut_ptr();
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
+            _mm_storeu_si128(to.add(2 * BITS).cast(), _mm256_extracti128_si256::<1>(bytes));
+        }
     }
 
     #[inline(always)]
@@ -162,7 +446,7 @@ impl Vector for Avx2 {
 #[cfg(test)]
 mod tests {
     use super::super::Level;
-    use super::super::vector::Portable;
+    use super::super::vector::{Element, Portable};
     use super::*;
 
     /// Numbers of every kind, and what is none.
@@ -192,15 +476,17 @@ mod tests {
 
     /// What every operation gives of a pair.
     fn all<V: Vector>(a: Lane, b: Lane) -> Vec<[u32; ROWS]> {
-        let (x, y) = (V::load(a), V::load(b));
+        let (x, y, third) = (V::load(a), V::load(b), b[3]);
         let held = x.clamp(V::splat(255.0));
+        let number = |lanes: V| lanes.max(V::splat(f32::MIN)).add(V::splat(0.0));
+        let (a, b) = (number(x), number(y));
         let power = x.clamp(V::splat(253.0)).round().sub(V::splat(126.0));
         let results = [
             x.add(y),
             x.sub(y),
             x.mul(y),
             x.div(y),
-            x.mul_add(y, V::splat(b[3])),
+            x.mul_add(y, V::splat(third)),
             x.mul_add(x, y),
             x.min(y),
             x.max(y),
@@ -211,10 +497,75 @@ mod tests {
             V::splat(0.0).sub(held).round(),
             power.power_of_two(),
             V::from_bytes(held.round().bytes()),
-            V::splat(b[3]),
-            x.each(f32::round_ties_even),
+            V::splat(third),
+            x.nearest_integer(),
+            x.nearest(Float::BF16),
+            x.nearest(Float::F16),
+            x.other_side(Float::BF16),
+            x.other_side(Float::F16),
+            x.other_side(Float::F32),
+            V::least([a, b, held, a, b, held, a, b]),
+            V::greatest([a, b, held, a, b, held, a, b]),
         ];
         results.map(|result| bits(result.store())).to_vec()
+    }
+
+    /// A quotient is only needed for its code. Where that changes, between two integers, the quotient by `divisor` and the
+    /// one by division must lie on the same side: `significand / 2^23` is the divisor, and the numbers tried are those next
+    /// to where the code changes.
+    fn has_the_codes_of_a_division(significand: u32) {
+        let by = f32::from_bits(0x3f80_0000 | significand);
+        let divisor = Avx2::splat(by).divisor();
+        let max = Avx2::splat(255.0);
+        for code in 0..=255_u16 {
+            let edge = ((f32::from(code) + 0.5) * by).to_bits();
+            let near = Avx2::load(std::array::from_fn(|at| f32::from_bits(edge - 4 + at as u32)));
+            let codes = (near.quotient(divisor).code(max).store(), near.div(Avx2::splat(by)).code(max).store());
+            assert_eq!(codes.0, codes.1, "{near:?} / {by:e}");
+        }
+    }
+
+    /// The quotient is off by less than 2^−22 of its last place, so it can differ from the rounded one only next to the
+    /// middle of two floats. Next to a half, that is where the divisor's low 16 bits are near 0: of all others one in
+    /// 2^13 is tried.
+    #[test]
+    fn a_quotient_has_the_code_of_a_division() {
+        if Level::detect() == Level::PORTABLE {
+            return;
+        }
+        for significand in 0..1 << 23 {
+            let from_round = (significand + 64) % (1 << 16);
+            if from_round < 128 || significand % 8_191 == 0 {
+                has_the_codes_of_a_division(significand);
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "half a minute: every divisor there is, but for its exponent"]
+    fn a_quotient_has_the_code_of_a_division_for_every_divisor() {
+        if Level::detect() != Level::PORTABLE {
+            (0..1 << 23).for_each(has_the_codes_of_a_division);
+        }
+    }
+
+    #[test]
+    fn bytes_and_elements_keep_their_order() {
+        fn bytes<V: Vector, T: Element>(of: [T; BYTES]) -> [u8; BYTES] {
+            V::nearest_bytes(T::widened(&of))
+        }
+        if Level::detect() == Level::PORTABLE {
+            return;
+        }
+        let values: [f32; BYTES] = std::array::from_fn(|at| (at * 7) as f32 + if at % 3 == 0 { 0.5 } else { 0.25 });
+        let expected = std::array::from_fn(|at| (at * 7) as u8 + u8::from(at % 3 == 0 && at % 2 == 1));
+        assert_eq!(bytes::<Avx2, f32>(values), expected);
+        assert_eq!(bytes::<Portable, f32>(values), expected);
+        let (halves, brain) = (values.map(f16::from_f32), values.map(bf16::from_f32));
+        assert_eq!(bytes::<Avx2, f16>(halves), bytes::<Portable, f16>(halves));
+        assert_eq!(bytes::<Avx2, bf16>(brain), bytes::<Portable, bf16>(brain));
+        let rows: [[u8; ROWS]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 31 + at * 7) as u8));
+        assert_eq!(Avx2::transposed(rows), Portable::transposed(rows));
     }
 
     #[test]

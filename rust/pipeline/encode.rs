@@ -340,8 +340,8 @@ impl Job<'_> {
         let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
         reader.bands((checkpoint, self.pass.level), view, bands, |rows, band, source| {
             let count = (rows.end - rows.start) as usize;
-            self.encoder.encode(scheme, store, band, &vectors.k, encoded);
-            self.output.format.append(scheme, store, encoded, count, &mut made.parts);
+            self.encoder.encode(scheme, store, (source, band), &vectors.k, encoded);
+            self.output.format.append(self.pass.level, (scheme, store), encoded, count, &mut made.parts);
             let errors = self.encoder.error(scheme, band, &vectors.k, encoded);
             made.noise.push(Noise::of(&errors[..count], &vectors.r, rows.start as usize));
             if hashes {

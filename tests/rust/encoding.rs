@@ -19,9 +19,18 @@ fn encoder(effort: Effort) -> Encoder {
     Encoder { level: Level::detect(), effort }
 }
 
+/// The rows of a band as they are stored, one after the other.
+fn rows(store: Float, band: &[Lane]) -> Vec<u8> {
+    let mut stored = Vec::new();
+    for row in 0..ROWS {
+        store.append(&band.iter().map(|lanes| lanes[row]).collect::<Vec<_>>(), &mut stored);
+    }
+    stored
+}
+
 fn encode(encoder: Encoder, scheme: Affine, store: Float, band: &[Lane], k: &[f32]) -> Encoded {
     let mut encoded = Encoded::default();
-    encoder.encode(scheme, store, band, k, &mut encoded);
+    encoder.encode(scheme, store, (&rows(store, band), band), k, &mut encoded);
     encoded
 }
 
@@ -32,18 +41,15 @@ fn stored(source: &[u8], cols: usize, store: Float, scheme: Affine) -> [Vec<u8>;
     bytemuck::cast_slice_mut(&mut aligned)[..source.len()].copy_from_slice(source);
     let source = &bytemuck::cast_slice::<u64, u8>(&aligned)[..source.len()];
 
-    let (mut row, mut band, mut parts) = (Vec::new(), Vec::new(), [const { Vec::new() }; 3]);
+    let mut parts = [const { Vec::new() }; 3];
     let row_bytes = cols * store.bytes();
     for rows in source.chunks(ROWS * row_bytes) {
-        band::load(Level::detect(), store, rows, cols, &mut row, &mut band);
-        let encoded = encode(encoder(Effort::Fast), scheme, store, &band, &vec![1.0; cols]);
-        pack::band(scheme.bits(), &encoded.codes, rows.len() / row_bytes, &mut parts[0]);
-        for row in 0..rows.len() / row_bytes {
-            let scales: Vec<f32> = encoded.grids.iter().map(|grid| grid[row].scale).collect();
-            let biases: Vec<f32> = encoded.grids.iter().map(|grid| grid[row].bias).collect();
-            store.append(&scales, &mut parts[1]);
-            store.append(&biases, &mut parts[2]);
-        }
+        let (mut encoded, count) = (Encoded::default(), rows.len() / row_bytes);
+        encoder(Effort::Fast).encode(scheme, store, (rows, &[]), &vec![1.0; cols], &mut encoded);
+        let groups = cols / scheme.group_size();
+        pack::pack(Level::detect(), scheme.bits(), &encoded.codes[..count * cols], &mut parts[0]);
+        store.append(&encoded.scales[..count * groups], &mut parts[1]);
+        store.append(&encoded.biases[..count * groups], &mut parts[2]);
     }
     parts
 }
@@ -185,17 +191,20 @@ fn cases() -> impl Strategy<Value = Case> {
 }
 
 /// Bit patterns of a band's codes and grids.
-fn bits(encoded: &Encoded) -> (Vec<[u8; ROWS]>, Vec<[[u32; 2]; ROWS]>) {
-    let grid =
-        |grids: &[ramrs::kernel::affine::Grid; ROWS]| grids.map(|grid| [grid.scale.to_bits(), grid.bias.to_bits()]);
-    (encoded.codes.clone(), encoded.grids.iter().map(grid).collect())
+fn bits(encoded: &Encoded) -> (Vec<u8>, Vec<u32>) {
+    (encoded.codes.clone(), encoded.scales.iter().chain(&encoded.biases).map(|value| value.to_bits()).collect())
+}
+
+/// What belongs to row `row` of values row after row.
+fn row_of<T>(values: &[T], row: usize) -> &[T] {
+    &values[row * values.len() / ROWS..(row + 1) * values.len() / ROWS]
 }
 
 /// Row `row` of each group of `encoded`, decoded in `f64` as the runtime's `f32` would have it.
 fn decoded(encoded: &Encoded, scheme: Affine, row: usize) -> impl Iterator<Item = f32> {
-    encoded.codes.iter().enumerate().map(move |(column, codes)| {
-        let grid = encoded.grids[column / scheme.group_size()][row];
-        f32::from(codes[row]) * grid.scale + grid.bias
+    row_of(&encoded.codes, row).iter().enumerate().map(move |(column, &code)| {
+        let group = column / scheme.group_size();
+        f32::from(code) * row_of(&encoded.scales, row)[group] + row_of(&encoded.biases, row)[group]
     })
 }
 
@@ -216,6 +225,16 @@ proptest! {
             for (a, b) in of_best.iter().zip(of_plain) {
                 prop_assert_eq!(a.weighted.to_bits(), b.weighted.to_bits());
                 prop_assert_eq!(a.plain.to_bits(), b.plain.to_bits());
+            }
+            // The errors of all schemes at once are those of encoding with each.
+            let schemes: Vec<_> = Affine::all().filter(|it| it.group_size() == scheme.group_size()).collect();
+            for encoder in [best, plain] {
+                let all = encoder.errors(&schemes, float, &band, &k);
+                prop_assert_eq!(encoder.errors(&schemes[2..3], float, &band, &k)[0], all[2]);
+                for (scheme, found) in schemes.iter().zip(all) {
+                    let one = encoder.error(*scheme, &band, &k, &encode(encoder, *scheme, float, &band, &k));
+                    prop_assert_eq!(found, one, "{} {}", effort, scheme);
+                }
             }
         }
         let (best, plain) = (band::energy(Level::detect(), &band, &k), band::energy(Level::PORTABLE, &band, &k));
@@ -267,10 +286,9 @@ proptest! {
         let Case { float, scheme, band, k } = case;
         for effort in [Effort::Fast, Effort::Normal] {
             let encoded = encode(encoder(effort), scheme, float, &band, &k);
-            prop_assert!(encoded.codes.iter().flatten().all(|&code| code <= scheme.max_code()));
-            for grid in encoded.grids.iter().flatten() {
-                prop_assert_eq!(float.round(grid.scale).to_bits(), grid.scale.to_bits());
-                prop_assert_eq!(float.round(grid.bias).to_bits(), grid.bias.to_bits());
+            prop_assert!(encoded.codes.iter().all(|&code| code <= scheme.max_code()));
+            for stored in encoded.scales.iter().chain(&encoded.biases) {
+                prop_assert_eq!(float.round(*stored).to_bits(), stored.to_bits());
             }
             for row in 0..ROWS {
                 prop_assert!(decoded(&encoded, scheme, row).all(f32::is_finite));
@@ -292,10 +310,10 @@ proptest! {
                 alone
             }).collect();
             let alone = encode(encoder(effort), scheme, float, &alone, &k[last..]);
-            for (whole, alone) in whole.codes[last..].iter().zip(&alone.codes) {
-                prop_assert_eq!(whole[lane], alone[(lane + 3) % ROWS]);
-            }
-            prop_assert_eq!(whole.grids[last / size][lane], alone.grids[0][(lane + 3) % ROWS]);
+            let other = (lane + 3) % ROWS;
+            prop_assert_eq!(&row_of(&whole.codes, lane)[last..], row_of(&alone.codes, other));
+            prop_assert_eq!(row_of(&whole.scales, lane)[last / size], alone.scales[other]);
+            prop_assert_eq!(row_of(&whole.biases, lane)[last / size], alone.biases[other]);
         }
     }
 }

@@ -160,9 +160,9 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
         let (mut weighted, mut plain) = (0.0, 0.0);
         let mut reader = ramrs::checkpoint::stream::Reader::default();
         let pass = crew.pass(&checkpoint, Level::detect());
-        let sum = |rows: std::ops::Range<u64>, band: &[ramrs::kernel::vector::Lane], _: &[u8]| {
+        let sum = |rows: std::ops::Range<u64>, band: &[ramrs::kernel::vector::Lane], source: &[u8]| {
             let mut encoded = ramrs::quant::Encoded::default();
-            encoder.encode(point.scheme, matrix.float, band, &measured.vectors.k, &mut encoded);
+            encoder.encode(point.scheme, matrix.float, (source, band), &measured.vectors.k, &mut encoded);
             let errors = encoder.error(point.scheme, band, &measured.vectors.k, &encoded);
             for (row, error) in rows.zip(errors) {
                 weighted += 0.5 * measured.vectors.r.of(row as usize) * error.weighted;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use ramrs::checkpoint::Checkpoint;
 use ramrs::dtype::{Dtype, Float};
+use ramrs::kernel::Level;
 use ramrs::pack;
 use ramrs::scheme::{Affine, BITS};
 use ramrs::writer::layout::{Stored, index, lay_out};
@@ -67,17 +68,15 @@ proptest! {
     ) {
         let mut numbers = support::Numbers(seed);
         let limit = 1 << bits;
-        let band: Vec<[u8; 8]> = (0..8 * eights).map(|_| std::array::from_fn(|_| numbers.below(limit) as u8)).collect();
-        for rows in 0..=8 {
-            let (mut packed, mut back) = (Vec::new(), Vec::new());
-            pack::band(bits, &band, rows, &mut packed);
-            pack::unpack(bits, &packed, &mut back);
-            prop_assert!(back.iter().eq((0..rows).flat_map(|row| band.iter().map(move |codes| &codes[row]))));
-            // The rule of the format: bit n of the stream is bit n mod 8 of byte n / 8.
-            for n in 0..8 * packed.len() {
-                let (code, bit) = (back[n / usize::from(bits)], n % usize::from(bits));
-                prop_assert_eq!(packed[n / 8] >> (n % 8) & 1, code >> bit & 1);
-            }
+        let codes: Vec<u8> = (0..8 * eights).map(|_| numbers.below(limit) as u8).collect();
+        let (mut packed, mut back) = (Vec::new(), Vec::new());
+        pack::pack(Level::detect(), bits, &codes, &mut packed);
+        pack::unpack(bits, &packed, &mut back);
+        prop_assert_eq!(&back, &codes);
+        // The rule of the format: bit n of the stream is bit n mod 8 of byte n / 8.
+        for n in 0..8 * packed.len() {
+            let (code, bit) = (back[n / usize::from(bits)], n % usize::from(bits));
+            prop_assert_eq!(packed[n / 8] >> (n % 8) & 1, code >> bit & 1);
         }
     }
 }
@@ -88,7 +87,7 @@ fn the_bytes_of_a_scheme_are_those_of_its_parts() {
         for float in [Float::F32, Float::F16, Float::BF16] {
             let (rows, cols) = (3_u64, 384_u64);
             let mut row = Vec::new();
-            pack::band(scheme.bits(), &vec![[0; 8]; cols as usize], 1, &mut row);
+            pack::pack(Level::detect(), scheme.bits(), &vec![0; cols as usize], &mut row);
             let grids = 2 * (cols as usize / scheme.group_size()) * float.bytes();
             assert_eq!(scheme.stored_bytes(rows, cols, float), rows * (row.len() + grids) as u64, "{scheme}");
         }

@@ -16,7 +16,7 @@ use super::{Arrangement, Format, Module, Rows};
 use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor};
 use crate::dtype::{Dtype, Float};
 use crate::error::Result;
-use crate::kernel::affine::Grid;
+use crate::kernel::Level;
 use crate::kernel::vector::ROWS;
 use crate::pack;
 use crate::quant::Encoded;
@@ -52,35 +52,32 @@ impl Format for Mlx {
         ]
     }
 
-    fn append(&self, scheme: Affine, store: Float, encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]) {
+    fn append(
+        &self,
+        level: Level,
+        (scheme, store): (Affine, Float),
+        encoded: &Encoded,
+        rows: usize,
+        parts: &mut [Vec<u8>],
+    ) {
         let [codes, scales, biases] = parts else { unreachable!("a module has three parts") };
-        pack::band(scheme.bits(), &encoded.codes, rows, codes);
-        for row in 0..rows {
-            let grids = encoded.grids.iter().map(|grid| grid[row]);
-            store.append(&grids.clone().map(|grid| grid.scale).collect::<Vec<_>>(), scales);
-            store.append(&grids.map(|grid| grid.bias).collect::<Vec<_>>(), biases);
-        }
+        let share = |all: usize| all / ROWS * rows;
+        pack::pack(level, scheme.bits(), &encoded.codes[..share(encoded.codes.len())], codes);
+        store.append(&encoded.scales[..share(encoded.scales.len())], scales);
+        store.append(&encoded.biases[..share(encoded.biases.len())], biases);
     }
 
     fn extract(&self, scheme: Affine, store: Float, parts: &[&[u8]], rows: usize, encoded: &mut Encoded) {
         let [packed, scales, biases] = parts else { unreachable!("a module has three parts") };
-        let mut codes = Vec::new();
-        pack::unpack(scheme.bits(), packed, &mut codes);
-        let (cols, groups) = (codes.len() / rows, scales.len() / rows / store.bytes());
-        let [mut scale, mut bias] = [vec![0.0; rows * groups], vec![0.0; rows * groups]];
-        store.widen(scales, &mut scale);
-        store.widen(biases, &mut bias);
-        encoded.codes = (0..cols)
-            .map(|column| std::array::from_fn(|row| if row < rows { codes[row * cols + column] } else { 0 }))
-            .collect();
-        let grid = |at: usize| Grid { scale: scale[at], bias: bias[at] };
-        encoded.grids = (0..groups)
-            .map(|group| {
-                std::array::from_fn::<_, ROWS, _>(
-                    |row| if row < rows { grid(row * groups + group) } else { Grid::default() },
-                )
-            })
-            .collect();
+        encoded.codes.clear();
+        pack::unpack(scheme.bits(), packed, &mut encoded.codes);
+        encoded.codes.resize(encoded.codes.len() / rows * ROWS, 0);
+        let groups = scales.len() / rows / store.bytes();
+        for (stored, values) in [(scales, &mut encoded.scales), (biases, &mut encoded.biases)] {
+            values.clear();
+            values.resize(ROWS * groups, 0.0);
+            store.widen(stored, &mut values[..rows * groups]);
+        }
     }
 
     fn stored<'a>(&self, output: &'a Checkpoint, target: &str, scheme: Affine) -> Option<(Matrix, Vec<&'a Tensor>)> {
