@@ -66,7 +66,7 @@ impl Encoded {
 }
 
 /// Rows of a matrix as they are stored, and side by side.
-pub type Side<'a> = (&'a [u8], &'a [Lane]);
+pub type Band<'a> = (&'a [u8], &'a [Lane]);
 
 /// Encodes bands of matrices whose scales are stored as `store`.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ impl Encoder {
     ///
     /// # Panics
     /// If the scheme's groups do not divide the columns, or `k` is not as long as they are many.
-    pub fn encode(self, scheme: Affine, store: Float, (source, band): Side<'_>, k: &[f32], out: &mut Encoded) {
+    pub fn encode(self, scheme: Affine, store: Float, (source, band): Band<'_>, k: &[f32], out: &mut Encoded) {
         let cols = k.len();
         assert!(cols.is_multiple_of(scheme.group_size()), "encode: shapes");
         out.resize(cols, scheme.group_size());

@@ -1,0 +1,158 @@
+//! Scale, bias and codes of groups.
+//!
+//! A group of `G` weights is stored as a scale, a bias and `G` codes, and decodes to `code * scale + bias`, a product
+//! and a sum rounded to `f32` each. Two encoders choose them, [`encode_plain`] by MLX's rule and [`encode_search`] by the
+//! least weighted error; what they make of a band is measured here, for both.
+
+pub mod plain;
+pub mod search;
+
+pub use plain::{encode_plain, plain_errors};
+pub use search::{TRIALS, encode_search, search_errors};
+
+use super::kernel;
+use super::vector::{Lane, ROWS, Vector};
+use crate::scheme::BITS;
+
+/// The most schemes whose errors are measured at once: one for each code width.
+pub const MAX_SCHEMES: usize = BITS.len();
+
+/// Squared error of one row as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowError {
+    /// `Σ_j k_j (ŵ_j − w_j)²`
+    pub weighted: f64,
+    /// `Σ_j (ŵ_j − w_j)²`
+    pub plain: f64,
+}
+
+/// Where the codes and grids of a band go: row after row.
+pub struct Rows<'a> {
+    /// A code for each weight.
+    pub codes: &'a mut [u8],
+    /// Weight per step of the code, for each group.
+    pub scales: &'a mut [f32],
+    /// Weight of code 0, for each group.
+    pub biases: &'a mut [f32],
+}
+
+impl Rows<'_> {
+    /// Puts the grid of group `at` of each row, of `groups`.
+    #[inline(always)]
+    fn put<V: Vector>(&mut self, at: usize, groups: usize, (scale, bias): (V, V)) {
+        let (scale, bias) = (scale.store(), bias.store());
+        for row in 0..ROWS {
+            self.scales[row * groups + at] = scale[row];
+            self.biases[row * groups + at] = bias[row];
+        }
+    }
+}
+
+/// The codes of a group's columns on `N` grids.
+///
+/// A trait and no closure: what is not inlined into the kernel is compiled without its instructions, and of a closure that
+/// cannot be asked.
+trait Codes<V, const N: usize> {
+    /// Those of column `column`.
+    fn of(&self, column: usize) -> [V; N];
+}
+
+/// Weighted and plain squared error of each row's group, for each of `N` stored grids `(scale, bias)`: the codes of each
+/// column, decoded.
+///
+/// The one measure of error there is: whatever chooses codes and whatever reports on them calls this. Grids are taken
+/// side by side so that the one's sums need not wait for the other's.
+#[inline(always)]
+fn group_errors<V: Vector, const G: usize, const N: usize>(
+    w: &[Lane; G],
+    k: &[f32; G],
+    stored: [(V, V); N],
+    codes: &impl Codes<V, N>,
+) -> [(V, V); N] {
+    let mut sums = [(V::splat(0.0), V::splat(0.0)); N];
+    for column in 0..G {
+        let (w, k) = (V::load(w[column]), V::splat(k[column]));
+        let codes = codes.of(column);
+        for at in 0..N {
+            let (scale, bias) = stored[at];
+            let off = codes[at].mul(scale).add(bias).sub(w);
+            let square = off.mul(off);
+            sums[at] = (sums[at].0.add(k.mul(square)), sums[at].1.add(square));
+        }
+    }
+    sums
+}
+
+/// Errors of the rows of a band, summed group by group.
+#[derive(Clone, Copy)]
+struct RowSums {
+    weighted: [f64; ROWS],
+    plain: [f64; ROWS],
+}
+
+impl RowSums {
+    const NONE: Self = Self { weighted: [0.0; ROWS], plain: [0.0; ROWS] };
+
+    /// Adds those of a group.
+    #[inline(always)]
+    fn add<V: Vector>(&mut self, (weighted, plain): (V, V)) {
+        self.weighted.iter_mut().zip(weighted.store()).for_each(|(sum, row)| *sum += f64::from(row));
+        self.plain.iter_mut().zip(plain.store()).for_each(|(sum, row)| *sum += f64::from(row));
+    }
+
+    fn rows(&self) -> [RowError; ROWS] {
+        std::array::from_fn(|row| RowError { weighted: self.weighted[row], plain: self.plain[row] })
+    }
+}
+
+/// The least and the greatest element of each row's group.
+#[inline(always)]
+fn range<V: Vector, const G: usize>(w: &[Lane; G]) -> (V, V) {
+    let first = V::load(w[0]);
+    w[1..].iter().fold((first, first), |(low, high), &w| (V::load(w).min(low), V::load(w).max(high)))
+}
+
+/// Group `at` of a band or of a vector as an array of a length known when compiling.
+#[inline(always)]
+fn group<const G: usize, T>(of: &[T], at: usize) -> &[T; G] {
+    of[at * G..].first_chunk().expect("a band holds whole groups")
+}
+
+/// Codes that are given, column by column.
+struct GivenCodes<'a, const G: usize>(&'a [[u8; ROWS]; G]);
+
+impl<V: Vector, const G: usize> Codes<V, 1> for GivenCodes<'_, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; 1] {
+        [V::from_bytes(self.0[column])]
+    }
+}
+
+kernel! {
+    /// Error of each row of a band as `codes`, `scales` and `biases` decode, row after row, weighted by `k` and plain.
+    pub fn error<V: Vector, const G: usize>(
+        band: &[Lane], k: &[f32], codes: &[u8], scales: &[f32], biases: &[f32],
+    ) -> [RowError; ROWS] {
+        let (cols, groups) = (band.len(), band.len() / G);
+        let mut sums = RowSums::NONE;
+        for at in 0..groups {
+            let mut columns = [[0; ROWS]; G];
+            for (eight, columns) in columns.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+                let mut rows = [[0; ROWS]; ROWS];
+                for (row, eight_codes) in rows.iter_mut().enumerate() {
+                    *eight_codes = *codes[row * cols + at * G + eight * ROWS..].first_chunk().expect("whole eights");
+                }
+                *columns = V::transposed(rows);
+            }
+            let [mut scale, mut bias] = [[0.0; ROWS]; 2];
+            for row in 0..ROWS {
+                scale[row] = scales[row * groups + at];
+                bias[row] = biases[row * groups + at];
+            }
+            let stored = [(V::load(scale), V::load(bias))];
+            let [errors] = group_errors(group::<G, _>(band, at), group::<G, f32>(k, at), stored, &GivenCodes(&columns));
+            sums.add(errors);
+        }
+        sums.rows()
+    }
+}

@@ -1,0 +1,329 @@
+//! The least weighted error: `Σ_j k_j (ŵ_j − w_j)²`, what the layer's output feels of the error.
+//!
+//! A set of grids clipped by [`TRIALS`] is tried. The codes `q` of each give the weighted least-squares scale and bias in
+//! closed form: with `t = (w − bias) / scale` and residual `e = t − q`, solve
+//!
+//! ```text
+//! | Σk    Σkq  | |α|   | Σke  |
+//! | Σkq   Σkq² | |β| = | Σkqe |      scale' = scale (1 + β),  bias' = bias + scale α
+//! ```
+//!
+//! and the error falls from `scale² Σke²` to `scale² (Σke² − α Σke − β Σkqe)`. (Residuals and not the weights are summed,
+//! because they are small: no cancellation in `f32`.) The best two are fitted once more, rounded to what is stored and
+//! measured as stored; the plain rule's grid is one of the candidates, so the result is never worse.
+
+use super::plain::Plain;
+use super::{Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
+use crate::dtype::Float;
+use crate::kernel::kernel;
+use crate::kernel::vector::{Lane, ROWS, Vector};
+
+/// The grids [`encode_search`] starts from: how much of a group's range to clip at its low end and at its high end,
+/// in hundredths of a per cent of the range. One list per code width, in the order of [`crate::scheme::BITS`].
+///
+/// Chosen by greedy selection from a 9 × 9 lattice for the least mean weighted error over groups of real weights
+/// (see `docs/method.md`), then made symmetric.
+pub const TRIALS: [&[[u16; 2]]; 6] = [
+    &[
+        [1800, 1800],
+        [2400, 2400],
+        [1200, 3000],
+        [3000, 1200],
+        [600, 1800],
+        [1800, 600],
+        [600, 3600],
+        [3600, 600],
+        [1800, 2700],
+        [2700, 1800],
+        [600, 4800],
+        [4800, 600],
+    ],
+    &[
+        [450, 450],
+        [900, 900],
+        [1350, 1350],
+        [450, 1350],
+        [1350, 450],
+        [450, 2250],
+        [2250, 450],
+        [900, 1800],
+        [1800, 900],
+        [0, 900],
+        [900, 0],
+        [450, 3150],
+        [3150, 450],
+    ],
+    &[
+        [0, 0],
+        [300, 300],
+        [600, 600],
+        [0, 300],
+        [300, 0],
+        [0, 600],
+        [600, 0],
+        [300, 900],
+        [900, 300],
+        [300, 1500],
+        [1500, 300],
+    ],
+    &[[0, 0], [200, 200], [0, 200], [200, 0], [0, 400], [400, 0], [200, 400], [400, 200], [200, 800], [800, 200]],
+    &[[0, 0], [100, 100], [0, 100], [100, 0], [0, 200], [200, 0]],
+    &[[0, 0], [33, 33], [0, 33], [33, 0]],
+];
+
+/// A least-squares fit is refused where the codes are (nearly) all the same: determinant below this share of its terms.
+const FLAT: f32 = 1e-6;
+
+/// Codes on a stored grid, by the reciprocal of its scale.
+struct StoredCodes<'a, V, const G: usize> {
+    reciprocal: V,
+    bias: V,
+    max_code: V,
+    w: &'a [Lane; G],
+}
+
+impl<V: Vector, const G: usize> Codes<V, 1> for StoredCodes<'_, V, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; 1] {
+        [V::load(self.w[column]).sub(self.bias).mul(self.reciprocal).code(self.max_code)]
+    }
+}
+
+/// A grid of each row, its weighted error and, of a stored grid, its plain error.
+#[derive(Clone, Copy)]
+struct Candidate<V> {
+    error: V,
+    plain: V,
+    scale: V,
+    bias: V,
+}
+
+impl<V: Vector> Candidate<V> {
+    #[inline(always)]
+    fn none() -> Self {
+        Self { error: V::splat(f32::INFINITY), plain: V::splat(0.0), scale: V::splat(1.0), bias: V::splat(0.0) }
+    }
+
+    /// In each row `self` where `mask`, else `other`.
+    #[inline(always)]
+    fn where_or(self, mask: V::Mask, other: Self) -> Self {
+        Self {
+            error: self.error.where_or(mask, other.error),
+            plain: self.plain.where_or(mask, other.plain),
+            scale: self.scale.where_or(mask, other.scale),
+            bias: self.bias.where_or(mask, other.bias),
+        }
+    }
+
+    /// In each row `self`, or `other` where its error is smaller.
+    #[inline(always)]
+    fn or_better(self, other: Self) -> Self {
+        other.where_or(other.error.less(self.error), self)
+    }
+}
+
+/// The weighted least-squares grid for the codes that `(scale, bias)` gives, and its error.
+#[inline(always)]
+#[expect(clippy::many_single_char_names, reason = "they are the formula's, see the module")]
+fn fit<V: Vector, const G: usize>(
+    w: &[Lane; G],
+    k: &[f32; G],
+    k_sum: f32,
+    (scale, bias): (V, V),
+    max_code: V,
+) -> Candidate<V> {
+    let zero = V::splat(0.0);
+    let one = V::splat(1.0);
+    let reciprocal = one.div(scale);
+    let [mut q1, mut q2, mut e1, mut eq, mut e2] = [zero; 5];
+    for column in 0..G {
+        let k = V::splat(k[column]);
+        let t = V::load(w[column]).sub(bias).mul(reciprocal);
+        let q = t.code(max_code);
+        let e = t.sub(q);
+        let (kq, ke) = (k.mul(q), k.mul(e));
+        q1 = q1.add(kq);
+        e1 = e1.add(ke);
+        q2 = q2.add(kq.mul(q));
+        eq = eq.add(ke.mul(q));
+        e2 = e2.add(ke.mul(e));
+    }
+    let k_sum = V::splat(k_sum);
+    let product = k_sum.mul(q2);
+    let determinant = product.sub(q1.mul(q1));
+    let solvable = V::splat(FLAT).mul(product).less(determinant);
+    let alpha = e1.mul(q2).sub(eq.mul(q1)).div(determinant).where_or(solvable, zero);
+    let beta = eq.mul(k_sum).sub(e1.mul(q1)).div(determinant).where_or(solvable, zero);
+    let residual = e2.sub(alpha.mul(e1)).sub(beta.mul(eq)).max(zero);
+    let fitted = scale.mul(one.add(beta));
+    let (error, bias) = (residual.mul(scale.mul(scale)), bias.add(scale.mul(alpha)));
+    let found = Candidate { error, plain: zero, scale: fitted, bias };
+    // Not so for NaN, either: such a fit is no candidate.
+    found.where_or(zero.less(fitted), Candidate::none())
+}
+
+/// The least-squares scale for the codes that `(scale, bias)` gives, the bias held.
+#[inline(always)]
+fn fit_scale<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bias): (V, V), max_code: V) -> V {
+    let zero = V::splat(0.0);
+    let reciprocal = V::splat(1.0).div(scale);
+    let [mut q2, mut qw] = [zero; 2];
+    for column in 0..G {
+        let offset = V::load(w[column]).sub(bias);
+        let q = offset.mul(reciprocal).code(max_code);
+        let kq = V::splat(k[column]).mul(q);
+        q2 = q2.add(kq.mul(q));
+        qw = qw.add(kq.mul(offset));
+    }
+    let fitted = qw.div(q2);
+    fitted.where_or(zero.less(fitted), scale)
+}
+
+/// The stored grid `(scale, bias)` and the error it has; infinite if it is no grid.
+#[inline(always)]
+fn measure<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bias): (V, V), max_code: V) -> Candidate<V> {
+    let reciprocal = V::splat(1.0).div(scale);
+    let [(error, plain)] = group_errors(w, k, [(scale, bias)], &StoredCodes { reciprocal, bias, max_code, w });
+    let sound = V::splat(0.0).less(scale);
+    // A scale of 0 or an infinite one gives NaN or infinity: less than nothing.
+    Candidate { error, plain, scale, bias }.where_or(sound, Candidate::none())
+}
+
+/// The best stored grids next to the real-valued `from`.
+#[inline(always)]
+fn settle<V: Vector, const G: usize>(
+    w: &[Lane; G],
+    k: &[f32; G],
+    from: Candidate<V>,
+    max_code: V,
+    store: Float,
+    biases: usize,
+) -> Candidate<V> {
+    let mut best = Candidate::none();
+    for which in 0..biases {
+        let bias = if which == 0 { from.bias.nearest(store) } else { from.bias.other_side(store) };
+        let scale = fit_scale(w, k, (from.scale, bias), max_code);
+        best = best.or_better(measure(w, k, (scale.nearest(store), bias), max_code));
+        best = best.or_better(measure(w, k, (scale.other_side(store), bias), max_code));
+    }
+    best
+}
+
+/// What a search found for a group: a stored grid, and where that is better than the plain rule's, whose unrounded grid is
+/// beside it.
+struct Found<V: Vector> {
+    best: Candidate<V>,
+    searched: V::Mask,
+    plain: Plain<V, 1>,
+}
+
+impl<V: Vector> Found<V> {
+    /// The least weighted error: see the [module](self).
+    #[inline(always)]
+    fn search<const G: usize>(w: &[Lane; G], k: &[f32; G], trials: &[[u16; 2]], max_code: u8, store: Float) -> Self {
+        // At few bits a step is far wider than the spacing of stored biases: the nearest one will do.
+        let biases = if max_code > 15 { 2 } else { 1 };
+        let (low, high) = range::<V, G>(w);
+        let plain = Plain::<V, 1>::new((low, high), &[max_code], store);
+        let max_code = V::splat(f32::from(max_code));
+        let k_sum = k.iter().fold(0.0, |sum, k| sum + k);
+        let width = high.sub(low);
+
+        let [mut first, mut second] = [Candidate::none(); 2];
+        for &[from_low, from_high] in trials {
+            let [from_low, from_high] = [from_low, from_high].map(|share| f32::from(share) * 1e-4);
+            let start = low.add(width.mul(V::splat(from_low)));
+            let step = width.mul(V::splat((1.0 - from_low) - from_high)).div(max_code);
+            let found = fit(w, k, k_sum, (step, start), max_code);
+            let ahead = found.error.less(first.error);
+            second = second.or_better(first.where_or(ahead, found));
+            first = found.where_or(ahead, first);
+        }
+
+        let ([(error, plain_error)], [(scale, bias)]) = (plain.errors(0, w, k), plain.stored);
+        let mut best = Candidate { error, plain: plain_error, scale, bias };
+        for finalist in [first, second] {
+            let again = fit(w, k, k_sum, (finalist.scale, finalist.bias), max_code);
+            best = best.or_better(settle(w, k, finalist.or_better(again), max_code, store, biases));
+        }
+        Self { best, searched: best.error.less(error), plain }
+    }
+
+    /// The codes of the group's columns.
+    #[inline(always)]
+    fn codes<'a, const G: usize>(&'a self, w: &'a [Lane; G], max_code: u8) -> FoundCodes<'a, V, G> {
+        let reciprocal = V::splat(1.0).div(self.best.scale);
+        let by_search = StoredCodes { reciprocal, bias: self.best.bias, max_code: V::splat(f32::from(max_code)), w };
+        FoundCodes { found: self, by_search }
+    }
+}
+
+/// Codes on the grid that was found.
+struct FoundCodes<'a, V: Vector, const G: usize> {
+    found: &'a Found<V>,
+    by_search: StoredCodes<'a, V, G>,
+}
+
+impl<V: Vector, const G: usize> Codes<V, 1> for FoundCodes<'_, V, G> {
+    #[inline(always)]
+    fn of(&self, column: usize) -> [V; 1] {
+        let [by_search] = self.by_search.of(column);
+        let by_rule = self.found.plain.code(0, V::load(self.by_search.w[column]));
+        [by_search.where_or(self.found.searched, by_rule)]
+    }
+}
+
+/// Puts the codes of a group of each row where they belong: from column `first` on, rows of `cols` columns.
+#[inline(always)]
+fn put_codes<V: Vector, const G: usize>(of: &impl Codes<V, 1>, out: &mut [u8], (first, cols): (usize, usize)) {
+    for eight in (0..G).step_by(ROWS) {
+        let mut columns = [[0; ROWS]; ROWS];
+        for (column, bytes) in (eight..).zip(&mut columns) {
+            let [codes] = of.of(column);
+            *bytes = codes.bytes();
+        }
+        let rows = V::transposed(columns);
+        for row in 0..ROWS {
+            out[row * cols + first + eight..][..ROWS].copy_from_slice(&rows[row]);
+        }
+    }
+}
+
+kernel! {
+    /// The least weighted error: see the [module](self).
+    ///
+    /// As [`encode_plain`](super::encode_plain), with one weight `k` per column, none negative, and the `trials` for the code width.
+    pub fn encode_search<V: Vector, const G: usize>(
+        band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float, out: &mut Rows<'_>,
+    ) {
+        let (cols, groups) = (band.len(), band.len() / G);
+        for at in 0..groups {
+            let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            let found = Found::<V>::search(w, k, trials, max_code, store);
+            let (codes, place) = (found.codes(w, max_code), (at * G, cols));
+            if V::all(found.searched) {
+                put_codes::<V, G>(&codes.by_search, out.codes, place);
+            } else {
+                put_codes::<V, G>(&codes, out.codes, place);
+            }
+            out.put(at, groups, (found.best.scale, found.best.bias));
+        }
+    }
+}
+
+kernel! {
+    /// The errors of [`encode_search`] with each of `max_codes`, which have `trials` of their own.
+    pub fn search_errors<V: Vector, const G: usize>(
+        band: &[Lane], k: &[f32], trials: &[&[[u16; 2]]], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
+    ) {
+        let mut sums = [RowSums::NONE; MAX_SCHEMES];
+        for at in 0..band.len() / G {
+            let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            for ((&max_code, trials), sums) in max_codes.iter().zip(trials).zip(&mut sums) {
+                let best = Found::<V>::search(w, k, trials, max_code, store).best;
+                sums.add((best.error, best.plain));
+            }
+        }
+        out.iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums.rows());
+    }
+}
