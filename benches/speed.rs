@@ -4,9 +4,9 @@
 //!     cargo bench --bench speed -- /tmp/2gb [ROUNDS] [--json]
 //!
 //! Every round does each thing once, so that what else the machine does falls on all of them. Rates are of one thread, in
-//! bytes of source for a second of processor, and the shares are those of the same round; with two threads the clock on
-//! the wall counts. The checkpoint is read once before, to have it in the page cache. `--json` prints the rates of each
-//! round for another program, and leaves the second thread out.
+//! bytes of source for a second of processor, and the shares are those of the same round; with two threads and more, up to
+//! the number of cores, the clock on the wall counts. The checkpoint is read once before, to have it in the page cache. `--json` prints the rates of each
+//! round for another program, and leaves the other threads out.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
 
@@ -53,7 +53,7 @@ enum Task {
 
 const TASKS: [Task; 6] = [Task::Memory, Task::Touch, Task::Energies, Task::Curves, Task::Fast, Task::Normal];
 
-/// Those that are also done with two threads.
+/// Those that are also done with more threads.
 const SHARED: [Task; 2] = [Task::Curves, Task::Normal];
 
 impl Task {
@@ -277,7 +277,7 @@ fn main() {
     let checkpoint = Checkpoint::open(Path::new(model)).expect("a checkpoint");
     let bench = Bench::new(&checkpoint);
     let workers = |threads| Workers::new(NonZeroUsize::new(threads)).expect("threads");
-    let (one, two) = (workers(1), workers(2));
+    let one = workers(1);
     bench.touch();
     if arguments.iter().any(|argument| argument == "--json") {
         for _ in 0..rounds {
@@ -293,22 +293,28 @@ fn main() {
         rounds,
         Level::detect().name()
     );
-    let (mut single, mut double) = (Vec::new(), Vec::new());
+    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2);
+    let teams: Vec<Workers> = (1..=cores.ilog2()).map(|power| workers(1 << power)).collect();
+    let (mut single, mut shared) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         single.push(TASKS.map(|task| bench.time(task, &one)).to_vec());
-        double.push(SHARED.map(|task| bench.time(task, &two)));
+        shared.push(teams.iter().map(|team| SHARED.map(|task| bench.time(task, team))).collect::<Vec<_>>());
     }
     print_rates(&single);
-    println!("\n| wall | 1 thread, s | 2 threads, s | faster by |\n|---|---|---|---|");
+    println!("\n| wall | threads | s, of one thread | s | faster by |\n|---|---|---|---|---|");
     for (at, task) in SHARED.into_iter().enumerate() {
         let alone = TASKS.iter().position(|it| *it == task).expect("one of them");
-        let walls: Vec<_> = single.iter().zip(&double).map(|(one, two)| (one[alone].wall, two[at].wall)).collect();
-        println!(
-            "| {} | {} | {} | {} |",
-            task.title(),
-            spread(walls.iter().map(|wall| wall.0).collect()),
-            spread(walls.iter().map(|wall| wall.1).collect()),
-            spread(walls.iter().map(|wall| wall.0 / wall.1).collect()),
-        );
+        for (team, workers) in teams.iter().enumerate() {
+            let rounds = single.iter().zip(&shared);
+            let walls: Vec<_> = rounds.map(|(one, all)| (one[alone].wall, all[team][at].wall)).collect();
+            println!(
+                "| {} | {} | {} | {} | {} |",
+                task.title(),
+                workers.threads(),
+                spread(walls.iter().map(|wall| wall.0).collect()),
+                spread(walls.iter().map(|wall| wall.1).collect()),
+                spread(walls.iter().map(|wall| wall.0 / wall.1).collect()),
+            );
+        }
     }
 }
