@@ -99,7 +99,8 @@ impl Encoder {
     /// [`Effort::Fast`] at `source`.
     ///
     /// # Panics
-    /// If the scheme's groups do not divide the columns, or `k` is not as long as they are many.
+    /// If the scheme's groups do not divide the columns, `k` is not as long as they are many, or `source` is not aligned to
+    /// its type.
     pub fn encode(self, scheme: Affine, store: Float, (source, band): Band<'_>, k: &[f32], out: &mut Encoded) {
         let cols = k.len();
         assert!(cols.is_multiple_of(scheme.group_size()), "encode: shapes");
@@ -132,7 +133,7 @@ impl Encoder {
     /// [`error`](Self::error), without what is stored.
     ///
     /// # Panics
-    /// As [`encode`](Self::encode).
+    /// As [`encode`](Self::encode), or if more schemes have the same group size than there are code widths.
     #[must_use]
     pub fn errors(self, schemes: &[Affine], store: Float, band: &[Lane], k: &[f32]) -> Vec<[RowError; ROWS]> {
         let mut found = vec![[RowError::default(); ROWS]; schemes.len()];
@@ -141,6 +142,7 @@ impl Encoder {
                 (0..schemes.len()).filter(|&at| schemes[at].group_size() == usize::from(size)).collect();
             let Some(&first) = which.first() else { continue };
             assert!(band.len().is_multiple_of(usize::from(size)) && k.len() == band.len(), "errors: shapes");
+            assert!(which.len() <= affine::MAX_SCHEMES, "errors: a scheme twice");
             let max_codes: Vec<u8> = which.iter().map(|&at| schemes[at].max_code()).collect();
             let trials: Vec<&[[u16; 2]]> = which.iter().map(|&at| trials(schemes[at])).collect();
             let mut rows = vec![[RowError::default(); ROWS]; which.len()];

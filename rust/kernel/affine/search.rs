@@ -292,7 +292,8 @@ fn put_codes<V: Vector, const G: usize>(of: &impl Codes<V, 1>, out: &mut [u8], (
 kernel! {
     /// The least weighted error: see the [module](self).
     ///
-    /// As [`encode_plain`](super::encode_plain), with one weight `k` per column, none negative, and the `trials` for the code width.
+    /// `band` holds the rows side by side; one weight `k` per column, none negative, and the `trials` for the code width.
+    /// `out` has room for [`ROWS`] rows.
     pub fn encode_search<V: Vector, const G: usize>(
         band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
