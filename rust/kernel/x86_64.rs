@@ -81,9 +81,8 @@ fn across(of: [Avx2; ROWS], of_two: impl Fn(Avx2, Avx2) -> Avx2) -> Avx2 {
         };
         let low = four(pair(of[0], of[1]), pair(of[2], of[3]));
         let high = four(pair(of[4], of[5]), pair(of[6], of[7]));
-        let [first, second] =
-            [_mm256_permute2f128_ps::<0x20>(low.0, high.0), _mm256_permute2f128_ps::<0x31>(low.0, high.0)];
-        of_two(Avx2(first), Avx2(second))
+        let (first, second) = fours(low, high);
+        of_two(first, second)
     }
 }
 
@@ -218,26 +217,19 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn other_side(self, store: Float) -> Self {
         let nearest = self.nearest(store);
-        let other = match store {
-            Float::F32 => return self,
-            Float::F16 => {
-                let is_below = nearest.abs().less(self.abs());
-                // SAFETY: AVX2 is there, see the module.
-                unsafe {
-                    // −1 where the step is outward, and 1 where it is inward.
-                    let inward =
-                        _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_castps_si256(is_below)), _mm256_set1_epi32(1));
+        let (is_below, signed) = (nearest.abs().less(self.abs()), nearest.signed_as(self));
+        // SAFETY: AVX2 and F16C are there, see the module.
+        let other = unsafe {
+            // In steps of the bits: −1 where the step is outward, and 1 where it is inward.
+            let inward = _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_castps_si256(is_below)), _mm256_set1_epi32(1));
+            match store {
+                Float::F32 => return self,
+                Float::F16 => {
                     let inward = _mm_packs_epi32(_mm256_castsi256_si128(inward), _mm256_extracti128_si256::<1>(inward));
-                    Halves(_mm_sub_epi16(nearest.signed_as(self).halves().0, inward)).widened()
+                    Halves(_mm_sub_epi16(signed.halves().0, inward)).widened()
                 }
-            }
-            Float::BF16 => {
-                let is_below = nearest.abs().less(self.abs());
-                // SAFETY: AVX2 is there, see the module.
-                unsafe {
-                    let inward =
-                        _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_castps_si256(is_below)), _mm256_set1_epi32(1));
-                    let bits = _mm256_castps_si256(nearest.signed_as(self).0);
+                Float::BF16 => {
+                    let bits = _mm256_castps_si256(signed.0);
                     Self(_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32::<16>(inward))))
                 }
             }

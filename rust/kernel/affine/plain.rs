@@ -71,6 +71,13 @@ impl<V: Vector, const N: usize> Plain<V, N> {
         w.sub(self.bias[at]).div(self.scale[at]).code(self.max_code[at])
     }
 
+    /// As [`code`](Self::code), of ordinary grids. The distance from the edge has the sign of the scale, or is 0: no code is
+    /// negative.
+    #[inline(always)]
+    fn ordinary_code(&self, at: usize, w: V) -> V {
+        w.sub(self.edge).quotient(self.divisor[at]).capped_code(self.max_code[at])
+    }
+
     /// The errors of `M` of the grids, from `first` on.
     #[inline(always)]
     pub(super) fn errors<const G: usize, const M: usize>(
@@ -81,50 +88,32 @@ impl<V: Vector, const N: usize> Plain<V, N> {
     ) -> [(V, V); M] {
         let mut stored = *self.stored[first..].first_chunk().expect("as many grids");
         if !self.is_ordinary {
-            return group_errors(w, k, stored, &PlainCodes { plain: self, first, w });
+            return group_errors(w, k, stored, &PlainCodes::<_, N, G, false> { plain: self, first, w });
         }
         // They all begin at the edge: one register will do.
         let (_, edge) = stored[0];
         for (_, bias) in &mut stored {
             *bias = edge;
         }
-        group_errors(w, k, stored, &OrdinaryCodes { plain: self, first, w })
+        group_errors(w, k, stored, &PlainCodes::<_, N, G, true> { plain: self, first, w })
     }
 }
 
-/// Codes as `mx.quantize` takes them by division, on ordinary grids from `first` on.
-struct OrdinaryCodes<'a, V: Vector, const N: usize, const G: usize> {
+/// Codes as `mx.quantize` takes them by division, on grids from `first` on, which are all ordinary if it says so.
+struct PlainCodes<'a, V: Vector, const N: usize, const G: usize, const ORDINARY: bool> {
     plain: &'a Plain<V, N>,
     first: usize,
     w: &'a [Lane; G],
 }
 
-impl<V: Vector, const N: usize, const G: usize, const M: usize> Codes<V, M> for OrdinaryCodes<'_, V, N, G> {
-    /// The distance from the edge has the sign of the scale, or is 0: no code is negative.
-    #[inline(always)]
-    fn of(&self, column: usize) -> [V; M] {
-        let plain = self.plain;
-        let mut codes = [V::load(self.w[column]).sub(plain.edge); M];
-        for (at, codes) in (self.first..).zip(&mut codes) {
-            *codes = codes.quotient(plain.divisor[at]).capped_code(plain.max_code[at]);
-        }
-        codes
-    }
-}
-
-/// As [`OrdinaryCodes`], whatever the grids are.
-struct PlainCodes<'a, V: Vector, const N: usize, const G: usize> {
-    plain: &'a Plain<V, N>,
-    first: usize,
-    w: &'a [Lane; G],
-}
-
-impl<V: Vector, const N: usize, const G: usize, const M: usize> Codes<V, M> for PlainCodes<'_, V, N, G> {
+impl<V: Vector, const N: usize, const G: usize, const M: usize, const ORDINARY: bool> Codes<V, M>
+    for PlainCodes<'_, V, N, G, ORDINARY>
+{
     #[inline(always)]
     fn of(&self, column: usize) -> [V; M] {
         let mut codes = [V::load(self.w[column]); M];
-        for (at, codes) in codes.iter_mut().enumerate() {
-            *codes = self.plain.code(self.first + at, *codes);
+        for (at, codes) in (self.first..).zip(&mut codes) {
+            *codes = if ORDINARY { self.plain.ordinary_code(at, *codes) } else { self.plain.code(at, *codes) };
         }
         codes
     }
