@@ -114,6 +114,13 @@ pub trait Vector: Copy {
     /// `by` lies in `[2^−60, 2^60]`.
     #[must_use]
     fn quotient(self, by: Self::Divisor) -> Self;
+    /// `self / by` of a `by` that is one of 3, 7, 15, 31, 63 and 255, rounded as a division is, of magnitudes in
+    /// `[2^−60, 2^60]`.
+    #[must_use]
+    #[inline(always)]
+    fn exact_quotient(self, by: Self::Divisor) -> Self {
+        self.quotient(by)
+    }
     /// What the lanes are divided by, for each lane one that divides all lanes by it.
     #[must_use]
     #[inline(always)]

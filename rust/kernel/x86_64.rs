@@ -440,6 +440,7 @@ mod tests {
     use super::super::Level;
     use super::super::vector::{Element, Portable};
     use super::*;
+    use crate::scheme::BITS;
 
     /// Numbers of every kind, and what is none.
     const VALUES: [f32; 16] = [
@@ -538,6 +539,21 @@ mod tests {
     fn a_quotient_has_the_code_of_a_division_for_every_divisor() {
         if Level::detect() != Level::PORTABLE {
             (0..1 << 23).for_each(has_the_codes_of_a_division);
+        }
+    }
+
+    #[test]
+    fn a_quotient_by_a_largest_code_is_that_of_a_division() {
+        if Level::detect() == Level::PORTABLE {
+            return;
+        }
+        for bits in BITS {
+            let by = Avx2::splat(f32::from(u8::MAX >> (8 - bits)));
+            let divisor = by.divisor();
+            for first in (0..1 << 23).step_by(ROWS) {
+                let values = Avx2::load(std::array::from_fn(|at| f32::from_bits(0x3f80_0000 | (first + at as u32))));
+                assert_eq!(values.exact_quotient(divisor).store(), values.div(by).store(), "{bits} bits");
+            }
         }
     }
 

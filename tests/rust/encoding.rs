@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use ramrs::dtype::{Dtype, Float};
 use ramrs::kernel::Level;
+use ramrs::kernel::affine::RowError;
 use ramrs::kernel::band;
 use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::pack;
@@ -149,17 +150,25 @@ struct Case {
     k: Vec<f32>,
 }
 
-/// Bands of one to three groups whose rows are each of another kind, of sizes that a weight may have.
+/// Bands of one to three groups whose rows are each of another kind, of sizes that a weight may have; half of them such that
+/// every row is as weights mostly are: not all alike, and not tiny. (Kernels go another way for those.)
 fn cases() -> impl Strategy<Value = Case> {
     let schemes: Vec<_> = Affine::all().collect();
     let rows = prop::array::uniform8((prop::sample::select(KINDS.as_slice()), 0.0..1.0));
-    (prop::sample::select(FLOATS.as_slice()), prop::sample::select(schemes), rows, 0..5, 1..4_usize, any::<u64>())
-        .prop_map(|(float, scheme, rows, weighing, groups, seed)| {
+    let which = (any::<bool>(), 0..5, 1..4_usize, any::<u64>());
+    (prop::sample::select(FLOATS.as_slice()), prop::sample::select(schemes), rows, which).prop_map(
+        |(float, scheme, rows, (is_tame, weighing, groups, seed))| {
             let (mut numbers, cols) = (Numbers(seed), groups * scheme.group_size());
             let mut band = vec![[0.0; ROWS]; cols];
             // The powers of ten between which weights of this type have squares that are numbers.
-            let (least, most) = if float == Float::F16 { (-7.0, 3.0) } else { (-25.0, 15.0) };
+            let (least, most) = match float {
+                _ if is_tame => (-3.0, 3.0),
+                Float::F16 => (-7.0, 3.0),
+                _ => (-25.0, 15.0),
+            };
             for (row, (kind, share)) in rows.into_iter().enumerate() {
+                let is_odd = matches!(kind, Kind::Constant | Kind::Zero | Kind::Denormal | Kind::Sparse);
+                let kind = if is_tame && is_odd { Kind::Normal } else { kind };
                 for (column, lanes) in band.iter_mut().enumerate() {
                     let size = ramrs::math::from_decibels(10.0 * (least + share * (most - least)));
                     let weight = kind.element(column, size, &mut numbers);
@@ -187,7 +196,8 @@ fn cases() -> impl Strategy<Value = Case> {
             });
             let k = k.collect();
             Case { float, scheme, band, k }
-        })
+        },
+    )
 }
 
 /// Bit patterns of a band's codes and grids.
@@ -205,6 +215,20 @@ fn decoded(encoded: &Encoded, scheme: Affine, row: usize) -> impl Iterator<Item 
     row_of(&encoded.codes, row).iter().enumerate().map(move |(column, &code)| {
         let group = column / scheme.group_size();
         f32::from(code) * row_of(&encoded.scales, row)[group] + row_of(&encoded.biases, row)[group]
+    })
+}
+
+/// Whether errors are alike but for rounding: of sums, by a share of them, and of what a code decodes to, by a share of the
+/// greatest weight.
+fn are_near(some: &[RowError; ROWS], others: &[RowError; ROWS], band: &[Lane], k: &[f32]) -> bool {
+    let (columns, k_sum): (f64, f64) = (band.len() as f64, k.iter().map(|&k| f64::from(k)).sum());
+    (0..ROWS).all(|row| {
+        let greatest = band.iter().map(|lanes| f64::from(lanes[row].abs())).fold(0.0, f64::max);
+        let near = |a: f64, b: f64, weight: f64| {
+            let rounded = 0.5 * f64::from(f32::EPSILON) * greatest * weight.sqrt();
+            a == b || (a.sqrt() - b.sqrt()).abs() <= 1e-5 * a.sqrt() + rounded
+        };
+        near(some[row].weighted, others[row].weighted, k_sum) && near(some[row].plain, others[row].plain, columns)
     })
 }
 
@@ -228,12 +252,17 @@ proptest! {
             }
             // The errors of all schemes at once are those of encoding with each.
             let schemes: Vec<_> = Affine::all().filter(|it| it.group_size() == scheme.group_size()).collect();
+            prop_assert_eq!(best.errors(&schemes, float, &band, &k), plain.errors(&schemes, float, &band, &k));
             for encoder in [best, plain] {
                 let all = encoder.errors(&schemes, float, &band, &k);
                 prop_assert_eq!(encoder.errors(&schemes[2..3], float, &band, &k)[0], all[2]);
                 for (scheme, found) in schemes.iter().zip(all) {
                     let one = encoder.error(*scheme, &band, &k, &encode(encoder, *scheme, float, &band, &k));
-                    prop_assert_eq!(found, one, "{} {}", effort, scheme);
+                    if effort == Effort::Normal || float == Float::F32 {
+                        prop_assert_eq!(found, one, "{} {}", effort, scheme);
+                    } else {
+                        prop_assert!(are_near(&found, &one, &band, &k), "{}: {:?} {:?}", scheme, found, one);
+                    }
                 }
             }
         }

@@ -171,8 +171,9 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
             Ok(())
         };
         reader.bands((pass.checkpoint, pass.level), View::whole(0, tensor), &(0..3), sum).unwrap();
-        assert!((point.noises[0].weighted / weighted - 1.0).abs() < 1e-12, "{}", point.scheme);
-        assert!((point.noises[0].plain / plain - 1.0).abs() < 1e-12, "{}", point.scheme);
+        // They are summed from the distance to where the grid begins, which decoding does not round.
+        assert!((point.noises[0].weighted / weighted - 1.0).abs() < 1e-6, "{}", point.scheme);
+        assert!((point.noises[0].plain / plain - 1.0).abs() < 1e-6, "{}", point.scheme);
     }
 }
 

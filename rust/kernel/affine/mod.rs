@@ -48,39 +48,35 @@ impl Rows<'_> {
     }
 }
 
-/// The codes of a group's columns on `N` grids.
+/// The codes of a group's columns.
 ///
 /// A trait and no closure: what is not inlined into the kernel is compiled without its instructions, and of a closure that
 /// cannot be asked.
-trait Codes<V, const N: usize> {
+trait Codes<V> {
     /// Those of column `column`.
-    fn of(&self, column: usize) -> [V; N];
+    fn of(&self, column: usize) -> V;
 }
 
-/// Weighted and plain squared error of each row's group, for each of `N` stored grids `(scale, bias)`: the codes of each
-/// column, decoded.
+/// Weighted and plain squared error of each row's group on the stored grid `(scale, bias)`: the codes of each column,
+/// decoded.
 ///
-/// The one measure of error there is: whatever chooses codes and whatever reports on them calls this. Grids are taken
-/// side by side so that the one's sums need not wait for the other's.
+/// The measure that chooses between grids and reports on what was encoded. (Where nothing is chosen,
+/// [`plain_errors`] sums the same errors in fewer steps.)
 #[inline(always)]
-fn group_errors<V: Vector, const G: usize, const N: usize>(
+fn group_errors<V: Vector, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    stored: [(V, V); N],
-    codes: &impl Codes<V, N>,
-) -> [(V, V); N] {
-    let mut sums = [(V::splat(0.0), V::splat(0.0)); N];
+    (scale, bias): (V, V),
+    codes: &impl Codes<V>,
+) -> (V, V) {
+    let (mut weighted, mut plain) = (V::splat(0.0), V::splat(0.0));
     for column in 0..G {
-        let (w, k) = (V::load(w[column]), V::splat(k[column]));
-        let codes = codes.of(column);
-        for at in 0..N {
-            let (scale, bias) = stored[at];
-            let off = codes[at].mul(scale).add(bias).sub(w);
-            let square = off.mul(off);
-            sums[at] = (sums[at].0.add(k.mul(square)), sums[at].1.add(square));
-        }
+        let off = codes.of(column).mul(scale).add(bias).sub(V::load(w[column]));
+        let square = off.mul(off);
+        weighted = weighted.add(V::splat(k[column]).mul(square));
+        plain = plain.add(square);
     }
-    sums
+    (weighted, plain)
 }
 
 /// Errors of the rows of a band, summed group by group.
@@ -121,10 +117,10 @@ fn group<const G: usize, T>(of: &[T], at: usize) -> &[T; G] {
 /// Codes that are given, column by column.
 struct GivenCodes<'a, const G: usize>(&'a [[u8; ROWS]; G]);
 
-impl<V: Vector, const G: usize> Codes<V, 1> for GivenCodes<'_, G> {
+impl<V: Vector, const G: usize> Codes<V> for GivenCodes<'_, G> {
     #[inline(always)]
-    fn of(&self, column: usize) -> [V; 1] {
-        [V::from_bytes(self.0[column])]
+    fn of(&self, column: usize) -> V {
+        V::from_bytes(self.0[column])
     }
 }
 
@@ -149,8 +145,8 @@ kernel! {
                 scale[row] = scales[row * groups + at];
                 bias[row] = biases[row * groups + at];
             }
-            let stored = [(V::load(scale), V::load(bias))];
-            let [errors] = group_errors(group::<G, _>(band, at), group::<G, f32>(k, at), stored, &GivenCodes(&columns));
+            let stored = (V::load(scale), V::load(bias));
+            let errors = group_errors(group::<G, _>(band, at), group::<G, f32>(k, at), stored, &GivenCodes(&columns));
             sums.add(errors);
         }
         sums.rows()

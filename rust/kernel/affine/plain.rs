@@ -15,107 +15,181 @@ const SIDE_BY_SIDE: usize = 3;
 /// Magnitudes of scales from which on a quotient is taken by division. (Those of the plain rule are above 2^−60.)
 const ORDINARY: f32 = 1.0e18;
 
-/// The plain rule's grids for `N` code widths of the same group of each row.
+/// Widths of groups above which no grid has the least scale: 255 such steps are narrower.
+const LEAST_WIDTH: f32 = 256.0 * PLAIN_EPSILON;
+
+/// The element of largest magnitude, the distance from it to the other end of the group, and whether it is the least.
+#[inline(always)]
+fn edge_and_width<V: Vector>((low, high): (V, V)) -> (V, V, V::Mask) {
+    let from_low = high.abs().less(low.abs());
+    (low.where_or(from_low, high), high.sub(low), from_low)
+}
+
+/// The scale that puts zero on a grid from `edge` in steps of `step`, and the steps from the edge to zero: a whole number
+/// of them. If that is 0, no scale does.
+#[inline(always)]
+fn anchored<V: Vector>(edge: V, step: V) -> (V, V) {
+    let to_zero = edge.div(step).nearest_integer();
+    (edge.div(to_zero), to_zero)
+}
+
+/// The plain rule's grid for a group of each row.
 #[derive(Clone, Copy)]
-pub(super) struct Plain<V: Vector, const N: usize> {
+pub(super) struct Plain<V: Vector> {
     /// The element of largest magnitude.
     edge: V,
-    /// Grids as codes are taken by them, unrounded.
-    scale: [V; N],
-    bias: [V; N],
-    /// And as they are stored.
-    pub(super) stored: [(V, V); N],
-    divisor: [V::Divisor; N],
-    max_code: [V; N],
-    /// Whether all grids begin at the edge, and their scales are such that [`Vector::quotient`] may stand for a division.
+    /// The grid as codes are taken by it, unrounded.
+    scale: V,
+    bias: V,
+    /// And as it is stored.
+    pub(super) stored: (V, V),
+    divisor: V::Divisor,
+    max_code: V,
+    /// Whether it begins at the edge, and its scale is such that [`Vector::quotient`] may stand for a division.
     is_ordinary: bool,
 }
 
-impl<V: Vector, const N: usize> Plain<V, N> {
+impl<V: Vector> Plain<V> {
     #[inline(always)]
-    pub(super) fn new((low, high): (V, V), max_codes: &[u8; N], store: Float) -> Self {
+    pub(super) fn new(range: (V, V), max_code: u8, store: Float) -> Self {
         let zero = V::splat(0.0);
-        let from_low = high.abs().less(low.abs());
-        let (edge, width) = (low.where_or(from_low, high), high.sub(low));
-        let mut new = Self {
+        let (edge, width, from_low) = edge_and_width(range);
+        let max_code = V::splat(f32::from(max_code));
+        let step = width.div(max_code).max(V::splat(PLAIN_EPSILON));
+        let step = step.where_or(from_low, zero.sub(step));
+        let (scale, to_zero) = anchored(edge, step);
+        let is_anchored = zero.less(to_zero.abs());
+        let (scale, bias) = (scale.where_or(is_anchored, step), edge.where_or(is_anchored, zero));
+        Self {
             edge,
-            scale: [zero; N],
-            bias: [zero; N],
-            stored: [(zero, zero); N],
-            divisor: [zero.divisor(); N],
-            max_code: [zero; N],
-            is_ordinary: true,
-        };
-        for (at, &max_code) in max_codes.iter().enumerate() {
-            let max_code = V::splat(f32::from(max_code));
-            let step = width.div(max_code).max(V::splat(PLAIN_EPSILON));
-            let step = step.where_or(from_low, zero.sub(step));
-            // Codes from the edge to zero: a whole number of them puts zero on the grid.
-            let to_zero = edge.div(step).nearest_integer();
-            let anchored = zero.less(to_zero.abs());
-            let scale = edge.div(to_zero).where_or(anchored, step);
-            let bias = edge.where_or(anchored, zero);
-            new.is_ordinary &= V::all(anchored) && V::all(scale.abs().less(V::splat(ORDINARY)));
-            new.scale[at] = scale;
-            new.bias[at] = bias;
-            new.stored[at] = (scale.nearest(store), bias.nearest(store));
-            new.divisor[at] = scale.divisor();
-            new.max_code[at] = max_code;
+            scale,
+            bias,
+            stored: (scale.nearest(store), bias.nearest(store)),
+            divisor: scale.divisor(),
+            max_code,
+            is_ordinary: V::all(is_anchored) && V::all(scale.abs().less(V::splat(ORDINARY))),
         }
-        new
     }
 
-    /// Codes of `w` on grid `at`, by division.
+    /// Codes of `w`, by division.
     #[inline(always)]
-    pub(super) fn code(&self, at: usize, w: V) -> V {
-        w.sub(self.bias[at]).div(self.scale[at]).code(self.max_code[at])
+    pub(super) fn code(&self, w: V) -> V {
+        w.sub(self.bias).div(self.scale).code(self.max_code)
     }
 
-    /// As [`code`](Self::code), of ordinary grids. The distance from the edge has the sign of the scale, or is 0: no code is
-    /// negative.
+    /// The errors as stored.
     #[inline(always)]
-    fn ordinary_code(&self, at: usize, w: V) -> V {
-        w.sub(self.edge).quotient(self.divisor[at]).capped_code(self.max_code[at])
-    }
-
-    /// The errors of `M` of the grids, from `first` on.
-    #[inline(always)]
-    pub(super) fn errors<const G: usize, const M: usize>(
-        &self,
-        first: usize,
-        w: &[Lane; G],
-        k: &[f32; G],
-    ) -> [(V, V); M] {
-        let mut stored = *self.stored[first..].first_chunk().expect("as many grids");
-        if !self.is_ordinary {
-            return group_errors(w, k, stored, &PlainCodes::<_, N, G, false> { plain: self, first, w });
+    pub(super) fn errors<const G: usize>(&self, w: &[Lane; G], k: &[f32; G]) -> (V, V) {
+        if self.is_ordinary {
+            group_errors(w, k, self.stored, &PlainCodes::<_, G, true> { plain: self, w })
+        } else {
+            group_errors(w, k, self.stored, &PlainCodes::<_, G, false> { plain: self, w })
         }
-        // They all begin at the edge: one register will do.
-        let (_, edge) = stored[0];
-        for (_, bias) in &mut stored {
-            *bias = edge;
-        }
-        group_errors(w, k, stored, &PlainCodes::<_, N, G, true> { plain: self, first, w })
     }
 }
 
-/// Codes as `mx.quantize` takes them by division, on grids from `first` on, which are all ordinary if it says so.
-struct PlainCodes<'a, V: Vector, const N: usize, const G: usize, const ORDINARY: bool> {
-    plain: &'a Plain<V, N>,
-    first: usize,
+/// Codes as `mx.quantize` takes them, on a grid that is ordinary if it says so.
+struct PlainCodes<'a, V: Vector, const G: usize, const ORDINARY: bool> {
+    plain: &'a Plain<V>,
     w: &'a [Lane; G],
 }
 
-impl<V: Vector, const N: usize, const G: usize, const M: usize, const ORDINARY: bool> Codes<V, M>
-    for PlainCodes<'_, V, N, G, ORDINARY>
-{
+impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_, V, G, ORDINARY> {
     #[inline(always)]
-    fn of(&self, column: usize) -> [V; M] {
-        let mut codes = [V::load(self.w[column]); M];
-        for (at, codes) in (self.first..).zip(&mut codes) {
-            *codes = if ORDINARY { self.plain.ordinary_code(at, *codes) } else { self.plain.code(at, *codes) };
+    fn of(&self, column: usize) -> V {
+        let (w, Plain { edge, divisor, max_code, .. }) = (V::load(self.w[column]), *self.plain);
+        if ORDINARY { code_from_edge(w.sub(edge), divisor, max_code) } else { self.plain.code(w) }
+    }
+}
+
+/// The code of a weight that lies `from_edge` from where an ordinary grid begins. That has the sign of the scale, or is 0:
+/// no code is negative.
+#[inline(always)]
+fn code_from_edge<V: Vector>(from_edge: V, divisor: V::Divisor, max_code: V) -> V {
+    from_edge.quotient(divisor).capped_code(max_code)
+}
+
+/// `N` code widths, made ready.
+struct Widths<V: Vector, const N: usize> {
+    max_code: [V; N],
+    divisor: [V::Divisor; N],
+}
+
+impl<V: Vector, const N: usize> Widths<V, N> {
+    #[inline(always)]
+    fn new(max_codes: &[u8; N]) -> Self {
+        let zero = V::splat(0.0);
+        let mut new = Self { max_code: [zero; N], divisor: [zero.divisor(); N] };
+        for (at, &max_code) in max_codes.iter().enumerate() {
+            new.max_code[at] = V::splat(f32::from(max_code));
+            new.divisor[at] = new.max_code[at].divisor();
         }
-        codes
+        new
+    }
+}
+
+/// The plain rule's grids for `N` code widths of the same group of each row, all of them ordinary: they begin at the edge,
+/// which is stored as it is, being a weight.
+struct Ordinary<V: Vector, const N: usize> {
+    edge: V,
+    divisor: [V::Divisor; N],
+    /// As it is stored, with the sign changed.
+    minus_scale: [V; N],
+}
+
+impl<V: Vector, const N: usize> Ordinary<V, N> {
+    /// If all are.
+    #[inline(always)]
+    fn new(range: (V, V), widths: &Widths<V, N>, store: Float) -> Option<Self> {
+        let zero = V::splat(0.0);
+        let (edge, width, from_low) = edge_and_width(range);
+        // No step is the least one, then, and half the codes or more lie between the edge and zero.
+        if !(V::all(V::splat(LEAST_WIDTH).less(width)) && V::all(width.less(V::splat(ORDINARY)))) {
+            return None;
+        }
+        let width = width.where_or(from_low, zero.sub(width));
+        let mut new = Self { edge, divisor: [zero.divisor(); N], minus_scale: [zero; N] };
+        for at in 0..N {
+            let (scale, _) = anchored(edge, width.exact_quotient(widths.divisor[at]));
+            new.divisor[at] = scale.divisor();
+            new.minus_scale[at] = zero.sub(scale.nearest(store));
+        }
+        Some(new)
+    }
+
+    /// The errors of `M` of the grids as stored, from `first` on.
+    ///
+    /// They are those of [`group_errors`] if not `HALVES`. If so, the store has so few digits that a code by a scale is exact:
+    /// the distance to the edge without it is what a weight is off, but for what decoding in `f32` rounds.
+    #[inline(always)]
+    fn errors<const G: usize, const M: usize, const HALVES: bool>(
+        &self,
+        first: usize,
+        widths: &Widths<V, N>,
+        w: &[Lane; G],
+        k: &[f32; G],
+    ) -> [(V, V); M] {
+        let zero = V::splat(0.0);
+        let mut sums = [(zero, zero); M];
+        for column in 0..G {
+            let (w, k) = (V::load(w[column]), V::splat(k[column]));
+            let from_edge = w.sub(self.edge);
+            for (of, (weighted, plain)) in (first..).zip(&mut sums) {
+                let code = code_from_edge(from_edge, self.divisor[of], widths.max_code[of]);
+                if HALVES {
+                    let off = code.mul_add(self.minus_scale[of], from_edge);
+                    let square = off.mul(off);
+                    *weighted = k.mul_add(square, *weighted);
+                    *plain = plain.add(square);
+                } else {
+                    let off = self.edge.sub(code.mul(self.minus_scale[of])).sub(w);
+                    let square = off.mul(off);
+                    *weighted = weighted.add(k.mul(square));
+                    *plain = plain.add(square);
+                }
+            }
+        }
+        sums
     }
 }
 
@@ -149,14 +223,14 @@ kernel! {
             for (at, w) in groups.iter().enumerate() {
                 (low[at], high[at]) = range_of_row(w);
             }
-            let grid = Plain::<V, 1>::new((V::least(low), V::greatest(high)), &[max_code], store);
-            let [(scales, biases)] = grid.stored;
+            let grid = Plain::<V>::new((V::least(low), V::greatest(high)), max_code, store);
+            let (scales, biases) = grid.stored;
             let (first, count) = (at * ROWS, groups.len());
             out.scales[first..][..count].copy_from_slice(&scales.store()[..count]);
             out.biases[first..][..count].copy_from_slice(&biases.store()[..count]);
 
-            let (edge, divisors) = (grid.edge.store(), grid.scale[0].divisors());
-            let (scale, bias) = (grid.scale[0].store(), grid.bias[0].store());
+            let (edge, divisors) = (grid.edge.store(), grid.scale.divisors());
+            let (scale, bias) = (grid.scale.store(), grid.bias.store());
             let codes = out.codes[first * G..][..count * G].as_chunks_mut::<G>().0;
             for (at, (codes, w)) in codes.iter_mut().zip(groups).enumerate() {
                 for (codes, w) in codes.as_chunks_mut::<BYTES>().0.iter_mut().zip(w.as_chunks::<BYTES>().0) {
@@ -179,34 +253,48 @@ kernel! {
 #[inline(always)]
 fn add_plain<V: Vector, const G: usize, const N: usize, const M: usize>(
     (w, k): (&[Lane; G], &[f32; G]),
-    range: (V, V),
     max_codes: &[u8; N],
+    widths: &Widths<V, N>,
     store: Float,
     sums: &mut [RowSums],
 ) {
-    let plain = Plain::<V, N>::new(range, max_codes, store);
-    for first in (0..N).step_by(M) {
-        let errors: [(V, V); M] = plain.errors(first, w, k);
-        for at in 0..M {
-            sums[first + at].add(errors[at]);
+    let range = range(w);
+    if let Some(grids) = Ordinary::new(range, widths, store) {
+        for first in (0..N).step_by(M) {
+            let errors = if store == Float::F32 {
+                grids.errors::<G, M, false>(first, widths, w, k)
+            } else {
+                grids.errors::<G, M, true>(first, widths, w, k)
+            };
+            for at in 0..M {
+                sums[first + at].add(errors[at]);
+            }
+        }
+    } else {
+        for (&max_code, sums) in max_codes.iter().zip(sums) {
+            sums.add(Plain::<V>::new(range, max_code, store).errors(w, k));
         }
     }
 }
 
 kernel! {
-    /// The errors of [`encode_plain`] with each of `max_codes`: those of what it would store, without storing it.
+    /// The errors of [`encode_plain`] with each of `max_codes`, without storing what it stores. The weights must be such as
+    /// `store` has.
     pub fn plain_errors<V: Vector, const G: usize>(
         band: &[Lane], k: &[f32], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
-        for at in 0..band.len() / G {
-            let group = (group::<G, _>(band, at), group::<G, f32>(k, at));
-            let range = range::<V, G>(group.0);
-            if let Ok(all) = max_codes.try_into() {
-                add_plain::<V, G, MAX_SCHEMES, SIDE_BY_SIDE>(group, range, all, store, &mut sums);
-            } else {
-                for (max_code, sums) in max_codes.iter().zip(&mut sums) {
-                    add_plain::<V, G, 1, 1>(group, range, &[*max_code], store, std::slice::from_mut(sums));
+        let groups = (0..band.len() / G).map(|at| (group::<G, _>(band, at), group::<G, f32>(k, at)));
+        if let Ok(max_codes) = max_codes.try_into() {
+            let widths = Widths::new(max_codes);
+            for group in groups {
+                add_plain::<V, G, MAX_SCHEMES, SIDE_BY_SIDE>(group, max_codes, &widths, store, &mut sums);
+            }
+        } else {
+            for (max_code, sums) in max_codes.iter().zip(&mut sums) {
+                let widths = Widths::new(&[*max_code]);
+                for group in groups.clone() {
+                    add_plain::<V, G, 1, 1>(group, &[*max_code], &widths, store, std::slice::from_mut(sums));
                 }
             }
         }

@@ -82,10 +82,10 @@ struct StoredCodes<'a, V, const G: usize> {
     w: &'a [Lane; G],
 }
 
-impl<V: Vector, const G: usize> Codes<V, 1> for StoredCodes<'_, V, G> {
+impl<V: Vector, const G: usize> Codes<V> for StoredCodes<'_, V, G> {
     #[inline(always)]
-    fn of(&self, column: usize) -> [V; 1] {
-        [V::load(self.w[column]).sub(self.bias).mul(self.reciprocal).code(self.max_code)]
+    fn of(&self, column: usize) -> V {
+        V::load(self.w[column]).sub(self.bias).mul(self.reciprocal).code(self.max_code)
     }
 }
 
@@ -183,7 +183,7 @@ fn fit_scale<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bia
 #[inline(always)]
 fn measure<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bias): (V, V), max_code: V) -> Candidate<V> {
     let reciprocal = V::splat(1.0).div(scale);
-    let [(error, plain)] = group_errors(w, k, [(scale, bias)], &StoredCodes { reciprocal, bias, max_code, w });
+    let (error, plain) = group_errors(w, k, (scale, bias), &StoredCodes { reciprocal, bias, max_code, w });
     let sound = V::splat(0.0).less(scale);
     // A scale of 0 or an infinite one gives NaN or infinity: less than nothing.
     Candidate { error, plain, scale, bias }.where_or(sound, Candidate::none())
@@ -214,7 +214,7 @@ fn settle<V: Vector, const G: usize>(
 struct Found<V: Vector> {
     best: Candidate<V>,
     searched: V::Mask,
-    plain: Plain<V, 1>,
+    plain: Plain<V>,
 }
 
 impl<V: Vector> Found<V> {
@@ -224,7 +224,7 @@ impl<V: Vector> Found<V> {
         // At few bits a step is far wider than the spacing of stored biases: the nearest one will do.
         let biases = if max_code > 15 { 2 } else { 1 };
         let (low, high) = range::<V, G>(w);
-        let plain = Plain::<V, 1>::new((low, high), &[max_code], store);
+        let plain = Plain::<V>::new((low, high), max_code, store);
         let max_code = V::splat(f32::from(max_code));
         let k_sum = k.iter().fold(0.0, |sum, k| sum + k);
         let width = high.sub(low);
@@ -240,7 +240,7 @@ impl<V: Vector> Found<V> {
             first = found.where_or(ahead, first);
         }
 
-        let ([(error, plain_error)], [(scale, bias)]) = (plain.errors(0, w, k), plain.stored);
+        let ((error, plain_error), (scale, bias)) = (plain.errors(w, k), plain.stored);
         let mut best = Candidate { error, plain: plain_error, scale, bias };
         for finalist in [first, second] {
             let again = fit(w, k, k_sum, (finalist.scale, finalist.bias), max_code);
@@ -264,23 +264,21 @@ struct FoundCodes<'a, V: Vector, const G: usize> {
     by_search: StoredCodes<'a, V, G>,
 }
 
-impl<V: Vector, const G: usize> Codes<V, 1> for FoundCodes<'_, V, G> {
+impl<V: Vector, const G: usize> Codes<V> for FoundCodes<'_, V, G> {
     #[inline(always)]
-    fn of(&self, column: usize) -> [V; 1] {
-        let [by_search] = self.by_search.of(column);
-        let by_rule = self.found.plain.code(0, V::load(self.by_search.w[column]));
-        [by_search.where_or(self.found.searched, by_rule)]
+    fn of(&self, column: usize) -> V {
+        let by_rule = self.found.plain.code(V::load(self.by_search.w[column]));
+        self.by_search.of(column).where_or(self.found.searched, by_rule)
     }
 }
 
 /// Puts the codes of a group of each row where they belong: from column `first` on, rows of `cols` columns.
 #[inline(always)]
-fn put_codes<V: Vector, const G: usize>(of: &impl Codes<V, 1>, out: &mut [u8], (first, cols): (usize, usize)) {
+fn put_codes<V: Vector, const G: usize>(of: &impl Codes<V>, out: &mut [u8], (first, cols): (usize, usize)) {
     for eight in (0..G).step_by(ROWS) {
         let mut columns = [[0; ROWS]; ROWS];
         for (column, bytes) in (eight..).zip(&mut columns) {
-            let [codes] = of.of(column);
-            *bytes = codes.bytes();
+            *bytes = of.of(column).bytes();
         }
         let rows = V::transposed(columns);
         for row in 0..ROWS {
