@@ -26,6 +26,13 @@ pub const BYTES: usize = 32;
 pub trait Element: bytemuck::Pod {
     /// Some of them as numbers, in the order that [`Vector::nearest_bytes`] takes them in.
     fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS];
+
+    /// The least and the greatest of each of eight groups of numbers, a lane each; of zeros any.
+    #[must_use]
+    #[inline(always)]
+    fn ranges<V: Vector, const G: usize>(groups: &[[Self; G]; ROWS]) -> (V, V) {
+        ranges(groups)
+    }
 }
 
 impl Element for f32 {
@@ -40,12 +47,22 @@ impl Element for bf16 {
     fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
         V::from_bf16(of)
     }
+
+    #[inline(always)]
+    fn ranges<V: Vector, const G: usize>(groups: &[[Self; G]; ROWS]) -> (V, V) {
+        V::ranges_bf16(groups)
+    }
 }
 
 impl Element for f16 {
     #[inline(always)]
     fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
         V::from_f16(of)
+    }
+
+    #[inline(always)]
+    fn ranges<V: Vector, const G: usize>(groups: &[[Self; G]; ROWS]) -> (V, V) {
+        V::ranges_f16(groups)
     }
 }
 
@@ -61,6 +78,24 @@ fn in_order<T: Copy, V: Vector>(of: &[T; BYTES], widen: impl Fn(T) -> f32) -> [V
         *wide = V::load(lanes);
     }
     wide
+}
+
+/// [`Element::ranges`], of numbers.
+#[inline(always)]
+pub(super) fn ranges<V: Vector, T: Element, const G: usize>(groups: &[[T; G]; ROWS]) -> (V, V) {
+    let [mut low, mut high] = [[V::splat(0.0); ROWS]; 2];
+    for (at, w) in groups.iter().enumerate() {
+        let chunks = w.as_chunks::<BYTES>().0;
+        let first = T::widened::<V>(&chunks[0]);
+        let mut range = (first[0], first[0]);
+        for chunk in chunks {
+            for w in T::widened::<V>(chunk) {
+                range = (w.min(range.0), w.max(range.1));
+            }
+        }
+        (low[at], high[at]) = range;
+    }
+    (V::least(low), V::greatest(high))
 }
 
 /// Eight `f32`, one per row.
@@ -165,14 +200,26 @@ pub trait Vector: Copy {
     fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
         in_order(of, f16::to_f32)
     }
-    /// The nearest integers, ties to even, of values in `[0, 255]`, in the order of what [`Element::widened`] widened; of NaN
-    /// any.
+    /// [`Element::ranges`] of bfloat16.
     #[must_use]
     #[inline(always)]
-    fn nearest_bytes(values: [Self; BYTES / ROWS]) -> [u8; BYTES] {
+    fn ranges_bf16<const G: usize>(groups: &[[bf16; G]; ROWS]) -> (Self, Self) {
+        ranges(groups)
+    }
+    /// [`Element::ranges`] of binary16.
+    #[must_use]
+    #[inline(always)]
+    fn ranges_f16<const G: usize>(groups: &[[f16; G]; ROWS]) -> (Self, Self) {
+        ranges(groups)
+    }
+    /// The nearest integers, ties to even, of values in `[0, 2^22]`, or `max` where that is less, in the order of what
+    /// [`Element::widened`] widened; of NaN any.
+    #[must_use]
+    #[inline(always)]
+    fn nearest_bytes(values: [Self; BYTES / ROWS], max: u8) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         for (bytes, values) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
-            *bytes = values.round().bytes();
+            *bytes = values.capped_code(Self::splat(f32::from(max))).bytes();
         }
         bytes
     }

@@ -6,25 +6,28 @@
 //! be safe `#[target_feature]` functions: those cannot be forced inline, and a kernel of calls is no kernel.)
 
 use std::arch::x86_64::{
-    __m128i, __m256, _CMP_EQ_OQ, _CMP_LT_OQ, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-    _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_setr_epi8,
-    _mm_shuffle_epi8, _mm_storeu_si128, _mm_sub_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
-    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
-    _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps,
-    _mm256_castps_pd, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
+    __m128i, __m256, _CMP_EQ_OQ, _CMP_LT_OQ, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_and_si128,
+    _mm_andnot_si128, _mm_cmpgt_epi16, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_movemask_epi8,
+    _mm_packs_epi16, _mm_packs_epi32, _mm_packus_epi16, _mm_set1_epi16, _mm_setr_epi8, _mm_shuffle_epi8,
+    _mm_storeu_si128, _mm_sub_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi16,
+    _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
+    _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps, _mm256_castps_pd,
+    _mm256_castps_si256, _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
     _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
     _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
-    _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute2f128_ps,
-    _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
-    _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32,
-    _mm256_srli_epi64, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi16,
-    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps,
+    _mm256_min_epu8, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
+    _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute2f128_ps, _mm256_permute4x64_epi64, _mm256_round_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
+    _mm256_unpackhi_epi64, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
+    _mm256_unpacklo_epi64, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
 use half::{bf16, f16};
 
-use super::vector::{BYTES, Lane, ROWS, Vector};
+use super::vector::{BYTES, Lane, ROWS, Vector, ranges};
 use crate::dtype::Float;
 
 /// Eight lanes in one register.
@@ -48,7 +51,48 @@ macro_rules! operations {
 /// Eight of binary16, as bits.
 struct Halves(__m128i);
 
+/// The greatest of each of eight registers of sixteen integers, by `$max`, each in one of eight lanes.
+macro_rules! greatest_halves {
+    ($max:ident, $of:expr) => {{
+        // Of two registers, then four, then eight: after each step half as many of each are left.
+        let [a, b, c, d, e, f, g, h] = $of;
+        let [ab, cd] = [(a, b), (c, d)].map(|(a, b)| $max(_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)));
+        let [ef, gh] = [(e, f), (g, h)].map(|(a, b)| $max(_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)));
+        let [first, second] =
+            [(ab, cd), (ef, gh)].map(|(a, b)| $max(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)));
+        let all = $max(_mm256_unpacklo_epi64(first, second), _mm256_unpackhi_epi64(first, second));
+        let other = _mm256_castsi128_si256(_mm256_extracti128_si256::<1>(all));
+        _mm256_castsi256_si128($max(all, other))
+    }};
+}
+
 impl Halves {
+    /// The least and the greatest of each of eight groups of sixteens, by their bits: where each has some that are negative and
+    /// some that are not, the former ones' grow with the magnitude, and as signed integers they are below the others.
+    #[inline(always)]
+    fn ranges<T: bytemuck::Pod, const G: usize>(groups: &[[T; G]; ROWS]) -> Option<[Self; 2]> {
+        const { assert!(size_of::<T>() == 2, "halves") };
+        // SAFETY: AVX2 is there, see the module; each load is of sixteen halves, and no alignment is asked for.
+        unsafe {
+            let mut low = [_mm256_setzero_si256(); ROWS];
+            let mut high = low;
+            for (at, group) in groups.iter().enumerate() {
+                let sixteens = group.as_chunks::<16>().0;
+                (low[at], high[at]) = (_mm256_setzero_si256(), _mm256_set1_epi16(i16::MIN));
+                for sixteen in sixteens {
+                    let bits = _mm256_loadu_si256(sixteen.as_ptr().cast());
+                    low[at] = _mm256_max_epu16(low[at], bits);
+                    high[at] = _mm256_max_epi16(high[at], bits);
+                }
+            }
+            let low = greatest_halves!(_mm256_max_epu16, low);
+            let high = greatest_halves!(_mm256_max_epi16, high);
+            // Negative and not −0, and not negative.
+            let sound = _mm_and_si128(_mm_cmpgt_epi16(low, _mm_set1_epi16(i16::MIN)), _mm_andnot_si128(high, low));
+            (_mm_movemask_epi8(_mm_packs_epi16(sound, sound)) == 0xffff).then_some([Self(low), Self(high)])
+        }
+    }
+
     #[inline(always)]
     fn widened(self) -> Avx2 {
         // SAFETY: F16C is there, see the module.
@@ -299,7 +343,28 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn nearest_bytes([a, b, c, d]: [Self; BYTES / ROWS]) -> [u8; BYTES] {
+    fn ranges_bf16<const G: usize>(groups: &[[bf16; G]; ROWS]) -> (Self, Self) {
+        match Halves::ranges(groups) {
+            // SAFETY: AVX2 is there, see the module.
+            Some(ends) => unsafe {
+                // The upper halves of floats.
+                let [low, high] = ends.map(|Halves(bits)| _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)));
+                (Self(_mm256_castsi256_ps(low)), Self(_mm256_castsi256_ps(high)))
+            },
+            None => ranges(groups),
+        }
+    }
+
+    #[inline(always)]
+    fn ranges_f16<const G: usize>(groups: &[[f16; G]; ROWS]) -> (Self, Self) {
+        match Halves::ranges(groups) {
+            Some([low, high]) => (low.widened(), high.widened()),
+            None => ranges(groups),
+        }
+    }
+
+    #[inline(always)]
+    fn nearest_bytes([a, b, c, d]: [Self; BYTES / ROWS], max: u8) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         // SAFETY: AVX2 is there, see the module; `bytes` is 32 bytes long, and no alignment is asked for.
         unsafe {
@@ -307,7 +372,8 @@ impl Vector for Avx2 {
             let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c.0), _mm256_cvtps_epi32(d.0));
             // Packing twice leaves the second eight after the third.
             let all = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(ab, cd));
-            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), all);
+            let held = _mm256_min_epu8(all, _mm256_set1_epi8(max.cast_signed()));
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), held);
         }
         bytes
     }
@@ -560,7 +626,9 @@ mod tests {
     #[test]
     fn bytes_and_elements_keep_their_order() {
         fn bytes<V: Vector, T: Element>(of: [T; BYTES]) -> [u8; BYTES] {
-            V::nearest_bytes(T::widened(&of))
+            let (all, held) = (V::nearest_bytes(T::widened(&of), 255), V::nearest_bytes(T::widened(&of), 63));
+            assert_eq!(held, all.map(|byte| byte.min(63)));
+            all
         }
         if Level::detect() == Level::PORTABLE {
             return;
@@ -574,6 +642,38 @@ mod tests {
         assert_eq!(bytes::<Avx2, bf16>(brain), bytes::<Portable, bf16>(brain));
         let rows: [[u8; ROWS]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 31 + at * 7) as u8));
         assert_eq!(Avx2::transposed(rows), Portable::transposed(rows));
+    }
+
+    #[test]
+    fn ranges_are_those_of_the_numbers() {
+        fn check<T: Element>(groups: &[[T; 32]; ROWS]) {
+            let (found, expected) = (T::ranges::<Avx2, 32>(groups), ranges::<Portable, T, 32>(groups));
+            assert_eq!(found.0.store(), expected.0.store());
+            assert_eq!(found.1.store(), expected.1.store());
+        }
+        if Level::detect() == Level::PORTABLE {
+            return;
+        }
+        let mut state = 1_u32;
+        let mut number = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from(state.to_le_bytes()[3]) / 16.0 - 8.0
+        };
+        // Both signs, as weights are; then one of the groups without negative ones, without others, of zeros of either sign.
+        for odd in [None, Some([0.0, 8.0]), Some([-8.0, -0.5]), Some([0.0, 0.0]), Some([-0.0, 1.0]), Some([-0.0, -0.0])]
+        {
+            for at in 0..ROWS {
+                let mut groups = [[0.0; 32]; ROWS];
+                groups.iter_mut().flatten().for_each(|value| *value = number());
+                if let Some([low, high]) = odd {
+                    groups[at].iter_mut().for_each(|value| *value = value.clamp(low, high));
+                    groups[at][at] = low;
+                }
+                check(&groups.map(|group| group.map(bf16::from_f32)));
+                check(&groups.map(|group| group.map(f16::from_f32)));
+                check(&groups);
+            }
+        }
     }
 
     #[test]

@@ -193,18 +193,41 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
     }
 }
 
-/// The least and the greatest element of a group of one row, each in some lane.
+/// Encodes eight groups, of whatever rows.
 #[inline(always)]
-fn range_of_row<V: Vector, T: Element, const G: usize>(w: &[T; G]) -> (V, V) {
-    let chunks = w.as_chunks::<BYTES>().0;
-    let first = T::widened::<V>(&chunks[0]);
-    let mut range = (first[0], first[0]);
-    for chunk in chunks {
-        for w in T::widened::<V>(chunk) {
-            range = (w.min(range.0), w.max(range.1));
+fn encode_eight<V: Vector, T: Element, const G: usize>(
+    groups: &[[T; G]; ROWS],
+    max_code: u8,
+    store: Float,
+    codes: &mut [[u8; G]; ROWS],
+) -> (Lane, Lane) {
+    let grid = Plain::<V>::new(T::ranges(groups), max_code, store);
+    if grid.is_ordinary {
+        let (edge, divisors) = (grid.edge.store(), grid.scale.divisors());
+        for at in 0..ROWS {
+            let edge = V::splat(edge[at]);
+            for (codes, w) in codes[at].as_chunks_mut::<BYTES>().0.iter_mut().zip(groups[at].as_chunks::<BYTES>().0) {
+                let mut steps = T::widened::<V>(w);
+                for steps in &mut steps {
+                    *steps = steps.sub(edge).quotient(divisors[at]);
+                }
+                *codes = V::nearest_bytes(steps, max_code);
+            }
+        }
+    } else {
+        let (scale, bias) = (grid.scale.store(), grid.bias.store());
+        for at in 0..ROWS {
+            let (scale, bias) = (V::splat(scale[at]), V::splat(bias[at]));
+            for (codes, w) in codes[at].as_chunks_mut::<BYTES>().0.iter_mut().zip(groups[at].as_chunks::<BYTES>().0) {
+                let mut steps = T::widened::<V>(w);
+                for steps in &mut steps {
+                    *steps = steps.sub(bias).div(scale).clamp(V::splat(f32::from(max_code)));
+                }
+                *codes = V::nearest_bytes(steps, max_code);
+            }
         }
     }
-    range
+    (grid.stored.0.store(), grid.stored.1.store())
 }
 
 kernel! {
@@ -216,35 +239,21 @@ kernel! {
     pub fn encode_plain<V: Vector, const G: usize; T: Element>(
         source: &[T], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
-        let (zero, max) = (V::splat(0.0), V::splat(f32::from(max_code)));
-        let groups = source.as_chunks::<G>().0;
-        for (at, groups) in groups.chunks(ROWS).enumerate() {
-            let [mut low, mut high] = [[zero; ROWS]; 2];
-            for (at, w) in groups.iter().enumerate() {
-                (low[at], high[at]) = range_of_row(w);
-            }
-            let grid = Plain::<V>::new((V::least(low), V::greatest(high)), max_code, store);
-            let (scales, biases) = grid.stored;
-            let (first, count) = (at * ROWS, groups.len());
-            out.scales[first..][..count].copy_from_slice(&scales.store()[..count]);
-            out.biases[first..][..count].copy_from_slice(&biases.store()[..count]);
-
-            let (edge, divisors) = (grid.edge.store(), grid.scale.divisors());
-            let (scale, bias) = (grid.scale.store(), grid.bias.store());
-            let codes = out.codes[first * G..][..count * G].as_chunks_mut::<G>().0;
-            for (at, (codes, w)) in codes.iter_mut().zip(groups).enumerate() {
-                for (codes, w) in codes.as_chunks_mut::<BYTES>().0.iter_mut().zip(w.as_chunks::<BYTES>().0) {
-                    let mut steps = T::widened::<V>(w);
-                    for steps in &mut steps {
-                        *steps = if grid.is_ordinary {
-                            steps.sub(V::splat(edge[at])).quotient(divisors[at]).min(max)
-                        } else {
-                            steps.sub(V::splat(bias[at])).div(V::splat(scale[at])).clamp(max)
-                        };
-                    }
-                    *codes = V::nearest_bytes(steps);
-                }
-            }
+        let (eights, rest) = source.as_chunks::<G>().0.as_chunks::<ROWS>();
+        let codes = out.codes.as_chunks_mut::<G>().0;
+        let (whole, last) = codes.split_at_mut(eights.len() * ROWS);
+        let grids = out.scales.as_chunks_mut::<ROWS>().0.iter_mut().zip(out.biases.as_chunks_mut::<ROWS>().0);
+        for ((groups, codes), (scales, biases)) in eights.iter().zip(whole.as_chunks_mut::<ROWS>().0).zip(grids) {
+            (*scales, *biases) = encode_eight::<V, T, G>(groups, max_code, store, codes);
+        }
+        if let [first, ..] = rest {
+            let (mut groups, mut codes) = ([*first; ROWS], [[0; G]; ROWS]);
+            groups[..rest.len()].copy_from_slice(rest);
+            let (scales, biases) = encode_eight::<V, T, G>(&groups, max_code, store, &mut codes);
+            let done = eights.len() * ROWS;
+            last[..rest.len()].copy_from_slice(&codes[..rest.len()]);
+            out.scales[done..][..rest.len()].copy_from_slice(&scales[..rest.len()]);
+            out.biases[done..][..rest.len()].copy_from_slice(&biases[..rest.len()]);
         }
     }
 }
