@@ -1,12 +1,12 @@
 //! How fast a checkpoint is measured and encoded, beside what reading it takes.
 //!
 //!     python benches/synthetic.py /tmp/2gb --gigabytes 2
-//!     cargo bench --bench speed -- /tmp/2gb [ROUNDS] [--json]
+//!     cargo bench --bench speed -- /tmp/2gb [ROUNDS] [--json [TASK ...]]
 //!
 //! Every round does each thing once, so that what else the machine does falls on all of them. Rates are of one thread, in
 //! bytes of source for a second of processor, and the shares are those of the same round; with two threads and more, up to
 //! the number of cores, the clock on the wall counts. The checkpoint is read once before, to have it in the page cache. `--json` prints the rates of each
-//! round for another program, and leaves the other threads out.
+//! round for another program, of all tasks or of those named, and leaves the other threads out.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
 
@@ -280,9 +280,12 @@ fn main() {
     let one = workers(1);
     bench.touch();
     if arguments.iter().any(|argument| argument == "--json") {
+        let named = |task: &Task| arguments.iter().any(|argument| argument == task.name());
+        let some = TASKS.iter().any(named);
         for _ in 0..rounds {
-            let rate = |task: Task| (task.name().to_owned(), bench.time(task, &one).rate().into());
-            println!("{}", serde_json::Value::Object(TASKS.map(rate).into_iter().collect()));
+            let tasks = TASKS.into_iter().filter(|task| !some || named(task));
+            let rates = tasks.map(|task| (task.name().to_owned(), bench.time(task, &one).rate().into()));
+            println!("{}", serde_json::Value::Object(rates.collect()));
         }
         return;
     }
