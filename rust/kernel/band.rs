@@ -1,5 +1,7 @@
 //! Rows of a file into a band, and sums over a band.
 
+use half::f16;
+
 use super::vector::{Lane, ROWS};
 use super::{Level, kernel};
 use crate::dtype::Float;
@@ -40,6 +42,31 @@ kernel! {
     }
 }
 
+kernel! {
+    /// As [`load_bf16`], of binary16.
+    fn load_f16<V: Vector>(source: &[f16], band: &mut [Lane]) {
+        let cols = band.len();
+        for (at, columns) in band.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+            let mut rows = [[0.0; ROWS]; ROWS];
+            for (row, lanes) in rows.iter_mut().enumerate() {
+                *lanes = V::from_halves(*source[row * cols + at * ROWS..].first_chunk().expect("a whole row")).store();
+            }
+            *columns = V::turned(rows);
+        }
+    }
+}
+
+kernel! {
+    /// As [`load_bf16`], of `f32`.
+    fn load_f32<V: Vector>(source: &[f32], band: &mut [Lane]) {
+        let cols = band.len();
+        for (at, columns) in band.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+            let row = |row: usize| *source[row * cols + at * ROWS..].first_chunk().expect("a whole row");
+            *columns = V::turned([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
+        }
+    }
+}
+
 /// Lays up to [`ROWS`] rows side by side: `source` holds them one after the other, `cols` elements each. Rows that are
 /// not there are zero.
 ///
@@ -49,8 +76,12 @@ pub fn load(level: Level, float: Float, source: &[u8], cols: usize, row: &mut Ve
     let row_bytes = cols * float.bytes();
     assert!(source.len().is_multiple_of(row_bytes) && source.len() <= ROWS * row_bytes, "band: not whole rows");
     band.resize(cols, [0.0; ROWS]);
-    if float == Float::BF16 && source.len() == ROWS * row_bytes && cols.is_multiple_of(ROWS) {
-        load_bf16(level, bytemuck::cast_slice(source), band);
+    if source.len() == ROWS * row_bytes && cols.is_multiple_of(ROWS) {
+        match float {
+            Float::F32 => load_f32(level, bytemuck::cast_slice(source), band),
+            Float::F16 => load_f16(level, bytemuck::cast_slice(source), band),
+            Float::BF16 => load_bf16(level, bytemuck::cast_slice(source), band),
+        }
         return;
     }
     band.fill([0.0; ROWS]);
@@ -101,17 +132,20 @@ mod tests {
     #[test]
     fn bands_are_alike_however_they_are_laid() {
         for (rows, cols) in [(8, 64), (8, 24), (8, 12), (5, 64), (1, 8)] {
-            let source: Vec<u16> = (0..rows * cols).map(|at| (at * 2_654 + 77) as u16).collect();
-            let bytes: &[u8] = bytemuck::cast_slice(&source);
-            for level in [Level::PORTABLE, Level::detect()] {
-                // What was there before must not show.
-                let (mut row, mut band) = (Vec::new(), vec![[7.0; ROWS]; 99]);
-                load(level, Float::BF16, bytes, cols, &mut row, &mut band);
-                assert_eq!(band.len(), cols);
-                for (column, lanes) in band.iter().enumerate() {
-                    for (row, value) in lanes.iter().enumerate() {
-                        let bits = if row < rows { u32::from(source[row * cols + column]) << 16 } else { 0 };
-                        assert_eq!(value.to_bits(), bits, "{rows} x {cols}, {level:?}: [{row}, {column}]");
+            for float in [Float::BF16, Float::F16, Float::F32] {
+                let values: Vec<f32> = (0..rows * cols).map(|at| (at * 2_654 % 4_093) as f32 - 2_047.0).collect();
+                let mut source = Vec::new();
+                float.append(&values, &mut source);
+                for level in [Level::PORTABLE, Level::detect()] {
+                    // What was there before must not show.
+                    let (mut row, mut band) = (Vec::new(), vec![[7.0; ROWS]; 99]);
+                    load(level, float, &source, cols, &mut row, &mut band);
+                    assert_eq!(band.len(), cols);
+                    for (column, lanes) in band.iter().enumerate() {
+                        for (row, &value) in lanes.iter().enumerate() {
+                            let expected = if row < rows { float.round(values[row * cols + column]) } else { 0.0 };
+                            assert_eq!(value, expected, "{float:?}, {rows} x {cols}, {level:?}: [{row}, {column}]");
+                        }
                     }
                 }
             }

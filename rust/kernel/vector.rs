@@ -200,6 +200,12 @@ pub trait Vector: Copy {
     fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
         in_order(of, f16::to_f32)
     }
+    /// Eight of binary16 as numbers.
+    #[must_use]
+    #[inline(always)]
+    fn from_halves(of: [f16; ROWS]) -> Self {
+        Self::load(of.map(f16::to_f32))
+    }
     /// [`Element::ranges`] of bfloat16.
     #[must_use]
     #[inline(always)]
@@ -255,6 +261,19 @@ pub trait Vector: Copy {
     /// `2^self` of lanes that hold an integer in `[−126, 127]`; of other lanes any value.
     #[must_use]
     fn power_of_two(self) -> Self;
+
+    /// Columns of eight elements from each of eight rows.
+    #[must_use]
+    #[inline(always)]
+    fn turned(rows: [Lane; ROWS]) -> [Lane; ROWS] {
+        let mut columns = [[0.0; ROWS]; ROWS];
+        for (row, lanes) in rows.iter().enumerate() {
+            for (column, &value) in lanes.iter().enumerate() {
+                columns[column][row] = value;
+            }
+        }
+        columns
+    }
 
     /// Columns of eight elements of bfloat16 from each of eight rows, widened.
     #[must_use]

@@ -7,19 +7,20 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, _CMP_EQ_OQ, _CMP_LT_OQ, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_and_si128,
-    _mm_andnot_si128, _mm_cmpgt_epi16, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_movemask_epi8,
-    _mm_packs_epi16, _mm_packs_epi32, _mm_packus_epi16, _mm_set1_epi16, _mm_setr_epi8, _mm_shuffle_epi8,
-    _mm_storeu_si128, _mm_sub_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi16,
-    _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
-    _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps, _mm256_castps_pd,
-    _mm256_castps_si256, _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
-    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32,
-    _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps,
-    _mm256_min_epu8, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
-    _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute2f128_ps, _mm256_permute4x64_epi64, _mm256_round_ps,
-    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps,
+    _mm_andnot_si128, _mm_cmpgt_epi16, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_ps, _mm_loadu_si128,
+    _mm_movemask_epi8, _mm_packs_epi16, _mm_packs_epi32, _mm_packus_epi16, _mm_set1_epi16, _mm_setr_epi8,
+    _mm_shuffle_epi8, _mm_storeu_si128, _mm_sub_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
+    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
+    _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps,
+    _mm256_castps_pd, _mm256_castps_si256, _mm256_castps128_ps256, _mm256_castsi128_si256, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epu8, _mm256_min_ps,
+    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16,
+    _mm256_permute2f128_ps, _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    _mm256_shuffle_ps, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps,
     _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
     _mm256_unpackhi_epi64, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
     _mm256_unpacklo_epi64, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
@@ -343,6 +344,12 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn from_halves(of: [f16; ROWS]) -> Self {
+        // SAFETY: F16C is there, see the module; `of` is 16 bytes long, and no alignment is asked for.
+        Halves(unsafe { _mm_loadu_si128(of.as_ptr().cast()) }).widened()
+    }
+
+    #[inline(always)]
     fn ranges_bf16<const G: usize>(groups: &[[bf16; G]; ROWS]) -> (Self, Self) {
         match Halves::ranges(groups) {
             // SAFETY: AVX2 is there, see the module.
@@ -448,6 +455,30 @@ impl Vector for Avx2 {
             let packed: __m128i = _mm_cvtsi64_si128(i64::from_le_bytes(bytes));
             Self(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(packed)))
         }
+    }
+
+    #[inline(always)]
+    fn turned(rows: [Lane; ROWS]) -> [Lane; ROWS] {
+        let mut columns = [[0.0; ROWS]; ROWS];
+        // SAFETY: AVX2 is there, see the module.
+        unsafe {
+            for half in 0..2 {
+                // Of rows 0 to 3 beside 4 to 7 the same four elements, for each half of them; then pairs, then fours.
+                let four = |row: usize| {
+                    let [upper, lower] = [rows[row], rows[row + 4]].map(|row| _mm_loadu_ps(row[4 * half..].as_ptr()));
+                    _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(upper), lower)
+                };
+                let (a, b, c, d) = (four(0), four(1), four(2), four(3));
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                let to = &mut columns[4 * half..];
+                _mm256_storeu_ps(to[0].as_mut_ptr(), _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd));
+                _mm256_storeu_ps(to[1].as_mut_ptr(), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+                _mm256_storeu_ps(to[2].as_mut_ptr(), _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high));
+                _mm256_storeu_ps(to[3].as_mut_ptr(), _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high));
+            }
+        }
+        columns
     }
 
     #[inline(always)]
@@ -684,6 +715,8 @@ mod tests {
         let rows: [[u16; ROWS]; ROWS] =
             std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as u16 * 521));
         assert_eq!(Avx2::columns(rows), Portable::columns(rows));
+        let rows: [Lane; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as f32));
+        assert_eq!(Avx2::turned(rows), Portable::turned(rows));
     }
 
     #[test]
