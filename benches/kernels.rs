@@ -6,7 +6,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ramrs::dtype::Float;
+use ramrs::checkpoint::packing::{Blocks, Packing};
+use ramrs::dtype::{Float, Float8};
 use ramrs::kernel::Level;
 use ramrs::kernel::band::{energy, load};
 use ramrs::kernel::vector::{Lane, ROWS};
@@ -72,9 +73,52 @@ fn kernels(criterion: &mut Criterion) {
     }
 }
 
+/// Rows as they are stored, into a band, and packed ones into rows.
+fn sources(criterion: &mut Criterion) {
+    let (brain, mut values) = (source(COLUMNS), vec![0.0; ROWS * COLUMNS]);
+    Float::BF16.widen(&brain, &mut values);
+    let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
+    let mut group = criterion.benchmark_group("band of other types");
+    for float in [Float::F16, Float::F32] {
+        let mut bytes = Vec::new();
+        float.append(&values, &mut bytes);
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        for level in levels() {
+            group.bench_function(BenchmarkId::new(format!("load {float:?}"), level.name()), |bench| {
+                bench.iter(|| load(level, float, black_box(&bytes), COLUMNS, &mut row, &mut band));
+            });
+        }
+    }
+    group.finish();
+
+    let blocks = Blocks { matrix_rows: ROWS as u64, rows: 128, cols: 128 };
+    let packings = [
+        ("fp8-e4m3", Packing::Fp8 { codes: Float8::E4M3, scales: 0, blocks }),
+        ("mxfp4", Packing::Mxfp4 { scales: 0 }),
+        ("int4", Packing::Int4 { scales: 0, group_size: 128, shape: None }),
+    ];
+    // Of what is decoded: what the rest of a job counts.
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Bytes(BYTES as u64));
+    for (name, packing) in packings {
+        let request = packing.request(COLUMNS as u64, &(0..(ROWS * COLUMNS) as u64));
+        let codes: Vec<u8> = (0..request.codes.end).map(|at| (at * 37 % 120) as u8).collect();
+        let scales = vec![0.01; request.scales.end as usize];
+        // As bytes that lie as halves do.
+        let mut out = vec![0_u16; ROWS * COLUMNS];
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                let out = bytemuck::cast_slice_mut(&mut out);
+                packing.decode(Float::BF16, COLUMNS as u64, &request, black_box(&codes), black_box(&scales), out);
+            });
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).without_plots();
-    targets = kernels
+    targets = kernels, sources
 }
 criterion_main!(benches);

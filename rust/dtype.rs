@@ -199,6 +199,19 @@ impl Float {
         }
     }
 
+    /// The bits of `values`, each rounded to this type, which has 16.
+    ///
+    /// # Panics
+    /// If it has not, or `out` is not as long.
+    pub fn put(self, values: &[f32], out: &mut [u16]) {
+        assert!(self != Self::F32 && values.len() == out.len(), "put: shapes");
+        if self == Self::F16 {
+            bytemuck::cast_slice_mut::<u16, f16>(out).convert_from_f32_slice(values);
+        } else {
+            out.iter_mut().zip(values).for_each(|(bits, &value)| *bits = bf16_bits(value));
+        }
+    }
+
     /// Appends `values`, each rounded to this type, as little-endian bytes.
     pub fn append(self, values: &[f32], out: &mut Vec<u8>) {
         match self {

@@ -13,8 +13,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::{Config, Part, Tensor};
 use crate::dtype::{Dtype, Float, Float8, e2m1_values, e8m0};
 
@@ -404,10 +402,6 @@ impl Packing {
     /// # Panics
     /// If the codes, the scales or the room are not as long as the request says.
     pub fn decode(self, float: Float, cols: u64, request: &Request, codes: &[u8], scales: &[f32], out: &mut [u8]) {
-        let round: fn(f32) -> u16 = match float {
-            Float::F16 => |value| f16::from_f32(value).to_bits(),
-            _ => |value| bf16::from_f32(value).to_bits(),
-        };
         let out: &mut [u16] = bytemuck::cast_slice_mut(out);
         let first_scale = request.scales.start;
         match self {
@@ -415,40 +409,70 @@ impl Packing {
             Self::Fp8 { codes: float8, blocks, .. } => {
                 let values = float8.values();
                 let across = cols.div_ceil(blocks.cols);
-                let mut at = request.elements.start;
                 let mut done = 0;
                 while done < out.len() {
+                    let at = request.elements.start + done as u64;
                     let (row, column) = (at / cols, at % cols);
                     let block = column / blocks.cols;
-                    let end = ((block + 1) * blocks.cols).min(cols);
-                    let count = usize::try_from(end - column).unwrap_or(usize::MAX).min(out.len() - done);
+                    let span = span(done, ((block + 1) * blocks.cols).min(cols) - column, out.len());
                     let scale = scales[(blocks.scale_row(row) * across + block - first_scale) as usize];
-                    for (out, &code) in out[done..done + count].iter_mut().zip(&codes[done..done + count]) {
-                        *out = round(values[usize::from(code)] * scale);
-                    }
-                    done += count;
-                    at += count as u64;
+                    done = span.end;
+                    put_scaled(float, scale, &codes[span.clone()], &mut out[span], |code| [values[usize::from(code)]]);
                 }
             }
-            Self::Mxfp4 { .. } => {
-                let values = e2m1_values();
-                let blocks = out.chunks_exact_mut(BLOCK as usize).zip(codes.chunks_exact(BLOCK as usize / 2));
-                for ((out, codes), &scale) in blocks.zip(scales) {
-                    for (pair, &both) in out.chunks_exact_mut(2).zip(codes) {
-                        pair[0] = round(values[usize::from(both & 15)] * scale);
-                        pair[1] = round(values[usize::from(both >> 4)] * scale);
-                    }
-                }
-            }
+            Self::Mxfp4 { .. } => put_halves(float, (&e2m1_values(), BLOCK), request, codes, scales, out),
             Self::Int4 { group_size, .. } => {
-                for (at, (pair, &both)) in out.chunks_exact_mut(2).zip(codes).enumerate() {
-                    let group = (request.elements.start + 2 * at as u64) / group_size;
-                    let scale = scales[(group - first_scale) as usize];
-                    pair[0] = round((f32::from(both & 15) - 8.0) * scale);
-                    pair[1] = round((f32::from(both >> 4) - 8.0) * scale);
-                }
+                let values = std::array::from_fn(|code| code as f32 - 8.0);
+                put_halves(float, (&values, group_size), request, codes, scales, out);
             }
         }
+    }
+}
+
+/// From `from` on `length` elements, or as many as there are before `end`.
+fn span(from: usize, length: u64, end: usize) -> Range<usize> {
+    from..usize::try_from(length).map_or(end, |length| end.min(from.saturating_add(length)))
+}
+
+/// Codes of four bits, two a byte, `group_size` of them with the same scale.
+fn put_halves(
+    float: Float,
+    (values, group_size): (&[f32; 16], u64),
+    request: &Request,
+    codes: &[u8],
+    scales: &[f32],
+    out: &mut [u16],
+) {
+    let pairs: [[f32; 2]; 256] = std::array::from_fn(|both| [values[both & 15], values[both >> 4]]);
+    let mut done = 0;
+    while done < out.len() {
+        let at = request.elements.start + done as u64;
+        let span = span(done, group_size - at % group_size, out.len());
+        let scale = scales[(at / group_size - request.scales.start) as usize];
+        done = span.end;
+        put_scaled(float, scale, &codes[span.start / 2..span.end / 2], &mut out[span], |both| pairs[usize::from(both)]);
+    }
+}
+
+/// Puts what each byte of `codes` stands for, by `scale`: some at a time, for the processor to round them side by side.
+fn put_scaled<const N: usize>(
+    float: Float,
+    scale: f32,
+    codes: &[u8],
+    out: &mut [u16],
+    values: impl Fn(u8) -> [f32; N],
+) {
+    const AT_ONCE: usize = 128;
+    let mut wide = [0.0; AT_ONCE];
+    for (codes, out) in codes.chunks(AT_ONCE / N).zip(out.chunks_mut(AT_ONCE)) {
+        let wide = &mut wide[..out.len()];
+        for (wide, &code) in wide.as_chunks_mut::<N>().0.iter_mut().zip(codes) {
+            *wide = values(code);
+        }
+        for value in wide.iter_mut() {
+            *value *= scale;
+        }
+        float.put(wide, out);
     }
 }
 
