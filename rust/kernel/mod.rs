@@ -9,6 +9,8 @@ pub mod band;
 pub mod codes;
 pub mod elementary;
 pub mod product;
+#[cfg(target_arch = "x86_64")]
+mod reciprocal;
 pub mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -95,3 +97,6 @@ macro_rules! kernel {
     };
 }
 pub(crate) use kernel;
+
+#[cfg(test)]
+mod agreement;

@@ -28,6 +28,7 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
+use super::reciprocal::{Parts, parts, quotient, spread};
 use super::vector::{BYTES, Lane, ROWS, Vector, ranges};
 use crate::dtype::Float;
 
@@ -153,8 +154,7 @@ impl Avx2 {
 impl Vector for Avx2 {
     type Mask = __m256;
 
-    /// The reciprocal, and what it lacks.
-    type Divisor = [Self; 2];
+    type Divisor = Parts<Self>;
 
     operations! {
         fn add(other) = _mm256_add_ps;
@@ -222,23 +222,14 @@ impl Vector for Avx2 {
         unsafe { _mm256_movemask_ps(mask) == 0xff }
     }
 
-    /// A reciprocal in two parts, for a quotient of one product and one fused product (Brisebarre, Muller and Raina,
-    /// "Accelerating correctly rounded floating-point division when the divisor is known in advance", IEEE Transactions on
-    /// Computers 53, 2004). Both parts are the nearest: the tests try every divisor.
     #[inline(always)]
-    fn divisor(self) -> [Self; 2] {
-        let one = Self::splat(1.0);
-        let reciprocal = one.div(self);
-        let minus = Self::splat(0.0).sub(self);
-        // The rest by the reciprocal, and corrected once: the nearest of `rest / self` without a division.
-        let rest = minus.mul_add(reciprocal, one);
-        let lacks = rest.mul(reciprocal);
-        [reciprocal, minus.mul_add(lacks, rest).mul_add(reciprocal, lacks)]
+    fn divisor(self) -> Parts<Self> {
+        parts(self)
     }
 
     #[inline(always)]
-    fn quotient(self, [reciprocal, lacks]: [Self; 2]) -> Self {
-        self.mul_add(reciprocal, self.mul(lacks))
+    fn quotient(self, by: Parts<Self>) -> Self {
+        quotient(self, by)
     }
 
     #[inline(always)]
@@ -284,14 +275,8 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn divisors(self) -> [[Self; 2]; ROWS] {
-        let [reciprocal, lacks] = self.divisor();
-        let (reciprocal, lacks) = (reciprocal.store(), lacks.store());
-        let mut divisors = [[self; 2]; ROWS];
-        for row in 0..ROWS {
-            divisors[row] = [Self::splat(reciprocal[row]), Self::splat(lacks[row])];
-        }
-        divisors
+    fn divisors(self) -> [Parts<Self>; ROWS] {
+        spread(self)
     }
 
     #[inline(always)]
@@ -529,218 +514,5 @@ impl Vector for Avx2 {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Level;
-    use super::super::vector::{Element, Portable};
-    use super::*;
-    use crate::scheme::BITS;
-
-    /// Numbers of every kind, and what is none.
-    const VALUES: [f32; 16] = [
-        0.0,
-        -0.0,
-        1.0,
-        -1.5,
-        0.5,
-        2.5,
-        1e-45,
-        -1e-40,
-        f32::MAX,
-        f32::MIN,
-        f32::INFINITY,
-        f32::NEG_INFINITY,
-        f32::NAN,
-        255.0,
-        254.5,
-        1e-7,
-    ];
-
-    /// The bits of a lane; all that is no number alike.
-    fn bits(lanes: Lane) -> [u32; ROWS] {
-        lanes.map(|lane| if lane.is_nan() { f32::NAN.to_bits() } else { lane.to_bits() })
-    }
-
-    /// What every operation gives of a pair.
-    fn all<V: Vector>(a: Lane, b: Lane) -> Vec<[u32; ROWS]> {
-        let (x, y, third) = (V::load(a), V::load(b), b[3]);
-        let held = x.clamp(V::splat(255.0));
-        let number = |lanes: V| lanes.max(V::splat(f32::MIN)).add(V::splat(0.0));
-        let (a, b) = (number(x), number(y));
-        let power = x.clamp(V::splat(253.0)).round().sub(V::splat(126.0));
-        let results = [
-            x.add(y),
-            x.sub(y),
-            x.mul(y),
-            x.div(y),
-            x.mul_add(y, V::splat(third)),
-            x.mul_add(x, y),
-            x.min(y),
-            x.max(y),
-            x.abs(),
-            x.where_or(x.less(y), y),
-            held,
-            held.round(),
-            V::splat(0.0).sub(held).round(),
-            power.power_of_two(),
-            V::from_bytes(held.round().bytes()),
-            V::splat(third),
-            x.nearest_integer(),
-            x.nearest(Float::BF16),
-            x.nearest(Float::F16),
-            x.other_side(Float::BF16),
-            x.other_side(Float::F16),
-            x.other_side(Float::F32),
-            V::least([a, b, held, a, b, held, a, b]),
-            V::greatest([a, b, held, a, b, held, a, b]),
-        ];
-        results.map(|result| bits(result.store())).to_vec()
-    }
-
-    /// A quotient is only needed for its code. Where that changes, between two integers, the quotient by `divisor` and the
-    /// one by division must lie on the same side: `significand / 2^23` is the divisor, and the numbers tried are those next
-    /// to where the code changes.
-    fn has_the_codes_of_a_division(significand: u32) {
-        let by = f32::from_bits(0x3f80_0000 | significand);
-        let divisor = Avx2::splat(by).divisor();
-        let max = Avx2::splat(255.0);
-        for code in 0..=255_u16 {
-            let edge = ((f32::from(code) + 0.5) * by).to_bits();
-            let near = Avx2::load(std::array::from_fn(|at| f32::from_bits(edge - 4 + at as u32)));
-            let codes = (near.quotient(divisor).code(max).store(), near.div(Avx2::splat(by)).code(max).store());
-            assert_eq!(codes.0, codes.1, "{near:?} / {by:e}");
-        }
-    }
-
-    /// The quotient is off by less than 2^−22 of its last place, so it can differ from the rounded one only next to the
-    /// middle of two floats. Next to a half, that is where the divisor's low 16 bits are near 0: of all others one in
-    /// 2^13 is tried.
-    #[test]
-    fn a_quotient_has_the_code_of_a_division() {
-        if Level::detect() == Level::PORTABLE {
-            return;
-        }
-        for significand in 0..1 << 23 {
-            let from_round = (significand + 64) % (1 << 16);
-            if from_round < 128 || significand % 8_191 == 0 {
-                has_the_codes_of_a_division(significand);
-            }
-        }
-    }
-
-    #[test]
-    #[ignore = "half a minute: every divisor there is, but for its exponent"]
-    fn a_quotient_has_the_code_of_a_division_for_every_divisor() {
-        if Level::detect() != Level::PORTABLE {
-            (0..1 << 23).for_each(has_the_codes_of_a_division);
-        }
-    }
-
-    #[test]
-    fn a_quotient_by_a_largest_code_is_that_of_a_division() {
-        if Level::detect() == Level::PORTABLE {
-            return;
-        }
-        for bits in BITS {
-            let by = Avx2::splat(f32::from(u8::MAX >> (8 - bits)));
-            let divisor = by.divisor();
-            for first in (0..1 << 23).step_by(ROWS) {
-                let values = Avx2::load(std::array::from_fn(|at| f32::from_bits(0x3f80_0000 | (first + at as u32))));
-                assert_eq!(values.exact_quotient(divisor).store(), values.div(by).store(), "{bits} bits");
-            }
-        }
-    }
-
-    #[test]
-    fn bytes_and_elements_keep_their_order() {
-        fn bytes<V: Vector, T: Element>(of: [T; BYTES]) -> [u8; BYTES] {
-            let (all, held) = (V::nearest_bytes(T::widened(&of), 255), V::nearest_bytes(T::widened(&of), 63));
-            assert_eq!(held, all.map(|byte| byte.min(63)));
-            all
-        }
-        if Level::detect() == Level::PORTABLE {
-            return;
-        }
-        let values: [f32; BYTES] = std::array::from_fn(|at| (at * 7) as f32 + if at % 3 == 0 { 0.5 } else { 0.25 });
-        let expected = std::array::from_fn(|at| (at * 7) as u8 + u8::from(at % 3 == 0 && at % 2 == 1));
-        assert_eq!(bytes::<Avx2, f32>(values), expected);
-        assert_eq!(bytes::<Portable, f32>(values), expected);
-        let (halves, brain) = (values.map(f16::from_f32), values.map(bf16::from_f32));
-        assert_eq!(bytes::<Avx2, f16>(halves), bytes::<Portable, f16>(halves));
-        assert_eq!(bytes::<Avx2, bf16>(brain), bytes::<Portable, bf16>(brain));
-        let rows: [[u8; ROWS]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 31 + at * 7) as u8));
-        assert_eq!(Avx2::transposed(rows), Portable::transposed(rows));
-    }
-
-    #[test]
-    fn ranges_are_those_of_the_numbers() {
-        fn check<T: Element>(groups: &[[T; 32]; ROWS]) {
-            let (found, expected) = (T::ranges::<Avx2, 32>(groups), ranges::<Portable, T, 32>(groups));
-            assert_eq!(found.0.store(), expected.0.store());
-            assert_eq!(found.1.store(), expected.1.store());
-        }
-        if Level::detect() == Level::PORTABLE {
-            return;
-        }
-        let mut state = 1_u32;
-        let mut number = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f32::from(state.to_le_bytes()[3]) / 16.0 - 8.0
-        };
-        // Both signs, as weights are; then one of the groups without negative ones, without others, of zeros of either sign.
-        for odd in [None, Some([0.0, 8.0]), Some([-8.0, -0.5]), Some([0.0, 0.0]), Some([-0.0, 1.0]), Some([-0.0, -0.0])]
-        {
-            for at in 0..ROWS {
-                let mut groups = [[0.0; 32]; ROWS];
-                groups.iter_mut().flatten().for_each(|value| *value = number());
-                if let Some([low, high]) = odd {
-                    groups[at].iter_mut().for_each(|value| *value = value.clamp(low, high));
-                    groups[at][at] = low;
-                }
-                check(&groups.map(|group| group.map(bf16::from_f32)));
-                check(&groups.map(|group| group.map(f16::from_f32)));
-                check(&groups);
-            }
-        }
-    }
-
-    #[test]
-    fn columns_are_those_of_the_rows() {
-        if Level::detect() == Level::PORTABLE {
-            return;
-        }
-        let rows: [[u16; ROWS]; ROWS] =
-            std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as u16 * 521));
-        assert_eq!(Avx2::columns(rows), Portable::columns(rows));
-        let rows: [Lane; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as f32));
-        assert_eq!(Avx2::turned(rows), Portable::turned(rows));
-    }
-
-    #[test]
-    fn every_operation_gives_the_bits_of_the_portable_one() {
-        if Level::detect() == Level::PORTABLE {
-            return;
-        }
-        for at in 0..VALUES.len() {
-            for by in 0..VALUES.len() {
-                let a: Lane = std::array::from_fn(|lane| VALUES[(at + lane) % VALUES.len()]);
-                let b: Lane = std::array::from_fn(|lane| VALUES[(by + 3 * lane) % VALUES.len()]);
-                assert_eq!(all::<Avx2>(a, b), all::<Portable>(a, b), "{a:?} {b:?}");
-            }
-        }
-        for n in -126_i16..=127 {
-            let (avx2, portable) = (Avx2::splat(n.into()).power_of_two(), Portable::splat(n.into()).power_of_two());
-            let power = f64::from_bits((i64::from(n) + 1023).cast_unsigned() << 52);
-            assert_eq!(avx2.store().map(f64::from), [power; ROWS]);
-            assert_eq!(portable.store().map(f64::from), [power; ROWS]);
-        }
-        // Rounded twice it would be 0.
-        let (x, square) = (1.0 + f32::EPSILON, 1.0 + 2.0 * f32::EPSILON);
-        let rest = Portable::splat(x).mul_add(Portable::splat(x), Portable::splat(-square));
-        assert_eq!(rest.store(), [f32::EPSILON * f32::EPSILON; ROWS]);
-        assert_eq!(Avx2::splat(x).mul_add(Avx2::splat(x), Avx2::splat(-square)).store(), rest.store());
     }
 }
