@@ -301,3 +301,9 @@ fn codes_are_squeezed_alike() {
     is_alike::<6>();
     is_alike::<8>();
 }
+
+#[test]
+#[cfg(target_arch = "aarch64")]
+fn what_is_compared_is_neon() {
+    assert_eq!(Level::detect().name(), "neon");
+}

@@ -4,12 +4,14 @@
 //! implementation of the trait rounds every operation alike, so all levels give the same bits; the tests hold them to
 //! it. Which one runs is chosen once.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 pub mod affine;
 pub mod band;
 pub mod codes;
 pub mod elementary;
 pub mod product;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod reciprocal;
 pub mod vector;
 #[cfg(target_arch = "x86_64")]
@@ -25,10 +27,21 @@ enum Set {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// NEON, which is part of the target.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Set {
+    /// The best that every CPU of the target has.
+    #[cfg(not(target_arch = "aarch64"))]
+    const BASELINE: Self = Self::Portable;
+    #[cfg(target_arch = "aarch64")]
+    const BASELINE: Self = Self::Neon;
 }
 
 impl Level {
-    /// The baseline of the compilation target.
+    /// Plain Rust, as the compiler makes it for the target.
     pub const PORTABLE: Self = Self(Set::Portable);
 
     /// The best this CPU has.
@@ -41,7 +54,7 @@ impl Level {
         {
             return Self(Set::Avx2);
         }
-        Self::PORTABLE
+        Self(Set::BASELINE)
     }
 
     /// Its name, for reports.
@@ -51,6 +64,8 @@ impl Level {
             Set::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => "neon",
         }
     }
 }
@@ -92,6 +107,8 @@ macro_rules! kernel {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the CPU has AVX2, FMA and F16C: `Level::detect` saw them, and nothing else makes `Set::Avx2`.
                 $crate::kernel::Set::Avx2 => unsafe { avx2::<$($element,)? $($size)?>($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::kernel::Set::Neon => body::<$crate::kernel::aarch64::Neon, $($element,)? $($size)?>($($arg),*),
             }
         }
     };

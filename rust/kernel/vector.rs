@@ -7,7 +7,8 @@
 //!
 //! [`Vector`] is the arithmetic of such lanes. Each operation is one IEEE 754 operation per lane, rounded to nearest
 //! even, on every implementation: none is reordered or approximate, and none is fused but [`Vector::mul_add`], which is
-//! on all of them. The one exception says so, [`Vector::quotient`]: what is asked of it is alike on all.
+//! on all of them. The one exception says so, [`Vector::quotient`]: what is asked of it is alike on all. NaN is what
+//! arithmetic gives, a quiet one: nothing is said of signalling ones, nor of which NaN comes of NaN.
 
 use half::{bf16, f16};
 
