@@ -4,10 +4,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help example test lint models bench clean
+.PHONY: help example test test-neon lint models bench clean
 help:
 	@echo 'make example   install ramrs into .venv and quantize the bundled example model to 4 bits per weight'
 	@echo 'make test      install everything into .venv and run every test'
+	@echo 'make test-neon the tests in Rust on an emulated AArch64 (needs an emulator: see the Makefile)'
 	@echo 'make lint      formatting, lints and types alone'
 	@echo 'make models    make models/smollm2-135m, the real model some tests use (93 MB to fetch)'
 	@echo 'make bench     kernels, the probe, memory and quality'
@@ -21,6 +22,19 @@ test: .venv/tests lint
 	$(BIN)/python -m mypy.stubtest ramrs._native
 	cargo test --locked
 	$(BIN)/pytest
+
+# Lints and tests in Rust as on AArch64, whose kernels a machine of another kind does not even compile. It needs the target
+# (`rustup target add aarch64-unknown-linux-gnu`), a linker and a C library for it, and an emulator: on Debian and Ubuntu
+# the packages gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user-static. Few machines have them, so it is no part of
+# `make test`. It takes minutes.
+NEON := aarch64-unknown-linux-gnu
+test-neon: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
+test-neon: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER ?= qemu-aarch64-static -L /usr/aarch64-linux-gnu
+test-neon:
+	@if cargo clippy --version >/dev/null 2>&1; then \
+		cargo clippy --locked --all-targets --target $(NEON) -- -D warnings; \
+	else echo 'no clippy: not checked'; fi
+	cargo test --locked --target $(NEON)
 
 lint: .venv/tests
 	$(BIN)/ruff check

@@ -29,6 +29,7 @@ use clock::processor_seconds;
 const LANES: usize = 96;
 
 /// Fused multiply-adds per second of one core, in registers.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_unsafe, reason = "there `run` asks for no features"))]
 fn multiply_adds_per_second() -> f64 {
     #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
     fn run(rounds: usize, sums: &mut [f32; LANES], by: f32, plus: f32) {
