@@ -16,7 +16,7 @@ use std::arch::aarch64::{
     vreinterpretq_u16_s16, vreinterpretq_u16_u8, vreinterpretq_u16_u32, vreinterpretq_u32_f32, vreinterpretq_u32_u16,
     vreinterpretq_u64_u32, vrndnq_f32, vshll_high_n_u16, vshll_n_u16, vshlq_n_s32, vshlq_n_u32, vshlq_u16, vshlq_u32,
     vshlq_u64, vshrq_n_u16, vshrq_n_u32, vshrq_n_u64, vst1_u8, vst1q_f32, vst1q_u8, vsub_u16, vsubq_f32, vsubq_u32,
-    vuzp1q_u8, vuzp1q_u16, vzip1q_u8, vzip1q_u16, vzip2q_u8, vzip2q_u16,
+    vuzp1q_u8, vuzp1q_u16, vzip1q_f32, vzip1q_u8, vzip1q_u16, vzip2q_f32, vzip2q_u8, vzip2q_u16,
 };
 
 use half::{bf16, f16};
@@ -177,6 +177,13 @@ fn shuffled(of: [uint16x8_t; ROWS]) -> [uint16x8_t; ROWS] {
     shuffled
 }
 
+/// The same of four numbers in each of four registers.
+#[inline(always)]
+fn shuffled_fours([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: NEON is there, see the module.
+    unsafe { [vzip1q_f32(a, c), vzip2q_f32(a, c), vzip1q_f32(b, d), vzip2q_f32(b, d)] }
+}
+
 impl Neon {
     /// Eight of bfloat16, from their bits.
     #[inline(always)]
@@ -190,7 +197,7 @@ impl Neon {
 
     /// Eight of binary16, from their bits.
     #[inline(always)]
-    fn from_halves(halves: uint16x8_t) -> Self {
+    fn from_half_bits(halves: uint16x8_t) -> Self {
         // SAFETY: NEON is there, see the module.
         let (low, high) = unsafe { (vget_low_u16(halves), vget_high_u16(halves)) };
         Self(widened(low), widened(high))
@@ -389,7 +396,13 @@ impl Vector for Neon {
     #[inline(always)]
     fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
         let [a, b, c, d] = eights(of);
-        [Self::from_halves(a), Self::from_halves(b), Self::from_halves(c), Self::from_halves(d)]
+        [Self::from_half_bits(a), Self::from_half_bits(b), Self::from_half_bits(c), Self::from_half_bits(d)]
+    }
+
+    #[inline(always)]
+    fn from_halves(of: [f16; ROWS]) -> Self {
+        // SAFETY: NEON is there, see the module; `of` is 16 bytes long, and no alignment is asked for.
+        Self::from_half_bits(unsafe { vld1q_u16(of.as_ptr().cast()) })
     }
 
     #[inline(always)]
@@ -403,7 +416,7 @@ impl Vector for Neon {
     #[inline(always)]
     fn ranges_f16<const G: usize>(groups: &[[f16; G]; ROWS]) -> (Self, Self) {
         match ranges_of_halves(groups) {
-            Some([low, high]) => (Self::from_halves(low), Self::from_halves(high)),
+            Some([low, high]) => (Self::from_half_bits(low), Self::from_half_bits(high)),
             None => ranges(groups),
         }
     }
@@ -428,6 +441,27 @@ impl Vector for Neon {
         let mut columns = [[0; ROWS]; ROWS];
         for (turned, pair) in turned.into_iter().zip(columns.as_flattened_mut().as_chunks_mut().0) {
             put_bytes(turned, pair);
+        }
+        columns
+    }
+
+    #[inline(always)]
+    fn turned(rows: [Lane; ROWS]) -> [Lane; ROWS] {
+        let mut columns = [[0.0; ROWS]; ROWS];
+        for down in [0, 4] {
+            for right in [0, 4] {
+                // Four elements of four rows: two turns exchange rows and columns.
+                // SAFETY: NEON is there, see the module.
+                let mut square = [unsafe { vdupq_n_f32(0.0) }; 4];
+                for (four, row) in square.iter_mut().zip(&rows[down..]) {
+                    // SAFETY: NEON is there, see the module; there are four floats from `right` on, and no alignment is asked for.
+                    *four = unsafe { vld1q_f32(row[right..].as_ptr()) };
+                }
+                for (four, column) in shuffled_fours(shuffled_fours(square)).into_iter().zip(&mut columns[right..]) {
+                    // SAFETY: NEON is there, see the module; there are four floats from `down` on, and no alignment is asked for.
+                    unsafe { vst1q_f32(column[down..].as_mut_ptr(), four) };
+                }
+            }
         }
         columns
     }
