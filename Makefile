@@ -19,7 +19,7 @@ example: .venv/ramrs
 test: .venv/tests lint
 	@$(MAKE) --no-print-directory models || echo 'models/smollm2-135m was not made: the tests that need it will be skipped'
 	$(BIN)/maturin develop --release --locked --quiet
-	$(BIN)/python -m mypy.stubtest ramrs._native
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml ramrs._native
 	cargo test --locked
 	$(BIN)/pytest
 
