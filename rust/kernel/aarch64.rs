@@ -177,11 +177,21 @@ fn shuffled(of: [uint16x8_t; ROWS]) -> [uint16x8_t; ROWS] {
     shuffled
 }
 
-/// The same of four numbers in each of four registers.
+/// The same of rows of four.
 #[inline(always)]
 fn shuffled_fours([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
     // SAFETY: NEON is there, see the module.
     unsafe { [vzip1q_f32(a, c), vzip2q_f32(a, c), vzip1q_f32(b, d), vzip2q_f32(b, d)] }
+}
+
+/// The columns of four rows, from row `first` on.
+#[inline(always)]
+fn columns_of_four(rows: &[Neon; ROWS], first: usize) -> [float32x4_t; ROWS] {
+    let [a, b, c, d] = [rows[first], rows[first + 1], rows[first + 2], rows[first + 3]];
+    // Rows and columns have numbers of two bits each: two turns exchange them.
+    let left = shuffled_fours(shuffled_fours([a.0, b.0, c.0, d.0]));
+    let right = shuffled_fours(shuffled_fours([a.1, b.1, c.1, d.1]));
+    [left[0], left[1], left[2], left[3], right[0], right[1], right[2], right[3]]
 }
 
 impl Neon {
@@ -447,21 +457,14 @@ impl Vector for Neon {
 
     #[inline(always)]
     fn turned(rows: [Lane; ROWS]) -> [Lane; ROWS] {
+        let mut held = [Self::splat(0.0); ROWS];
+        for (held, row) in held.iter_mut().zip(rows) {
+            *held = Self::load(row);
+        }
+        let (upper, lower) = (columns_of_four(&held, 0), columns_of_four(&held, 4));
         let mut columns = [[0.0; ROWS]; ROWS];
-        for down in [0, 4] {
-            for right in [0, 4] {
-                // Four elements of four rows: two turns exchange rows and columns.
-                // SAFETY: NEON is there, see the module.
-                let mut square = [unsafe { vdupq_n_f32(0.0) }; 4];
-                for (four, row) in square.iter_mut().zip(&rows[down..]) {
-                    // SAFETY: NEON is there, see the module; there are four floats from `right` on, and no alignment is asked for.
-                    *four = unsafe { vld1q_f32(row[right..].as_ptr()) };
-                }
-                for (four, column) in shuffled_fours(shuffled_fours(square)).into_iter().zip(&mut columns[right..]) {
-                    // SAFETY: NEON is there, see the module; there are four floats from `down` on, and no alignment is asked for.
-                    unsafe { vst1q_f32(column[down..].as_mut_ptr(), four) };
-                }
-            }
+        for at in 0..ROWS {
+            columns[at] = Self(upper[at], lower[at]).store();
         }
         columns
     }
