@@ -214,20 +214,12 @@ impl Float {
 
     /// Appends `values`, each rounded to this type, as little-endian bytes.
     pub fn append(self, values: &[f32], out: &mut Vec<u8>) {
-        match self {
-            Self::F32 => out.extend_from_slice(bytemuck::cast_slice(values)),
-            Self::F16 => {
-                let mut halves = vec![f16::ZERO; values.len()];
-                halves.convert_from_f32_slice(values);
-                out.extend_from_slice(bytemuck::cast_slice(&halves));
-            }
-            Self::BF16 => {
-                let from = out.len();
-                out.resize(from + 2 * values.len(), 0);
-                for (bytes, &value) in out[from..].as_chunks_mut().0.iter_mut().zip(values) {
-                    *bytes = bf16_bits(value).to_le_bytes();
-                }
-            }
+        if self == Self::F32 {
+            out.extend_from_slice(bytemuck::cast_slice(values));
+        } else {
+            let mut halves = vec![0; values.len()];
+            self.put(values, &mut halves);
+            out.extend_from_slice(bytemuck::cast_slice(&halves));
         }
     }
 }

@@ -403,7 +403,6 @@ impl Packing {
     /// If the codes, the scales or the room are not as long as the request says.
     pub fn decode(self, float: Float, cols: u64, request: &Request, codes: &[u8], scales: &[f32], out: &mut [u8]) {
         let out: &mut [u16] = bytemuck::cast_slice_mut(out);
-        let first_scale = request.scales.start;
         match self {
             Self::Plain => unreachable!("what is plain is read as it is"),
             Self::Fp8 { codes: float8, blocks, .. } => {
@@ -415,7 +414,7 @@ impl Packing {
                     let (row, column) = (at / cols, at % cols);
                     let block = column / blocks.cols;
                     let span = span(done, ((block + 1) * blocks.cols).min(cols) - column, out.len());
-                    let scale = scales[(blocks.scale_row(row) * across + block - first_scale) as usize];
+                    let scale = scales[(blocks.scale_row(row) * across + block - request.scales.start) as usize];
                     done = span.end;
                     put_scaled(float, scale, &codes[span.clone()], &mut out[span], |code| [values[usize::from(code)]]);
                 }
