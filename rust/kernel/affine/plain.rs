@@ -36,8 +36,6 @@ fn anchored<V: Vector>(edge: V, step: V) -> (V, V) {
 /// The plain rule's grid for a group of each row.
 #[derive(Clone, Copy)]
 pub(super) struct Plain<V: Vector> {
-    /// The element of largest magnitude.
-    edge: V,
     /// The grid as codes are taken by it, unrounded.
     scale: V,
     bias: V,
@@ -45,7 +43,7 @@ pub(super) struct Plain<V: Vector> {
     pub(super) stored: (V, V),
     divisor: V::Divisor,
     max_code: V,
-    /// Whether it begins at the edge, and its scale is such that [`Vector::quotient`] may stand for a division.
+    /// Whether it begins at the element of largest magnitude, and its scale is such that [`Vector::quotient`] may stand for a division.
     is_ordinary: bool,
 }
 
@@ -61,7 +59,6 @@ impl<V: Vector> Plain<V> {
         let is_anchored = zero.less(to_zero.abs());
         let (scale, bias) = (scale.where_or(is_anchored, step), edge.where_or(is_anchored, zero));
         Self {
-            edge,
             scale,
             bias,
             stored: (scale.nearest(store), bias.nearest(store)),
@@ -97,8 +94,8 @@ struct PlainCodes<'a, V: Vector, const G: usize, const ORDINARY: bool> {
 impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_, V, G, ORDINARY> {
     #[inline(always)]
     fn of(&self, column: usize) -> V {
-        let (w, Plain { edge, divisor, max_code, .. }) = (V::load(self.w[column]), *self.plain);
-        if ORDINARY { code_from_edge(w.sub(edge), divisor, max_code) } else { self.plain.code(w) }
+        let (w, Plain { bias, divisor, max_code, .. }) = (V::load(self.w[column]), *self.plain);
+        if ORDINARY { code_from_edge(w.sub(bias), divisor, max_code) } else { self.plain.code(w) }
     }
 }
 
@@ -110,16 +107,19 @@ fn code_from_edge<V: Vector>(from_edge: V, divisor: V::Divisor, max_code: V) -> 
 }
 
 /// `N` code widths, made ready.
+#[derive(Clone, Copy)]
 struct Widths<V: Vector, const N: usize> {
+    max_codes: [u8; N],
+    /// The same, as numbers.
     max_code: [V; N],
     divisor: [V::Divisor; N],
 }
 
 impl<V: Vector, const N: usize> Widths<V, N> {
     #[inline(always)]
-    fn new(max_codes: &[u8; N]) -> Self {
+    fn new(max_codes: [u8; N]) -> Self {
         let zero = V::splat(0.0);
-        let mut new = Self { max_code: [zero; N], divisor: [zero.divisor(); N] };
+        let mut new = Self { max_codes, max_code: [zero; N], divisor: [zero.divisor(); N] };
         for (at, &max_code) in max_codes.iter().enumerate() {
             new.max_code[at] = V::splat(f32::from(max_code));
             new.divisor[at] = new.max_code[at].divisor();
@@ -176,24 +176,44 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
             let from_edge = w.sub(self.edge);
             for (of, (weighted, plain)) in (first..).zip(&mut sums) {
                 let code = code_from_edge(from_edge, self.divisor[of], widths.max_code[of]);
-                if HALVES {
-                    let off = code.mul_add(self.minus_scale[of], from_edge);
-                    let square = off.mul(off);
-                    *weighted = k.mul_add(square, *weighted);
-                    *plain = plain.add(square);
+                let off = if HALVES {
+                    code.mul_add(self.minus_scale[of], from_edge)
                 } else {
-                    let off = self.edge.sub(code.mul(self.minus_scale[of])).sub(w);
-                    let square = off.mul(off);
-                    *weighted = weighted.add(k.mul(square));
-                    *plain = plain.add(square);
-                }
+                    self.edge.sub(code.mul(self.minus_scale[of])).sub(w)
+                };
+                let square = off.mul(off);
+                *weighted = if HALVES { k.mul_add(square, *weighted) } else { weighted.add(k.mul(square)) };
+                *plain = plain.add(square);
             }
         }
         sums
     }
 }
 
-/// Encodes eight groups, of whatever rows.
+/// Puts the codes of eight groups on `grid`, which is ordinary if it says so.
+#[inline(always)]
+fn put_eight<V: Vector, T: Element, const G: usize, const ORDINARY: bool>(
+    grid: &Plain<V>,
+    groups: &[[T; G]; ROWS],
+    max_code: u8,
+    codes: &mut [[u8; G]; ROWS],
+) {
+    let (scale, bias, divisors) = (grid.scale.store(), grid.bias.store(), grid.scale.divisors());
+    for at in 0..ROWS {
+        let (scale, bias) = (V::splat(scale[at]), V::splat(bias[at]));
+        for (codes, w) in codes[at].as_chunks_mut::<BYTES>().0.iter_mut().zip(groups[at].as_chunks::<BYTES>().0) {
+            let mut steps = T::widened::<V>(w);
+            for steps in &mut steps {
+                let from_bias = steps.sub(bias);
+                *steps =
+                    if ORDINARY { from_bias.quotient(divisors[at]) } else { from_bias.div(scale).clamp(grid.max_code) };
+            }
+            *codes = V::nearest_bytes(steps, max_code);
+        }
+    }
+}
+
+/// Encodes eight groups, of whatever rows; their scales and biases.
 #[inline(always)]
 fn encode_eight<V: Vector, T: Element, const G: usize>(
     groups: &[[T; G]; ROWS],
@@ -203,29 +223,9 @@ fn encode_eight<V: Vector, T: Element, const G: usize>(
 ) -> (Lane, Lane) {
     let grid = Plain::<V>::new(T::ranges(groups), max_code, store);
     if grid.is_ordinary {
-        let (edge, divisors) = (grid.edge.store(), grid.scale.divisors());
-        for at in 0..ROWS {
-            let edge = V::splat(edge[at]);
-            for (codes, w) in codes[at].as_chunks_mut::<BYTES>().0.iter_mut().zip(groups[at].as_chunks::<BYTES>().0) {
-                let mut steps = T::widened::<V>(w);
-                for steps in &mut steps {
-                    *steps = steps.sub(edge).quotient(divisors[at]);
-                }
-                *codes = V::nearest_bytes(steps, max_code);
-            }
-        }
+        put_eight::<V, T, G, true>(&grid, groups, max_code, codes);
     } else {
-        let (scale, bias) = (grid.scale.store(), grid.bias.store());
-        for at in 0..ROWS {
-            let (scale, bias) = (V::splat(scale[at]), V::splat(bias[at]));
-            for (codes, w) in codes[at].as_chunks_mut::<BYTES>().0.iter_mut().zip(groups[at].as_chunks::<BYTES>().0) {
-                let mut steps = T::widened::<V>(w);
-                for steps in &mut steps {
-                    *steps = steps.sub(bias).div(scale).clamp(V::splat(f32::from(max_code)));
-                }
-                *codes = V::nearest_bytes(steps, max_code);
-            }
-        }
+        put_eight::<V, T, G, false>(&grid, groups, max_code, codes);
     }
     (grid.stored.0.store(), grid.stored.1.store())
 }
@@ -262,12 +262,11 @@ kernel! {
 #[inline(always)]
 fn add_plain<V: Vector, const G: usize, const N: usize, const M: usize>(
     (w, k): (&[Lane; G], &[f32; G]),
-    max_codes: &[u8; N],
+    range: (V, V),
     widths: &Widths<V, N>,
     store: Float,
     sums: &mut [RowSums],
 ) {
-    let range = range(w);
     if let Some(grids) = Ordinary::new(range, widths, store) {
         for first in (0..N).step_by(M) {
             let errors = if store == Float::F32 {
@@ -280,7 +279,7 @@ fn add_plain<V: Vector, const G: usize, const N: usize, const M: usize>(
             }
         }
     } else {
-        for (&max_code, sums) in max_codes.iter().zip(sums) {
+        for (max_code, sums) in widths.max_codes.into_iter().zip(sums) {
             sums.add(Plain::<V>::new(range, max_code, store).errors(w, k));
         }
     }
@@ -293,17 +292,17 @@ kernel! {
         band: &[Lane], k: &[f32], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
-        let groups = (0..band.len() / G).map(|at| (group::<G, _>(band, at), group::<G, f32>(k, at)));
-        if let Ok(max_codes) = max_codes.try_into() {
-            let widths = Widths::new(max_codes);
-            for group in groups {
-                add_plain::<V, G, MAX_SCHEMES, SIDE_BY_SIDE>(group, max_codes, &widths, store, &mut sums);
-            }
-        } else {
-            for (max_code, sums) in max_codes.iter().zip(&mut sums) {
-                let widths = Widths::new(&[*max_code]);
-                for group in groups.clone() {
-                    add_plain::<V, G, 1, 1>(group, &[*max_code], &widths, store, std::slice::from_mut(sums));
+        let all = max_codes.try_into().map(Widths::<V, MAX_SCHEMES>::new);
+        let mut each = [Widths::<V, 1>::new([1]); MAX_SCHEMES];
+        each.iter_mut().zip(max_codes).for_each(|(widths, &max_code)| *widths = Widths::new([max_code]));
+        for at in 0..band.len() / G {
+            let group = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            let range = range(group.0);
+            if let Ok(all) = &all {
+                add_plain::<V, G, MAX_SCHEMES, SIDE_BY_SIDE>(group, range, all, store, &mut sums);
+            } else {
+                for (widths, sums) in each[..max_codes.len()].iter().zip(&mut sums) {
+                    add_plain::<V, G, 1, 1>(group, range, widths, store, std::slice::from_mut(sums));
                 }
             }
         }
