@@ -325,12 +325,6 @@ impl Vector for Neon {
     }
 
     #[inline(always)]
-    fn code(self, max: Self) -> Self {
-        // It rounds as `round` does, but for the sign of a zero; and what is clamped is not negative.
-        self.clamp(max).nearest_integer()
-    }
-
-    #[inline(always)]
     fn capped_code(self, max: Self) -> Self {
         // Here the lesser one of NaN and a number is the number.
         // SAFETY: NEON is there, see the module.

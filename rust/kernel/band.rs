@@ -1,6 +1,6 @@
 //! Rows of a file into a band, and sums over a band.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::vector::{Lane, ROWS};
 use super::{Level, kernel};
@@ -32,37 +32,12 @@ pub fn widen(level: Level, float: Float, source: &[u8], out: &mut [f32]) {
 }
 
 kernel! {
-    /// Lays eight whole rows of bfloat16, one after the other in `source`, side by side.
-    fn load_bf16<V: Vector>(source: &[u16], band: &mut [Lane]) {
+    /// Lays eight whole rows, one after the other in `source`, side by side.
+    fn load_whole<V: Vector; T: Element>(source: &[T], band: &mut [Lane]) {
         let cols = band.len();
         for (at, columns) in band.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
             let row = |row: usize| *source[row * cols + at * ROWS..].first_chunk().expect("a whole row");
-            *columns = V::columns([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
-        }
-    }
-}
-
-kernel! {
-    /// As [`load_bf16`], of binary16.
-    fn load_f16<V: Vector>(source: &[f16], band: &mut [Lane]) {
-        let cols = band.len();
-        for (at, columns) in band.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
-            let mut rows = [[0.0; ROWS]; ROWS];
-            for (row, lanes) in rows.iter_mut().enumerate() {
-                *lanes = V::from_halves(*source[row * cols + at * ROWS..].first_chunk().expect("a whole row")).store();
-            }
-            *columns = V::turned(rows);
-        }
-    }
-}
-
-kernel! {
-    /// As [`load_bf16`], of `f32`.
-    fn load_f32<V: Vector>(source: &[f32], band: &mut [Lane]) {
-        let cols = band.len();
-        for (at, columns) in band.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
-            let row = |row: usize| *source[row * cols + at * ROWS..].first_chunk().expect("a whole row");
-            *columns = V::turned([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
+            *columns = T::columns::<V>([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
         }
     }
 }
@@ -78,9 +53,9 @@ pub fn load(level: Level, float: Float, source: &[u8], cols: usize, row: &mut Ve
     band.resize(cols, [0.0; ROWS]);
     if source.len() == ROWS * row_bytes && cols.is_multiple_of(ROWS) {
         match float {
-            Float::F32 => load_f32(level, bytemuck::cast_slice(source), band),
-            Float::F16 => load_f16(level, bytemuck::cast_slice(source), band),
-            Float::BF16 => load_bf16(level, bytemuck::cast_slice(source), band),
+            Float::F32 => load_whole::<f32>(level, bytemuck::cast_slice(source), band),
+            Float::F16 => load_whole::<f16>(level, bytemuck::cast_slice(source), band),
+            Float::BF16 => load_whole::<bf16>(level, bytemuck::cast_slice(source), band),
         }
         return;
     }

@@ -34,9 +34,18 @@ pub trait Element: bytemuck::Pod {
     fn ranges<V: Vector, const G: usize>(groups: &[[Self; G]; ROWS]) -> (V, V) {
         ranges(groups)
     }
+
+    /// Columns of eight elements from each of eight rows, widened.
+    #[must_use]
+    fn columns<V: Vector>(rows: [[Self; ROWS]; ROWS]) -> [Lane; ROWS];
 }
 
 impl Element for f32 {
+    #[inline(always)]
+    fn columns<V: Vector>(rows: [[Self; ROWS]; ROWS]) -> [Lane; ROWS] {
+        V::turned(rows)
+    }
+
     #[inline(always)]
     fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
         V::from_f32(of)
@@ -44,6 +53,11 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    #[inline(always)]
+    fn columns<V: Vector>(rows: [[Self; ROWS]; ROWS]) -> [Lane; ROWS] {
+        V::columns(bytemuck::cast(rows))
+    }
+
     #[inline(always)]
     fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
         V::from_bf16(of)
@@ -56,6 +70,15 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    #[inline(always)]
+    fn columns<V: Vector>(rows: [[Self; ROWS]; ROWS]) -> [Lane; ROWS] {
+        let mut wide = [[0.0; ROWS]; ROWS];
+        for (wide, row) in wide.iter_mut().zip(rows) {
+            *wide = V::from_halves(row).store();
+        }
+        V::turned(wide)
+    }
+
     #[inline(always)]
     fn widened<V: Vector>(of: &[Self; BYTES]) -> [V; BYTES / ROWS] {
         V::from_f16(of)
@@ -305,14 +328,15 @@ pub trait Vector: Copy {
     #[must_use]
     #[inline(always)]
     fn code(self, max: Self) -> Self {
-        self.clamp(max).round()
+        // As `round` has it, but for the sign of a zero; and what is clamped is not negative.
+        self.clamp(max).nearest_integer()
     }
 
     /// As [`code`](Self::code), of values that are not negative; NaN goes to `max`.
     #[must_use]
     #[inline(always)]
     fn capped_code(self, max: Self) -> Self {
-        self.min(max).round()
+        self.min(max).nearest_integer()
     }
 
     /// The nearest integer, ties to even, whatever the magnitude.
@@ -458,6 +482,15 @@ impl Vector for Portable {
     #[inline(always)]
     fn quotient(self, by: Self) -> Self {
         self.div(by)
+    }
+    // The baseline of a target may have no instruction for the nearest integer.
+    #[inline(always)]
+    fn code(self, max: Self) -> Self {
+        self.clamp(max).round()
+    }
+    #[inline(always)]
+    fn capped_code(self, max: Self) -> Self {
+        self.min(max).round()
     }
     #[inline(always)]
     #[expect(clippy::cast_sign_loss, reason = "the lanes are in [0, 255]")]

@@ -10,20 +10,20 @@ use std::arch::x86_64::{
     _mm_andnot_si128, _mm_cmpgt_epi16, _mm_cvtsi64_si128, _mm_cvtsi128_si64, _mm_loadu_ps, _mm_loadu_si128,
     _mm_movemask_epi8, _mm_packs_epi16, _mm_packs_epi32, _mm_packus_epi16, _mm_set1_epi16, _mm_setr_epi8,
     _mm_shuffle_epi8, _mm_storeu_si128, _mm_sub_epi16, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
-    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
-    _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps,
-    _mm256_castps_pd, _mm256_castps_si256, _mm256_castps128_ps256, _mm256_castsi128_si256, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epu8, _mm256_min_ps,
-    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16,
-    _mm256_permute2f128_ps, _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
-    _mm256_shuffle_ps, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps,
-    _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
-    _mm256_unpackhi_epi64, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
-    _mm256_unpacklo_epi64, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castpd_ps, _mm256_castps_pd,
+    _mm256_castps_si256, _mm256_castps128_ps256, _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128,
+    _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
+    _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epu8, _mm256_min_ps, _mm256_movemask_ps,
+    _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute2f128_ps,
+    _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_shuffle_ps, _mm256_sll_epi64,
+    _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpackhi_pd,
+    _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_unpacklo_pd,
+    _mm256_unpacklo_ps,
 };
 
 use half::{bf16, f16};
@@ -140,14 +140,11 @@ impl Avx2 {
         Halves(unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0) })
     }
 
-    /// With the sign of `other`.
+    /// Eight of bfloat16, from their bits: the upper halves of floats.
     #[inline(always)]
-    fn signed_as(self, other: Self) -> Self {
+    fn from_upper(halves: __m128i) -> Self {
         // SAFETY: AVX2 is there, see the module.
-        Self(unsafe {
-            let sign = _mm256_set1_ps(-0.0);
-            _mm256_or_ps(_mm256_andnot_ps(sign, self.0), _mm256_and_ps(sign, other.0))
-        })
+        Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) })
     }
 }
 
@@ -171,17 +168,6 @@ impl Vector for Avx2 {
     fn splat(value: f32) -> Self {
         // SAFETY: AVX2 is there, see the module.
         Self(unsafe { _mm256_set1_ps(value) })
-    }
-
-    #[inline(always)]
-    fn code(self, max: Self) -> Self {
-        // It rounds as `round` does, but for the sign of a zero; and what is clamped is not negative.
-        self.clamp(max).nearest_integer()
-    }
-
-    #[inline(always)]
-    fn capped_code(self, max: Self) -> Self {
-        self.min(max).nearest_integer()
     }
 
     #[inline(always)]
@@ -253,19 +239,19 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn other_side(self, store: Float) -> Self {
         let nearest = self.nearest(store);
-        let (is_below, signed) = (nearest.abs().less(self.abs()), nearest.signed_as(self));
+        let is_below = nearest.abs().less(self.abs());
         // SAFETY: AVX2 and F16C are there, see the module.
         let other = unsafe {
-            // In steps of the bits: −1 where the step is outward, and 1 where it is inward.
+            // In steps of the bits of the nearest, which has the same sign: −1 where the step is outward, and 1 where it is inward.
             let inward = _mm256_or_si256(_mm256_slli_epi32::<1>(_mm256_castps_si256(is_below)), _mm256_set1_epi32(1));
             match store {
                 Float::F32 => return self,
                 Float::F16 => {
                     let inward = _mm_packs_epi32(_mm256_castsi256_si128(inward), _mm256_extracti128_si256::<1>(inward));
-                    Halves(_mm_sub_epi16(signed.halves().0, inward)).widened()
+                    Halves(_mm_sub_epi16(nearest.halves().0, inward)).widened()
                 }
                 Float::BF16 => {
-                    let bits = _mm256_castps_si256(signed.0);
+                    let bits = _mm256_castps_si256(nearest.0);
                     Self(_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32::<16>(inward))))
                 }
             }
@@ -314,17 +300,9 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
-        let from = of.as_ptr();
-        // SAFETY: F16C is there, see the module; `of` is 64 bytes long, and no alignment is asked for.
-        let [a, b, c, d] = unsafe {
-            [
-                Halves(_mm_loadu_si128(from.cast())).widened(),
-                Halves(_mm_loadu_si128(from.add(ROWS).cast())).widened(),
-                Halves(_mm_loadu_si128(from.add(2 * ROWS).cast())).widened(),
-                Halves(_mm_loadu_si128(from.add(3 * ROWS).cast())).widened(),
-            ]
-        };
-        let (ab, cd) = (fours(a, b), fours(c, d));
+        let [a, b, c, d] = of.as_chunks().0 else { unreachable!("four eights") };
+        let (ab, cd) =
+            (fours(Self::from_halves(*a), Self::from_halves(*b)), fours(Self::from_halves(*c), Self::from_halves(*d)));
         [ab.0, ab.1, cd.0, cd.1]
     }
 
@@ -337,12 +315,7 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn ranges_bf16<const G: usize>(groups: &[[bf16; G]; ROWS]) -> (Self, Self) {
         match Halves::ranges(groups) {
-            // SAFETY: AVX2 is there, see the module.
-            Some(ends) => unsafe {
-                // The upper halves of floats.
-                let [low, high] = ends.map(|Halves(bits)| _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)));
-                (Self(_mm256_castsi256_ps(low)), Self(_mm256_castsi256_ps(high)))
-            },
+            Some([low, high]) => (Self::from_upper(low.0), Self::from_upper(high.0)),
             None => ranges(groups),
         }
     }
@@ -498,9 +471,7 @@ impl Vector for Avx2 {
                 for (column, eight) in
                     [_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high)].into_iter().enumerate()
                 {
-                    // The upper halves of floats.
-                    let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(eight));
-                    _mm256_storeu_ps(columns[2 * at + column].as_mut_ptr(), _mm256_castsi256_ps(wide));
+                    columns[2 * at + column] = Self::from_upper(eight).store();
                 }
             }
             columns
