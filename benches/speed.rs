@@ -5,8 +5,9 @@
 //!
 //! Every round does each thing once, so that what else the machine does falls on all of them. Rates are of one thread, in
 //! bytes of source for a second of processor, and the shares are those of the same round; with two threads and more, up to
-//! the number of cores, the clock on the wall counts. The checkpoint is read once before, to have it in the page cache. `--json` prints the rates of each
-//! round for another program, of all tasks or of those named, and leaves the other threads out.
+//! the number of cores, the clock on the wall counts. The checkpoint is read once before, to have it in the page cache.
+//! `--json` prints the rates of each round for another program, of all tasks or of those named, and leaves the other threads
+//! out.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
 
