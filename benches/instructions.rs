@@ -6,14 +6,18 @@ use std::hint::black_box;
 
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
+use ramrs::kernel::affine::Channels;
 use ramrs::kernel::band::{energy, load};
 use ramrs::kernel::vector::Lane;
 use ramrs::pack;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
 
+#[path = "common/importance.rs"]
+mod importance;
 #[path = "common/sample.rs"]
 mod sample;
+use importance::importance;
 use sample::source;
 
 const COLUMNS: usize = 1024;
@@ -22,9 +26,10 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let [kernel, times] = arguments.as_slice() else { panic!("give KERNEL TIMES") };
     let times: usize = times.parse().expect("a number of times");
-    let (bytes, level, k) = (source(COLUMNS), Level::detect(), vec![1.0; COLUMNS]);
+    let (bytes, level, k) = (source(COLUMNS), Level::detect(), importance(COLUMNS));
     let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
     load(level, Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
+    let channels = Channels::new(&k);
     let schemes: Vec<Affine> = Affine::all().collect();
     let Ok(Scheme::Affine(four)) = "4g64".parse() else { panic!("a scheme") };
     let encoder = |effort| Encoder { level, effort };
@@ -44,10 +49,10 @@ fn main() {
                 encoder(Effort::Normal).encode(four, Float::BF16, black_box((&bytes, &band)), &k, &mut encoded);
             }
             "errors-fast" => {
-                black_box(encoder(Effort::Fast).errors(&schemes, Float::BF16, black_box(&band), &k));
+                black_box(encoder(Effort::Fast).errors(&schemes, Float::BF16, black_box(&band), &channels));
             }
             "errors-normal" => {
-                black_box(encoder(Effort::Normal).errors(&schemes, Float::BF16, black_box(&band), &k));
+                black_box(encoder(Effort::Normal).errors(&schemes, Float::BF16, black_box(&band), &channels));
             }
             "pack-4" => {
                 packed.clear();

@@ -14,8 +14,11 @@ use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
 
+#[path = "common/importance.rs"]
+mod importance;
 #[path = "common/sample.rs"]
 mod sample;
+use importance::importance;
 use sample::source;
 
 const COLUMNS: usize = 4096;
@@ -33,7 +36,7 @@ fn kernels(criterion: &mut Criterion) {
     let bytes = source(COLUMNS);
     let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
     load(Level::detect(), Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
-    let k = vec![1.0; COLUMNS];
+    let k = importance(COLUMNS);
 
     let mut group = criterion.benchmark_group("band");
     group.throughput(Throughput::Bytes(BYTES as u64));

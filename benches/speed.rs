@@ -33,7 +33,10 @@ use ramrs::work::Workers;
 
 #[path = "common/clock.rs"]
 mod clock;
+#[path = "common/importance.rs"]
+mod importance;
 use clock::processor_seconds;
+use importance::importance;
 
 /// Bytes of memory that are read: far more than any cache holds.
 const MEMORY_BYTES: usize = 1 << 30;
@@ -119,7 +122,7 @@ impl<'a> Bench<'a> {
         let weight = |(index, tensor): (usize, &'a ramrs::checkpoint::Tensor)| {
             let fits = |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.fits(matrix.cols));
             let matrix = tensor.matrix().filter(fits)?;
-            let k = vec![1.0; matrix.cols as usize].into();
+            let k = importance(matrix.cols as usize).into();
             let vectors = Vectors { k, r: Gain::Same(1.0) };
             let measured = Measured { vectors, signal: 1.0, energy: 1.0, origin: Origin::Flat };
             Some(Weight { name: &tensor.name, view: View::whole(index, tensor), matrix, measured })

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use crate::dtype::Float;
 use crate::kernel::Level;
-use crate::kernel::affine::{self, RowError, Rows, TRIALS};
+use crate::kernel::affine::{self, Channels, RowError, Rows, TRIALS};
 use crate::kernel::vector::{Lane, ROWS};
 use crate::scheme::{Affine, BITS, GROUP_SIZES};
 
@@ -130,27 +130,39 @@ impl Encoder {
     }
 
     /// Squared error of each row of `band` as each of `schemes` would encode it: those of [`encode`](Self::encode) and
-    /// [`error`](Self::error), without what is stored.
+    /// [`error`](Self::error), without what is stored. ([`Effort::Fast`] takes either code for a weight in the middle between
+    /// two.)
     ///
     /// # Panics
     /// As [`encode`](Self::encode), or if more schemes have the same group size than there are code widths.
     #[must_use]
-    pub fn errors(self, schemes: &[Affine], store: Float, band: &[Lane], k: &[f32]) -> Vec<[RowError; ROWS]> {
+    pub fn errors(
+        self,
+        schemes: &[Affine],
+        store: Float,
+        band: &[Lane],
+        channels: &Channels<'_>,
+    ) -> Vec<[RowError; ROWS]> {
         let mut found = vec![[RowError::default(); ROWS]; schemes.len()];
         for size in GROUP_SIZES {
             let which: Vec<usize> =
                 (0..schemes.len()).filter(|&at| schemes[at].group_size() == usize::from(size)).collect();
             let Some(&first) = which.first() else { continue };
-            assert!(band.len().is_multiple_of(usize::from(size)) && k.len() == band.len(), "errors: shapes");
+            assert!(band.len().is_multiple_of(usize::from(size)) && channels.k.len() == band.len(), "errors: shapes");
             assert!(which.len() <= affine::MAX_SCHEMES, "errors: a scheme twice");
             let max_codes: Vec<u8> = which.iter().map(|&at| schemes[at].max_code()).collect();
             let trials: Vec<&[[u16; 2]]> = which.iter().map(|&at| trials(schemes[at])).collect();
             let mut rows = vec![[RowError::default(); ROWS]; which.len()];
             let (scheme, level) = (schemes[first], self.level);
             match self.effort {
-                Effort::Fast => by_group_size!(scheme, plain_errors(level, band, k, &max_codes, store, &mut rows)),
+                Effort::Fast => {
+                    by_group_size!(scheme, plain_errors(level, band, channels, &max_codes, store, &mut rows));
+                }
                 Effort::Normal => {
-                    by_group_size!(scheme, search_errors(level, band, k, &trials, &max_codes, store, &mut rows));
+                    by_group_size!(
+                        scheme,
+                        search_errors(level, band, channels.k, &trials, &max_codes, store, &mut rows)
+                    );
                 }
             }
             which.into_iter().zip(rows).for_each(|(at, rows)| found[at] = rows);

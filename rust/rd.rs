@@ -16,7 +16,7 @@ use std::str::FromStr;
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands};
 use crate::checkpoint::{Matrix, View};
 use crate::error::{Error, Result};
-use crate::kernel::affine::RowError;
+use crate::kernel::affine::{Channels, RowError};
 use crate::kernel::band::energy;
 use crate::kernel::vector::ROWS;
 use crate::math::decibels;
@@ -236,13 +236,18 @@ fn encode(
     pass.workers.in_order(
         pass.progress,
         &pieces,
-        Reader::default,
-        |reader, piece| {
+        || (Reader::default(), None),
+        |(reader, channels), piece| {
             let ask = &asks[piece.at.0];
             let member = ask.matrices[piece.at.1];
+            // Of the last matrix this thread was at: most pieces are of the same.
+            let channels = match channels {
+                Some((at, channels)) if *at == piece.at => channels,
+                other => &other.insert((piece.at, Channels::new(&member.measured.vectors.k))).1,
+            };
             let mut sums = Vec::with_capacity(piece.bands.len());
             for &band in &piece.bands {
-                sums.push(measure(pass, encoder, &ask.schemes, member, band, reader)?);
+                sums.push(measure(pass, encoder, &ask.schemes, (member, channels), band, reader)?);
                 pass.progress.advance(member.matrix.row_bytes() * ROWS as u64);
             }
             Ok(sums)
@@ -281,7 +286,7 @@ fn measure(
     pass: Pass<'_>,
     encoder: Encoder,
     schemes: &[Affine],
-    member: Member<'_>,
+    (member, channels): (Member<'_>, &Channels<'_>),
     at: u64,
     reader: &mut Reader,
 ) -> Result<BandSums> {
@@ -291,11 +296,11 @@ fn measure(
     reader.bands((pass.checkpoint, pass.level), view, &(at..at + 1), |rows, band, _| {
         let first = usize::try_from(rows.start).map_err(|_| Error::Bug("row".to_owned()))?;
         let length = usize::try_from(rows.end - rows.start).map_err(|_| Error::Bug("rows".to_owned()))?;
-        for (row, found) in energy(pass.level, band, &vectors.k).iter().take(length).enumerate() {
+        for (row, found) in energy(pass.level, band, channels.k).iter().take(length).enumerate() {
             sums.signal += 0.5 * vectors.r.of(first + row) * found.weighted;
             sums.energy += found.plain;
         }
-        let errors = encoder.errors(schemes, matrix.float, band, &vectors.k);
+        let errors = encoder.errors(schemes, matrix.float, band, channels);
         sums.noise.extend(errors.iter().map(|errors| Noise::of(&errors[..length], &vectors.r, first)));
         Ok(())
     })?;

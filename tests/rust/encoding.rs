@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use ramrs::dtype::{Dtype, Float};
 use ramrs::kernel::Level;
-use ramrs::kernel::affine::RowError;
+use ramrs::kernel::affine::{Channels, RowError};
 use ramrs::kernel::band;
 use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::pack;
@@ -200,6 +200,11 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
+/// All schemes of the group size of `scheme`.
+fn alike(scheme: Affine) -> Vec<Affine> {
+    Affine::all().filter(|of| of.group_size() == scheme.group_size()).collect()
+}
+
 /// Bit patterns of a band's codes and grids.
 fn bits(encoded: &Encoded) -> (Vec<u8>, Vec<u32>) {
     (encoded.codes.clone(), encoded.scales.iter().chain(&encoded.biases).map(|value| value.to_bits()).collect())
@@ -218,17 +223,49 @@ fn decoded(encoded: &Encoded, scheme: Affine, row: usize) -> impl Iterator<Item 
     })
 }
 
-/// Whether errors are alike but for rounding: of sums, by a share of them, and of what a code decodes to, by a share of the
-/// greatest weight.
-fn are_near(some: &[RowError; ROWS], others: &[RowError; ROWS], band: &[Lane], k: &[f32]) -> bool {
+/// The least and the greatest error of each row as `stored` if a weight in the middle between two codes, by the scale that
+/// it was encoded by, may have either.
+fn with_either_code(case: &Case, scheme: Affine, unrounded: &Encoded, stored: &Encoded) -> [[RowError; ROWS]; 2] {
+    let mut found = [[RowError::default(); ROWS]; 2];
+    for (column, (lanes, &k)) in case.band.iter().zip(&case.k).enumerate() {
+        let group = column / scheme.group_size();
+        for row in 0..ROWS {
+            let w = f64::from(lanes[row]);
+            let grid = |of: &Encoded| [&of.scales, &of.biases].map(|of| row_of(of, row)[group]);
+            let ([scale, bias], stored_grid) = (grid(unrounded).map(f64::from), grid(stored));
+            let square = |code: f64| {
+                let off = f64::from(code as f32 * stored_grid[0] + stored_grid[1]) - w;
+                off * off
+            };
+            let steps = (w - bias) / scale;
+            let mut squares = [square(f64::from(row_of(&stored.codes, row)[column])); 2];
+            if (steps.fract() - 0.5).abs() < 1e-6 * steps.max(1.0) && steps < f64::from(scheme.max_code()) {
+                let [one, other] = [square(steps.floor()), square(steps.ceil())];
+                squares = [one.min(other), one.max(other)];
+            }
+            for (found, square) in found.iter_mut().zip(squares) {
+                found[row].weighted += f64::from(k) * square;
+                found[row].plain += square;
+            }
+        }
+    }
+    found
+}
+
+/// Whether errors lie between others but for rounding: of sums, by a share of them, of what a code decodes to, by a share of the
+/// greatest weight, and of squares that are no normal `f32`.
+fn are_between(found: &[RowError; ROWS], [least, most]: &[[RowError; ROWS]; 2], band: &[Lane], k: &[f32]) -> bool {
     let (columns, k_sum): (f64, f64) = (band.len() as f64, k.iter().map(|&k| f64::from(k)).sum());
     (0..ROWS).all(|row| {
         let greatest = band.iter().map(|lanes| f64::from(lanes[row].abs())).fold(0.0, f64::max);
-        let near = |a: f64, b: f64, weight: f64| {
-            let rounded = 0.5 * f64::from(f32::EPSILON) * greatest * weight.sqrt();
-            a == b || (a.sqrt() - b.sqrt()).abs() <= 1e-5 * a.sqrt() + rounded
+        let between = |found: f64, least: f64, most: f64, weight: f64| {
+            let rounded = 1e-5 * found.sqrt()
+                + 0.5 * f64::from(f32::EPSILON) * greatest * weight.sqrt()
+                + (1.5e-45 * (columns + weight)).sqrt();
+            found == least || (least.sqrt() - rounded <= found.sqrt() && found.sqrt() <= most.sqrt() + rounded)
         };
-        near(some[row].weighted, others[row].weighted, k_sum) && near(some[row].plain, others[row].plain, columns)
+        between(found[row].weighted, least[row].weighted, most[row].weighted, k_sum)
+            && between(found[row].plain, least[row].plain, most[row].plain, columns)
     })
 }
 
@@ -250,26 +287,37 @@ proptest! {
                 prop_assert_eq!(a.weighted.to_bits(), b.weighted.to_bits());
                 prop_assert_eq!(a.plain.to_bits(), b.plain.to_bits());
             }
-            // The errors of all schemes at once are those of encoding with each.
-            let schemes: Vec<_> = Affine::all().filter(|it| it.group_size() == scheme.group_size()).collect();
-            prop_assert_eq!(best.errors(&schemes, float, &band, &k), plain.errors(&schemes, float, &band, &k));
-            for encoder in [best, plain] {
-                let all = encoder.errors(&schemes, float, &band, &k);
-                prop_assert_eq!(encoder.errors(&schemes[2..3], float, &band, &k)[0], all[2]);
-                for (scheme, found) in schemes.iter().zip(all) {
-                    let one = encoder.error(*scheme, &band, &k, &encode(encoder, *scheme, float, &band, &k));
-                    if effort == Effort::Normal || float == Float::F32 {
-                        prop_assert_eq!(found, one, "{} {}", effort, scheme);
-                    } else {
-                        prop_assert!(are_near(&found, &one, &band, &k), "{}: {:?} {:?}", scheme, found, one);
-                    }
-                }
-            }
+            let (schemes, channels) = (alike(scheme), Channels::new(&k));
+            prop_assert_eq!(
+                best.errors(&schemes, float, &band, &channels),
+                plain.errors(&schemes, float, &band, &channels)
+            );
         }
         let (best, plain) = (band::energy(Level::detect(), &band, &k), band::energy(Level::PORTABLE, &band, &k));
         for (a, b) in best.iter().zip(plain) {
             prop_assert_eq!(a.weighted.to_bits(), b.weighted.to_bits());
             prop_assert_eq!(a.plain.to_bits(), b.plain.to_bits());
+        }
+    }
+
+    #[test]
+    fn errors_of_all_schemes_at_once_are_those_of_encoding_with_each(case in cases()) {
+        let Case { float, scheme, ref band, ref k } = case;
+        let (schemes, channels) = (alike(scheme), Channels::new(k));
+        for effort in [Effort::Fast, Effort::Normal] {
+            let encoder = encoder(effort);
+            let all = encoder.errors(&schemes, float, band, &channels);
+            prop_assert_eq!(encoder.errors(&schemes[2..3], float, band, &channels)[0], all[2]);
+            for (&scheme, found) in schemes.iter().zip(all) {
+                let encoded = encode(encoder, scheme, float, band, k);
+                if effort == Effort::Normal {
+                    prop_assert_eq!(found, encoder.error(scheme, band, k, &encoded), "{}", scheme);
+                } else {
+                    let unrounded = encode(encoder, scheme, Float::F32, band, k);
+                    let limits = with_either_code(&case, scheme, &unrounded, &encoded);
+                    prop_assert!(are_between(&found, &limits, band, k), "{}: {:?} {:?}", scheme, found, limits);
+                }
+            }
         }
     }
 

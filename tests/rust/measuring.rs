@@ -1,11 +1,15 @@
 //! Energies of weights and rate–distortion curves, held against plain loops in `f64`.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
-use ramrs::checkpoint::stream::CHUNK_BYTES;
+use ramrs::checkpoint::stream::{CHUNK_BYTES, Reader};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
-use ramrs::quant::{Effort, Encoder};
+use ramrs::kernel::affine::Channels;
+use ramrs::kernel::vector::{Lane, ROWS};
+use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::rd::{self, Point};
 use ramrs::scheme::Affine;
 use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
@@ -158,10 +162,10 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
     let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
     for point in curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES) {
         let (mut weighted, mut plain) = (0.0, 0.0);
-        let mut reader = ramrs::checkpoint::stream::Reader::default();
+        let mut reader = Reader::default();
         let pass = crew.pass(&checkpoint, Level::detect());
-        let sum = |rows: std::ops::Range<u64>, band: &[ramrs::kernel::vector::Lane], source: &[u8]| {
-            let mut encoded = ramrs::quant::Encoded::default();
+        let sum = |rows: std::ops::Range<u64>, band: &[Lane], source: &[u8]| {
+            let mut encoded = Encoded::default();
             encoder.encode(point.scheme, matrix.float, (source, band), &measured.vectors.k, &mut encoded);
             let errors = encoder.error(point.scheme, band, &measured.vectors.k, &encoded);
             for (row, error) in rows.zip(errors) {
@@ -171,9 +175,50 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
             Ok(())
         };
         reader.bands((pass.checkpoint, pass.level), View::whole(0, tensor), &(0..3), sum).unwrap();
-        // They are summed from the distance to where the grid begins, which decoding does not round.
-        assert!((point.noises[0].weighted / weighted - 1.0).abs() < 1e-6, "{}", point.scheme);
-        assert!((point.noises[0].plain / plain - 1.0).abs() < 1e-6, "{}", point.scheme);
+        // Another order of sums, and of a weight between two codes either.
+        let most = if point.scheme.bits() <= 4 { 2e-6 } else { 1e-2 };
+        assert!((point.noises[0].weighted / weighted - 1.0).abs() < most, "{}", point.scheme);
+        assert!((point.noises[0].plain / plain - 1.0).abs() < most, "{}", point.scheme);
+    }
+}
+
+/// Weights lie in the middle between two codes more often than numbers at random do, and a curve does not ask which of them
+/// is written.
+#[test]
+fn curves_of_a_real_model_are_those_of_what_is_written() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama2xs-280k");
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
+    let (mut reader, mut written) = (Reader::default(), BTreeMap::new());
+    for (at, tensor) in checkpoint.tensors.iter().enumerate() {
+        let Some(matrix) = tensor.matrix().filter(|matrix| matrix.cols % 32 == 0) else { continue };
+        let schemes: Vec<_> = Affine::all().filter(|of| matrix.cols % of.group_size() as u64 == 0).collect();
+        let k: Vec<f32> = (0..matrix.cols).map(|at| 1.0 + (at * 37 % 101) as f32).collect();
+        let channels = Channels::new(&k);
+        let sum = |_, band: &[Lane], source: &[u8]| {
+            let all = encoder.errors(&schemes, matrix.float, band, &channels);
+            for (&scheme, found) in schemes.iter().zip(all) {
+                let mut encoded = Encoded::default();
+                encoder.encode(scheme, matrix.float, (source, band), &k, &mut encoded);
+                let sums: &mut [[f64; 2]; 2] = written.entry(scheme).or_default();
+                for (sums, errors) in sums.iter_mut().zip([found, encoder.error(scheme, band, &k, &encoded)]) {
+                    for error in errors {
+                        sums[0] += error.weighted;
+                        sums[1] += error.plain;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let whole = 0..matrix.rows / ROWS as u64;
+        reader.bands((&checkpoint, Level::detect()), View::whole(at, tensor), &whole, sum).unwrap();
+    }
+    assert!(written.len() == 12);
+    for (scheme, [found, written]) in written {
+        for (found, written) in found.into_iter().zip(written) {
+            let off = (found / written - 1.0).abs();
+            assert!(off < if scheme.bits() <= 4 { 2e-5 } else { 1e-3 }, "{scheme}: {off}");
+        }
     }
 }
 

@@ -4,9 +4,11 @@
 //! and a sum rounded to `f32` each. Two encoders choose them, [`encode_plain`] by MLX's rule and [`encode_search`] by the
 //! least weighted error; what they make of a band is measured here, for both.
 
+pub mod channels;
 pub mod plain;
 pub mod search;
 
+pub use channels::Channels;
 pub use plain::{encode_plain, plain_errors};
 pub use search::{TRIALS, encode_search, search_errors};
 

@@ -1,16 +1,13 @@
 //! MLX's own rule, bit for bit that of `mx.quantize` on a CPU: the grid is anchored at the group's element of largest
 //! magnitude, and stretched so that zero lies on it.
 
-use super::{Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
+use super::{Channels, Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
 use crate::dtype::Float;
 use crate::kernel::kernel;
 use crate::kernel::vector::{BYTES, Element, Lane, ROWS, Vector};
 
 /// The least scale the plain rule gives (MLX's constant).
 const PLAIN_EPSILON: f32 = 1e-7;
-
-/// Schemes whose errors are summed side by side: as many as the registers hold.
-const SIDE_BY_SIDE: usize = 3;
 
 /// Magnitudes of scales from which on a quotient is taken by division. (Those of the plain rule are above 2^−60.)
 const ORDINARY: f32 = 1.0e18;
@@ -132,8 +129,9 @@ impl<V: Vector, const N: usize> Widths<V, N> {
 /// which is stored as it is, being a weight.
 struct Ordinary<V: Vector, const N: usize> {
     edge: V,
-    divisor: [V::Divisor; N],
-    /// As it is stored, with the sign changed.
+    /// Steps of the scale, unrounded, for each unit of a weight.
+    steps: [V; N],
+    /// The scale as it is stored, with the sign changed.
     minus_scale: [V; N],
 }
 
@@ -148,42 +146,45 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
             return None;
         }
         let width = width.where_or(from_low, zero.sub(width));
-        let mut new = Self { edge, divisor: [zero.divisor(); N], minus_scale: [zero; N] };
+        let by_edge = V::splat(1.0).div(edge);
+        let mut new = Self { edge, steps: [zero; N], minus_scale: [zero; N] };
         for at in 0..N {
-            let (scale, _) = anchored(edge, width.exact_quotient(widths.divisor[at]));
-            new.divisor[at] = scale.divisor();
+            let (scale, to_zero) = anchored(edge, width.exact_quotient(widths.divisor[at]));
+            new.steps[at] = to_zero.mul(by_edge);
             new.minus_scale[at] = zero.sub(scale.nearest(store));
         }
         Some(new)
     }
 
-    /// The errors of `M` of the grids as stored, from `first` on.
+    /// The errors of the grids as stored, of a group whose channels fall as these do.
     ///
-    /// They are those of [`group_errors`] if not `HALVES`. If so, the store has so few digits that a code by a scale is exact:
-    /// the distance to the edge without it is what a weight is off, but for what decoding in `f32` rounds.
+    /// They are those of [`encode_plain`], but for two things. A code is taken by a product where that divides, so of a
+    /// weight in the middle between two codes it may be the other one: equally far by the scale it is taken by, and not by
+    /// the one that is stored. And if `HALVES`, the store has so few digits that a code by a scale is exact: the distance to
+    /// the edge without it is what a weight is off, but for what decoding in `f32` rounds.
     #[inline(always)]
-    fn errors<const G: usize, const M: usize, const HALVES: bool>(
+    fn errors<const G: usize, const HALVES: bool>(
         &self,
-        first: usize,
         widths: &Widths<V, N>,
         w: &[Lane; G],
-        k: &[f32; G],
-    ) -> [(V, V); M] {
+        (channels, drops): (&[u8; G], &[f32; G]),
+    ) -> [(V, V); N] {
         let zero = V::splat(0.0);
-        let mut sums = [(zero, zero); M];
-        for column in 0..G {
-            let (w, k) = (V::load(w[column]), V::splat(k[column]));
+        let mut sums = [(zero, zero); N];
+        for (&channel, &drop) in channels.iter().zip(drops) {
+            // The remainder says to the compiler that there is such a channel.
+            let (w, drop) = (V::load(w[usize::from(channel) % G]), V::splat(drop));
             let from_edge = w.sub(self.edge);
-            for (of, (weighted, plain)) in (first..).zip(&mut sums) {
-                let code = code_from_edge(from_edge, self.divisor[of], widths.max_code[of]);
+            for (of, (weighted, plain)) in sums.iter_mut().enumerate() {
+                // It has the sign of the scale, or is 0: no code is negative.
+                let code = from_edge.mul(self.steps[of]).capped_code(widths.max_code[of]);
                 let off = if HALVES {
                     code.mul_add(self.minus_scale[of], from_edge)
                 } else {
                     self.edge.sub(code.mul(self.minus_scale[of])).sub(w)
                 };
-                let square = off.mul(off);
-                *weighted = if HALVES { k.mul_add(square, *weighted) } else { weighted.add(k.mul(square)) };
-                *plain = plain.add(square);
+                *plain = off.mul_add(off, *plain);
+                *weighted = drop.mul_add(*plain, *weighted);
             }
         }
         sums
@@ -258,26 +259,23 @@ kernel! {
     }
 }
 
-/// Adds the errors of a group by the plain rule with `N` code widths, `M` of them side by side.
+/// Adds the errors of group `at` of a band by the plain rule with `N` code widths.
 #[inline(always)]
-fn add_plain<V: Vector, const G: usize, const N: usize, const M: usize>(
+fn add_plain<V: Vector, const G: usize, const N: usize>(
     (w, k): (&[Lane; G], &[f32; G]),
+    falling: (&[u8; G], &[f32; G]),
     range: (V, V),
     widths: &Widths<V, N>,
     store: Float,
     sums: &mut [RowSums],
 ) {
     if let Some(grids) = Ordinary::new(range, widths, store) {
-        for first in (0..N).step_by(M) {
-            let errors = if store == Float::F32 {
-                grids.errors::<G, M, false>(first, widths, w, k)
-            } else {
-                grids.errors::<G, M, true>(first, widths, w, k)
-            };
-            for at in 0..M {
-                sums[first + at].add(errors[at]);
-            }
-        }
+        let errors = if store == Float::F32 {
+            grids.errors::<G, false>(widths, w, falling)
+        } else {
+            grids.errors::<G, true>(widths, w, falling)
+        };
+        sums.iter_mut().zip(errors).for_each(|(sums, errors)| sums.add(errors));
     } else {
         for (max_code, sums) in widths.max_codes.into_iter().zip(sums) {
             sums.add(Plain::<V>::new(range, max_code, store).errors(w, k));
@@ -286,23 +284,24 @@ fn add_plain<V: Vector, const G: usize, const N: usize, const M: usize>(
 }
 
 kernel! {
-    /// The errors of [`encode_plain`] with each of `max_codes`, without storing what it stores. The weights must be such as
-    /// `store` has.
+    /// The errors of [`encode_plain`] with each of `max_codes`, without storing what it stores; of a weight in the middle
+    /// between two codes, with either. The weights must be such as `store` has.
     pub fn plain_errors<V: Vector, const G: usize>(
-        band: &[Lane], k: &[f32], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
+        band: &[Lane], channels: &Channels<'_>, max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
         let all = max_codes.try_into().map(Widths::<V, MAX_SCHEMES>::new);
         let mut each = [Widths::<V, 1>::new([1]); MAX_SCHEMES];
         each.iter_mut().zip(max_codes).for_each(|(widths, &max_code)| *widths = Widths::new([max_code]));
+        let orders = channels.falling::<G>();
         for at in 0..band.len() / G {
-            let group = (group::<G, _>(band, at), group::<G, f32>(k, at));
+            let (group, falling) = ((group::<G, _>(band, at), group::<G, f32>(channels.k, at)), orders.of::<G>(at));
             let range = range(group.0);
             if let Ok(all) = &all {
-                add_plain::<V, G, MAX_SCHEMES, SIDE_BY_SIDE>(group, range, all, store, &mut sums);
+                add_plain::<V, G, MAX_SCHEMES>(group, falling, range, all, store, &mut sums);
             } else {
                 for (widths, sums) in each[..max_codes.len()].iter().zip(&mut sums) {
-                    add_plain::<V, G, 1, 1>(group, range, widths, store, std::slice::from_mut(sums));
+                    add_plain::<V, G, 1>(group, falling, range, widths, store, std::slice::from_mut(sums));
                 }
             }
         }
