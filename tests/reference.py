@@ -19,7 +19,7 @@ def unpack(words, bits):
     """Return the codes ``[rows, columns]`` of packed words ``[rows, columns · bits / 32]``."""
     rows = words.shape[0]
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
-    return (stream.reshape(rows, -1, bits) << np.arange(bits)).sum(axis=-1).astype(np.uint8)
+    return np.packbits(stream.reshape(rows, -1, bits), axis=-1, bitorder="little")[..., 0]
 
 
 def pack(codes, bits):
