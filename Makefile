@@ -21,7 +21,7 @@ test: .venv/tests lint
 	$(BIN)/maturin develop --release --locked --quiet
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml ramrs._native
 	cargo test --locked
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 # Lints and tests in Rust as on AArch64, whose kernels a machine of another kind does not even compile. It needs the target
 # (`rustup target add aarch64-unknown-linux-gnu`), a linker and a C library for it, and an emulator: on Debian and Ubuntu

@@ -15,6 +15,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest: in several processes (``--numprocesses``) the rest goes beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("smollm2") is None)
+
+
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
 EXAMPLE = ROOT / "examples" / "llama2xs-280k"
