@@ -3,10 +3,11 @@
     python benches/synthetic.py /tmp/2gb --gigabytes 2
     OPENBLAS_NUM_THREADS=1 python benches/peers.py /tmp/2gb [--rounds 3] [--llama-quantize BIN]
 
-Every round runs each once: `cargo bench --bench speed` over the checkpoint; `mx.quantize` on the CPU, NumPy and
-llama.cpp over its first layer, embedding and head, and the slowest two over one matrix. Rates are bytes of bfloat16
-source for a second of processor, of all threads together. MLX and NumPy start from memory; ramrs and `llama-quantize`
-read a file in the page cache, and the latter also writes to `/dev/null`.
+Of llama.cpp the program that `--llama-quantize` names, or else its library, where llama-cpp-python is installed. Every
+round runs each once: `cargo bench --bench speed` over the checkpoint; `mx.quantize` on the CPU, NumPy and llama.cpp
+over its first layer, embedding and head, and the slowest two over one matrix. Rates are bytes of bfloat16 source for a
+second of processor, of all threads together. MLX and NumPy start from memory; ramrs and llama.cpp read a file in the
+page cache, and the latter also writes to `/dev/null`.
 
 HQQ's optimization (Badri and Shaji 2023: half-quadratic, p = 0.7, β = 10 growing by 1 % a step, at most 20 steps) and
 the four scores of SWAN (concentration of singular values, excess kurtosis, amplified noise, error of 4 bits) are
@@ -16,11 +17,13 @@ written here from their published formulas, in NumPy: what the mathematics costs
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -166,6 +169,26 @@ def mlx(matrices: list[np.ndarray], bits: int) -> float:
     return sum(weight.nbytes for weight in weights) / (time.process_time() - start) / 1e9
 
 
+THROUGH_PYTHON = """
+import ctypes, sys, llama_cpp
+source, kind, *flags = sys.argv[1:]
+options = llama_cpp.llama_model_quantize_default_params()
+options.nthread, options.ftype = 1, getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+options.pure = "--pure" in flags
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), b"/dev/null", ctypes.byref(options)))
+"""
+"""What `llama-quantize` does with one thread, of what is given: source, kind, `--pure` or nothing."""
+
+
+def llama_command(program: Path | None, source: Path, kind: str, flags: list[str]) -> list[str] | None:
+    """How llama.cpp is run, if it is there."""
+    if program:
+        return [str(program), *flags, str(source), "/dev/null", kind, "1"]
+    if importlib.util.find_spec("llama_cpp"):
+        return [sys.executable, "-c", THROUGH_PYTHON, str(source), kind, *flags]
+    return None
+
+
 def llama_cpp(weights: int, command: list[str]) -> float:
     def used() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -219,13 +242,17 @@ def main() -> None:
         "SWAN's four scores (formulas)": lambda: in_process([square], swan),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        if options.llama_quantize:
-            source = Path(scratch) / "f16.gguf"
-            write_gguf(source, by_name, json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8")))
-            for kind, flags in (("Q4_0", ["--pure"]), ("Q4_K_M", [])):
-                command = [str(options.llama_quantize), *flags, str(source), "/dev/null", kind, "1"]
-                title = " ".join(["llama-quantize", *flags, kind])
-                tasks[title] = lambda command=command: llama_cpp(weights, command)
+        source = Path(scratch) / "f16.gguf"
+        for kind, flags in (("Q4_0", ["--pure"]), ("Q4_K_M", [])):
+            command = llama_command(options.llama_quantize, source, kind, flags)
+            if command is None:
+                print("no llama.cpp: give --llama-quantize BIN, or install llama-cpp-python")
+                break
+            if not source.exists():
+                config = json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8"))
+                write_gguf(source, by_name, config)
+            title = " ".join(["llama.cpp", *flags, kind])
+            tasks[title] = lambda command=command: llama_cpp(weights, command)
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             rates = ramrs(options.checkpoint) | {title: task() for title, task in tasks.items()}
