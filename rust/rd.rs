@@ -166,9 +166,11 @@ struct Piece {
     at: At,
     bands: Vec<u64>,
     is_last: bool,
+    /// Whether they are a sample, and not some of all there are.
+    is_sample: bool,
 }
 
-/// Signal and noise of one band: the matrix's own, then one entry per scheme.
+/// Signal and noise of one band: of a sample the matrix's own, which else nobody asks for, then one entry per scheme.
 struct BandSums {
     signal: f64,
     energy: f64,
@@ -225,8 +227,11 @@ fn encode(
 ) -> Result<Vec<Vec<Estimate>>> {
     let mut pieces: Vec<Piece> = Vec::new();
     for (at, bands) in sampled {
-        let step = usize::try_from(chunk_bands(asks[at.0].matrices[at.1].matrix, pass.chunk_bytes)).unwrap_or(1);
-        pieces.extend(bands.chunks(step).map(|bands| Piece { at: *at, bands: bands.to_vec(), is_last: false }));
+        let matrix = asks[at.0].matrices[at.1].matrix;
+        let step = usize::try_from(chunk_bands(matrix, pass.chunk_bytes)).unwrap_or(1);
+        let is_sample = (bands.len() as u64) < self::bands(matrix);
+        let piece = |bands: &[u64]| Piece { at: *at, bands: bands.to_vec(), is_last: false, is_sample };
+        pieces.extend(bands.chunks(step).map(piece));
         if let Some(last) = pieces.last_mut() {
             last.is_last = true;
         }
@@ -247,7 +252,7 @@ fn encode(
             };
             let mut sums = Vec::with_capacity(piece.bands.len());
             for &band in &piece.bands {
-                sums.push(measure(pass, encoder, &ask.schemes, (member, channels), band, reader)?);
+                sums.push(measure((pass, encoder), &ask.schemes, (member, channels), band, piece.is_sample, reader)?);
                 pass.progress.advance(member.matrix.row_bytes() * ROWS as u64);
             }
             Ok(sums)
@@ -283,11 +288,11 @@ fn sample(bands: u64, wanted: u64) -> Vec<u64> {
 
 /// Encodes one band in every scheme.
 fn measure(
-    pass: Pass<'_>,
-    encoder: Encoder,
+    (pass, encoder): (Pass<'_>, Encoder),
     schemes: &[Affine],
     (member, channels): (Member<'_>, &Channels<'_>),
     at: u64,
+    is_sample: bool,
     reader: &mut Reader,
 ) -> Result<BandSums> {
     let Member { view, matrix, measured } = member;
@@ -296,9 +301,11 @@ fn measure(
     reader.bands((pass.checkpoint, pass.level), view, &(at..at + 1), |rows, band, _| {
         let first = usize::try_from(rows.start).map_err(|_| Error::Bug("row".to_owned()))?;
         let length = usize::try_from(rows.end - rows.start).map_err(|_| Error::Bug("rows".to_owned()))?;
-        for (row, found) in energy(pass.level, band, channels.k).iter().take(length).enumerate() {
-            sums.signal += 0.5 * vectors.r.of(first + row) * found.weighted;
-            sums.energy += found.plain;
+        if is_sample {
+            for (row, found) in energy(pass.level, band, channels.k).iter().take(length).enumerate() {
+                sums.signal += 0.5 * vectors.r.of(first + row) * found.weighted;
+                sums.energy += found.plain;
+            }
         }
         let errors = encoder.errors(schemes, matrix.float, band, channels);
         sums.noise.extend(errors.iter().map(|errors| Noise::of(&errors[..length], &vectors.r, first)));
