@@ -1,6 +1,7 @@
 //! Encoding bands of weights, and what the encoding costs.
 //!
-//! One encoder measures and writes: a curve's point and the file's bytes come from the same call.
+//! One encoder measures and writes: a curve's point is of the grids and codes that a file's bytes are of (but for weights in
+//! the middle between two codes, see [`Encoder::errors`]).
 
 use std::fmt;
 use std::str::FromStr;

@@ -45,11 +45,11 @@ pub(super) struct Falling {
 impl Falling {
     fn new(k: &[f32], group_size: usize) -> Self {
         let (mut channels, mut drops) = (Vec::with_capacity(k.len()), Vec::with_capacity(k.len()));
-        // What is not negative is ordered as its bits are; equals, as they come.
+        // Magnitudes are ordered as their bits are; equals, as they come.
         let mut order: Vec<u64> = Vec::with_capacity(group_size);
         for k in k.chunks_exact(group_size) {
             order.clear();
-            order.extend(k.iter().zip(0_u64..).map(|(k, at)| u64::from(!k.to_bits()) << 32 | at));
+            order.extend(k.iter().zip(0_u64..).map(|(k, at)| u64::from(!k.abs().to_bits()) << 32 | at));
             order.sort_unstable();
             let sorted = order.iter().map(|&bits| bits as u8);
             let next = sorted.clone().skip(1).map(|channel| k[usize::from(channel)]).chain([0.0]);
@@ -63,5 +63,30 @@ impl Falling {
     #[inline(always)]
     pub(super) fn of<const G: usize>(&self, at: usize) -> (&[u8; G], &[f32; G]) {
         (group(&self.channels, at), group(&self.drops, at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_fall_and_what_they_drop_by_adds_up_to_their_importance() {
+        let mut k: Vec<f32> = (0..64_u16).map(|at| f32::from(at * 37 % 11)).collect();
+        k[5] = -0.0;
+        let channels = Channels::new(&k);
+        for at in 0..2 {
+            let (order, drops) = channels.falling::<32>().of::<32>(at);
+            let group = &k[32 * at..][..32];
+            let mut importance = 0.0;
+            for (&channel, &drop) in order.iter().zip(drops).rev() {
+                assert!(drop >= 0.0, "{drop}");
+                importance += drop;
+                assert_eq!(importance, group[usize::from(channel)]);
+            }
+            let mut sorted = *order;
+            sorted.sort_unstable();
+            assert!(sorted.iter().copied().eq(0..32));
+        }
     }
 }

@@ -63,7 +63,7 @@ trait Codes<V> {
 /// decoded.
 ///
 /// The measure that chooses between grids and reports on what was encoded. (Where nothing is chosen,
-/// [`plain_errors`] sums the same errors in fewer steps.)
+/// [`plain_errors`] sums what is nearly the same in fewer steps.)
 #[inline(always)]
 fn group_errors<V: Vector, const G: usize>(
     w: &[Lane; G],

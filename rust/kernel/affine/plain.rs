@@ -92,15 +92,9 @@ impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_
     #[inline(always)]
     fn of(&self, column: usize) -> V {
         let (w, Plain { bias, divisor, max_code, .. }) = (V::load(self.w[column]), *self.plain);
-        if ORDINARY { code_from_edge(w.sub(bias), divisor, max_code) } else { self.plain.code(w) }
+        // The distance from the edge has the sign of the scale, or is 0: no code is negative.
+        if ORDINARY { w.sub(bias).quotient(divisor).capped_code(max_code) } else { self.plain.code(w) }
     }
-}
-
-/// The code of a weight that lies `from_edge` from where an ordinary grid begins. That has the sign of the scale, or is 0:
-/// no code is negative.
-#[inline(always)]
-fn code_from_edge<V: Vector>(from_edge: V, divisor: V::Divisor, max_code: V) -> V {
-    from_edge.quotient(divisor).capped_code(max_code)
 }
 
 /// `N` code widths, made ready.
@@ -176,7 +170,6 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
             let (w, drop) = (V::load(w[usize::from(channel) % G]), V::splat(drop));
             let from_edge = w.sub(self.edge);
             for (of, (weighted, plain)) in sums.iter_mut().enumerate() {
-                // It has the sign of the scale, or is 0: no code is negative.
                 let code = from_edge.mul(self.steps[of]).capped_code(widths.max_code[of]);
                 let off = if HALVES {
                     code.mul_add(self.minus_scale[of], from_edge)
@@ -259,7 +252,7 @@ kernel! {
     }
 }
 
-/// Adds the errors of group `at` of a band by the plain rule with `N` code widths.
+/// Adds the errors of a group of each row by the plain rule with `N` code widths.
 #[inline(always)]
 fn add_plain<V: Vector, const G: usize, const N: usize>(
     (w, k): (&[Lane; G], &[f32; G]),
