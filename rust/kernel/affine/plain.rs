@@ -98,7 +98,6 @@ impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_
 }
 
 /// `N` code widths, made ready.
-#[derive(Clone, Copy)]
 struct Widths<V: Vector, const N: usize> {
     max_codes: [u8; N],
     /// The same, as numbers.
@@ -284,8 +283,6 @@ kernel! {
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
         let all = max_codes.try_into().map(Widths::<V, MAX_SCHEMES>::new);
-        let mut each = [Widths::<V, 1>::new([1]); MAX_SCHEMES];
-        each.iter_mut().zip(max_codes).for_each(|(widths, &max_code)| *widths = Widths::new([max_code]));
         let orders = channels.falling::<G>();
         for at in 0..band.len() / G {
             let (group, falling) = ((group::<G, _>(band, at), group::<G, f32>(channels.k, at)), orders.of::<G>(at));
@@ -293,8 +290,9 @@ kernel! {
             if let Ok(all) = &all {
                 add_plain::<V, G, MAX_SCHEMES>(group, falling, range, all, store, &mut sums);
             } else {
-                for (widths, sums) in each[..max_codes.len()].iter().zip(&mut sums) {
-                    add_plain::<V, G, 1>(group, falling, range, widths, store, std::slice::from_mut(sums));
+                for (&max_code, sums) in max_codes.iter().zip(&mut sums) {
+                    let widths = Widths::new([max_code]);
+                    add_plain::<V, G, 1>(group, falling, range, &widths, store, std::slice::from_mut(sums));
                 }
             }
         }
