@@ -171,22 +171,20 @@ def mlx(matrices: list[np.ndarray], bits: int) -> float:
 
 THROUGH_PYTHON = """
 import ctypes, sys, llama_cpp
-source, kind, *flags = sys.argv[1:]
+*flags, source, out, kind, threads = sys.argv[1:]
 options = llama_cpp.llama_model_quantize_default_params()
-options.nthread, options.ftype = 1, getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+options.nthread, options.ftype = int(threads), getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
 options.pure = "--pure" in flags
-sys.exit(llama_cpp.llama_model_quantize(source.encode(), b"/dev/null", ctypes.byref(options)))
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(options)))
 """
-"""What `llama-quantize` does with one thread, of what is given: source, kind, `--pure` or nothing."""
+"""What `llama-quantize` does, with the same arguments."""
 
 
-def llama_command(program: Path | None, source: Path, kind: str, flags: list[str]) -> list[str] | None:
-    """How llama.cpp is run, if it is there."""
+def llama_quantize(program: Path | None) -> list[str] | None:
+    """The command that takes the arguments of `llama-quantize`, if there is one."""
     if program:
-        return [str(program), *flags, str(source), "/dev/null", kind, "1"]
-    if importlib.util.find_spec("llama_cpp"):
-        return [sys.executable, "-c", THROUGH_PYTHON, str(source), kind, *flags]
-    return None
+        return [str(program)]
+    return [sys.executable, "-c", THROUGH_PYTHON] if importlib.util.find_spec("llama_cpp") else None
 
 
 def llama_cpp(weights: int, command: list[str]) -> float:
@@ -242,17 +240,15 @@ def main() -> None:
         "SWAN's four scores (formulas)": lambda: in_process([square], swan),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "f16.gguf"
-        for kind, flags in (("Q4_0", ["--pure"]), ("Q4_K_M", [])):
-            command = llama_command(options.llama_quantize, source, kind, flags)
-            if command is None:
-                print("no llama.cpp: give --llama-quantize BIN, or install llama-cpp-python")
-                break
-            if not source.exists():
-                config = json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8"))
-                write_gguf(source, by_name, config)
-            title = " ".join(["llama.cpp", *flags, kind])
-            tasks[title] = lambda command=command: llama_cpp(weights, command)
+        if program := llama_quantize(options.llama_quantize):
+            source = Path(scratch) / "f16.gguf"
+            write_gguf(source, by_name, json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8")))
+            for kind, flags in (("Q4_0", ["--pure"]), ("Q4_K_M", [])):
+                command = [*program, *flags, str(source), "/dev/null", kind, "1"]
+                title = " ".join(["llama.cpp", *flags, kind])
+                tasks[title] = lambda command=command: llama_cpp(weights, command)
+        else:
+            print("no llama.cpp: give --llama-quantize BIN, or install llama-cpp-python")
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             rates = ramrs(options.checkpoint) | {title: task() for title, task in tasks.items()}
