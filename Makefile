@@ -4,11 +4,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help example test test-neon lint models bench clean
+.PHONY: help example test test-neon check-macos lint models bench clean
 help:
 	@echo 'make example   install ramrs into .venv and quantize the bundled example model to 4 bits per weight'
 	@echo 'make test      install everything into .venv and run every test'
 	@echo 'make test-neon the tests in Rust on an emulated AArch64 (needs an emulator: see the Makefile)'
+	@echo 'make check-macos  what a machine of another kind can tell of the library on macOS: that it compiles'
 	@echo 'make lint      formatting, lints and types alone'
 	@echo 'make models    make models/smollm2-135m, the real model some tests use (93 MB to fetch)'
 	@echo 'make bench     kernels, the probe, memory and quality'
@@ -35,6 +36,10 @@ test-neon:
 		cargo clippy --locked --all-targets --target $(NEON) -- -D warnings; \
 	else echo 'no clippy: not checked'; fi
 	cargo test --locked --target $(NEON)
+
+# Lints of the library as on macOS, without linking it: it needs the target alone (`rustup target add aarch64-apple-darwin`).
+check-macos:
+	cargo clippy --locked --lib --features python --target aarch64-apple-darwin -- -D warnings
 
 lint: .venv/tests
 	$(BIN)/ruff check

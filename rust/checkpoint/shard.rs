@@ -67,9 +67,11 @@ pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Resu
 /// Tells the system that `bytes` of `file` from `offset` on are read soon. It reads them while others compute; whether it
 /// does is its own affair, and so is any failure.
 pub fn read_soon(file: &File, offset: u64, bytes: u64) {
-    if let Some(bytes) = NonZeroU64::new(bytes) {
-        let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
-    }
+    let Some(bytes) = NonZeroU64::new(bytes) else { return };
+    #[cfg(target_vendor = "apple")]
+    let _ = rustix::fs::fcntl_rdadvise(file, offset, bytes.get());
+    #[cfg(not(target_vendor = "apple"))]
+    let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
 }
 
 const PAGE_BYTES: usize = 4096;
