@@ -21,7 +21,7 @@ use std::arch::aarch64::{
 
 use half::{bf16, f16};
 
-use super::reciprocal::{Parts, parts, quotient, spread};
+use super::reciprocal::{Parts, parts, quotient};
 use super::vector::{BYTES, Lane, ROWS, Vector, ranges};
 use crate::dtype::Float;
 
@@ -228,6 +228,7 @@ impl Neon {
 impl Vector for Neon {
     type Mask = (uint32x4_t, uint32x4_t);
     type Divisor = Parts<Self>;
+    type Divisors = [Lane; 2];
 
     operations! {
         fn add(other) = vaddq_f32;
@@ -310,8 +311,13 @@ impl Vector for Neon {
     }
 
     #[inline(always)]
-    fn divisors(self) -> [Parts<Self>; ROWS] {
-        spread(self)
+    fn store_divisor(by: Parts<Self>) -> [Lane; 2] {
+        by.map(Self::store)
+    }
+
+    #[inline(always)]
+    fn splat_divisor(of: &[Lane; 2], at: usize) -> Parts<Self> {
+        of.map(|lanes| Self::splat(lanes[at]))
     }
 
     #[inline(always)]

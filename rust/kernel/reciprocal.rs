@@ -4,7 +4,7 @@
 //! "Accelerating correctly rounded floating-point division when the divisor is known in advance", IEEE Transactions on
 //! Computers 53, 2004). For a [`Vector`] whose fused product is an instruction.
 
-use super::vector::{ROWS, Vector};
+use super::vector::Vector;
 
 /// A reciprocal, and what it lacks.
 pub(super) type Parts<V> = [V; 2];
@@ -19,18 +19,6 @@ pub(super) fn parts<V: Vector>(of: V) -> Parts<V> {
     let rest = minus.mul_add(reciprocal, one);
     let lacks = rest.mul(reciprocal);
     [reciprocal, minus.mul_add(lacks, rest).mul_add(reciprocal, lacks)]
-}
-
-/// The parts of each lane's reciprocal, in all lanes.
-#[inline(always)]
-pub(super) fn spread<V: Vector>(of: V) -> [Parts<V>; ROWS] {
-    let [reciprocal, lacks] = parts(of);
-    let (reciprocal, lacks) = (reciprocal.store(), lacks.store());
-    let mut spread = [[of; 2]; ROWS];
-    for row in 0..ROWS {
-        spread[row] = [V::splat(reciprocal[row]), V::splat(lacks[row])];
-    }
-    spread
 }
 
 /// [`Vector::quotient`]
@@ -109,9 +97,9 @@ mod tests {
         /// The codes of `of` by each lane of `by`, all lanes of one after those of the other.
         fn codes<V: Vector>(of: Lane, by: Lane, max: f32) -> [Lane; ROWS] {
             let mut codes = [[0.0; ROWS]; ROWS];
-            let divisors = V::load(by).divisors();
-            for row in 0..ROWS {
-                codes[row] = V::load(of).quotient(divisors[row]).code(V::splat(max)).store();
+            let divisors = V::store_divisor(V::load(by).divisor());
+            for (row, codes) in codes.iter_mut().enumerate() {
+                *codes = V::load(of).quotient(V::splat_divisor(&divisors, row)).code(V::splat(max)).store();
             }
             codes
         }

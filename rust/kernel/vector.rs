@@ -130,6 +130,9 @@ pub trait Vector: Copy {
     /// What many values are divided by, made ready for it.
     type Divisor: Copy;
 
+    /// The same, in arrays.
+    type Divisors: Copy;
+
     /// The same value in each lane.
     fn splat(value: f32) -> Self;
     /// The lanes of an array.
@@ -180,16 +183,10 @@ pub trait Vector: Copy {
     fn exact_quotient(self, by: Self::Divisor) -> Self {
         self.quotient(by)
     }
-    /// What the lanes are divided by, for each lane one that divides all lanes by it.
-    #[must_use]
-    #[inline(always)]
-    fn divisors(self) -> [Self::Divisor; ROWS] {
-        let mut divisors = [self.divisor(); ROWS];
-        for (divisor, lane) in divisors.iter_mut().zip(self.store()) {
-            *divisor = Self::splat(lane).divisor();
-        }
-        divisors
-    }
+    /// The lanes of what is divided by, as arrays.
+    fn store_divisor(by: Self::Divisor) -> Self::Divisors;
+    /// What divides all lanes by lane `at` of those.
+    fn splat_divisor(of: &Self::Divisors, at: usize) -> Self::Divisor;
     /// In each lane the least of the lanes of one of eight, all of them numbers; of zeros any.
     #[must_use]
     #[inline(always)]
@@ -418,6 +415,7 @@ fn native(a: f32, b: f32, c: f32) -> f32 {
 impl Vector for Portable {
     type Mask = [bool; ROWS];
     type Divisor = Self;
+    type Divisors = Lane;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -482,6 +480,14 @@ impl Vector for Portable {
     #[inline(always)]
     fn quotient(self, by: Self) -> Self {
         self.div(by)
+    }
+    #[inline(always)]
+    fn store_divisor(by: Self) -> Lane {
+        by.0
+    }
+    #[inline(always)]
+    fn splat_divisor(of: &Lane, at: usize) -> Self {
+        Self::splat(of[at])
     }
     // The baseline of a target may have no instruction for the nearest integer.
     #[inline(always)]

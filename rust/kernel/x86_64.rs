@@ -15,10 +15,10 @@ use std::arch::x86_64::{
     _mm256_castps_si256, _mm256_castps128_ps256, _mm256_castsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128,
     _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
     _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
-    _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epu8, _mm256_min_ps, _mm256_movemask_ps,
-    _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute2f128_ps,
-    _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_insertf128_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epu8, _mm256_min_ps,
+    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16,
+    _mm256_permute2f128_ps, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
     _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_shuffle_ps, _mm256_sll_epi64,
     _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
     _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpackhi_pd,
@@ -28,7 +28,7 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::reciprocal::{Parts, parts, quotient, spread};
+use super::reciprocal::{Parts, parts, quotient};
 use super::vector::{BYTES, Lane, ROWS, Vector, ranges};
 use crate::dtype::Float;
 
@@ -79,9 +79,10 @@ impl Halves {
             let mut low = [_mm256_setzero_si256(); ROWS];
             let mut high = low;
             for (at, group) in groups.iter().enumerate() {
-                let sixteens = group.as_chunks::<16>().0;
-                (low[at], high[at]) = (_mm256_setzero_si256(), _mm256_set1_epi16(i16::MIN));
-                for sixteen in sixteens {
+                let (first, others) = group.as_chunks::<16>().0.split_first().expect("a group");
+                let first = _mm256_loadu_si256(first.as_ptr().cast());
+                (low[at], high[at]) = (first, first);
+                for sixteen in others {
                     let bits = _mm256_loadu_si256(sixteen.as_ptr().cast());
                     low[at] = _mm256_max_epu16(low[at], bits);
                     high[at] = _mm256_max_epi16(high[at], bits);
@@ -152,6 +153,7 @@ impl Vector for Avx2 {
     type Mask = __m256;
 
     type Divisor = Parts<Self>;
+    type Divisors = [Lane; 2];
 
     operations! {
         fn add(other) = _mm256_add_ps;
@@ -261,8 +263,13 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn divisors(self) -> [Parts<Self>; ROWS] {
-        spread(self)
+    fn store_divisor(by: Parts<Self>) -> [Lane; 2] {
+        by.map(Self::store)
+    }
+
+    #[inline(always)]
+    fn splat_divisor(of: &[Lane; 2], at: usize) -> Parts<Self> {
+        of.map(|lanes| Self::splat(lanes[at]))
     }
 
     #[inline(always)]
@@ -278,22 +285,24 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn from_f32(of: &[f32; BYTES]) -> [Self; BYTES / ROWS] {
         let [a, b, c, d] = of.as_chunks().0 else { unreachable!("four eights") };
-        let (ab, cd) = (fours(Self::load(*a), Self::load(*b)), fours(Self::load(*c), Self::load(*d)));
-        [ab.0, ab.1, cd.0, cd.1]
+        let (ac, bd) = (fours(Self::load(*a), Self::load(*c)), fours(Self::load(*b), Self::load(*d)));
+        [ac.0, ac.1, bd.0, bd.1]
     }
 
     #[inline(always)]
     fn from_bf16(of: &[bf16; BYTES]) -> [Self; BYTES / ROWS] {
         // SAFETY: AVX2 is there, see the module; `of` is 64 bytes long, and no alignment is asked for.
         unsafe {
-            let from = of.as_ptr();
-            let (ab, cd) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(BYTES / 2).cast()));
+            let eight = |at: usize| _mm_loadu_si128(of[at..].as_ptr().cast());
+            let pair =
+                |at: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(eight(at)), eight(at + BYTES / 2));
+            let (ac, bd) = (pair(0), pair(ROWS));
             let zero = _mm256_setzero_si256();
             [
-                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, ab))),
-                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, ab))),
-                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, cd))),
-                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, cd))),
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, ac))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, ac))),
+                Self(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bd))),
+                Self(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bd))),
             ]
         }
     }
@@ -301,9 +310,9 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn from_f16(of: &[f16; BYTES]) -> [Self; BYTES / ROWS] {
         let [a, b, c, d] = of.as_chunks().0 else { unreachable!("four eights") };
-        let (ab, cd) =
-            (fours(Self::from_halves(*a), Self::from_halves(*b)), fours(Self::from_halves(*c), Self::from_halves(*d)));
-        [ab.0, ab.1, cd.0, cd.1]
+        let (ac, bd) =
+            (fours(Self::from_halves(*a), Self::from_halves(*c)), fours(Self::from_halves(*b), Self::from_halves(*d)));
+        [ac.0, ac.1, bd.0, bd.1]
     }
 
     #[inline(always)]
@@ -335,9 +344,7 @@ impl Vector for Avx2 {
         unsafe {
             let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(b.0));
             let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c.0), _mm256_cvtps_epi32(d.0));
-            // Packing twice leaves the second eight after the third.
-            let all = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(ab, cd));
-            let held = _mm256_min_epu8(all, _mm256_set1_epi8(max.cast_signed()));
+            let held = _mm256_min_epu8(_mm256_packus_epi16(ab, cd), _mm256_set1_epi8(max.cast_signed()));
             _mm256_storeu_si256(bytes.as_mut_ptr().cast(), held);
         }
         bytes

@@ -183,44 +183,81 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
     }
 }
 
-/// Puts the codes of eight groups on `grid`, which is ordinary if it says so.
+/// Eights of groups whose grids are made before any of their codes: enough that no grid waits for the divisions of another,
+/// and few enough that the weights are still in the first cache.
+const AHEAD: usize = 8;
+
+/// Eight groups, of whatever rows.
+type Eight<T, const G: usize> = [[T; G]; ROWS];
+
+/// The grids of eight groups, and what codes are taken by.
+#[derive(Clone, Copy)]
+struct Eights<V: Vector> {
+    scale: Lane,
+    bias: Lane,
+    divisors: V::Divisors,
+}
+
+/// Puts the codes of eight groups on `grids`, which are ordinary if it says so.
 #[inline(always)]
 fn put_eight<V: Vector, T: Element, const G: usize, const ORDINARY: bool>(
-    grid: &Plain<V>,
-    groups: &[[T; G]; ROWS],
+    grids: &Eights<V>,
+    groups: &Eight<T, G>,
     max_code: u8,
-    codes: &mut [[u8; G]; ROWS],
+    codes: &mut Eight<u8, G>,
 ) {
-    let (scale, bias, divisors) = (grid.scale.store(), grid.bias.store(), grid.scale.divisors());
     for at in 0..ROWS {
-        let (scale, bias) = (V::splat(scale[at]), V::splat(bias[at]));
+        let (scale, bias) = (V::splat(grids.scale[at]), V::splat(grids.bias[at]));
+        let divisor = V::splat_divisor(&grids.divisors, at);
         for (codes, w) in codes[at].as_chunks_mut::<BYTES>().0.iter_mut().zip(groups[at].as_chunks::<BYTES>().0) {
             let mut steps = T::widened::<V>(w);
             for steps in &mut steps {
                 let from_bias = steps.sub(bias);
-                *steps =
-                    if ORDINARY { from_bias.quotient(divisors[at]) } else { from_bias.div(scale).clamp(grid.max_code) };
+                *steps = if ORDINARY {
+                    from_bias.quotient(divisor)
+                } else {
+                    from_bias.div(scale).clamp(V::splat(f32::from(max_code)))
+                };
             }
             *codes = V::nearest_bytes(steps, max_code);
         }
     }
 }
 
-/// Encodes eight groups, of whatever rows; their scales and biases.
+/// Where eights of groups go: codes, scales, biases.
+type Out<'a, const G: usize> = (&'a mut [Eight<u8, G>], &'a mut [Lane], &'a mut [Lane]);
+
+/// Encodes as many eights of groups as there are `grids` to note, or fewer.
 #[inline(always)]
-fn encode_eight<V: Vector, T: Element, const G: usize>(
-    groups: &[[T; G]; ROWS],
+fn encode_eights<V: Vector, T: Element, const G: usize>(
+    eights: &[Eight<T, G>],
     max_code: u8,
     store: Float,
-    codes: &mut [[u8; G]; ROWS],
-) -> (Lane, Lane) {
-    let grid = Plain::<V>::new(T::ranges(groups), max_code, store);
-    if grid.is_ordinary {
-        put_eight::<V, T, G, true>(&grid, groups, max_code, codes);
-    } else {
-        put_eight::<V, T, G, false>(&grid, groups, max_code, codes);
+    ranges: &mut [(V, V); AHEAD],
+    grids: &mut [Eights<V>; AHEAD],
+    (codes, scales, biases): Out<'_, G>,
+) {
+    for (range, groups) in ranges.iter_mut().zip(eights) {
+        *range = T::ranges::<V, G>(groups);
     }
-    (grid.stored.0.store(), grid.stored.1.store())
+    let mut ordinary = true;
+    for (((grids, range), scales), biases) in grids.iter_mut().zip(&*ranges).zip(scales).zip(biases) {
+        let grid = Plain::<V>::new(*range, max_code, store);
+        (*scales, *biases) = (grid.stored.0.store(), grid.stored.1.store());
+        let divisors = V::store_divisor(grid.divisor);
+        *grids = Eights { scale: grid.scale.store(), bias: grid.bias.store(), divisors };
+        ordinary &= grid.is_ordinary;
+    }
+    let each = grids.iter().zip(eights).zip(codes);
+    if ordinary {
+        for ((grids, groups), codes) in each {
+            put_eight::<V, T, G, true>(grids, groups, max_code, codes);
+        }
+    } else {
+        for ((grids, groups), codes) in each {
+            put_eight::<V, T, G, false>(grids, groups, max_code, codes);
+        }
+    }
 }
 
 kernel! {
@@ -232,21 +269,28 @@ kernel! {
     pub fn encode_plain<V: Vector, const G: usize; T: Element>(
         source: &[T], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
+        let zero = V::splat(0.0);
+        let none = Eights::<V> { scale: zero.store(), bias: zero.store(), divisors: V::store_divisor(zero.divisor()) };
+        let (mut ranges, mut grids) = ([(zero, zero); AHEAD], [none; AHEAD]);
         let (eights, rest) = source.as_chunks::<G>().0.as_chunks::<ROWS>();
-        let codes = out.codes.as_chunks_mut::<G>().0;
-        let (whole, last) = codes.split_at_mut(eights.len() * ROWS);
-        let grids = out.scales.as_chunks_mut::<ROWS>().0.iter_mut().zip(out.biases.as_chunks_mut::<ROWS>().0);
-        for ((groups, codes), (scales, biases)) in eights.iter().zip(whole.as_chunks_mut::<ROWS>().0).zip(grids) {
-            (*scales, *biases) = encode_eight::<V, T, G>(groups, max_code, store, codes);
+        let (whole, last) = out.codes.as_chunks_mut::<G>().0.split_at_mut(eights.len() * ROWS);
+        let codes = whole.as_chunks_mut::<ROWS>().0.chunks_mut(AHEAD);
+        let scales = out.scales.as_chunks_mut::<ROWS>().0.chunks_mut(AHEAD);
+        let biases = out.biases.as_chunks_mut::<ROWS>().0.chunks_mut(AHEAD);
+        for (((eights, codes), scales), biases) in eights.chunks(AHEAD).zip(codes).zip(scales).zip(biases) {
+            let out = (codes, scales, biases);
+            encode_eights::<V, T, G>(eights, max_code, store, &mut ranges, &mut grids, out);
         }
         if let [first, ..] = rest {
-            let (mut groups, mut codes) = ([*first; ROWS], [[0; G]; ROWS]);
+            let (mut groups, mut codes) = ([*first; ROWS], [[[0; G]; ROWS]]);
             groups[..rest.len()].copy_from_slice(rest);
-            let (scales, biases) = encode_eight::<V, T, G>(&groups, max_code, store, &mut codes);
+            let [mut scales, mut biases] = [[[0.0; ROWS]]; 2];
+            let eight = (&mut codes[..], &mut scales[..], &mut biases[..]);
+            encode_eights::<V, T, G>(&[groups], max_code, store, &mut ranges, &mut grids, eight);
             let done = eights.len() * ROWS;
-            last[..rest.len()].copy_from_slice(&codes[..rest.len()]);
-            out.scales[done..][..rest.len()].copy_from_slice(&scales[..rest.len()]);
-            out.biases[done..][..rest.len()].copy_from_slice(&biases[..rest.len()]);
+            last[..rest.len()].copy_from_slice(&codes[0][..rest.len()]);
+            out.scales[done..][..rest.len()].copy_from_slice(&scales[0][..rest.len()]);
+            out.biases[done..][..rest.len()].copy_from_slice(&biases[0][..rest.len()]);
         }
     }
 }
