@@ -13,21 +13,21 @@ kernel! {
     /// If they do not fill whole bytes by eights.
     pub fn squeeze<V: Vector, const BITS: usize>(codes: &[u8], out: &mut Vec<u8>) {
         assert!(codes.len().is_multiple_of(CODES), "pack: not whole bytes");
-        let from = out.len();
-        let length = codes.len() / CODES * BITS;
-        // Whole registers are written, of which the next ones overwrite what is too much.
-        out.resize(from + length + BYTES, 0);
-        let (whole, rest) = codes.as_chunks::<BYTES>();
-        let mut at = from;
-        for codes in whole {
-            V::squeeze::<BITS>(codes, out[at..].first_chunk_mut().expect("room for a register"));
-            at += BYTES / CODES * BITS;
+        let (from, width) = (out.len(), BYTES / CODES * BITS);
+        out.resize(from + codes.len() / CODES * BITS, 0);
+        let out = &mut out[from..];
+        // Whole registers are written as long as there is room for one: what is too much, the next ones overwrite.
+        let fit = (out.len() + width).saturating_sub(BYTES) / width;
+        let (registers, rest) = codes.split_at(fit.min(codes.len() / BYTES) * BYTES);
+        for (at, codes) in registers.as_chunks().0.iter().enumerate() {
+            V::squeeze::<BITS>(codes, out[at * width..].first_chunk_mut().expect("room for a register"));
         }
-        if !rest.is_empty() {
-            let mut codes = [0; BYTES];
-            codes[..rest.len()].copy_from_slice(rest);
-            V::squeeze::<BITS>(&codes, out[at..].first_chunk_mut().expect("room for a register"));
+        let out = &mut out[registers.len() / CODES * BITS..];
+        for (codes, out) in rest.chunks(BYTES).zip(out.chunks_mut(width)) {
+            let [mut last, mut bytes] = [[0; BYTES]; 2];
+            last[..codes.len()].copy_from_slice(codes);
+            V::squeeze::<BITS>(&last, &mut bytes);
+            out.copy_from_slice(&bytes[..out.len()]);
         }
-        out.truncate(from + length);
     }
 }

@@ -383,16 +383,24 @@ impl Vector for Avx2 {
         // 2 × BITS ≤ 12 on are written; no alignment is asked for.
         unsafe {
             let codes = _mm256_loadu_si256(codes.as_ptr().cast());
-            // Each second code goes above the first, then each second pair, each second four.
+            // Each second code goes above the first, then each second pair, each second four; until they fill bytes.
             let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(1 | 1 << (8 + BITS)));
-            let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * BITS)));
-            let low = _mm256_and_si256(fours, _mm256_set1_epi64x(0xffff_ffff));
-            let above = _mm_cvtsi64_si128(4 * i64::from(BITS as u8));
-            let all = _mm256_or_si256(low, _mm256_sll_epi64(_mm256_srli_epi64::<32>(fours), above));
-            // The first BITS bytes of each 8 are what there is: side by side, for each half of the register.
+            let fours = || _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * BITS)));
+            let (all, step) = match BITS {
+                4 => (pairs, 2),
+                2 => (fours(), 4),
+                _ => {
+                    let fours = fours();
+                    let low = _mm256_and_si256(fours, _mm256_set1_epi64x(0xffff_ffff));
+                    let above = _mm_cvtsi64_si128(4 * i64::from(BITS as u8));
+                    (_mm256_or_si256(low, _mm256_sll_epi64(_mm256_srli_epi64::<32>(fours), above)), 8)
+                }
+            };
+            // What stays of each step, side by side, for each half of the register.
+            let bytes = step * BITS / 8;
             let mut places = [-1_i8; 16];
             for (at, place) in places[..2 * BITS].iter_mut().enumerate() {
-                *place = (at % BITS + at / BITS * 8) as i8;
+                *place = (at % bytes + at / bytes * step) as i8;
             }
             let places = _mm256_broadcastsi128_si256(_mm_loadu_si128(places.as_ptr().cast()));
             let bytes = _mm256_shuffle_epi8(all, places);
