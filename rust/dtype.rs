@@ -225,8 +225,8 @@ impl Float {
 }
 
 /// The bits of the nearest bfloat16, ties to even: [`bf16::from_f32`] without a branch, which loops over many need.
-#[inline]
-fn bf16_bits(value: f32) -> u16 {
+#[inline(always)]
+pub(crate) fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     // NaN stays, and is quiet.

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::vector::{Lane, ROWS};
 use super::{Level, kernel};
-use crate::dtype::Float;
+use crate::dtype::{Float, bf16_bits};
 
 /// Columns summed in `f32` before the sum goes on in `f64`.
 const SUM_COLUMNS: usize = 64;
@@ -28,6 +28,26 @@ pub fn widen(level: Level, float: Float, source: &[u8], out: &mut [f32]) {
         widen_bf16(level, bytemuck::cast_slice(source), out);
     } else {
         float.widen(source, out);
+    }
+}
+
+kernel! {
+    /// Appends the nearest of bfloat16.
+    fn append_bf16<V: Vector>(values: &[f32], out: &mut Vec<u8>) {
+        let from = out.len();
+        out.resize(from + values.len() * size_of::<bf16>(), 0);
+        for (bytes, &value) in out[from..].as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = bf16_bits(value).to_le_bytes();
+        }
+    }
+}
+
+/// As [`Float::append`], with the level's instructions.
+pub fn append(level: Level, float: Float, values: &[f32], out: &mut Vec<u8>) {
+    if float == Float::BF16 {
+        append_bf16(level, values, out);
+    } else {
+        float.append(values, out);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor};
 use crate::dtype::{Dtype, Float};
 use crate::error::Result;
 use crate::kernel::Level;
+use crate::kernel::band::append;
 use crate::kernel::vector::ROWS;
 use crate::pack;
 use crate::quant::Encoded;
@@ -63,8 +64,8 @@ impl Format for Mlx {
         let [codes, scales, biases] = parts else { unreachable!("a module has three parts") };
         let share = |all: usize| all / ROWS * rows;
         pack::pack(level, scheme.bits(), &encoded.codes[..share(encoded.codes.len())], codes);
-        store.append(&encoded.scales[..share(encoded.scales.len())], scales);
-        store.append(&encoded.biases[..share(encoded.biases.len())], biases);
+        append(level, store, &encoded.scales[..share(encoded.scales.len())], scales);
+        append(level, store, &encoded.biases[..share(encoded.biases.len())], biases);
     }
 
     fn extract(&self, scheme: Affine, store: Float, parts: &[&[u8]], rows: usize, encoded: &mut Encoded) {
