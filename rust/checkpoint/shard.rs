@@ -68,10 +68,25 @@ pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Resu
 /// does is its own affair, and so is any failure.
 pub fn read_soon(file: &File, offset: u64, bytes: u64) {
     let Some(bytes) = NonZeroU64::new(bytes) else { return };
+    #[cfg(target_os = "linux")]
+    if is_at_hand(file, offset + bytes.get() - 1) {
+        // Asking would look for each of its pages.
+        return;
+    }
     #[cfg(target_vendor = "apple")]
     let _ = rustix::fs::fcntl_rdadvise(file, offset, bytes.get());
     #[cfg(not(target_vendor = "apple"))]
     let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+}
+
+/// Whether the byte at `offset` of `file` is in memory.
+#[cfg(target_os = "linux")]
+fn is_at_hand(file: &File, offset: u64) -> bool {
+    use std::io::IoSliceMut;
+
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT).is_ok_and(|bytes| bytes == 1)
 }
 
 const PAGE_BYTES: usize = 4096;
