@@ -20,7 +20,7 @@ use ramrs::checkpoint::shard::{PageBuffer, read_at};
 use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut, rows_of};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
 use ramrs::dtype::Float;
-use ramrs::format::by_name;
+use ramrs::format::{Rows, by_name};
 use ramrs::kernel::Level;
 use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::progress::Progress;
@@ -213,7 +213,11 @@ impl<'a> Bench<'a> {
         let pack = |(reader, encoded): &mut (Reader, Encoded),
                     (weight, range): &(&Weight<'_>, std::ops::Range<u64>)| {
             let (store, k) = (weight.matrix.float, &weight.measured.vectors.k);
-            let mut parts: [Vec<u8>; 3] = Default::default();
+            let rows = rows_of(weight.matrix, range);
+            let above = [rows.end - rows.start];
+            let made = Rows { name: weight.name, above: &above, cols: weight.matrix.cols, float: store };
+            let made = format.parts(made, scheme);
+            let mut parts: Vec<_> = made.iter().map(|part| Vec::with_capacity(part.bytes as usize)).collect();
             let mut append = |source: &[u8], band: &[Lane]| {
                 encoder.encode(scheme, store, (source, band), k, encoded);
                 let rows = source.len() / weight.matrix.row_bytes() as usize;
@@ -221,7 +225,7 @@ impl<'a> Bench<'a> {
             };
             if effort == Effort::Fast {
                 // It looks at no band: none is laid.
-                let source = reader.rows(pass.checkpoint, weight.view, &rows_of(weight.matrix, range))?;
+                let source = reader.rows(pass.checkpoint, weight.view, &rows)?;
                 source.chunks(ROWS * weight.matrix.row_bytes() as usize).for_each(|source| append(source, &[]));
             } else {
                 reader.bands((pass.checkpoint, pass.level), weight.view, range, |_, band, source| {

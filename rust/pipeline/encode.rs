@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::checkpoint::packing::{Packing, Use};
-use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
+use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::digest::Digest;
@@ -17,6 +17,7 @@ use crate::document::manifest::FileDigest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{Format, Target};
+use crate::kernel::vector::ROWS;
 use crate::progress::Stage;
 use crate::quant::{Encoded, Encoder};
 use crate::rd::Noise;
@@ -33,6 +34,14 @@ pub(super) struct Task<'a> {
     /// The tensors it is stored in, and where they belong.
     pub parts: &'a [Stored],
     pub locations: &'a [Location],
+}
+
+impl Task<'_> {
+    /// Bytes of one row of `part`, one of the task's.
+    fn row_bytes(&self, part: &Stored) -> u64 {
+        let rows: u64 = self.target.views.iter().map(|view| view.rows).sum();
+        part.bytes.checked_div(rows).unwrap_or(0)
+    }
 }
 
 /// How a target is stored.
@@ -267,9 +276,7 @@ impl Job<'_> {
         let matrix = view.matrix(self.pass.checkpoint);
         let (length, step, unit) = match (task.way, matrix) {
             (Way::Copied, _) => (tensor.bytes, (chunk / 8 * 8).max(8), 1),
-            (Way::Encoded(..), Some(matrix)) => {
-                (bands(matrix), chunk_bands(matrix, chunk), row_bytes * crate::kernel::vector::ROWS as u64)
-            }
+            (Way::Encoded(..), Some(matrix)) => (bands(matrix), chunk_bands(matrix, chunk), row_bytes * ROWS as u64),
             _ => (view.rows, (chunk / row_bytes).max(1), row_bytes),
         };
         let mut ranges: Vec<Range<u64>> = cut(length, step).collect();
@@ -337,7 +344,10 @@ impl Job<'_> {
             return Err(Error::Bug("a piece is encoded without a scheme".to_owned()));
         };
         let vectors = &measured[at.1].vectors;
-        let mut made = Made { parts: vec![Vec::new(); task.parts.len()], ..Made::default() };
+        let first = bands.start * ROWS as u64;
+        let count = (bands.end * ROWS as u64).min(view.rows).saturating_sub(first);
+        let room = |part: &Stored| Vec::with_capacity((task.row_bytes(part) * count) as usize);
+        let mut made = Made { parts: task.parts.iter().map(room).collect(), ..Made::default() };
         reader.bands((checkpoint, self.pass.level), view, bands, |rows, band, source| {
             let count = (rows.end - rows.start) as usize;
             self.encoder.encode(scheme, store, (source, band), &vectors.k, encoded);
@@ -349,20 +359,17 @@ impl Job<'_> {
             }
             Ok(())
         })?;
-        if let Some(matrix) = view.matrix(checkpoint) {
-            self.put(at, rows_of(matrix, bands).start, &made.parts)?;
-        }
+        self.put(at, first, &made.parts)?;
         Ok(made)
     }
 
     /// Writes what was made of rows of a view, from row `first` on, to where they belong.
     fn put(&self, at: At, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let task = &self.tasks[at.0];
-        let rows: u64 = task.target.views.iter().map(|view| view.rows).sum();
         for ((part, location), bytes) in task.parts.iter().zip(task.locations).zip(made) {
             let (file, path) = &self.output.files[location.file];
-            let row_bytes = part.bytes.checked_div(rows).unwrap_or(0);
-            write_at(file, path, bytes, location.offset + (self.first_rows[at.0][at.1] + first) * row_bytes)?;
+            let place = (self.first_rows[at.0][at.1] + first) * task.row_bytes(part);
+            write_at(file, path, bytes, location.offset + place)?;
         }
         Ok(())
     }
