@@ -24,14 +24,6 @@ use sample::source;
 const COLUMNS: usize = 4096;
 const BYTES: usize = ROWS * COLUMNS * 2;
 
-fn levels() -> Vec<Level> {
-    let mut levels = vec![Level::PORTABLE];
-    if Level::detect() != Level::PORTABLE {
-        levels.push(Level::detect());
-    }
-    levels
-}
-
 fn kernels(criterion: &mut Criterion) {
     let bytes = source(COLUMNS);
     let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
@@ -44,7 +36,7 @@ fn kernels(criterion: &mut Criterion) {
         let words: &[u64] = bytemuck::cast_slice(&bytes);
         bench.iter(|| black_box(words).iter().fold(0_u64, |sum, word| sum ^ word));
     });
-    for level in levels() {
+    for level in Level::available() {
         group.bench_function(BenchmarkId::new("load", level.name()), |bench| {
             bench.iter(|| load(level, Float::BF16, black_box(&bytes), COLUMNS, &mut row, &mut band));
         });
@@ -62,7 +54,7 @@ fn kernels(criterion: &mut Criterion) {
                 Ok(Scheme::Affine(affine)) => affine,
                 _ => unreachable!("a scheme"),
             };
-            for level in levels() {
+            for level in Level::available() {
                 let encoder = Encoder { level, effort };
                 let mut out = Encoded::default();
                 group.bench_function(BenchmarkId::new(scheme.to_string(), level.name()), |bench| {
@@ -86,7 +78,7 @@ fn sources(criterion: &mut Criterion) {
         let mut bytes = Vec::new();
         float.append(&values, &mut bytes);
         group.throughput(Throughput::Bytes(bytes.len() as u64));
-        for level in levels() {
+        for level in Level::available() {
             group.bench_function(BenchmarkId::new(format!("load {float:?}"), level.name()), |bench| {
                 bench.iter(|| load(level, float, black_box(&bytes), COLUMNS, &mut row, &mut band));
             });

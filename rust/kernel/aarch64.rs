@@ -22,7 +22,7 @@ use std::arch::aarch64::{
 use half::{bf16, f16};
 
 use super::reciprocal::{Parts, parts, quotient};
-use super::vector::{BYTES, Lane, ROWS, Vector, ranges};
+use super::vector::{BYTES, Lane, Lanes, ROWS, Vector, ranges};
 use crate::dtype::Float;
 
 const _: () = assert!(cfg!(target_feature = "neon"), "AArch64 without NEON");
@@ -225,17 +225,12 @@ impl Neon {
     }
 }
 
-impl Vector for Neon {
-    type Mask = (uint32x4_t, uint32x4_t);
-    type Divisor = Parts<Self>;
-    type Divisors = [Lane; 2];
-
+impl Lanes for Neon {
     operations! {
         fn add(other) = vaddq_f32;
         fn sub(other) = vsubq_f32;
         fn mul(other) = vmulq_f32;
         fn div(other) = vdivq_f32;
-        fn abs() = vabsq_f32;
         fn nearest_integer() = vrndnq_f32;
     }
 
@@ -261,6 +256,34 @@ impl Vector for Neon {
     fn splat(value: f32) -> Self {
         // SAFETY: NEON is there, see the module.
         unsafe { Self(vdupq_n_f32(value), vdupq_n_f32(value)) }
+    }
+
+    #[inline(always)]
+    fn clamp(self, max: Self) -> Self {
+        let zero = Self::splat(0.0);
+        // Here the greater one of a number and NaN is the number, and of zeros the positive one: then all are numbers.
+        // SAFETY: NEON is there, see the module.
+        unsafe {
+            Self(vminnmq_f32(vmaxnmq_f32(self.0, zero.0), max.0), vminnmq_f32(vmaxnmq_f32(self.1, zero.1), max.1))
+        }
+    }
+
+    #[inline(always)]
+    fn capped_code(self, max: Self) -> Self {
+        // Here the lesser one of NaN and a number is the number.
+        // SAFETY: NEON is there, see the module.
+        let capped = unsafe { Self(vminnmq_f32(self.0, max.0), vminnmq_f32(self.1, max.1)) };
+        capped.nearest_integer()
+    }
+}
+
+impl Vector for Neon {
+    type Mask = (uint32x4_t, uint32x4_t);
+    type Divisor = Parts<Self>;
+    type Divisors = [Lane; 2];
+
+    operations! {
+        fn abs() = vabsq_f32;
     }
 
     #[inline(always)]
@@ -312,30 +335,12 @@ impl Vector for Neon {
 
     #[inline(always)]
     fn store_divisor(by: Parts<Self>) -> [Lane; 2] {
-        by.map(Self::store)
+        [by[0].store(), by[1].store()]
     }
 
     #[inline(always)]
     fn splat_divisor(of: &[Lane; 2], at: usize) -> Parts<Self> {
-        of.map(|lanes| Self::splat(lanes[at]))
-    }
-
-    #[inline(always)]
-    fn clamp(self, max: Self) -> Self {
-        let zero = Self::splat(0.0);
-        // Here the greater one of a number and NaN is the number, and of zeros the positive one: then all are numbers.
-        // SAFETY: NEON is there, see the module.
-        unsafe {
-            Self(vminnmq_f32(vmaxnmq_f32(self.0, zero.0), max.0), vminnmq_f32(vmaxnmq_f32(self.1, zero.1), max.1))
-        }
-    }
-
-    #[inline(always)]
-    fn capped_code(self, max: Self) -> Self {
-        // Here the lesser one of NaN and a number is the number.
-        // SAFETY: NEON is there, see the module.
-        let capped = unsafe { Self(vminnmq_f32(self.0, max.0), vminnmq_f32(self.1, max.1)) };
-        capped.nearest_integer()
+        [Self::splat(of[0][at]), Self::splat(of[1][at])]
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::Level;
 use super::vector::{BYTES, Element, Lane, ROWS};
+use super::wide::MOST_PARTS;
 use crate::dtype::Float;
 
 /// Numbers of every kind, and what is none.
@@ -26,10 +27,6 @@ const VALUES: [f32; 17] = [
     254.5,
     1e-7,
 ];
-
-fn levels() -> [Level; 2] {
-    [Level::PORTABLE, Level::detect()]
-}
 
 /// The bits of a lane; all that is no number alike.
 fn bits(lanes: Lane) -> [u32; ROWS] {
@@ -82,10 +79,44 @@ kernel! {
     }
 }
 
+kernel! {
+    /// What arithmetic gives of `a` with `c` beside `b` with `c`, or of each alone.
+    fn side_by_side<V: Vector in W: Wide>(a: Lane, b: Lane, c: Lane) -> [Vec<[u32; ROWS]>; MOST_PARTS] {
+        let mut found = [Vec::new(), Vec::new()];
+        for (at, found) in found.iter_mut().enumerate() {
+            let parts = [V::load(a), V::load(b)];
+            let (x, part) = if W::PARTS == 1 { (W::beside(&parts[at..]), 0) } else { (W::beside(&parts), at) };
+            let (y, max) = (W::each(c), W::splat(255.0));
+            let results = [
+                x.add(y),
+                x.sub(y),
+                x.mul(y),
+                x.div(y),
+                x.mul_add(y, W::splat(c[3])),
+                x.min(y),
+                x.max(y),
+                x.nearest_integer(),
+                x.clamp(max).round(),
+                x.clamp(max),
+                x.code(max),
+                x.max(W::splat(0.0)).capped_code(max),
+                // One that is given alone is all there is.
+                W::beside(&parts[at..=at]).sub(y),
+            ];
+            found.extend(results.map(|result| bits(result.part(part).store())));
+        }
+        found
+    }
+}
+
 fn is_alike(a: Lane, b: Lane) {
-    let [portable, best] = levels().map(|level| results(level, a, b));
-    for (at, (portable, best)) in portable.iter().zip(best).enumerate() {
-        assert_eq!(*portable, best, "{at}: {a:?} {b:?}");
+    let portable = results(Level::PORTABLE, a, b);
+    let beside = side_by_side(Level::PORTABLE, a, b, b);
+    for level in Level::available() {
+        for (at, (found, portable)) in results(level, a, b).iter().zip(&portable).enumerate() {
+            assert_eq!(found, portable, "{at}, {level:?}: {a:?} {b:?}");
+        }
+        assert_eq!(side_by_side(level, a, b, b), beside, "{level:?}: {a:?} {b:?}");
     }
 }
 
@@ -136,7 +167,7 @@ kernel! {
 
 #[test]
 fn powers_of_two_and_fused_products_are_what_they_are() {
-    for level in levels() {
+    for level in Level::available() {
         for n in -126_i16..=127 {
             let power = f64::from_bits((i64::from(n) + 1023).cast_unsigned() << 52);
             assert_eq!(power_of_two(level, n.into()).map(f64::from), [power; ROWS]);
@@ -160,7 +191,7 @@ fn bytes_keep_their_order_and_their_limit() {
     let expected: [u8; BYTES] = std::array::from_fn(|at| (at * 7) as u8 + u8::from(at % 3 == 0 && at % 2 == 1));
     let (halves, brain) = (values.map(f16::from_f32), values.map(bf16::from_f32));
     let large = values.map(|value| if value < 100.0 { value } else { value * 20_000.0 });
-    for level in levels() {
+    for level in Level::available() {
         for max in [255, 63] {
             let expected = expected.map(|byte| byte.min(max));
             assert_eq!(bytes::<f32>(level, &values, max), expected);
@@ -185,7 +216,7 @@ fn have_ranges(values: &[[f32; BYTES]; ROWS]) {
     fn check<T: Element>(groups: &[[T; BYTES]; ROWS], value: fn(T) -> f32) {
         let least = groups.map(|group| group.into_iter().map(value).fold(f32::INFINITY, f32::min));
         let most = groups.map(|group| group.into_iter().map(value).fold(f32::NEG_INFINITY, f32::max));
-        for level in levels() {
+        for level in Level::available() {
             assert_eq!(ranges::<T>(level, groups), (least, most), "{level:?}");
         }
     }
@@ -253,7 +284,7 @@ kernel! {
 fn halves_are_widened_exactly() {
     for first in (0..=u16::MAX).step_by(ROWS) {
         let halves: [f16; ROWS] = std::array::from_fn(|at| f16::from_bits(first + at as u16));
-        for level in levels() {
+        for level in Level::available() {
             assert_eq!(bits(from_halves(level, halves)), bits(halves.map(f16::to_f32)), "{level:?}: {halves:?}");
         }
     }
@@ -263,7 +294,7 @@ fn halves_are_widened_exactly() {
 fn columns_are_those_of_the_rows() {
     let rows: [[u8; ROWS]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 31 + at * 7) as u8));
     let wide: [[u16; ROWS]; ROWS] = std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as u16 * 521));
-    for level in levels() {
+    for level in Level::available() {
         let (turned, lanes) = (transposed(level, rows), columns(level, wide));
         let numbers = self::turned(level, rows.map(|row| row.map(f32::from)));
         for row in 0..ROWS {
@@ -290,8 +321,11 @@ fn codes_are_squeezed_alike() {
     fn is_alike<const BITS: usize>() {
         for seed in 0..64 {
             let codes = std::array::from_fn(|at| ((at * 73 + seed * 37) as u8) >> (8 - BITS));
-            let [portable, best] = levels().map(|level| squeezed::<BITS>(level, &codes));
-            assert_eq!(portable[..BYTES / 8 * BITS], best[..BYTES / 8 * BITS], "{BITS}: {codes:?}");
+            let portable = squeezed::<BITS>(Level::PORTABLE, &codes);
+            for level in Level::available() {
+                let found = squeezed::<BITS>(level, &codes);
+                assert_eq!(found[..BYTES / 8 * BITS], portable[..BYTES / 8 * BITS], "{BITS}, {level:?}: {codes:?}");
+            }
         }
     }
     is_alike::<2>();

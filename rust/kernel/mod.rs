@@ -7,6 +7,8 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 pub mod affine;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod band;
 pub mod codes;
 pub mod elementary;
@@ -14,6 +16,7 @@ pub mod product;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod reciprocal;
 pub mod vector;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -27,34 +30,46 @@ enum Set {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// The same with AVX-512 (F, DQ and VL) where a kernel is [`wide`].
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     /// NEON, which is part of the target.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
 
-impl Set {
-    /// The best that every CPU of the target has.
-    #[cfg(not(target_arch = "aarch64"))]
-    const BASELINE: Self = Self::Portable;
-    #[cfg(target_arch = "aarch64")]
-    const BASELINE: Self = Self::Neon;
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl")
 }
 
 impl Level {
     /// Plain Rust, as the compiler makes it for the target.
     pub const PORTABLE: Self = Self(Set::Portable);
 
+    /// Those that this CPU has, the best one last.
+    pub fn available() -> impl Iterator<Item = Self> {
+        let sets = [
+            (Set::Portable, true),
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx2, has_avx2()),
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx512, has_avx2() && has_avx512()),
+            #[cfg(target_arch = "aarch64")]
+            (Set::Neon, true),
+        ];
+        sets.into_iter().filter(|(_, is_there)| *is_there).map(|(set, _)| Self(set))
+    }
+
     /// The best this CPU has.
     #[must_use]
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2")
-            && std::arch::is_x86_feature_detected!("fma")
-            && std::arch::is_x86_feature_detected!("f16c")
-        {
-            return Self(Set::Avx2);
-        }
-        Self(Set::BASELINE)
+        Self::available().last().unwrap_or(Self::PORTABLE)
     }
 
     /// Its name, for reports.
@@ -64,20 +79,25 @@ impl Level {
             Set::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => "avx512",
             #[cfg(target_arch = "aarch64")]
             Set::Neon => "neon",
         }
     }
 }
 
-/// Defines `fn name(level, args…)` with a body generic over the vector type `V`, compiled for each [`Level`].
+/// Defines `fn name(level, args…)` with a body generic over the vector type `V`, compiled for each [`Level`]; and with
+/// `V: Vector in W: Wide`, over what is as wide as the level's registers, too.
 ///
 /// Everything generic the body calls must be `#[inline(always)]`: a function of its own would be compiled without
 /// the level's instructions.
 macro_rules! kernel {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident<$v:ident: Vector $(, const $size:ident: usize)? $(; $element:ident: Element)?>(
+        $vis:vis fn $name:ident<
+            $v:ident: Vector $(in $w:ident: Wide)? $(, const $size:ident: usize)? $(; $element:ident: Element)?
+        >(
             $($arg:ident: $type:ty),* $(,)?
         )
         $(-> $ret:ty)? $body:block
@@ -92,6 +112,7 @@ macro_rules! kernel {
             )]
             fn body<
                 $v: $crate::kernel::vector::Vector,
+                $($w: $crate::kernel::wide::Wide<Part = $v>,)?
                 $($element: $crate::kernel::vector::Element,)?
                 $(const $size: usize)?
             >($($arg: $type),*) $(-> $ret)? $body
@@ -99,21 +120,63 @@ macro_rules! kernel {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2<$($element: $crate::kernel::vector::Element,)? $(const $size: usize)?>($($arg: $type),*) $(-> $ret)? {
-                body::<$crate::kernel::x86_64::Avx2, $($element,)? $($size)?>($($arg),*)
+                use $crate::kernel::x86_64::Avx2;
+
+                body::<Avx2, $($crate::kernel::second!($w, Avx2),)? $($element,)? $($size)?>($($arg),*)
+            }
+
+            $crate::kernel::if_any! { ($($w)?)
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq,avx512vl")]
+                fn avx512<$($element: $crate::kernel::vector::Element,)? $(const $size: usize)?>($($arg: $type),*) $(-> $ret)? {
+                    use $crate::kernel::{avx512::Avx512, x86_64::Avx2};
+
+                    body::<Avx2, $($crate::kernel::second!($w, Avx512),)? $($element,)? $($size)?>($($arg),*)
+                }
+
+                #[cfg(target_arch = "x86_64")]
+                if level.0 == $crate::kernel::Set::Avx512 {
+                    // SAFETY: the CPU has AVX2, FMA, F16C and AVX-512 F, DQ and VL: `Level::available` saw them, and nothing
+                    // else makes `Set::Avx512`.
+                    return unsafe { avx512::<$($element,)? $($size)?>($($arg),*) };
+                }
             }
 
             match level.0 {
-                $crate::kernel::Set::Portable => body::<$crate::kernel::vector::Portable, $($element,)? $($size)?>($($arg),*),
+                $crate::kernel::Set::Portable => {
+                    use $crate::kernel::vector::Portable;
+
+                    body::<Portable, $($crate::kernel::second!($w, Portable),)? $($element,)? $($size)?>($($arg),*)
+                }
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: the CPU has AVX2, FMA and F16C: `Level::detect` saw them, and nothing else makes `Set::Avx2`.
-                $crate::kernel::Set::Avx2 => unsafe { avx2::<$($element,)? $($size)?>($($arg),*) },
+                // SAFETY: the CPU has AVX2, FMA and F16C: `Level::available` saw them, and nothing else makes these.
+                $crate::kernel::Set::Avx2 | $crate::kernel::Set::Avx512 => unsafe { avx2::<$($element,)? $($size)?>($($arg),*) },
                 #[cfg(target_arch = "aarch64")]
-                $crate::kernel::Set::Neon => body::<$crate::kernel::aarch64::Neon, $($element,)? $($size)?>($($arg),*),
+                $crate::kernel::Set::Neon => {
+                    use $crate::kernel::aarch64::Neon;
+
+                    body::<Neon, $($crate::kernel::second!($w, Neon),)? $($element,)? $($size)?>($($arg),*)
+                }
             }
         }
     };
 }
 pub(crate) use kernel;
+
+/// The rest, if there is anything in the first parentheses.
+macro_rules! if_any {
+    (() $($rest:tt)*) => {};
+    (($any:ident) $($rest:tt)*) => { $($rest)* };
+}
+pub(crate) use if_any;
+
+/// The second of two types: the first says how often.
+macro_rules! second {
+    ($first:ident, $second:ty) => {
+        $second
+    };
+}
+pub(crate) use second;
 
 #[cfg(test)]
 mod agreement;

@@ -122,23 +122,10 @@ pub(super) fn ranges<V: Vector, T: Element, const G: usize>(groups: &[[T; G]; RO
     (V::least(low), V::greatest(high))
 }
 
-/// Eight `f32`, one per row.
-pub trait Vector: Copy {
-    /// Which lanes, as a comparison says.
-    type Mask: Copy;
-
-    /// What many values are divided by, made ready for it.
-    type Divisor: Copy;
-
-    /// The same, in arrays.
-    type Divisors: Copy;
-
+/// Arithmetic of lanes.
+pub trait Lanes: Copy {
     /// The same value in each lane.
     fn splat(value: f32) -> Self;
-    /// The lanes of an array.
-    fn load(lanes: Lane) -> Self;
-    /// The lanes as an array.
-    fn store(self) -> Lane;
     /// `self + other`
     #[must_use]
     fn add(self, other: Self) -> Self;
@@ -160,6 +147,59 @@ pub trait Vector: Copy {
     /// `self` where greater than `other`, else `other` (so also where either is NaN).
     #[must_use]
     fn max(self, other: Self) -> Self;
+    /// The nearest integer, ties to even, whatever the magnitude.
+    #[must_use]
+    fn nearest_integer(self) -> Self;
+
+    /// The nearest integer, ties to even, of values in `[−2^22, 2^22]`; −0 may come out as 0, and NaN stays.
+    ///
+    /// Adding and taking away 1.5 × 2^23 leaves no fraction bits, on every target: the sum lies in `[2^23, 2^24]`,
+    /// where the floats are the integers, and 1.5 × 2^23 is even.
+    #[must_use]
+    #[inline(always)]
+    fn round(self) -> Self {
+        let magic = Self::splat(12_582_912.0);
+        self.add(magic).sub(magic)
+    }
+
+    /// Held to `[0, max]`; NaN goes to 0.
+    #[must_use]
+    #[inline(always)]
+    fn clamp(self, max: Self) -> Self {
+        self.max(Self::splat(0.0)).min(max)
+    }
+
+    /// The nearest integer in `[0, max]`, ties to even; NaN goes to 0. `max` is at most 2^22.
+    #[must_use]
+    #[inline(always)]
+    fn code(self, max: Self) -> Self {
+        // As `round` has it, but for the sign of a zero; and what is clamped is not negative.
+        self.clamp(max).nearest_integer()
+    }
+
+    /// As [`code`](Self::code), of values that are not negative; NaN goes to `max`.
+    #[must_use]
+    #[inline(always)]
+    fn capped_code(self, max: Self) -> Self {
+        self.min(max).nearest_integer()
+    }
+}
+
+/// Eight `f32`, one per row.
+pub trait Vector: Lanes {
+    /// Which lanes, as a comparison says.
+    type Mask: Copy;
+
+    /// What many values are divided by, made ready for it.
+    type Divisor: Copy;
+
+    /// The same, in arrays.
+    type Divisors: Copy;
+
+    /// The lanes of an array.
+    fn load(lanes: Lane) -> Self;
+    /// The lanes as an array.
+    fn store(self) -> Lane;
     /// Magnitude.
     #[must_use]
     fn abs(self) -> Self;
@@ -303,46 +343,6 @@ pub trait Vector: Copy {
         std::array::from_fn(|column| std::array::from_fn(|row| f32::from_bits(u32::from(rows[row][column]) << 16)))
     }
 
-    /// The nearest integer, ties to even, of values in `[−2^22, 2^22]`; −0 may come out as 0, and NaN stays.
-    ///
-    /// Adding and taking away 1.5 × 2^23 leaves no fraction bits, on every target: the sum lies in `[2^23, 2^24]`,
-    /// where the floats are the integers, and 1.5 × 2^23 is even.
-    #[must_use]
-    #[inline(always)]
-    fn round(self) -> Self {
-        let magic = Self::splat(12_582_912.0);
-        self.add(magic).sub(magic)
-    }
-
-    /// Held to `[0, max]`; NaN goes to 0.
-    #[must_use]
-    #[inline(always)]
-    fn clamp(self, max: Self) -> Self {
-        self.max(Self::splat(0.0)).min(max)
-    }
-
-    /// The nearest integer in `[0, max]`, ties to even; NaN goes to 0. `max` is at most 2^22.
-    #[must_use]
-    #[inline(always)]
-    fn code(self, max: Self) -> Self {
-        // As `round` has it, but for the sign of a zero; and what is clamped is not negative.
-        self.clamp(max).nearest_integer()
-    }
-
-    /// As [`code`](Self::code), of values that are not negative; NaN goes to `max`.
-    #[must_use]
-    #[inline(always)]
-    fn capped_code(self, max: Self) -> Self {
-        self.min(max).nearest_integer()
-    }
-
-    /// The nearest integer, ties to even, whatever the magnitude.
-    #[must_use]
-    #[inline(always)]
-    fn nearest_integer(self) -> Self {
-        self.each(f32::round_ties_even)
-    }
-
     /// The nearest values of `store`, ties to even; infinite if out of range.
     #[must_use]
     #[inline(always)]
@@ -412,22 +412,10 @@ fn native(a: f32, b: f32, c: f32) -> f32 {
     a.mul_add(b, c)
 }
 
-impl Vector for Portable {
-    type Mask = [bool; ROWS];
-    type Divisor = Self;
-    type Divisors = Lane;
-
+impl Lanes for Portable {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; ROWS])
-    }
-    #[inline(always)]
-    fn load(lanes: Lane) -> Self {
-        Self(lanes)
-    }
-    #[inline(always)]
-    fn store(self) -> Lane {
-        self.0
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -456,6 +444,34 @@ impl Vector for Portable {
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         Self(zip(self, other, |a, b| if a > b { a } else { b }))
+    }
+    #[inline(always)]
+    fn nearest_integer(self) -> Self {
+        Self(self.0.map(f32::round_ties_even))
+    }
+    // The baseline of a target may have no instruction for the nearest integer.
+    #[inline(always)]
+    fn code(self, max: Self) -> Self {
+        self.clamp(max).round()
+    }
+    #[inline(always)]
+    fn capped_code(self, max: Self) -> Self {
+        self.min(max).round()
+    }
+}
+
+impl Vector for Portable {
+    type Mask = [bool; ROWS];
+    type Divisor = Self;
+    type Divisors = Lane;
+
+    #[inline(always)]
+    fn load(lanes: Lane) -> Self {
+        Self(lanes)
+    }
+    #[inline(always)]
+    fn store(self) -> Lane {
+        self.0
     }
     #[inline(always)]
     fn abs(self) -> Self {
@@ -488,15 +504,6 @@ impl Vector for Portable {
     #[inline(always)]
     fn splat_divisor(of: &Lane, at: usize) -> Self {
         Self::splat(of[at])
-    }
-    // The baseline of a target may have no instruction for the nearest integer.
-    #[inline(always)]
-    fn code(self, max: Self) -> Self {
-        self.clamp(max).round()
-    }
-    #[inline(always)]
-    fn capped_code(self, max: Self) -> Self {
-        self.min(max).round()
     }
     #[inline(always)]
     #[expect(clippy::cast_sign_loss, reason = "the lanes are in [0, 255]")]

@@ -29,12 +29,12 @@ use std::arch::x86_64::{
 use half::{bf16, f16};
 
 use super::reciprocal::{Parts, parts, quotient};
-use super::vector::{BYTES, Lane, ROWS, Vector, ranges};
+use super::vector::{BYTES, Lane, Lanes, ROWS, Vector, ranges};
 use crate::dtype::Float;
 
 /// Eight lanes in one register.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Avx2(__m256);
+pub(super) struct Avx2(pub(super) __m256);
 
 /// Intrinsics of one register-to-register operation each.
 macro_rules! operations {
@@ -43,12 +43,14 @@ macro_rules! operations {
             $(#[$meta])*
             #[inline(always)]
             fn $name(self $(, $arg: Self)*) -> Self {
-                // SAFETY: AVX2 with FMA is there, see the module.
+                // SAFETY: the instructions are there, see the module.
                 Self(unsafe { $intrinsic(self.0 $(, $arg.0)*) })
             }
         )*
     };
 }
+
+pub(super) use operations;
 
 /// Eight of binary16, as bits.
 struct Halves(__m128i);
@@ -149,12 +151,7 @@ impl Avx2 {
     }
 }
 
-impl Vector for Avx2 {
-    type Mask = __m256;
-
-    type Divisor = Parts<Self>;
-    type Divisors = [Lane; 2];
-
+impl Lanes for Avx2 {
     operations! {
         fn add(other) = _mm256_add_ps;
         fn sub(other) = _mm256_sub_ps;
@@ -163,7 +160,7 @@ impl Vector for Avx2 {
         fn mul_add(by, plus) = _mm256_fmadd_ps;
         fn min(other) = _mm256_min_ps;
         fn max(other) = _mm256_max_ps;
-        fn abs() = |a| _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
+        fn nearest_integer() = |a| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
     }
 
     #[inline(always)]
@@ -171,11 +168,16 @@ impl Vector for Avx2 {
         // SAFETY: AVX2 is there, see the module.
         Self(unsafe { _mm256_set1_ps(value) })
     }
+}
 
-    #[inline(always)]
-    fn nearest_integer(self) -> Self {
-        // SAFETY: AVX2 is there, see the module.
-        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+impl Vector for Avx2 {
+    type Mask = __m256;
+
+    type Divisor = Parts<Self>;
+    type Divisors = [Lane; 2];
+
+    operations! {
+        fn abs() = |a| _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
     }
 
     #[inline(always)]
@@ -264,12 +266,12 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     fn store_divisor(by: Parts<Self>) -> [Lane; 2] {
-        by.map(Self::store)
+        [by[0].store(), by[1].store()]
     }
 
     #[inline(always)]
     fn splat_divisor(of: &[Lane; 2], at: usize) -> Parts<Self> {
-        of.map(|lanes| Self::splat(lanes[at]))
+        [Self::splat(of[0][at]), Self::splat(of[1][at])]
     }
 
     #[inline(always)]

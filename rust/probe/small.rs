@@ -80,7 +80,7 @@ mod tests {
                     expected.push(sum);
                 }
             }
-            for level in [Level::PORTABLE, Level::detect()] {
+            for level in Level::available() {
                 assert_eq!(by_rows(level, &a, &b, depth), expected, "{rows} {columns} {depth}");
                 assert_eq!(by_columns(level, &a, &transposed(&b, columns), depth), expected);
                 assert_eq!(by_both(level, &transposed(&a, rows), &transposed(&b, columns), depth), expected);

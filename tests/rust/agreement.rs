@@ -88,7 +88,7 @@ fn encodings_and_errors_have_the_bits_of_every_architecture() {
             ],
         ),
     ];
-    for level in [Level::PORTABLE, Level::detect()] {
+    for level in Level::available() {
         let found = [Effort::Fast, Effort::Normal].map(|effort| {
             let encoder = Encoder { level, effort };
             (effort, [encodings(encoder), errors(encoder)])

@@ -14,6 +14,7 @@ pub use search::{TRIALS, encode_search, search_errors};
 
 use super::kernel;
 use super::vector::{Lane, ROWS, Vector};
+use super::wide::Wide;
 use crate::scheme::BITS;
 
 /// The most schemes whose errors are measured at once: one for each code width.
@@ -54,28 +55,28 @@ impl Rows<'_> {
 ///
 /// A trait and no closure: what is not inlined into the kernel is compiled without its instructions, and of a closure that
 /// cannot be asked.
-trait Codes<V> {
+trait Codes<W> {
     /// Those of column `column`.
-    fn of(&self, column: usize) -> V;
+    fn of(&self, column: usize) -> W;
 }
 
-/// Weighted and plain squared error of each row's group on the stored grid `(scale, bias)`: the codes of each column,
+/// Weighted and plain squared error of each row's group on the stored grids `(scale, bias)`: the codes of each column,
 /// decoded.
 ///
 /// The measure that chooses between grids and reports on what was encoded. (Where nothing is chosen,
 /// [`plain_errors`] sums what is nearly the same in fewer steps.)
 #[inline(always)]
-fn group_errors<V: Vector, const G: usize>(
+fn group_errors<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    (scale, bias): (V, V),
-    codes: &impl Codes<V>,
-) -> (V, V) {
-    let (mut weighted, mut plain) = (V::splat(0.0), V::splat(0.0));
+    (scale, bias): (W, W),
+    codes: &impl Codes<W>,
+) -> (W, W) {
+    let (mut weighted, mut plain) = (W::splat(0.0), W::splat(0.0));
     for column in 0..G {
-        let off = codes.of(column).mul(scale).add(bias).sub(V::load(w[column]));
+        let off = codes.of(column).mul(scale).add(bias).sub(W::each(w[column]));
         let square = off.mul(off);
-        weighted = weighted.add(V::splat(k[column]).mul(square));
+        weighted = weighted.add(W::splat(k[column]).mul(square));
         plain = plain.add(square);
     }
     (weighted, plain)

@@ -5,6 +5,7 @@ use super::{Channels, Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_
 use crate::dtype::Float;
 use crate::kernel::kernel;
 use crate::kernel::vector::{BYTES, Element, Lane, ROWS, Vector};
+use crate::kernel::wide::Wide;
 
 /// The least scale the plain rule gives (MLX's constant).
 const PLAIN_EPSILON: f32 = 1e-7;
@@ -156,30 +157,44 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
     /// the one that is stored. And if `HALVES`, the store has so few digits that a code by a scale is exact: the distance to
     /// the edge without it is what a weight is off, but for what decoding in `f32` rounds.
     #[inline(always)]
-    fn errors<const G: usize, const HALVES: bool>(
+    fn errors<W: Wide<Part = V>, const G: usize, const HALVES: bool>(
         &self,
         widths: &Widths<V, N>,
         w: &[Lane; G],
         (channels, drops): (&[u8; G], &[f32; G]),
     ) -> [(V, V); N] {
-        let zero = V::splat(0.0);
+        let zero = W::splat(0.0);
+        let edge = W::beside(&[self.edge]);
+        // Of these as many as it takes for the schemes, if each has its parts.
+        let [mut steps, mut minus_scale, mut max_code] = [[zero; N]; 3];
+        for at in 0..N.div_ceil(W::PARTS) {
+            let these = at * W::PARTS..N.min((at + 1) * W::PARTS);
+            steps[at] = W::beside(&self.steps[these.clone()]);
+            minus_scale[at] = W::beside(&self.minus_scale[these.clone()]);
+            max_code[at] = W::beside(&widths.max_code[these]);
+        }
         let mut sums = [(zero, zero); N];
         for (&channel, &drop) in channels.iter().zip(drops) {
             // The remainder says to the compiler that there is such a channel.
-            let (w, drop) = (V::load(w[usize::from(channel) % G]), V::splat(drop));
-            let from_edge = w.sub(self.edge);
-            for (of, (weighted, plain)) in sums.iter_mut().enumerate() {
-                let code = from_edge.mul(self.steps[of]).capped_code(widths.max_code[of]);
+            let (w, drop) = (W::each(w[usize::from(channel) % G]), W::splat(drop));
+            let from_edge = w.sub(edge);
+            for (of, (weighted, plain)) in sums[..N.div_ceil(W::PARTS)].iter_mut().enumerate() {
+                let code = from_edge.mul(steps[of]).capped_code(max_code[of]);
                 let off = if HALVES {
-                    code.mul_add(self.minus_scale[of], from_edge)
+                    code.mul_add(minus_scale[of], from_edge)
                 } else {
-                    self.edge.sub(code.mul(self.minus_scale[of])).sub(w)
+                    edge.sub(code.mul(minus_scale[of])).sub(w)
                 };
                 *plain = off.mul_add(off, *plain);
                 *weighted = drop.mul_add(*plain, *weighted);
             }
         }
-        sums
+        let mut errors = [(V::splat(0.0), V::splat(0.0)); N];
+        for (at, errors) in errors.iter_mut().enumerate() {
+            let (weighted, plain) = sums[at / W::PARTS];
+            *errors = (weighted.part(at % W::PARTS), plain.part(at % W::PARTS));
+        }
+        errors
     }
 }
 
@@ -297,24 +312,24 @@ kernel! {
 
 /// Adds the errors of a group of each row by the plain rule with `N` code widths.
 #[inline(always)]
-fn add_plain<V: Vector, const G: usize, const N: usize>(
+fn add_plain<W: Wide, const G: usize, const N: usize>(
     (w, k): (&[Lane; G], &[f32; G]),
     falling: (&[u8; G], &[f32; G]),
-    range: (V, V),
-    widths: &Widths<V, N>,
+    range: (W::Part, W::Part),
+    widths: &Widths<W::Part, N>,
     store: Float,
     sums: &mut [RowSums],
 ) {
     if let Some(grids) = Ordinary::new(range, widths, store) {
         let errors = if store == Float::F32 {
-            grids.errors::<G, false>(widths, w, falling)
+            grids.errors::<W, G, false>(widths, w, falling)
         } else {
-            grids.errors::<G, true>(widths, w, falling)
+            grids.errors::<W, G, true>(widths, w, falling)
         };
         sums.iter_mut().zip(errors).for_each(|(sums, errors)| sums.add(errors));
     } else {
         for (max_code, sums) in widths.max_codes.into_iter().zip(sums) {
-            sums.add(Plain::<V>::new(range, max_code, store).errors(w, k));
+            sums.add(Plain::<W::Part>::new(range, max_code, store).errors(w, k));
         }
     }
 }
@@ -322,7 +337,7 @@ fn add_plain<V: Vector, const G: usize, const N: usize>(
 kernel! {
     /// The errors of [`encode_plain`] with each of `max_codes`, without storing what it stores; of a weight in the middle
     /// between two codes, with either. The weights must be such as `store` has.
-    pub fn plain_errors<V: Vector, const G: usize>(
+    pub fn plain_errors<V: Vector in W: Wide, const G: usize>(
         band: &[Lane], channels: &Channels<'_>, max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
@@ -332,11 +347,11 @@ kernel! {
             let (group, falling) = ((group::<G, _>(band, at), group::<G, f32>(channels.k, at)), orders.of::<G>(at));
             let range = range(group.0);
             if let Ok(all) = &all {
-                add_plain::<V, G, MAX_SCHEMES>(group, falling, range, all, store, &mut sums);
+                add_plain::<W, G, MAX_SCHEMES>(group, falling, range, all, store, &mut sums);
             } else {
                 for (&max_code, sums) in max_codes.iter().zip(&mut sums) {
                     let widths = Widths::new([max_code]);
-                    add_plain::<V, G, 1>(group, falling, range, &widths, store, std::slice::from_mut(sums));
+                    add_plain::<W, G, 1>(group, falling, range, &widths, store, std::slice::from_mut(sums));
                 }
             }
         }

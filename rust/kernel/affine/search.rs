@@ -16,7 +16,8 @@ use super::plain::Plain;
 use super::{Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
 use crate::dtype::Float;
 use crate::kernel::kernel;
-use crate::kernel::vector::{Lane, ROWS, Vector};
+use crate::kernel::vector::{Lane, Lanes, ROWS, Vector};
+use crate::kernel::wide::{MOST_PARTS, Wide};
 
 /// The grids [`encode_search`] starts from: how much of a group's range to clip at its low end and at its high end,
 /// in hundredths of a per cent of the range. One list per code width, in the order of [`crate::scheme::BITS`].
@@ -74,18 +75,18 @@ pub const TRIALS: [&[[u16; 2]]; 6] = [
 /// A least-squares fit is refused where the codes are (nearly) all the same: determinant below this share of its terms.
 const FLAT: f32 = 1e-6;
 
-/// Codes on a stored grid, by the reciprocal of its scale.
-struct StoredCodes<'a, V, const G: usize> {
-    reciprocal: V,
-    bias: V,
-    max_code: V,
+/// Codes on stored grids, by the reciprocals of their scales.
+struct StoredCodes<'a, W, const G: usize> {
+    reciprocal: W,
+    bias: W,
+    max_code: W,
     w: &'a [Lane; G],
 }
 
-impl<V: Vector, const G: usize> Codes<V> for StoredCodes<'_, V, G> {
+impl<W: Wide, const G: usize> Codes<W> for StoredCodes<'_, W, G> {
     #[inline(always)]
-    fn of(&self, column: usize) -> V {
-        V::load(self.w[column]).sub(self.bias).mul(self.reciprocal).code(self.max_code)
+    fn of(&self, column: usize) -> W {
+        W::each(self.w[column]).sub(self.bias).mul(self.reciprocal).code(self.max_code)
     }
 }
 
@@ -122,23 +123,39 @@ impl<V: Vector> Candidate<V> {
     }
 }
 
-/// The weighted least-squares grid for the codes that `(scale, bias)` gives, and its error.
+/// A grid: scale and bias.
+type Grid<V> = (V, V);
+
+/// What is done for as many grids at once as a register has room for, for each of them.
+type Each<T> = [T; MOST_PARTS];
+
+/// `grids`, side by side.
+#[inline(always)]
+fn beside<W: Wide>(grids: &[Grid<W::Part>]) -> Grid<W> {
+    let [mut scales, mut biases] = [[W::Part::splat(0.0); MOST_PARTS]; 2];
+    for (at, &(scale, bias)) in grids.iter().enumerate() {
+        (scales[at], biases[at]) = (scale, bias);
+    }
+    (W::beside(&scales[..grids.len()]), W::beside(&biases[..grids.len()]))
+}
+
+/// The weighted least-squares grids for the codes that each of `grids` gives, and their errors.
 #[inline(always)]
 #[expect(clippy::many_single_char_names, reason = "they are the formula's, see the module")]
-fn fit<V: Vector, const G: usize>(
+fn fit<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
     k_sum: f32,
-    (scale, bias): (V, V),
-    max_code: V,
-) -> Candidate<V> {
-    let zero = V::splat(0.0);
-    let one = V::splat(1.0);
-    let reciprocal = one.div(scale);
-    let [mut q1, mut q2, mut e1, mut eq, mut e2] = [zero; 5];
+    grids: &[Grid<W::Part>],
+    max_code: f32,
+) -> Each<Candidate<W::Part>> {
+    let max_code = W::splat(max_code);
+    let (scale, bias) = beside::<W>(grids);
+    let reciprocal = W::splat(1.0).div(scale);
+    let [mut q1, mut q2, mut e1, mut eq, mut e2] = [W::splat(0.0); 5];
     for column in 0..G {
-        let k = V::splat(k[column]);
-        let t = V::load(w[column]).sub(bias).mul(reciprocal);
+        let k = W::splat(k[column]);
+        let t = W::each(w[column]).sub(bias).mul(reciprocal);
         let q = t.code(max_code);
         let e = t.sub(q);
         let (kq, ke) = (k.mul(q), k.mul(e));
@@ -148,63 +165,127 @@ fn fit<V: Vector, const G: usize>(
         eq = eq.add(ke.mul(q));
         e2 = e2.add(ke.mul(e));
     }
-    let k_sum = V::splat(k_sum);
-    let product = k_sum.mul(q2);
-    let determinant = product.sub(q1.mul(q1));
-    let solvable = V::splat(FLAT).mul(product).less(determinant);
-    let alpha = e1.mul(q2).sub(eq.mul(q1)).div(determinant).where_or(solvable, zero);
-    let beta = eq.mul(k_sum).sub(e1.mul(q1)).div(determinant).where_or(solvable, zero);
-    let residual = e2.sub(alpha.mul(e1)).sub(beta.mul(eq)).max(zero);
-    let fitted = scale.mul(one.add(beta));
-    let (error, bias) = (residual.mul(scale.mul(scale)), bias.add(scale.mul(alpha)));
-    let found = Candidate { error, plain: zero, scale: fitted, bias };
-    // Not so for NaN, either: such a fit is no candidate.
-    found.where_or(zero.less(fitted), Candidate::none())
+    let mut fitted = [Candidate::none(); MOST_PARTS];
+    for (at, (fitted, &grid)) in fitted.iter_mut().zip(grids).enumerate() {
+        let sums = Sums { q1: q1.part(at), q2: q2.part(at), e1: e1.part(at), eq: eq.part(at), e2: e2.part(at) };
+        *fitted = sums.fitted(k_sum, grid);
+    }
+    fitted
 }
 
-/// The least-squares scale for the codes that `(scale, bias)` gives, the bias held.
+/// The sums of a fit, see the [module](self).
+struct Sums<V> {
+    /// `Σkq`
+    q1: V,
+    /// `Σkq²`
+    q2: V,
+    /// `Σke`
+    e1: V,
+    /// `Σkqe`
+    eq: V,
+    /// `Σke²`
+    e2: V,
+}
+
+impl<V: Vector> Sums<V> {
+    /// The grid, where `(scale, bias)` gave the codes.
+    #[inline(always)]
+    fn fitted(self, k_sum: f32, (scale, bias): Grid<V>) -> Candidate<V> {
+        let Self { q1, q2, e1, eq, e2 } = self;
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
+        let k_sum = V::splat(k_sum);
+        let product = k_sum.mul(q2);
+        let determinant = product.sub(q1.mul(q1));
+        let solvable = V::splat(FLAT).mul(product).less(determinant);
+        let alpha = e1.mul(q2).sub(eq.mul(q1)).div(determinant).where_or(solvable, zero);
+        let beta = eq.mul(k_sum).sub(e1.mul(q1)).div(determinant).where_or(solvable, zero);
+        let residual = e2.sub(alpha.mul(e1)).sub(beta.mul(eq)).max(zero);
+        let fitted = scale.mul(one.add(beta));
+        let (error, bias) = (residual.mul(scale.mul(scale)), bias.add(scale.mul(alpha)));
+        let found = Candidate { error, plain: zero, scale: fitted, bias };
+        // Not so for NaN, either: such a fit is no candidate.
+        found.where_or(zero.less(fitted), Candidate::none())
+    }
+}
+
+/// The least-squares scales for the codes that each of `grids` gives, the biases held.
 #[inline(always)]
-fn fit_scale<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bias): (V, V), max_code: V) -> V {
-    let zero = V::splat(0.0);
-    let reciprocal = V::splat(1.0).div(scale);
-    let [mut q2, mut qw] = [zero; 2];
+fn fit_scale<W: Wide, const G: usize>(
+    w: &[Lane; G],
+    k: &[f32; G],
+    grids: &[Grid<W::Part>],
+    max_code: f32,
+) -> Each<W::Part> {
+    let max_code = W::splat(max_code);
+    let (scale, bias) = beside::<W>(grids);
+    let reciprocal = W::splat(1.0).div(scale);
+    let [mut q2, mut qw] = [W::splat(0.0); 2];
     for column in 0..G {
-        let offset = V::load(w[column]).sub(bias);
+        let offset = W::each(w[column]).sub(bias);
         let q = offset.mul(reciprocal).code(max_code);
-        let kq = V::splat(k[column]).mul(q);
+        let kq = W::splat(k[column]).mul(q);
         q2 = q2.add(kq.mul(q));
         qw = qw.add(kq.mul(offset));
     }
     let fitted = qw.div(q2);
-    fitted.where_or(zero.less(fitted), scale)
+    let zero = W::Part::splat(0.0);
+    let mut scales = [zero; MOST_PARTS];
+    for (at, (held, &(scale, _))) in scales.iter_mut().zip(grids).enumerate() {
+        let fitted = fitted.part(at);
+        *held = fitted.where_or(zero.less(fitted), scale);
+    }
+    scales
 }
 
-/// The stored grid `(scale, bias)` and the error it has; infinite if it is no grid.
+/// The stored `grids` and the errors they have; infinite where one is no grid.
 #[inline(always)]
-fn measure<V: Vector, const G: usize>(w: &[Lane; G], k: &[f32; G], (scale, bias): (V, V), max_code: V) -> Candidate<V> {
-    let reciprocal = V::splat(1.0).div(scale);
-    let (error, plain) = group_errors(w, k, (scale, bias), &StoredCodes { reciprocal, bias, max_code, w });
-    let sound = V::splat(0.0).less(scale);
-    // A scale of 0 or an infinite one gives NaN or infinity: less than nothing.
-    Candidate { error, plain, scale, bias }.where_or(sound, Candidate::none())
-}
-
-/// The best stored grids next to the real-valued `from`.
-#[inline(always)]
-fn settle<V: Vector, const G: usize>(
+fn measure<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    from: Candidate<V>,
-    max_code: V,
+    grids: &[Grid<W::Part>],
+    max_code: f32,
+) -> Each<Candidate<W::Part>> {
+    let (scale, bias) = beside::<W>(grids);
+    let codes = StoredCodes { reciprocal: W::splat(1.0).div(scale), bias, max_code: W::splat(max_code), w };
+    let (error, plain) = group_errors(w, k, (scale, bias), &codes);
+    let mut measured = [Candidate::none(); MOST_PARTS];
+    for (at, (measured, &(scale, bias))) in measured.iter_mut().zip(grids).enumerate() {
+        let sound = W::Part::splat(0.0).less(scale);
+        // A scale of 0 or an infinite one gives NaN or infinity: less than nothing.
+        let found = Candidate { error: error.part(at), plain: plain.part(at), scale, bias };
+        *measured = found.where_or(sound, Candidate::none());
+    }
+    measured
+}
+
+/// The best stored grids next to each of the real-valued `from`.
+#[inline(always)]
+fn settle<W: Wide, const G: usize>(
+    w: &[Lane; G],
+    k: &[f32; G],
+    from: &[Candidate<W::Part>],
+    max_code: f32,
     store: Float,
     biases: usize,
-) -> Candidate<V> {
-    let mut best = Candidate::none();
+) -> Each<Candidate<W::Part>> {
+    let count = from.len();
+    let mut best = [Candidate::none(); MOST_PARTS];
     for which in 0..biases {
-        let bias = if which == 0 { from.bias.nearest(store) } else { from.bias.other_side(store) };
-        let scale = fit_scale(w, k, (from.scale, bias), max_code);
-        best = best.or_better(measure(w, k, (scale.nearest(store), bias), max_code));
-        best = best.or_better(measure(w, k, (scale.other_side(store), bias), max_code));
+        let mut grids = [(W::Part::splat(0.0), W::Part::splat(0.0)); MOST_PARTS];
+        for (grid, from) in grids.iter_mut().zip(from) {
+            let bias = if which == 0 { from.bias.nearest(store) } else { from.bias.other_side(store) };
+            *grid = (from.scale, bias);
+        }
+        let scales = fit_scale::<W, G>(w, k, &grids[..count], max_code);
+        for side in 0..2 {
+            for (grid, scale) in grids.iter_mut().zip(scales) {
+                grid.0 = if side == 0 { scale.nearest(store) } else { scale.other_side(store) };
+            }
+            let measured = measure::<W, G>(w, k, &grids[..count], max_code);
+            for (best, measured) in best.iter_mut().zip(measured) {
+                *best = best.or_better(measured);
+            }
+        }
     }
     best
 }
@@ -220,31 +301,53 @@ struct Found<V: Vector> {
 impl<V: Vector> Found<V> {
     /// The least weighted error: see the [module](self).
     #[inline(always)]
-    fn search<const G: usize>(w: &[Lane; G], k: &[f32; G], trials: &[[u16; 2]], max_code: u8, store: Float) -> Self {
+    fn search<W: Wide<Part = V>, const G: usize>(
+        w: &[Lane; G],
+        k: &[f32; G],
+        trials: &[[u16; 2]],
+        max_code: u8,
+        store: Float,
+    ) -> Self {
         // At few bits a step is far wider than the spacing of stored biases: the nearest one will do.
         let biases = if max_code > 15 { 2 } else { 1 };
         let (low, high) = range::<V, G>(w);
         let plain = Plain::<V>::new((low, high), max_code, store);
-        let max_code = V::splat(f32::from(max_code));
+        let max_code = f32::from(max_code);
         let k_sum = k.iter().fold(0.0, |sum, k| sum + k);
         let width = high.sub(low);
 
         let [mut first, mut second] = [Candidate::none(); 2];
-        for &[from_low, from_high] in trials {
-            let [from_low, from_high] = [from_low, from_high].map(|share| f32::from(share) * 1e-4);
-            let start = low.add(width.mul(V::splat(from_low)));
-            let step = width.mul(V::splat((1.0 - from_low) - from_high)).div(max_code);
-            let found = fit(w, k, k_sum, (step, start), max_code);
-            let ahead = found.error.less(first.error);
-            second = second.or_better(first.where_or(ahead, found));
-            first = found.where_or(ahead, first);
+        for trials in trials.chunks(W::PARTS) {
+            let mut grids = [(low, low); MOST_PARTS];
+            for (grid, trial) in grids.iter_mut().zip(trials) {
+                let [from_low, from_high] = trial.map(|share| f32::from(share) * 1e-4);
+                let start = low.add(width.mul(V::splat(from_low)));
+                let step = width.mul(V::splat((1.0 - from_low) - from_high)).div(V::splat(max_code));
+                *grid = (step, start);
+            }
+            let fitted = fit::<W, G>(w, k, k_sum, &grids[..trials.len()], max_code);
+            for &found in &fitted[..trials.len()] {
+                let ahead = found.error.less(first.error);
+                second = second.or_better(first.where_or(ahead, found));
+                first = found.where_or(ahead, first);
+            }
         }
 
         let ((error, plain_error), (scale, bias)) = (plain.errors(w, k), plain.stored);
         let mut best = Candidate { error, plain: plain_error, scale, bias };
-        for finalist in [first, second] {
-            let again = fit(w, k, k_sum, (finalist.scale, finalist.bias), max_code);
-            best = best.or_better(settle(w, k, finalist.or_better(again), max_code, store, biases));
+        for finalists in [first, second].chunks_mut(W::PARTS) {
+            let mut grids = [(low, low); MOST_PARTS];
+            for (grid, finalist) in grids.iter_mut().zip(&*finalists) {
+                *grid = (finalist.scale, finalist.bias);
+            }
+            let again = fit::<W, G>(w, k, k_sum, &grids[..finalists.len()], max_code);
+            for (finalist, again) in finalists.iter_mut().zip(again) {
+                *finalist = finalist.or_better(again);
+            }
+            let settled = settle::<W, G>(w, k, finalists, max_code, store, biases);
+            for &settled in &settled[..finalists.len()] {
+                best = best.or_better(settled);
+            }
         }
         Self { best, searched: best.error.less(error), plain }
     }
@@ -292,13 +395,13 @@ kernel! {
     ///
     /// `band` holds the rows side by side; one weight `k` per column, none negative, and the `trials` for the code width.
     /// `out` has room for [`ROWS`] rows.
-    pub fn encode_search<V: Vector, const G: usize>(
+    pub fn encode_search<V: Vector in W: Wide, const G: usize>(
         band: &[Lane], k: &[f32], trials: &[[u16; 2]], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
         let (cols, groups) = (band.len(), band.len() / G);
         for at in 0..groups {
             let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
-            let found = Found::<V>::search(w, k, trials, max_code, store);
+            let found = Found::<V>::search::<W, G>(w, k, trials, max_code, store);
             let (codes, place) = (found.codes(w, max_code), (at * G, cols));
             if V::all(found.searched) {
                 put_codes::<V, G>(&codes.by_search, out.codes, place);
@@ -312,14 +415,14 @@ kernel! {
 
 kernel! {
     /// The errors of [`encode_search`] with each of `max_codes`, which have `trials` of their own.
-    pub fn search_errors<V: Vector, const G: usize>(
+    pub fn search_errors<V: Vector in W: Wide, const G: usize>(
         band: &[Lane], k: &[f32], trials: &[&[[u16; 2]]], max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
         for at in 0..band.len() / G {
             let (w, k) = (group::<G, _>(band, at), group::<G, f32>(k, at));
             for ((&max_code, trials), sums) in max_codes.iter().zip(trials).zip(&mut sums) {
-                let best = Found::<V>::search(w, k, trials, max_code, store).best;
+                let best = Found::<V>::search::<W, G>(w, k, trials, max_code, store).best;
                 sums.add((best.error, best.plain));
             }
         }

@@ -1,0 +1,65 @@
+//! [`Wide`] in AVX-512 registers: two vectors of eight lanes.
+//!
+//! An [`Avx512`] value is made only by this file's methods, and they are called only from the function that
+//! [`kernel!`](super::kernel) enables AVX-512 (F, DQ and VL) for, which runs only where
+//! [`Level::detect`](super::Level::detect) saw them. That is what makes each `unsafe` here sound, as in
+//! [`x86_64`](super::x86_64).
+
+use std::arch::x86_64::{
+    __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_loadu_ps, _mm512_add_ps, _mm512_broadcast_f32x8,
+    _mm512_castps256_ps512, _mm512_castps512_ps256, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
+    _mm512_insertf32x8, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_ps,
+    _mm512_sub_ps,
+};
+
+use super::vector::{Lane, Lanes};
+use super::wide::Wide;
+use super::x86_64::{Avx2, operations};
+
+/// Two vectors in one register.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avx512(__m512);
+
+impl Lanes for Avx512 {
+    operations! {
+        fn add(other) = _mm512_add_ps;
+        fn sub(other) = _mm512_sub_ps;
+        fn mul(other) = _mm512_mul_ps;
+        fn div(other) = _mm512_div_ps;
+        fn mul_add(by, plus) = _mm512_fmadd_ps;
+        fn min(other) = _mm512_min_ps;
+        fn max(other) = _mm512_max_ps;
+        fn nearest_integer() = |a| _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: AVX-512 is there, see the module.
+        Self(unsafe { _mm512_set1_ps(value) })
+    }
+}
+
+impl Wide for Avx512 {
+    type Part = Avx2;
+
+    const PARTS: usize = 2;
+
+    #[inline(always)]
+    fn each(lanes: Lane) -> Self {
+        // SAFETY: AVX-512 is there, see the module; `lanes` is eight floats long, and no alignment is asked for.
+        Self(unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(lanes.as_ptr())) })
+    }
+
+    #[inline(always)]
+    fn beside(parts: &[Avx2]) -> Self {
+        let (first, second) = (parts[0], parts[parts.len().min(2) - 1]);
+        // SAFETY: AVX-512 is there, see the module.
+        Self(unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first.0), second.0) })
+    }
+
+    #[inline(always)]
+    fn part(self, at: usize) -> Avx2 {
+        // SAFETY: AVX-512 is there, see the module.
+        Avx2(unsafe { if at == 0 { _mm512_castps512_ps256(self.0) } else { _mm512_extractf32x8_ps::<1>(self.0) } })
+    }
+}
