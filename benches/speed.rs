@@ -1,13 +1,13 @@
 //! How fast a checkpoint is measured and encoded, beside what reading it takes.
 //!
 //!     python benches/synthetic.py /tmp/2gb --gigabytes 2
-//!     cargo bench --bench speed -- /tmp/2gb [ROUNDS] [--json [TASK ...]]
+//!     cargo bench --bench speed -- /tmp/2gb [ROUNDS] [LEVEL] [--json [TASK ...]]
 //!
 //! Every round does each thing once, so that what else the machine does falls on all of them. Rates are of one thread, in
 //! bytes of source for a second of processor, and the shares are those of the same round; with two threads and more, up to
 //! the number of cores, the clock on the wall counts. The checkpoint is read once before, to have it in the page cache.
-//! `--json` prints the rates of each round for another program, of all tasks or of those named, and leaves the other threads
-//! out.
+//! A level is one that this CPU has (`portable`, `avx2`, ...); the best, if none is named. `--json` prints the rates of each
+//! round for another program, of all tasks or of those named, and leaves the other threads out.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
 
@@ -112,13 +112,14 @@ struct Weight<'a> {
 
 struct Bench<'a> {
     checkpoint: &'a Checkpoint,
+    level: Level,
     weights: Vec<Weight<'a>>,
     memory: Vec<u64>,
     progress: Progress,
 }
 
 impl<'a> Bench<'a> {
-    fn new(checkpoint: &'a Checkpoint) -> Self {
+    fn new(checkpoint: &'a Checkpoint, level: Level) -> Self {
         let weight = |(index, tensor): (usize, &'a ramrs::checkpoint::Tensor)| {
             let fits = |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.fits(matrix.cols));
             let matrix = tensor.matrix().filter(fits)?;
@@ -129,6 +130,7 @@ impl<'a> Bench<'a> {
         };
         Self {
             checkpoint,
+            level,
             weights: checkpoint.tensors.iter().enumerate().filter_map(weight).collect(),
             memory: vec![1; MEMORY_BYTES / 8],
             progress: Progress::default(),
@@ -145,7 +147,7 @@ impl<'a> Bench<'a> {
             checkpoint: self.checkpoint,
             workers,
             progress: &self.progress,
-            level: Level::detect(),
+            level: self.level,
             chunk_bytes: CHUNK_BYTES,
             held_bytes: HELD_BYTES,
         };
@@ -283,7 +285,9 @@ fn main() {
     };
     let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS).max(1);
     let checkpoint = Checkpoint::open(Path::new(model)).expect("a checkpoint");
-    let bench = Bench::new(&checkpoint);
+    let named = |level: &Level| arguments.iter().any(|argument| argument == level.name());
+    let level = Level::available().find(named).unwrap_or_else(Level::detect);
+    let bench = Bench::new(&checkpoint, level);
     let workers = |threads| Workers::new(NonZeroUsize::new(threads)).expect("threads");
     let one = workers(1);
     bench.touch();
@@ -302,7 +306,7 @@ fn main() {
         bench.weights.len(),
         bench.bytes() as f64 / 1e9,
         rounds,
-        Level::detect().name()
+        bench.level.name()
     );
     let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2);
     let teams: Vec<Workers> = (1..=cores.ilog2()).map(|power| workers(1 << power)).collect();

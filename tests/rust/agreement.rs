@@ -77,7 +77,7 @@ fn encodings_and_errors_have_the_bits_of_every_architecture() {
             Effort::Fast,
             [
                 "cd6abdad66fc6119fd558d6ce924e45833b178a3211325c65384e41373c7992b",
-                "a84d6ca80d69166fe1a82b7374b1c2ab98fabaf5b63d57dfd4c56415ab0d6942",
+                "eda0bacc6ad9940eed32ccda671d5f7a45f23d64515afb77c4420a21eb03d38b",
             ],
         ),
         (

@@ -100,8 +100,6 @@ impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_
 
 /// `N` code widths, made ready.
 struct Widths<V: Vector, const N: usize> {
-    max_codes: [u8; N],
-    /// The same, as numbers.
     max_code: [V; N],
     divisor: [V::Divisor; N],
 }
@@ -110,7 +108,7 @@ impl<V: Vector, const N: usize> Widths<V, N> {
     #[inline(always)]
     fn new(max_codes: [u8; N]) -> Self {
         let zero = V::splat(0.0);
-        let mut new = Self { max_codes, max_code: [zero; N], divisor: [zero.divisor(); N] };
+        let mut new = Self { max_code: [zero; N], divisor: [zero.divisor(); N] };
         for (at, &max_code) in max_codes.iter().enumerate() {
             new.max_code[at] = V::splat(f32::from(max_code));
             new.divisor[at] = new.max_code[at].divisor();
@@ -150,35 +148,36 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
         Some(new)
     }
 
-    /// The errors of the grids as stored, of a group whose channels fall as these do.
+    /// Adds the errors of the grids as stored to `sums`, of a group whose channels fall as these do.
     ///
     /// They are those of [`encode_plain`], but for two things. A code is taken by a product where that divides, so of a
     /// weight in the middle between two codes it may be the other one: equally far by the scale it is taken by, and not by
     /// the one that is stored. And if `HALVES`, the store has so few digits that a code by a scale is exact: the distance to
     /// the edge without it is what a weight is off, but for what decoding in `f32` rounds.
     #[inline(always)]
-    fn errors<W: Wide<Part = V>, const G: usize, const HALVES: bool>(
+    fn add_errors<W: Wide<Part = V>, const G: usize, const HALVES: bool>(
         &self,
         widths: &Widths<V, N>,
         w: &[Lane; G],
         (channels, drops): (&[u8; G], &[f32; G]),
-    ) -> [(V, V); N] {
+        sums: &mut [(W, W); N],
+    ) {
         let zero = W::splat(0.0);
         let edge = W::beside(&[self.edge]);
-        // Of these as many as it takes for the schemes, if each has its parts.
+        let wide = N.div_ceil(W::PARTS);
         let [mut steps, mut minus_scale, mut max_code] = [[zero; N]; 3];
-        for at in 0..N.div_ceil(W::PARTS) {
+        for at in 0..wide {
             let these = at * W::PARTS..N.min((at + 1) * W::PARTS);
             steps[at] = W::beside(&self.steps[these.clone()]);
             minus_scale[at] = W::beside(&self.minus_scale[these.clone()]);
             max_code[at] = W::beside(&widths.max_code[these]);
         }
-        let mut sums = [(zero, zero); N];
+        let mut these = [(zero, zero); N];
         for (&channel, &drop) in channels.iter().zip(drops) {
             // The remainder says to the compiler that there is such a channel.
             let (w, drop) = (W::each(w[usize::from(channel) % G]), W::splat(drop));
             let from_edge = w.sub(edge);
-            for (of, (weighted, plain)) in sums[..N.div_ceil(W::PARTS)].iter_mut().enumerate() {
+            for (of, (weighted, plain)) in these[..wide].iter_mut().enumerate() {
                 let code = from_edge.mul(steps[of]).capped_code(max_code[of]);
                 let off = if HALVES {
                     code.mul_add(minus_scale[of], from_edge)
@@ -189,12 +188,9 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
                 *weighted = drop.mul_add(*plain, *weighted);
             }
         }
-        let mut errors = [(V::splat(0.0), V::splat(0.0)); N];
-        for (at, errors) in errors.iter_mut().enumerate() {
-            let (weighted, plain) = sums[at / W::PARTS];
-            *errors = (weighted.part(at % W::PARTS), plain.part(at % W::PARTS));
+        for (sums, these) in sums[..wide].iter_mut().zip(these) {
+            *sums = (sums.0.add(these.0), sums.1.add(these.1));
         }
-        errors
     }
 }
 
@@ -310,26 +306,43 @@ kernel! {
     }
 }
 
-/// Adds the errors of a group of each row by the plain rule with `N` code widths.
+/// Columns whose errors are summed in `f32` before the sums go on in `f64`.
+const SUM_COLUMNS: usize = 128;
+
+/// Adds the errors of each row by the plain rule with `N` code widths to `sums`.
 #[inline(always)]
 fn add_plain<W: Wide, const G: usize, const N: usize>(
-    (w, k): (&[Lane; G], &[f32; G]),
-    falling: (&[u8; G], &[f32; G]),
-    range: (W::Part, W::Part),
-    widths: &Widths<W::Part, N>,
+    band: &[Lane],
+    channels: &Channels<'_>,
+    max_codes: [u8; N],
     store: Float,
     sums: &mut [RowSums],
 ) {
-    if let Some(grids) = Ordinary::new(range, widths, store) {
-        let errors = if store == Float::F32 {
-            grids.errors::<W, G, false>(widths, w, falling)
+    let (widths, falling) = (Widths::<W::Part, N>::new(max_codes), channels.falling::<G>());
+    let none = [(W::splat(0.0), W::splat(0.0)); N];
+    let mut errors = none;
+    let groups = band.len() / G;
+    for at in 0..groups {
+        let (w, falling) = (group::<G, _>(band, at), falling.of::<G>(at));
+        let range = range(w);
+        if let Some(grids) = Ordinary::new(range, &widths, store) {
+            if store == Float::F32 {
+                grids.add_errors::<W, G, false>(&widths, w, falling, &mut errors);
+            } else {
+                grids.add_errors::<W, G, true>(&widths, w, falling, &mut errors);
+            }
         } else {
-            grids.errors::<W, G, true>(widths, w, falling)
-        };
-        sums.iter_mut().zip(errors).for_each(|(sums, errors)| sums.add(errors));
-    } else {
-        for (max_code, sums) in widths.max_codes.into_iter().zip(sums) {
-            sums.add(Plain::<W::Part>::new(range, max_code, store).errors(w, k));
+            let k = group::<G, f32>(channels.k, at);
+            for (max_code, sums) in max_codes.into_iter().zip(&mut *sums) {
+                sums.add(Plain::<W::Part>::new(range, max_code, store).errors(w, k));
+            }
+        }
+        if (at + 1) % (SUM_COLUMNS / G) == 0 || at + 1 == groups {
+            for (at, sums) in sums.iter_mut().enumerate() {
+                let (weighted, plain) = errors[at / W::PARTS];
+                sums.add((weighted.part(at % W::PARTS), plain.part(at % W::PARTS)));
+            }
+            errors = none;
         }
     }
 }
@@ -341,18 +354,11 @@ kernel! {
         band: &[Lane], channels: &Channels<'_>, max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
-        let all = max_codes.try_into().map(Widths::<V, MAX_SCHEMES>::new);
-        let orders = channels.falling::<G>();
-        for at in 0..band.len() / G {
-            let (group, falling) = ((group::<G, _>(band, at), group::<G, f32>(channels.k, at)), orders.of::<G>(at));
-            let range = range(group.0);
-            if let Ok(all) = &all {
-                add_plain::<W, G, MAX_SCHEMES>(group, falling, range, all, store, &mut sums);
-            } else {
-                for (&max_code, sums) in max_codes.iter().zip(&mut sums) {
-                    let widths = Widths::new([max_code]);
-                    add_plain::<W, G, 1>(group, falling, range, &widths, store, std::slice::from_mut(sums));
-                }
+        if let Ok(all) = max_codes.try_into() {
+            add_plain::<W, G, MAX_SCHEMES>(band, channels, all, store, &mut sums);
+        } else {
+            for (&max_code, sums) in max_codes.iter().zip(&mut sums) {
+                add_plain::<W, G, 1>(band, channels, [max_code], store, std::slice::from_mut(sums));
             }
         }
         out.iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums.rows());
