@@ -4,7 +4,7 @@
 //! the loop starts, so it does not matter into how many calls the steps are cut, and rows and columns do not know of each
 //! other. The shapes are those of the registers: [`TILE`] numbers of one side, each spread over lanes, and [`PANEL`] lanes
 //! of the other are twelve sums of eight lanes, all that AVX2 can hold beside two lanes and one number, and NEON (four
-//! lanes a register, and twice as many registers). Steps are taken [`STEPS`] at a time: that much of both sides stays in the
+//! lanes a register, and twice as many registers); in AVX-512 they are six. Steps are taken [`STEPS`] at a time: that much of both sides stays in the
 //! first level of the cache.
 //!
 //! Activations are packed once for many products, weights are not: a weight's row is read as it is, as lanes where what
@@ -14,7 +14,8 @@
 use std::ops::Range;
 
 use super::kernel;
-use super::vector::{Lane, ROWS};
+use super::vector::{Lane, ROWS, Vector};
+use super::wide::Wide;
 
 /// Numbers that are spread over lanes together.
 pub const TILE: usize = 6;
@@ -102,27 +103,58 @@ fn lane<const N: usize>(numbers: &[f32; N], lane: usize) -> Lane {
     std::array::from_fn(|at| numbers[lane * ROWS + at])
 }
 
+/// The lanes that are worked on together: as many registers as they take.
+type Held<W> = [W; LANES];
+
+#[inline(always)]
+fn none<W: Wide>() -> Held<W> {
+    [W::splat(0.0); LANES]
+}
+
+#[inline(always)]
+fn lanes<W: Wide>(of: &[Lane; LANES]) -> Held<W> {
+    let parts = [W::Part::load(of[0]), W::Part::load(of[1])];
+    let mut held = none();
+    for (held, parts) in held.iter_mut().zip(parts.chunks(W::PARTS)) {
+        *held = W::beside(parts);
+    }
+    held
+}
+
+#[inline(always)]
+fn store<W: Wide>(held: Held<W>, to: &mut [Lane; LANES]) {
+    for (at, lane) in to.iter_mut().enumerate() {
+        *lane = held[at / W::PARTS].part(at % W::PARTS).store();
+    }
+}
+
+/// Adds `number` by `lanes` to `held`.
+#[inline(always)]
+fn add_product<W: Wide>(number: W, lanes: Held<W>, held: &mut Held<W>) {
+    for at in 0..LANES.div_ceil(W::PARTS) {
+        held[at] = number.mul_add(lanes[at], held[at]);
+    }
+}
+
 kernel! {
     /// Adds the product of the steps `from..` of `x` with those that `panels` hold, side by side and equally many each, to
     /// `sums`: `[tile][panel]`.
-    pub fn accumulate_across<V: Vector>(x: &Tiles, from: usize, panels: &[&[Step]], sums: &mut [Sums]) {
+    pub fn accumulate_across<V: Vector in W: Wide>(x: &Tiles, from: usize, panels: &[&[Step]], sums: &mut [Sums]) {
         let (tiles, steps) = x.block(from);
         for (tile, sums) in tiles.chunks_exact(steps).zip(sums.chunks_exact_mut(panels.len().max(1))) {
             for (panel, sums) in panels.iter().zip(sums) {
-                let mut held = [[V::splat(0.0); LANES]; TILE];
+                let mut held = [none::<W>(); TILE];
                 for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = [V::load(sums[0]), V::load(sums[1])];
+                    *held = lanes(sums);
                 }
                 for (x, w) in tile.iter().zip(panel.iter()) {
-                    let w = [V::load(w[0]), V::load(w[1])];
+                    let w = lanes::<W>(w);
                     for (held, &x) in held.iter_mut().zip(x) {
-                        let x = V::splat(x);
-                        held[0] = x.mul_add(w[0], held[0]);
-                        held[1] = x.mul_add(w[1], held[1]);
+                        add_product(W::splat(x), w, held);
                     }
                 }
                 for (sums, held) in sums.iter_mut().zip(held) {
-                    *sums = [held[0].store(), held[1].store()];
+                    store(held, sums);
                 }
             }
         }
@@ -132,28 +164,26 @@ kernel! {
 kernel! {
     /// Adds the product of the rows of `w`, one every `stride` numbers, with the steps `from..` of `x` to `sums`:
     /// `[panel][tile]`. Each row's first number belongs to step `from`.
-    pub fn accumulate_along<V: Vector>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [Sums]) {
+    pub fn accumulate_along<V: Vector in W: Wide>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [Sums]) {
         let (panels, steps) = x.block(from);
         let tiles = w.len().div_ceil(stride * TILE);
         for (panel, sums) in panels.chunks_exact(steps).zip(sums.chunks_exact_mut(tiles.max(1))) {
             for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
-                let mut held = [[V::splat(0.0); LANES]; TILE];
+                let mut held = [none::<W>(); TILE];
                 for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = [V::load(sums[0]), V::load(sums[1])];
+                    *held = lanes(sums);
                 }
                 // In place of rows that are not there stands the first: what it gives there is for nobody.
                 let row = |row: usize| tile.get(row * stride..row * stride + steps).unwrap_or(&tile[..steps]);
                 let rows: [&[f32]; TILE] = std::array::from_fn(row);
                 for (step, x) in panel.iter().enumerate() {
-                    let x = [V::load(lane(x, 0)), V::load(lane(x, 1))];
+                    let x = lanes::<W>(&[lane(x, 0), lane(x, 1)]);
                     for (held, row) in held.iter_mut().zip(rows) {
-                        let w = V::splat(row[step]);
-                        held[0] = w.mul_add(x[0], held[0]);
-                        held[1] = w.mul_add(x[1], held[1]);
+                        add_product(W::splat(row[step]), x, held);
                     }
                 }
                 for (sums, held) in sums.iter_mut().zip(held) {
-                    *sums = [held[0].store(), held[1].store()];
+                    store(held, sums);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Several vectors at once.
 //!
-//! Where the same rows are tried on several grids, each of which asks for the same operations, a register that is wider than
-//! eight lanes has room for more than one of them: its *parts*, a grid each. What comes of a grid is the same bits however
-//! many are worked on together.
+//! Where several eights of lanes ask for the same operations, as the same rows do that are tried on several grids, a register
+//! that is wider than eight lanes has room for more than one of them: its *parts*. What comes of a part is the same bits
+//! however many are worked on together.
 
 use super::vector::{Lane, Lanes, Vector};
 
