@@ -5,10 +5,10 @@
 //! result for a row is that of the plain loop over it: it does not depend on the width of the CPU's registers, on the
 //! rows beside it, or on how the work was cut.
 //!
-//! [`Vector`] is the arithmetic of such lanes. Each operation is one IEEE 754 operation per lane, rounded to nearest
-//! even, on every implementation: none is reordered or approximate, and none is fused but [`Vector::mul_add`], which is
-//! on all of them. The one exception says so, [`Vector::quotient`]: what is asked of it is alike on all. NaN is what
-//! arithmetic gives, a quiet one: nothing is said of signalling ones, nor of which NaN comes of NaN.
+//! [`Lanes`] is the arithmetic of such lanes, [`Vector`] eight of them. Each operation is one IEEE 754 operation per lane,
+//! rounded to nearest even, on every implementation: none is reordered or approximate, and none is fused but
+//! [`Lanes::mul_add`], which is on all of them. The one exception says so, [`Vector::quotient`]: what is asked of it is alike
+//! on all. NaN is what arithmetic gives, a quiet one: nothing is said of signalling ones, nor of which NaN comes of NaN.
 
 use half::{bf16, f16};
 
@@ -212,7 +212,7 @@ pub trait Vector: Lanes {
     fn all(mask: Self::Mask) -> bool;
     /// Makes ready to divide by `self`.
     fn divisor(self) -> Self::Divisor;
-    /// `self / by`, or so near it that [`code`](Self::code) gives the same for a `max` up to 255, where the magnitude of
+    /// `self / by`, or so near it that [`code`](Lanes::code) gives the same for a `max` up to 255, where the magnitude of
     /// `by` lies in `[2^−60, 2^60]`.
     #[must_use]
     fn quotient(self, by: Self::Divisor) -> Self;
