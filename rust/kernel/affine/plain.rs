@@ -4,8 +4,8 @@
 use super::{Channels, Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
 use crate::dtype::Float;
 use crate::kernel::kernel;
-use crate::kernel::vector::{BYTES, Element, Lane, ROWS, Vector};
-use crate::kernel::wide::Wide;
+use crate::kernel::vector::{BYTES, Element, Lane, Lanes, ROWS, Vector};
+use crate::kernel::wide::{MOST_PARTS, Wide};
 
 /// The least scale the plain rule gives (MLX's constant).
 const PLAIN_EPSILON: f32 = 1e-7;
@@ -26,7 +26,7 @@ fn edge_and_width<V: Vector>((low, high): (V, V)) -> (V, V, V::Mask) {
 /// The scale that puts zero on a grid from `edge` in steps of `step`, and the steps from the edge to zero: a whole number
 /// of them. If that is 0, no scale does.
 #[inline(always)]
-fn anchored<V: Vector>(edge: V, step: V) -> (V, V) {
+fn anchored<W: Lanes>(edge: W, step: W) -> (W, W) {
     let to_zero = edge.div(step).nearest_integer();
     (edge.div(to_zero), to_zero)
 }
@@ -99,51 +99,75 @@ impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_
 }
 
 /// `N` code widths, made ready.
-struct Widths<V: Vector, const N: usize> {
-    max_code: [V; N],
-    divisor: [V::Divisor; N],
+struct Widths<W: Wide, const N: usize> {
+    /// The largest codes, as many as there are parts side by side: the first `N / W::PARTS`, rounded up.
+    max_code: [W; N],
+    divisor: [<W::Part as Vector>::Divisor; N],
 }
 
-impl<V: Vector, const N: usize> Widths<V, N> {
+impl<W: Wide, const N: usize> Widths<W, N> {
+    /// How many it takes of what is wide.
+    const WIDE: usize = N.div_ceil(W::PARTS);
+
     #[inline(always)]
     fn new(max_codes: [u8; N]) -> Self {
-        let zero = V::splat(0.0);
-        let mut new = Self { max_code: [zero; N], divisor: [zero.divisor(); N] };
-        for (at, &max_code) in max_codes.iter().enumerate() {
-            new.max_code[at] = V::splat(f32::from(max_code));
-            new.divisor[at] = new.max_code[at].divisor();
+        let zero = W::Part::splat(0.0);
+        let mut max_code = [zero; N];
+        let mut new = Self { max_code: [W::splat(0.0); N], divisor: [zero.divisor(); N] };
+        for at in 0..N {
+            max_code[at] = W::Part::splat(f32::from(max_codes[at]));
+            new.divisor[at] = max_code[at].divisor();
+        }
+        for (wide, parts) in new.max_code.iter_mut().zip(max_code.chunks(W::PARTS)) {
+            *wide = W::beside(parts);
         }
         new
     }
 }
 
-/// The plain rule's grids for `N` code widths of the same group of each row, all of them ordinary: they begin at the edge,
-/// which is stored as it is, being a weight.
-struct Ordinary<V: Vector, const N: usize> {
-    edge: V,
-    /// Steps of the scale, unrounded, for each unit of a weight.
-    steps: [V; N],
-    /// The scale as it is stored, with the sign changed.
-    minus_scale: [V; N],
+/// The nearest values of `store`.
+#[inline(always)]
+fn nearest<W: Wide>(of: W, store: Float) -> W {
+    let mut parts = [W::Part::splat(0.0); MOST_PARTS];
+    for (at, part) in parts[..W::PARTS].iter_mut().enumerate() {
+        *part = of.part(at).nearest(store);
+    }
+    W::beside(&parts[..W::PARTS])
 }
 
-impl<V: Vector, const N: usize> Ordinary<V, N> {
+/// The plain rule's grids for `N` code widths of the same group of each row, all of them ordinary: they begin at the edge,
+/// which is stored as it is, being a weight.
+struct Ordinary<W: Wide, const N: usize> {
+    edge: W,
+    /// Steps of the scale, unrounded, for each unit of a weight; as many as [`Widths::max_code`].
+    steps: [W; N],
+    /// The scale as it is stored, with the sign changed.
+    minus_scale: [W; N],
+}
+
+impl<W: Wide, const N: usize> Ordinary<W, N> {
     /// If all are.
     #[inline(always)]
-    fn new(range: (V, V), widths: &Widths<V, N>, store: Float) -> Option<Self> {
-        let zero = V::splat(0.0);
+    fn new(range: (W::Part, W::Part), widths: &Widths<W, N>, store: Float) -> Option<Self> {
+        let zero = W::Part::splat(0.0);
         let (edge, width, from_low) = edge_and_width(range);
         // No step is the least one, then, and half the codes or more lie between the edge and zero.
-        if !(V::all(V::splat(LEAST_WIDTH).less(width)) && V::all(width.less(V::splat(ORDINARY)))) {
+        let (least, most) = (W::Part::splat(LEAST_WIDTH), W::Part::splat(ORDINARY));
+        if !(W::Part::all(least.less(width)) && W::Part::all(width.less(most))) {
             return None;
         }
         let width = width.where_or(from_low, zero.sub(width));
-        let by_edge = V::splat(1.0).div(edge);
+        let mut steps = [zero; N];
+        for (step, &divisor) in steps.iter_mut().zip(&widths.divisor) {
+            *step = width.exact_quotient(divisor);
+        }
+        let by_edge = W::beside(&[W::Part::splat(1.0).div(edge)]);
+        let (edge, zero) = (W::beside(&[edge]), W::splat(0.0));
         let mut new = Self { edge, steps: [zero; N], minus_scale: [zero; N] };
-        for at in 0..N {
-            let (scale, to_zero) = anchored(edge, width.exact_quotient(widths.divisor[at]));
+        for (at, steps) in steps.chunks(W::PARTS).enumerate() {
+            let (scale, to_zero) = anchored(edge, W::beside(steps));
             new.steps[at] = to_zero.mul(by_edge);
-            new.minus_scale[at] = zero.sub(scale.nearest(store));
+            new.minus_scale[at] = zero.sub(nearest(scale, store));
         }
         Some(new)
     }
@@ -155,41 +179,32 @@ impl<V: Vector, const N: usize> Ordinary<V, N> {
     /// the one that is stored. And if `HALVES`, the store has so few digits that a code by a scale is exact: the distance to
     /// the edge without it is what a weight is off, but for what decoding in `f32` rounds.
     #[inline(always)]
-    fn add_errors<W: Wide<Part = V>, const G: usize, const HALVES: bool>(
+    fn add_errors<const G: usize, const HALVES: bool>(
         &self,
-        widths: &Widths<V, N>,
+        widths: &Widths<W, N>,
         w: &[Lane; G],
         (channels, drops): (&[u8; G], &[f32; G]),
         sums: &mut [(W, W); N],
     ) {
         let zero = W::splat(0.0);
-        let edge = W::beside(&[self.edge]);
-        let wide = N.div_ceil(W::PARTS);
-        let [mut steps, mut minus_scale, mut max_code] = [[zero; N]; 3];
-        for at in 0..wide {
-            let these = at * W::PARTS..N.min((at + 1) * W::PARTS);
-            steps[at] = W::beside(&self.steps[these.clone()]);
-            minus_scale[at] = W::beside(&self.minus_scale[these.clone()]);
-            max_code[at] = W::beside(&widths.max_code[these]);
-        }
-        let mut these = [(zero, zero); N];
+        let mut of_group = [(zero, zero); N];
         for (&channel, &drop) in channels.iter().zip(drops) {
             // The remainder says to the compiler that there is such a channel.
             let (w, drop) = (W::each(w[usize::from(channel) % G]), W::splat(drop));
-            let from_edge = w.sub(edge);
-            for (of, (weighted, plain)) in these[..wide].iter_mut().enumerate() {
-                let code = from_edge.mul(steps[of]).capped_code(max_code[of]);
+            let from_edge = w.sub(self.edge);
+            for (at, (weighted, plain)) in of_group[..Widths::<W, N>::WIDE].iter_mut().enumerate() {
+                let code = from_edge.mul(self.steps[at]).capped_code(widths.max_code[at]);
                 let off = if HALVES {
-                    code.mul_add(minus_scale[of], from_edge)
+                    code.mul_add(self.minus_scale[at], from_edge)
                 } else {
-                    edge.sub(code.mul(minus_scale[of])).sub(w)
+                    self.edge.sub(code.mul(self.minus_scale[at])).sub(w)
                 };
                 *plain = off.mul_add(off, *plain);
                 *weighted = drop.mul_add(*plain, *weighted);
             }
         }
-        for (sums, these) in sums[..wide].iter_mut().zip(these) {
-            *sums = (sums.0.add(these.0), sums.1.add(these.1));
+        for (sums, of_group) in sums[..Widths::<W, N>::WIDE].iter_mut().zip(of_group) {
+            *sums = (sums.0.add(of_group.0), sums.1.add(of_group.1));
         }
     }
 }
@@ -203,7 +218,7 @@ type Eight<T, const G: usize> = [[T; G]; ROWS];
 
 /// The grids of eight groups, and what codes are taken by.
 #[derive(Clone, Copy)]
-struct Eights<V: Vector> {
+struct Grids<V: Vector> {
     scale: Lane,
     bias: Lane,
     divisors: V::Divisors,
@@ -212,7 +227,7 @@ struct Eights<V: Vector> {
 /// Puts the codes of eight groups on `grids`, which are ordinary if it says so.
 #[inline(always)]
 fn put_eight<V: Vector, T: Element, const G: usize, const ORDINARY: bool>(
-    grids: &Eights<V>,
+    grids: &Grids<V>,
     groups: &Eight<T, G>,
     max_code: u8,
     codes: &mut Eight<u8, G>,
@@ -245,7 +260,7 @@ fn encode_eights<V: Vector, T: Element, const G: usize>(
     max_code: u8,
     store: Float,
     ranges: &mut [(V, V); AHEAD],
-    grids: &mut [Eights<V>; AHEAD],
+    grids: &mut [Grids<V>; AHEAD],
     (codes, scales, biases): Out<'_, G>,
 ) {
     for (range, groups) in ranges.iter_mut().zip(eights) {
@@ -256,7 +271,7 @@ fn encode_eights<V: Vector, T: Element, const G: usize>(
         let grid = Plain::<V>::new(*range, max_code, store);
         (*scales, *biases) = (grid.stored.0.store(), grid.stored.1.store());
         let divisors = V::store_divisor(grid.divisor);
-        *grids = Eights { scale: grid.scale.store(), bias: grid.bias.store(), divisors };
+        *grids = Grids { scale: grid.scale.store(), bias: grid.bias.store(), divisors };
         ordinary &= grid.is_ordinary;
     }
     let each = grids.iter().zip(eights).zip(codes);
@@ -281,7 +296,7 @@ kernel! {
         source: &[T], max_code: u8, store: Float, out: &mut Rows<'_>,
     ) {
         let zero = V::splat(0.0);
-        let none = Eights::<V> { scale: zero.store(), bias: zero.store(), divisors: V::store_divisor(zero.divisor()) };
+        let none = Grids::<V> { scale: zero.store(), bias: zero.store(), divisors: V::store_divisor(zero.divisor()) };
         let (mut ranges, mut grids) = ([(zero, zero); AHEAD], [none; AHEAD]);
         let (eights, rest) = source.as_chunks::<G>().0.as_chunks::<ROWS>();
         let (whole, last) = out.codes.as_chunks_mut::<G>().0.split_at_mut(eights.len() * ROWS);
@@ -318,7 +333,7 @@ fn add_plain<W: Wide, const G: usize, const N: usize>(
     store: Float,
     sums: &mut [RowSums],
 ) {
-    let (widths, falling) = (Widths::<W::Part, N>::new(max_codes), channels.falling::<G>());
+    let (widths, falling) = (Widths::<W, N>::new(max_codes), channels.falling::<G>());
     let none = [(W::splat(0.0), W::splat(0.0)); N];
     let mut errors = none;
     let groups = band.len() / G;
@@ -327,9 +342,9 @@ fn add_plain<W: Wide, const G: usize, const N: usize>(
         let range = range(w);
         if let Some(grids) = Ordinary::new(range, &widths, store) {
             if store == Float::F32 {
-                grids.add_errors::<W, G, false>(&widths, w, falling, &mut errors);
+                grids.add_errors::<G, false>(&widths, w, falling, &mut errors);
             } else {
-                grids.add_errors::<W, G, true>(&widths, w, falling, &mut errors);
+                grids.add_errors::<G, true>(&widths, w, falling, &mut errors);
             }
         } else {
             let k = group::<G, f32>(channels.k, at);
