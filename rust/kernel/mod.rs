@@ -122,6 +122,7 @@ macro_rules! kernel {
             fn avx2<$($element: $crate::kernel::vector::Element,)? $(const $size: usize)?>($($arg: $type),*) $(-> $ret)? {
                 use $crate::kernel::x86_64::Avx2;
 
+                $crate::kernel::align_stack();
                 body::<Avx2, $($crate::kernel::second!($w, Avx2),)? $($element,)? $($size)?>($($arg),*)
             }
 
@@ -131,6 +132,7 @@ macro_rules! kernel {
                 fn avx512<$($element: $crate::kernel::vector::Element,)? $(const $size: usize)?>($($arg: $type),*) $(-> $ret)? {
                     use $crate::kernel::{avx512::Avx512, x86_64::Avx2};
 
+                    $crate::kernel::align_stack();
                     body::<Avx2, $($crate::kernel::second!($w, Avx512),)? $($element,)? $($size)?>($($arg),*)
                 }
 
@@ -162,6 +164,17 @@ macro_rules! kernel {
     };
 }
 pub(crate) use kernel;
+
+/// Aligns the stack of the function that this is inlined into to the lines of the cache. Else it has the alignment of the
+/// caller, 16 bytes, and what does not fit the registers lies across two lines half of the time.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn align_stack() {
+    #[repr(align(64))]
+    struct Line(#[expect(dead_code, reason = "it only lies there")] [u8; 64]);
+
+    std::hint::black_box(&std::mem::MaybeUninit::<Line>::uninit());
+}
 
 /// The rest, if there is anything in the first parentheses.
 macro_rules! if_any {
