@@ -125,6 +125,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_appended_is_what_the_type_appends() {
+        let high = [0, 0x8000, 0x3f80, 0xbf81, 0x7f7f, 0x7f80, 0xff80, 0x7fc0, 1, 0x0080];
+        let low = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        let values: Vec<f32> = high.iter().flat_map(|&high| low.map(|low| f32::from_bits(high << 16 | low))).collect();
+        for float in [Float::BF16, Float::F16, Float::F32] {
+            for length in [0, 1, 7, 32, values.len()] {
+                let mut expected = vec![7];
+                float.append(&values[..length], &mut expected);
+                for level in Level::available() {
+                    let mut found = vec![7];
+                    append(level, float, &values[..length], &mut found);
+                    assert_eq!(found, expected, "{float:?}, {length}, {level:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn bands_are_alike_however_they_are_laid() {
         for (rows, cols) in [(8, 64), (8, 24), (8, 12), (5, 64), (1, 8)] {
             for float in [Float::BF16, Float::F16, Float::F32] {
