@@ -7,9 +7,9 @@ use ramrs::checkpoint::stream::{CHUNK_BYTES, Reader};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
-use ramrs::kernel::affine::Channels;
+use ramrs::kernel::affine::{Channels, RowError};
 use ramrs::kernel::vector::{Lane, ROWS};
-use ramrs::quant::{Effort, Encoded, Encoder};
+use ramrs::quant::{Band, Effort, Encoded, Encoder};
 use ramrs::rd::{self, Point};
 use ramrs::scheme::Affine;
 use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
@@ -137,6 +137,18 @@ fn curve(
     rd::curves(crew.pass(checkpoint, Level::detect()), encoder, &[ask], sample_bands).unwrap().remove(0)
 }
 
+/// The errors of a band's rows as they are encoded.
+fn of_what_is_written(
+    encoder: Encoder,
+    (scheme, float): (Affine, Float),
+    (source, band): Band<'_>,
+    k: &[f32],
+) -> [RowError; ROWS] {
+    let mut encoded = Encoded::default();
+    encoder.encode(scheme, float, (source, band), k, &mut encoded);
+    encoder.error(scheme, band, k, &encoded)
+}
+
 #[test]
 fn a_curve_of_all_bands_has_no_error_and_a_sampled_one_is_within_a_few_of_its_own() {
     for each in [false, true] {
@@ -165,9 +177,7 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
         let mut reader = Reader::default();
         let pass = crew.pass(&checkpoint, Level::detect());
         let sum = |rows: std::ops::Range<u64>, band: &[Lane], source: &[u8]| {
-            let mut encoded = Encoded::default();
-            encoder.encode(point.scheme, matrix.float, (source, band), &measured.vectors.k, &mut encoded);
-            let errors = encoder.error(point.scheme, band, &measured.vectors.k, &encoded);
+            let errors = of_what_is_written(encoder, (point.scheme, matrix.float), (source, band), &measured.vectors.k);
             for (row, error) in rows.zip(errors) {
                 weighted += 0.5 * measured.vectors.r.of(row as usize) * error.weighted;
                 plain += error.plain;
@@ -198,10 +208,9 @@ fn curves_of_a_real_model_are_those_of_what_is_written() {
         let sum = |_, band: &[Lane], source: &[u8]| {
             let all = encoder.errors(&schemes, matrix.float, band, &channels);
             for (&scheme, found) in schemes.iter().zip(all) {
-                let mut encoded = Encoded::default();
-                encoder.encode(scheme, matrix.float, (source, band), &k, &mut encoded);
+                let errors = of_what_is_written(encoder, (scheme, matrix.float), (source, band), &k);
                 let sums: &mut [[f64; 2]; 2] = written.entry(scheme).or_default();
-                for (sums, errors) in sums.iter_mut().zip([found, encoder.error(scheme, band, &k, &encoded)]) {
+                for (sums, errors) in sums.iter_mut().zip([found, errors]) {
                     for error in errors {
                         sums[0] += error.weighted;
                         sums[1] += error.plain;
