@@ -104,11 +104,21 @@ impl RowSums {
     }
 }
 
-/// The least and the greatest element of each row's group.
+/// The least and the greatest element of each row's group; of zeros any.
 #[inline(always)]
 fn range<V: Vector, const G: usize>(w: &[Lane; G]) -> (V, V) {
-    let first = V::load(w[0]);
-    w[1..].iter().fold((first, first), |(low, high), &w| (V::load(w).min(low), V::load(w).max(high)))
+    // Of every fourth column, as long as it can be: a minimum waits for the one before it.
+    let mut ranges = [(V::load(w[0]), V::load(w[0])); 4];
+    for columns in w.as_chunks::<4>().0 {
+        for (range, &w) in ranges.iter_mut().zip(columns) {
+            *range = (V::load(w).min(range.0), V::load(w).max(range.1));
+        }
+    }
+    let [mut range, others @ ..] = ranges;
+    for (low, high) in others {
+        range = (low.min(range.0), high.max(range.1));
+    }
+    range
 }
 
 /// Group `at` of a band or of a vector as an array of a length known when compiling.
