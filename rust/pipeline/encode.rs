@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::checkpoint::packing::{Packing, Use};
-use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut};
+use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::digest::Digest;
@@ -344,9 +344,9 @@ impl Job<'_> {
             return Err(Error::Bug("a piece is encoded without a scheme".to_owned()));
         };
         let vectors = &measured[at.1].vectors;
-        let first = bands.start * ROWS as u64;
-        let count = (bands.end * ROWS as u64).min(view.rows).saturating_sub(first);
-        let room = |part: &Stored| Vec::with_capacity((task.row_bytes(part) * count) as usize);
+        let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a piece of what is no matrix".to_owned()))?;
+        let all = rows_of(matrix, bands);
+        let room = |part: &Stored| Vec::with_capacity((task.row_bytes(part) * (all.end - all.start)) as usize);
         let mut made = Made { parts: task.parts.iter().map(room).collect(), ..Made::default() };
         reader.bands((checkpoint, self.pass.level), view, bands, |rows, band, source| {
             let count = (rows.end - rows.start) as usize;
@@ -359,7 +359,7 @@ impl Job<'_> {
             }
             Ok(())
         })?;
-        self.put(at, first, &made.parts)?;
+        self.put(at, all.start, &made.parts)?;
         Ok(made)
     }
 
