@@ -2,7 +2,7 @@
 //!
 //! An [`Avx512`] value is made only by this file's methods, and they are called only from the function that
 //! [`kernel!`](super::kernel) enables AVX-512 (F, DQ and VL) for, which runs only where
-//! [`Level::detect`](super::Level::detect) saw them. That is what makes each `unsafe` here sound, as in
+//! [`Level::available`](super::Level::available) saw them. That is what makes each `unsafe` here sound, as in
 //! [`x86_64`](super::x86_64).
 
 use std::arch::x86_64::{

@@ -4,8 +4,8 @@
 //! the loop starts, so it does not matter into how many calls the steps are cut, and rows and columns do not know of each
 //! other. The shapes are those of the registers: [`TILE`] numbers of one side, each spread over lanes, and [`PANEL`] lanes
 //! of the other are twelve sums of eight lanes, all that AVX2 can hold beside two lanes and one number, and NEON (four
-//! lanes a register, and twice as many registers); in AVX-512 they are six. Steps are taken [`STEPS`] at a time: that much of both sides stays in the
-//! first level of the cache.
+//! lanes a register, and twice as many registers); in AVX-512 they are six. Steps are taken [`STEPS`] at
+//! a time: that much of both sides stays in the first level of the cache.
 //!
 //! Activations are packed once for many products, weights are not: a weight's row is read as it is, as lanes where what
 //! is summed over lies across rows ([`Tiles`] of `x`, [`accumulate_across`]), number by number where it lies within a row

@@ -1,9 +1,10 @@
 //! [`Vector`] in AVX2 registers, with FMA and F16C.
 //!
-//! An [`Avx2`] value is made only by this file's methods, and they are called only from the function that
-//! [`kernel!`](super::kernel) enables AVX2, FMA and F16C for, which runs only where [`Level::detect`](super::Level::detect)
-//! saw them. That is what makes each `unsafe` here sound: the instruction exists on the CPU that runs it. (They cannot
-//! be safe `#[target_feature]` functions: those cannot be forced inline, and a kernel of calls is no kernel.)
+//! An [`Avx2`] value is made only by methods of this file and of [`avx512`](super::avx512), and they are called only from
+//! functions that [`kernel!`](super::kernel) enables AVX2, FMA and F16C for, which run only where
+//! [`Level::available`](super::Level::available) saw them. That is what makes each `unsafe` here sound: the instruction exists
+//! on the CPU that runs it. (They cannot be safe `#[target_feature]` functions: those cannot be forced inline, and a kernel of
+//! calls is no kernel.)
 
 use std::arch::x86_64::{
     __m128i, __m256, _CMP_EQ_OQ, _CMP_LT_OQ, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_and_si128,
