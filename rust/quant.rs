@@ -145,6 +145,7 @@ impl Encoder {
         channels: &Channels<'_>,
     ) -> Vec<[RowError; ROWS]> {
         let mut found = vec![[RowError::default(); ROWS]; schemes.len()];
+        let ranges = if self.effort == Effort::Fast { affine::ranges(self.level, band) } else { Vec::new() };
         for size in GROUP_SIZES {
             let which: Vec<usize> =
                 (0..schemes.len()).filter(|&at| schemes[at].group_size() == usize::from(size)).collect();
@@ -157,7 +158,7 @@ impl Encoder {
             let (scheme, level) = (schemes[first], self.level);
             match self.effort {
                 Effort::Fast => {
-                    by_group_size!(scheme, plain_errors(level, band, channels, &max_codes, store, &mut rows));
+                    by_group_size!(scheme, plain_errors(level, band, &ranges, channels, &max_codes, store, &mut rows));
                 }
                 Effort::Normal => {
                     by_group_size!(

@@ -9,14 +9,15 @@ use std::arch::aarch64::{
     vandq_u32, vandq_u64, vbslq_f32, vcagtq_f32, vceqq_f32, vcgezq_s16, vcgtq_u16, vcltq_f32, vcvt_f16_f32,
     vcvt_f32_f16, vcvtnq_u32_f32, vcvtq_f32_u32, vcvtq_s32_f32, vcvtq_u32_f32, vdivq_f32, vdupq_n_f32, vdupq_n_s16,
     vdupq_n_s32, vdupq_n_s64, vdupq_n_u16, vdupq_n_u32, vdupq_n_u64, vfmaq_f32, vget_high_u16, vget_low_u16, vld1_u8,
-    vld1q_f32, vld1q_u8, vld1q_u16, vmaxnmq_f32, vmaxq_f32, vmaxq_s16, vmaxq_u16, vminnmq_f32, vminq_f32, vminq_u32,
-    vminvq_u16, vminvq_u32, vmovl_high_u16, vmovl_u8, vmovl_u16, vmovn_u16, vmovn_u32, vmulq_f32, vorrq_u16, vorrq_u32,
-    vorrq_u64, vpmaxq_f32, vpmaxq_s16, vpmaxq_u16, vpminq_f32, vqtbl1q_u8, vreinterpret_f16_u16, vreinterpret_u16_f16,
-    vreinterpretq_f32_s32, vreinterpretq_f32_u32, vreinterpretq_s16_u16, vreinterpretq_u8_u16, vreinterpretq_u8_u64,
-    vreinterpretq_u16_s16, vreinterpretq_u16_u8, vreinterpretq_u16_u32, vreinterpretq_u32_f32, vreinterpretq_u32_u16,
-    vreinterpretq_u64_u32, vrndnq_f32, vshll_high_n_u16, vshll_n_u16, vshlq_n_s32, vshlq_n_u32, vshlq_u16, vshlq_u32,
-    vshlq_u64, vshrq_n_u16, vshrq_n_u32, vshrq_n_u64, vst1_u8, vst1q_f32, vst1q_u8, vsub_u16, vsubq_f32, vsubq_u32,
-    vuzp1q_u8, vuzp1q_u16, vzip1q_f32, vzip1q_u8, vzip1q_u16, vzip2q_f32, vzip2q_u8, vzip2q_u16,
+    vld1q_f32, vld1q_u8, vld1q_u16, vmaxnmq_f32, vmaxq_f32, vmaxq_s16, vmaxq_u16, vminnmq_f32, vminq_f32, vminq_s32,
+    vminq_u32, vminvq_u16, vminvq_u32, vmovl_high_u16, vmovl_u8, vmovl_u16, vmovn_u16, vmovn_u32, vmulq_f32, vorrq_u16,
+    vorrq_u32, vorrq_u64, vpmaxq_f32, vpmaxq_s16, vpmaxq_u16, vpminq_f32, vqtbl1q_u8, vreinterpret_f16_u16,
+    vreinterpret_u16_f16, vreinterpretq_f32_s32, vreinterpretq_f32_u32, vreinterpretq_s16_u16, vreinterpretq_s32_f32,
+    vreinterpretq_u8_u16, vreinterpretq_u8_u64, vreinterpretq_u16_s16, vreinterpretq_u16_u8, vreinterpretq_u16_u32,
+    vreinterpretq_u32_f32, vreinterpretq_u32_u16, vreinterpretq_u64_u32, vrndnq_f32, vshll_high_n_u16, vshll_n_u16,
+    vshlq_n_s32, vshlq_n_u32, vshlq_u16, vshlq_u32, vshlq_u64, vshrq_n_u16, vshrq_n_u32, vshrq_n_u64, vst1_u8,
+    vst1q_f32, vst1q_u8, vsub_u16, vsubq_f32, vsubq_u32, vuzp1q_u8, vuzp1q_u16, vzip1q_f32, vzip1q_u8, vzip1q_u16,
+    vzip2q_f32, vzip2q_u8, vzip2q_u16,
 };
 
 use half::{bf16, f16};
@@ -259,6 +260,14 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn min_by_bits(self, other: Self) -> Self {
+        // SAFETY: NEON is there, see the module.
+        let lesser =
+            |a, b| unsafe { vreinterpretq_f32_s32(vminq_s32(vreinterpretq_s32_f32(a), vreinterpretq_s32_f32(b))) };
+        Self(lesser(self.0, other.0), lesser(self.1, other.1))
+    }
+
+    #[inline(always)]
     fn clamp(self, max: Self) -> Self {
         let zero = Self::splat(0.0);
         // Here the greater one of a number and NaN is the number, and of zeros the positive one: then all are numbers.
@@ -274,6 +283,15 @@ impl Lanes for Neon {
         // SAFETY: NEON is there, see the module.
         let capped = unsafe { Self(vminnmq_f32(self.0, max.0), vminnmq_f32(self.1, max.1)) };
         capped.nearest_integer()
+    }
+
+    #[inline(always)]
+    fn nearest(self, store: Float) -> Self {
+        match store {
+            Float::F32 => self,
+            Float::F16 => Self(widened(halves(self.0)), widened(halves(self.1))),
+            Float::BF16 => Self(nearest_bf16(self.0), nearest_bf16(self.1)),
+        }
     }
 }
 
@@ -341,15 +359,6 @@ impl Vector for Neon {
     #[inline(always)]
     fn splat_divisor(of: &[Lane; 2], at: usize) -> Parts<Self> {
         [Self::splat(of[0][at]), Self::splat(of[1][at])]
-    }
-
-    #[inline(always)]
-    fn nearest(self, store: Float) -> Self {
-        match store {
-            Float::F32 => self,
-            Float::F16 => Self(widened(halves(self.0)), widened(halves(self.1))),
-            Float::BF16 => Self(nearest_bf16(self.0), nearest_bf16(self.1)),
-        }
     }
 
     #[inline(always)]

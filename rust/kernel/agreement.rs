@@ -62,6 +62,8 @@ kernel! {
             zero.sub(held).round(),
             x.code(max),
             x.abs().capped_code(max),
+            held.min_by_bits(y.clamp(max)),
+            held.product_code(V::splat(0.37), V::splat(93.0).cap()),
             power.power_of_two(),
             V::from_bytes(held.round().bytes()),
             V::splat(third),
@@ -100,6 +102,12 @@ kernel! {
                 x.clamp(max),
                 x.code(max),
                 x.max(W::splat(0.0)).capped_code(max),
+                x.clamp(max).min_by_bits(y.clamp(max)),
+                x.clamp(max).product_code(W::splat(0.37), W::splat(93.0).cap()),
+                x.nearest(Float::BF16),
+                x.nearest(Float::F16),
+                x.nearest(Float::F32),
+                W::alike(V::load(b)).sub(x),
                 // One that is given alone is all there is.
                 W::beside(&parts[at..=at]).sub(y),
             ];

@@ -6,15 +6,18 @@
 //! [`x86_64`](super::x86_64).
 
 use std::arch::x86_64::{
-    __m512, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_loadu_ps, _mm512_add_ps, _mm512_broadcast_f32x8,
-    _mm512_castps256_ps512, _mm512_castps512_ps256, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
-    _mm512_insertf32x8, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_ps,
-    _mm512_sub_ps,
+    __m512, _CMP_ORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_loadu_ps, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_and_si512, _mm512_broadcast_f32x8, _mm512_castps_si512, _mm512_castps256_ps512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_div_ps, _mm512_extractf32x8_ps,
+    _mm512_fmadd_ps, _mm512_insertf32x8, _mm512_mask_and_epi32, _mm512_max_ps, _mm512_min_epi32, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_srli_epi32, _mm512_sub_ps,
 };
+use std::hint::black_box;
 
 use super::vector::{Lane, Lanes};
 use super::wide::Wide;
 use super::x86_64::{Avx2, operations};
+use crate::dtype::Float;
 
 /// Two vectors in one register.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +32,7 @@ impl Lanes for Avx512 {
         fn mul_add(by, plus) = _mm512_fmadd_ps;
         fn min(other) = _mm512_min_ps;
         fn max(other) = _mm512_max_ps;
+        fn min_by_bits(other) = |a, b| _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
         fn nearest_integer() = |a| _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
     }
 
@@ -36,6 +40,25 @@ impl Lanes for Avx512 {
     fn splat(value: f32) -> Self {
         // SAFETY: AVX-512 is there, see the module.
         Self(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    fn nearest(self, store: Float) -> Self {
+        // SAFETY: AVX-512 is there, see the module.
+        Self(unsafe {
+            match store {
+                Float::F32 => self.0,
+                Float::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)),
+                Float::BF16 => {
+                    // As in `x86_64`.
+                    let bits = _mm512_castps_si512(self.0);
+                    let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                    let up = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
+                    let is_number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(self.0, self.0);
+                    _mm512_castsi512_ps(_mm512_mask_and_epi32(bits, is_number, up, _mm512_set1_epi32(!0xffff)))
+                }
+            }
+        })
     }
 }
 
@@ -55,6 +78,12 @@ impl Wide for Avx512 {
         let (first, second) = (parts[0], parts[parts.len().min(2) - 1]);
         // SAFETY: AVX-512 is there, see the module.
         Self(unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first.0), second.0) })
+    }
+
+    #[inline(always)]
+    fn alike(part: Avx2) -> Self {
+        // Did the compiler know, it would do but half of what is done with both, and lay that side by side each time.
+        Self::beside(&[black_box(part), part])
     }
 
     #[inline(always)]

@@ -23,6 +23,10 @@ pub type Lane = [f32; ROWS];
 /// Codes that are packed at once.
 pub const BYTES: usize = 32;
 
+/// What added to a number in `[−2^22, 2^22]` leaves no fraction bits, and the nearest integer above it: the sum lies in
+/// `[2^23, 2^24]`, where the floats are the integers, and this one is even.
+const INTEGERS: f32 = 12_582_912.0;
+
 /// What a weight is stored as.
 pub trait Element: bytemuck::Pod {
     /// Some of them as numbers, in the order that [`Vector::nearest_bytes`] takes them in.
@@ -150,16 +154,16 @@ pub trait Lanes: Copy {
     /// The nearest integer, ties to even, whatever the magnitude.
     #[must_use]
     fn nearest_integer(self) -> Self;
+    /// The nearest values of `store`, ties to even; infinite if out of range.
+    #[must_use]
+    fn nearest(self, store: Float) -> Self;
 
     /// The nearest integer, ties to even, of values in `[−2^22, 2^22]`; −0 may come out as 0, and NaN stays.
-    ///
-    /// Adding and taking away 1.5 × 2^23 leaves no fraction bits, on every target: the sum lies in `[2^23, 2^24]`,
-    /// where the floats are the integers, and 1.5 × 2^23 is even.
     #[must_use]
     #[inline(always)]
     fn round(self) -> Self {
-        let magic = Self::splat(12_582_912.0);
-        self.add(magic).sub(magic)
+        let integers = Self::splat(INTEGERS);
+        self.add(integers).sub(integers)
     }
 
     /// Held to `[0, max]`; NaN goes to 0.
@@ -183,6 +187,28 @@ pub trait Lanes: Copy {
     fn capped_code(self, max: Self) -> Self {
         self.min(max).nearest_integer()
     }
+
+    /// Makes ready to hold codes to `self`, which is a whole number up to 2^22.
+    #[must_use]
+    #[inline(always)]
+    fn cap(self) -> Self {
+        self.add(Self::splat(INTEGERS))
+    }
+
+    /// The nearest integer to `self * by`, ties to even, or what `cap` was made of where that is less; of products in
+    /// `[0, 2^22]`, of NaN any. The product is not rounded but to the integer.
+    ///
+    /// It takes as few of the units that multiply as it can: the sum is for those that add, the cap for those of integers.
+    #[must_use]
+    #[inline(always)]
+    fn product_code(self, by: Self, cap: Self) -> Self {
+        let integers = Self::splat(INTEGERS);
+        self.mul_add(by, integers).min_by_bits(cap).sub(integers)
+    }
+
+    /// The lesser of two positive numbers, found as that of the integers that their bits stand for; of others any.
+    #[must_use]
+    fn min_by_bits(self, other: Self) -> Self;
 }
 
 /// Eight `f32`, one per row.
@@ -343,13 +369,6 @@ pub trait Vector: Lanes {
         std::array::from_fn(|column| std::array::from_fn(|row| f32::from_bits(u32::from(rows[row][column]) << 16)))
     }
 
-    /// The nearest values of `store`, ties to even; infinite if out of range.
-    #[must_use]
-    #[inline(always)]
-    fn nearest(self, store: Float) -> Self {
-        self.each(|value| store.round(value))
-    }
-
     /// Of the two values of `store` on either side, the one further away; the same, if it is one of them.
     #[must_use]
     #[inline(always)]
@@ -448,6 +467,14 @@ impl Lanes for Portable {
     #[inline(always)]
     fn nearest_integer(self) -> Self {
         Self(self.0.map(f32::round_ties_even))
+    }
+    #[inline(always)]
+    fn nearest(self, store: Float) -> Self {
+        Self(self.0.map(|value| store.round(value)))
+    }
+    #[inline(always)]
+    fn min_by_bits(self, other: Self) -> Self {
+        Self(zip(self, other, |a, b| f32::from_bits(a.to_bits().min(b.to_bits()))))
     }
     // The baseline of a target may have no instruction for the nearest integer.
     #[inline(always)]

@@ -17,8 +17,8 @@ use std::arch::x86_64::{
     _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
     _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
     _mm256_insertf128_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epu8, _mm256_min_ps,
-    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epi32, _mm256_min_epu8,
+    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16,
     _mm256_permute2f128_ps, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
     _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_shuffle_ps, _mm256_sll_epi64,
     _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
@@ -161,6 +161,7 @@ impl Lanes for Avx2 {
         fn mul_add(by, plus) = _mm256_fmadd_ps;
         fn min(other) = _mm256_min_ps;
         fn max(other) = _mm256_max_ps;
+        fn min_by_bits(other) = |a, b| _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
         fn nearest_integer() = |a| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
     }
 
@@ -168,6 +169,24 @@ impl Lanes for Avx2 {
     fn splat(value: f32) -> Self {
         // SAFETY: AVX2 is there, see the module.
         Self(unsafe { _mm256_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    fn nearest(self, store: Float) -> Self {
+        match store {
+            Float::F32 => self,
+            Float::F16 => self.halves().widened(),
+            // SAFETY: AVX2 is there, see the module.
+            Float::BF16 => unsafe {
+                // Up if what is cut off is more than half, or half and the last bit that stays is odd.
+                let bits = _mm256_castps_si256(self.0);
+                let is_odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(bits, _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff)));
+                let cut = _mm256_and_si256(up, _mm256_set1_epi32(!0xffff));
+                let is_number = _mm256_cmp_ps::<_CMP_ORD_Q>(self.0, self.0);
+                Self(_mm256_blendv_ps(self.0, _mm256_castsi256_ps(cut), is_number))
+            },
+        }
     }
 }
 
@@ -221,24 +240,6 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn quotient(self, by: Parts<Self>) -> Self {
         quotient(self, by)
-    }
-
-    #[inline(always)]
-    fn nearest(self, store: Float) -> Self {
-        match store {
-            Float::F32 => self,
-            Float::F16 => self.halves().widened(),
-            // SAFETY: AVX2 is there, see the module.
-            Float::BF16 => unsafe {
-                // Up if what is cut off is more than half, or half and the last bit that stays is odd.
-                let bits = _mm256_castps_si256(self.0);
-                let is_odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                let up = _mm256_add_epi32(bits, _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff)));
-                let cut = _mm256_and_si256(up, _mm256_set1_epi32(!0xffff));
-                let is_number = _mm256_cmp_ps::<_CMP_ORD_Q>(self.0, self.0);
-                Self(_mm256_blendv_ps(self.0, _mm256_castsi256_ps(cut), is_number))
-            },
-        }
     }
 
     #[inline(always)]

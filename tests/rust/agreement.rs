@@ -77,7 +77,7 @@ fn encodings_and_errors_have_the_bits_of_every_architecture() {
             Effort::Fast,
             [
                 "cd6abdad66fc6119fd558d6ce924e45833b178a3211325c65384e41373c7992b",
-                "eda0bacc6ad9940eed32ccda671d5f7a45f23d64515afb77c4420a21eb03d38b",
+                "1e2cfd5634ae779420c5c2b4f9482c3e62fc6b4856de7d3971c7f97d97e1e1ea",
             ],
         ),
         (

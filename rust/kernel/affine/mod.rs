@@ -15,7 +15,7 @@ pub use search::{TRIALS, encode_search, search_errors};
 use super::kernel;
 use super::vector::{Lane, ROWS, Vector};
 use super::wide::Wide;
-use crate::scheme::BITS;
+use crate::scheme::{BITS, GROUP_SIZES};
 
 /// The most schemes whose errors are measured at once: one for each code width.
 pub const MAX_SCHEMES: usize = BITS.len();
@@ -119,6 +119,34 @@ fn range<V: Vector, const G: usize>(w: &[Lane; G]) -> (V, V) {
         range = (low.min(range.0), high.max(range.1));
     }
     range
+}
+
+/// Columns of the smallest groups; others are some of them.
+const LEAST_GROUP: usize = GROUP_SIZES[0] as usize;
+
+/// The least and the greatest element of some columns of each row; of zeros any.
+pub type Range = (Lane, Lane);
+
+kernel! {
+    /// The ranges of groups of 32, which those of all sizes can be joined from.
+    pub fn ranges<V: Vector>(band: &[Lane]) -> Vec<Range> {
+        let mut ranges = Vec::with_capacity(band.len() / LEAST_GROUP);
+        for w in band.as_chunks::<LEAST_GROUP>().0 {
+            let (low, high) = range::<V, LEAST_GROUP>(w);
+            ranges.push((low.store(), high.store()));
+        }
+        ranges
+    }
+}
+
+/// The range of all columns that `ranges` are of.
+#[inline(always)]
+fn joined<V: Vector>(ranges: &[Range]) -> (V, V) {
+    let mut joined = (V::load(ranges[0].0), V::load(ranges[0].1));
+    for &(low, high) in &ranges[1..] {
+        joined = (V::load(low).min(joined.0), V::load(high).max(joined.1));
+    }
+    joined
 }
 
 /// Group `at` of a band or of a vector as an array of a length known when compiling.

@@ -1,11 +1,11 @@
 //! MLX's own rule, bit for bit that of `mx.quantize` on a CPU: the grid is anchored at the group's element of largest
 //! magnitude, and stretched so that zero lies on it.
 
-use super::{Channels, Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
+use super::{Channels, Codes, LEAST_GROUP, MAX_SCHEMES, Range, RowError, RowSums, Rows, group, group_errors, joined};
 use crate::dtype::Float;
 use crate::kernel::kernel;
 use crate::kernel::vector::{BYTES, Element, Lane, Lanes, ROWS, Vector};
-use crate::kernel::wide::{MOST_PARTS, Wide};
+use crate::kernel::wide::Wide;
 
 /// The least scale the plain rule gives (MLX's constant).
 const PLAIN_EPSILON: f32 = 1e-7;
@@ -100,8 +100,8 @@ impl<V: Vector, const G: usize, const ORDINARY: bool> Codes<V> for PlainCodes<'_
 
 /// `N` code widths, made ready.
 struct Widths<W: Wide, const N: usize> {
-    /// The largest codes, as many as there are parts side by side: the first `N / W::PARTS`, rounded up.
-    max_code: [W; N],
+    /// What holds codes to the largest ones, as many as there are parts side by side: the first `N / W::PARTS`, rounded up.
+    cap: [W; N],
     divisor: [<W::Part as Vector>::Divisor; N],
 }
 
@@ -113,33 +113,23 @@ impl<W: Wide, const N: usize> Widths<W, N> {
     fn new(max_codes: [u8; N]) -> Self {
         let zero = W::Part::splat(0.0);
         let mut max_code = [zero; N];
-        let mut new = Self { max_code: [W::splat(0.0); N], divisor: [zero.divisor(); N] };
+        let mut new = Self { cap: [W::splat(0.0); N], divisor: [zero.divisor(); N] };
         for at in 0..N {
             max_code[at] = W::Part::splat(f32::from(max_codes[at]));
             new.divisor[at] = max_code[at].divisor();
         }
-        for (wide, parts) in new.max_code.iter_mut().zip(max_code.chunks(W::PARTS)) {
-            *wide = W::beside(parts);
+        for (wide, parts) in new.cap.iter_mut().zip(max_code.chunks(W::PARTS)) {
+            *wide = W::beside(parts).cap();
         }
         new
     }
-}
-
-/// The nearest values of `store`.
-#[inline(always)]
-fn nearest<W: Wide>(of: W, store: Float) -> W {
-    let mut parts = [W::Part::splat(0.0); MOST_PARTS];
-    for (at, part) in parts[..W::PARTS].iter_mut().enumerate() {
-        *part = of.part(at).nearest(store);
-    }
-    W::beside(&parts[..W::PARTS])
 }
 
 /// The plain rule's grids for `N` code widths of the same group of each row, all of them ordinary: they begin at the edge,
 /// which is stored as it is, being a weight.
 struct Ordinary<W: Wide, const N: usize> {
     edge: W,
-    /// Steps of the scale, unrounded, for each unit of a weight; as many as [`Widths::max_code`].
+    /// Steps of the scale, unrounded, for each unit of a weight; as many as [`Widths::cap`].
     steps: [W; N],
     /// The scale as it is stored, with the sign changed.
     minus_scale: [W; N],
@@ -162,12 +152,12 @@ impl<W: Wide, const N: usize> Ordinary<W, N> {
             *step = width.exact_quotient(divisor);
         }
         let by_edge = W::beside(&[W::Part::splat(1.0).div(edge)]);
-        let (edge, zero) = (W::beside(&[edge]), W::splat(0.0));
+        let (edge, zero) = (W::alike(edge), W::splat(0.0));
         let mut new = Self { edge, steps: [zero; N], minus_scale: [zero; N] };
         for (at, steps) in steps.chunks(W::PARTS).enumerate() {
             let (scale, to_zero) = anchored(edge, W::beside(steps));
             new.steps[at] = to_zero.mul(by_edge);
-            new.minus_scale[at] = zero.sub(nearest(scale, store));
+            new.minus_scale[at] = zero.sub(scale.nearest(store));
         }
         Some(new)
     }
@@ -193,7 +183,7 @@ impl<W: Wide, const N: usize> Ordinary<W, N> {
             let (w, drop) = (W::each(w[usize::from(channel) % G]), W::splat(drop));
             let from_edge = w.sub(self.edge);
             for (at, (weighted, plain)) in of_group[..Widths::<W, N>::WIDE].iter_mut().enumerate() {
-                let code = from_edge.mul(self.steps[at]).capped_code(widths.max_code[at]);
+                let code = from_edge.product_code(self.steps[at], widths.cap[at]);
                 let off = if HALVES {
                     code.mul_add(self.minus_scale[at], from_edge)
                 } else {
@@ -328,6 +318,7 @@ const SUM_COLUMNS: usize = 128;
 #[inline(always)]
 fn add_plain<W: Wide, const G: usize, const N: usize>(
     band: &[Lane],
+    ranges: &[Range],
     channels: &Channels<'_>,
     max_codes: [u8; N],
     store: Float,
@@ -339,7 +330,7 @@ fn add_plain<W: Wide, const G: usize, const N: usize>(
     let groups = band.len() / G;
     for at in 0..groups {
         let (w, falling) = (group::<G, _>(band, at), falling.of::<G>(at));
-        let range = range(w);
+        let range = joined(&ranges[at * G / LEAST_GROUP..][..G / LEAST_GROUP]);
         if let Some(grids) = Ordinary::new(range, &widths, store) {
             if store == Float::F32 {
                 grids.add_errors::<G, false>(&widths, w, falling, &mut errors);
@@ -364,16 +355,16 @@ fn add_plain<W: Wide, const G: usize, const N: usize>(
 
 kernel! {
     /// The errors of [`encode_plain`] with each of `max_codes`, without storing what it stores; of a weight in the middle
-    /// between two codes, with either. The weights must be such as `store` has.
+    /// between two codes, with either. The weights must be such as `store` has. `ranges` are the band's [`ranges`](super::ranges).
     pub fn plain_errors<V: Vector in W: Wide, const G: usize>(
-        band: &[Lane], channels: &Channels<'_>, max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
+        band: &[Lane], ranges: &[Range], channels: &Channels<'_>, max_codes: &[u8], store: Float, out: &mut [[RowError; ROWS]],
     ) {
         let mut sums = [RowSums::NONE; MAX_SCHEMES];
         if let Ok(all) = max_codes.try_into() {
-            add_plain::<W, G, MAX_SCHEMES>(band, channels, all, store, &mut sums);
+            add_plain::<W, G, MAX_SCHEMES>(band, ranges, channels, all, store, &mut sums);
         } else {
             for (&max_code, sums) in max_codes.iter().zip(&mut sums) {
-                add_plain::<W, G, 1>(band, channels, [max_code], store, std::slice::from_mut(sums));
+                add_plain::<W, G, 1>(band, ranges, channels, [max_code], store, std::slice::from_mut(sums));
             }
         }
         out.iter_mut().zip(&sums).for_each(|(out, sums)| *out = sums.rows());
