@@ -4,11 +4,11 @@
 
 use std::hint::black_box;
 
+use ramrs::checkpoint::shard::PageBuffer;
 use ramrs::dtype::Float;
 use ramrs::kernel::Level;
 use ramrs::kernel::affine::Channels;
 use ramrs::kernel::band::{energy, load};
-use ramrs::kernel::vector::Lane;
 use ramrs::pack;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
@@ -18,7 +18,7 @@ mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
-use sample::source;
+use sample::{room, source};
 
 const COLUMNS: usize = 1024;
 
@@ -27,32 +27,33 @@ fn main() {
     let [kernel, times] = arguments.as_slice() else { panic!("give KERNEL TIMES") };
     let times: usize = times.parse().expect("a number of times");
     let (bytes, level, k) = (source(COLUMNS), Level::detect(), importance(COLUMNS));
-    let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
-    load(level, Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
+    let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
+    let band = room(&mut buffer, COLUMNS);
+    load(level, Float::BF16, &bytes, &mut row, band);
     let channels = Channels::new(&k);
     let schemes: Vec<Affine> = Affine::all().collect();
     let Ok(Scheme::Affine(four)) = "4g64".parse() else { panic!("a scheme") };
     let encoder = |effort| Encoder { level, effort };
     let mut encoded = Encoded::default();
-    encoder(Effort::Fast).encode(four, Float::BF16, (&bytes, &band), &k, &mut encoded);
+    encoder(Effort::Fast).encode(four, Float::BF16, (&bytes, band), &k, &mut encoded);
     let mut packed = Vec::new();
     for _ in 0..times {
         match kernel.as_str() {
-            "load" => load(level, Float::BF16, black_box(&bytes), COLUMNS, &mut row, &mut band),
+            "load" => load(level, Float::BF16, black_box(&bytes), &mut row, band),
             "energy" => {
-                black_box(energy(level, black_box(&band), &k));
+                black_box(energy(level, black_box(band), &k));
             }
             "encode-fast-4g64" => {
-                encoder(Effort::Fast).encode(four, Float::BF16, black_box((&bytes, &band)), &k, &mut encoded);
+                encoder(Effort::Fast).encode(four, Float::BF16, black_box((&bytes, band)), &k, &mut encoded);
             }
             "encode-normal-4g64" => {
-                encoder(Effort::Normal).encode(four, Float::BF16, black_box((&bytes, &band)), &k, &mut encoded);
+                encoder(Effort::Normal).encode(four, Float::BF16, black_box((&bytes, band)), &k, &mut encoded);
             }
             "errors-fast" => {
-                black_box(encoder(Effort::Fast).errors(&schemes, Float::BF16, black_box(&band), &channels));
+                black_box(encoder(Effort::Fast).errors(&schemes, Float::BF16, black_box(band), &channels));
             }
             "errors-normal" => {
-                black_box(encoder(Effort::Normal).errors(&schemes, Float::BF16, black_box(&band), &channels));
+                black_box(encoder(Effort::Normal).errors(&schemes, Float::BF16, black_box(band), &channels));
             }
             "pack-4" => {
                 packed.clear();

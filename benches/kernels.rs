@@ -7,10 +7,11 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ramrs::checkpoint::packing::{Blocks, Packing};
+use ramrs::checkpoint::shard::PageBuffer;
 use ramrs::dtype::{Float, Float8};
 use ramrs::kernel::Level;
 use ramrs::kernel::band::{energy, load};
-use ramrs::kernel::vector::{Lane, ROWS};
+use ramrs::kernel::vector::ROWS;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
 
@@ -19,15 +20,16 @@ mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
-use sample::source;
+use sample::{room, source};
 
 const COLUMNS: usize = 4096;
 const BYTES: usize = ROWS * COLUMNS * 2;
 
 fn kernels(criterion: &mut Criterion) {
     let bytes = source(COLUMNS);
-    let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
-    load(Level::detect(), Float::BF16, &bytes, COLUMNS, &mut row, &mut band);
+    let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
+    let band = room(&mut buffer, COLUMNS);
+    load(Level::detect(), Float::BF16, &bytes, &mut row, band);
     let k = importance(COLUMNS);
 
     let mut group = criterion.benchmark_group("band");
@@ -38,10 +40,10 @@ fn kernels(criterion: &mut Criterion) {
     });
     for level in Level::available() {
         group.bench_function(BenchmarkId::new("load", level.name()), |bench| {
-            bench.iter(|| load(level, Float::BF16, black_box(&bytes), COLUMNS, &mut row, &mut band));
+            bench.iter(|| load(level, Float::BF16, black_box(&bytes), &mut row, band));
         });
         group.bench_function(BenchmarkId::new("energy", level.name()), |bench| {
-            bench.iter(|| energy(level, black_box(&band), black_box(&k)));
+            bench.iter(|| energy(level, black_box(band), black_box(&k)));
         });
     }
     group.finish();
@@ -59,7 +61,7 @@ fn kernels(criterion: &mut Criterion) {
                 let mut out = Encoded::default();
                 group.bench_function(BenchmarkId::new(scheme.to_string(), level.name()), |bench| {
                     bench.iter(|| {
-                        encoder.encode(scheme, Float::BF16, black_box((&bytes, &band)), black_box(&k), &mut out);
+                        encoder.encode(scheme, Float::BF16, black_box((&bytes, &*band)), black_box(&k), &mut out);
                     });
                 });
             }
@@ -72,7 +74,8 @@ fn kernels(criterion: &mut Criterion) {
 fn sources(criterion: &mut Criterion) {
     let (brain, mut values) = (source(COLUMNS), vec![0.0; ROWS * COLUMNS]);
     Float::BF16.widen(&brain, &mut values);
-    let (mut row, mut band): (Vec<f32>, Vec<Lane>) = Default::default();
+    let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
+    let band = room(&mut buffer, COLUMNS);
     let mut group = criterion.benchmark_group("band of other types");
     for float in [Float::F16, Float::F32] {
         let mut bytes = Vec::new();
@@ -80,7 +83,7 @@ fn sources(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         for level in Level::available() {
             group.bench_function(BenchmarkId::new(format!("load {float:?}"), level.name()), |bench| {
-                bench.iter(|| load(level, float, black_box(&bytes), COLUMNS, &mut row, &mut band));
+                bench.iter(|| load(level, float, black_box(&bytes), &mut row, band));
             });
         }
     }

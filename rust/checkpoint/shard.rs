@@ -95,7 +95,8 @@ const PAGE_BYTES: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_BYTES]);
 
-/// A buffer that starts on a page: the kernel's copy into one that does not is several times slower on some CPUs.
+/// A buffer that starts on a page: the kernel's copy into one that does not is several times slower on some CPUs, and what a
+/// register takes from one does not lie across two lines of the cache.
 #[derive(Default)]
 pub struct PageBuffer {
     pages: Vec<Page>,

@@ -95,7 +95,7 @@ pub struct Reader {
     scales: Vec<f32>,
     gathered: PageBuffer,
     row: Vec<f32>,
-    band: Vec<Lane>,
+    band: PageBuffer,
 }
 
 /// Fills `buffer` from `offset` of shard `shard`, one of `open` or opened for it.
@@ -269,13 +269,14 @@ impl Reader {
         let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("bands of what is no matrix".to_owned()))?;
         let rows = rows_of(matrix, bands);
         let (mut row, mut band) = (std::mem::take(&mut self.row), std::mem::take(&mut self.band));
-        let cols = length(&(0..matrix.cols))?;
+        let side_by_side: &mut [Lane] =
+            bytemuck::cast_slice_mut(band.get(length(&(0..matrix.cols))? * size_of::<Lane>()));
         let mut first = rows.start;
         let band_bytes = length(&(0..matrix.row_bytes()))? * ROWS;
         for source in self.rows(checkpoint, view, &rows)?.chunks(band_bytes) {
-            band::load(level, matrix.float, source, cols, &mut row, &mut band);
+            band::load(level, matrix.float, source, &mut row, side_by_side);
             let after = (first + ROWS as u64).min(rows.end);
-            each(first..after, &band, source)?;
+            each(first..after, side_by_side, source)?;
             first = after;
         }
         (self.row, self.band) = (row, band);
