@@ -126,17 +126,14 @@ impl<V: Vector> Candidate<V> {
 /// A grid: scale and bias.
 type Grid<V> = (V, V);
 
-/// What is done for as many grids at once as a register has room for, for each of them.
+/// What is done for as many grids at once as a register has room for, for each of them: the first [`Wide::PARTS`].
 type Each<T> = [T; MOST_PARTS];
 
 /// `grids`, side by side.
 #[inline(always)]
-fn beside<W: Wide>(grids: &[Grid<W::Part>]) -> Grid<W> {
-    let [mut scales, mut biases] = [[W::Part::splat(0.0); MOST_PARTS]; 2];
-    for (at, &(scale, bias)) in grids.iter().enumerate() {
-        (scales[at], biases[at]) = (scale, bias);
-    }
-    (W::beside(&scales[..grids.len()]), W::beside(&biases[..grids.len()]))
+fn beside<W: Wide>(grids: &Each<Grid<W::Part>>) -> Grid<W> {
+    let (scales, biases) = (grids.map(|(scale, _)| scale), grids.map(|(_, bias)| bias));
+    (W::beside(&scales[..W::PARTS]), W::beside(&biases[..W::PARTS]))
 }
 
 /// The weighted least-squares grids for the codes that each of `grids` gives, and their errors.
@@ -146,7 +143,7 @@ fn fit<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
     k_sum: f32,
-    grids: &[Grid<W::Part>],
+    grids: &Each<Grid<W::Part>>,
     max_code: f32,
 ) -> Each<Candidate<W::Part>> {
     let max_code = W::splat(max_code);
@@ -166,9 +163,9 @@ fn fit<W: Wide, const G: usize>(
         e2 = e2.add(ke.mul(e));
     }
     let mut fitted = [Candidate::none(); MOST_PARTS];
-    for (at, (fitted, &grid)) in fitted.iter_mut().zip(grids).enumerate() {
+    for at in 0..W::PARTS {
         let sums = Sums { q1: q1.part(at), q2: q2.part(at), e1: e1.part(at), eq: eq.part(at), e2: e2.part(at) };
-        *fitted = sums.fitted(k_sum, grid);
+        fitted[at] = sums.fitted(k_sum, grids[at]);
     }
     fitted
 }
@@ -213,7 +210,7 @@ impl<V: Vector> Sums<V> {
 fn fit_scale<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    grids: &[Grid<W::Part>],
+    grids: &Each<Grid<W::Part>>,
     max_code: f32,
 ) -> Each<W::Part> {
     let max_code = W::splat(max_code);
@@ -230,9 +227,9 @@ fn fit_scale<W: Wide, const G: usize>(
     let fitted = qw.div(q2);
     let zero = W::Part::splat(0.0);
     let mut scales = [zero; MOST_PARTS];
-    for (at, (held, &(scale, _))) in scales.iter_mut().zip(grids).enumerate() {
+    for at in 0..W::PARTS {
         let fitted = fitted.part(at);
-        *held = fitted.where_or(zero.less(fitted), scale);
+        scales[at] = fitted.where_or(zero.less(fitted), grids[at].0);
     }
     scales
 }
@@ -242,18 +239,19 @@ fn fit_scale<W: Wide, const G: usize>(
 fn measure<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    grids: &[Grid<W::Part>],
+    grids: &Each<Grid<W::Part>>,
     max_code: f32,
 ) -> Each<Candidate<W::Part>> {
     let (scale, bias) = beside::<W>(grids);
     let codes = StoredCodes { reciprocal: W::splat(1.0).div(scale), bias, max_code: W::splat(max_code), w };
     let (error, plain) = group_errors(w, k, (scale, bias), &codes);
     let mut measured = [Candidate::none(); MOST_PARTS];
-    for (at, (measured, &(scale, bias))) in measured.iter_mut().zip(grids).enumerate() {
+    for at in 0..W::PARTS {
+        let (scale, bias) = grids[at];
         let sound = W::Part::splat(0.0).less(scale);
         // A scale of 0 or an infinite one gives NaN or infinity: less than nothing.
         let found = Candidate { error: error.part(at), plain: plain.part(at), scale, bias };
-        *measured = found.where_or(sound, Candidate::none());
+        measured[at] = found.where_or(sound, Candidate::none());
     }
     measured
 }
@@ -263,27 +261,25 @@ fn measure<W: Wide, const G: usize>(
 fn settle<W: Wide, const G: usize>(
     w: &[Lane; G],
     k: &[f32; G],
-    from: &[Candidate<W::Part>],
+    from: &Each<Candidate<W::Part>>,
     max_code: f32,
     store: Float,
     biases: usize,
 ) -> Each<Candidate<W::Part>> {
-    let count = from.len();
     let mut best = [Candidate::none(); MOST_PARTS];
     for which in 0..biases {
-        let mut grids = [(W::Part::splat(0.0), W::Part::splat(0.0)); MOST_PARTS];
-        for (grid, from) in grids.iter_mut().zip(from) {
-            let bias = if which == 0 { from.bias.nearest(store) } else { from.bias.other_side(store) };
-            *grid = (from.scale, bias);
+        let mut grids = from.map(|from| (from.scale, from.bias));
+        for grid in &mut grids[..W::PARTS] {
+            grid.1 = if which == 0 { grid.1.nearest(store) } else { grid.1.other_side(store) };
         }
-        let scales = fit_scale::<W, G>(w, k, &grids[..count], max_code);
+        let scales = fit_scale::<W, G>(w, k, &grids, max_code);
         for side in 0..2 {
-            for (grid, scale) in grids.iter_mut().zip(scales) {
-                grid.0 = if side == 0 { scale.nearest(store) } else { scale.other_side(store) };
+            for at in 0..W::PARTS {
+                grids[at].0 = if side == 0 { scales[at].nearest(store) } else { scales[at].other_side(store) };
             }
-            let measured = measure::<W, G>(w, k, &grids[..count], max_code);
-            for (best, measured) in best.iter_mut().zip(measured) {
-                *best = best.or_better(measured);
+            let measured = measure::<W, G>(w, k, &grids, max_code);
+            for at in 0..W::PARTS {
+                best[at] = best[at].or_better(measured[at]);
             }
         }
     }
@@ -319,33 +315,34 @@ impl<V: Vector> Found<V> {
         let [mut first, mut second] = [Candidate::none(); 2];
         for trials in trials.chunks(W::PARTS) {
             let mut grids = [(low, low); MOST_PARTS];
-            for (grid, trial) in grids.iter_mut().zip(trials) {
-                let [from_low, from_high] = trial.map(|share| f32::from(share) * 1e-4);
+            for (at, grid) in grids[..W::PARTS].iter_mut().enumerate() {
+                // The last one again where none is left, to fill the register.
+                let [from_low, from_high] = trials[at.min(trials.len() - 1)].map(|share| f32::from(share) * 1e-4);
                 let start = low.add(width.mul(V::splat(from_low)));
                 let step = width.mul(V::splat((1.0 - from_low) - from_high)).div(V::splat(max_code));
                 *grid = (step, start);
             }
-            let fitted = fit::<W, G>(w, k, k_sum, &grids[..trials.len()], max_code);
-            for &found in &fitted[..trials.len()] {
-                let ahead = found.error.less(first.error);
-                second = second.or_better(first.where_or(ahead, found));
-                first = found.where_or(ahead, first);
+            let fitted = fit::<W, G>(w, k, k_sum, &grids, max_code);
+            for (at, &found) in fitted[..W::PARTS].iter().enumerate() {
+                if at < trials.len() {
+                    let ahead = found.error.less(first.error);
+                    second = second.or_better(first.where_or(ahead, found));
+                    first = found.where_or(ahead, first);
+                }
             }
         }
 
         let ((error, plain_error), (scale, bias)) = (plain.errors(w, k), plain.stored);
         let mut best = Candidate { error, plain: plain_error, scale, bias };
-        for finalists in [first, second].chunks_mut(W::PARTS) {
-            let mut grids = [(low, low); MOST_PARTS];
-            for (grid, finalist) in grids.iter_mut().zip(&*finalists) {
-                *grid = (finalist.scale, finalist.bias);
+        let finalists = [first, second];
+        for at in (0..MOST_PARTS).step_by(W::PARTS) {
+            let mut finalists = [finalists[at], finalists[MOST_PARTS - 1]];
+            let again = fit::<W, G>(w, k, k_sum, &finalists.map(|of| (of.scale, of.bias)), max_code);
+            for at in 0..W::PARTS {
+                finalists[at] = finalists[at].or_better(again[at]);
             }
-            let again = fit::<W, G>(w, k, k_sum, &grids[..finalists.len()], max_code);
-            for (finalist, again) in finalists.iter_mut().zip(again) {
-                *finalist = finalist.or_better(again);
-            }
-            let settled = settle::<W, G>(w, k, finalists, max_code, store, biases);
-            for &settled in &settled[..finalists.len()] {
+            let settled = settle::<W, G>(w, k, &finalists, max_code, store, biases);
+            for &settled in &settled[..W::PARTS] {
                 best = best.or_better(settled);
             }
         }
