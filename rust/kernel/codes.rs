@@ -15,7 +15,15 @@ kernel! {
         assert!(codes.len().is_multiple_of(CODES), "pack: not whole bytes");
         let (from, width) = (out.len(), BYTES / CODES * BITS);
         out.resize(from + codes.len() / CODES * BITS, 0);
-        let out = &mut out[from..];
+        let (mut codes, mut out) = (codes, &mut out[from..]);
+        if BITS == 4 {
+            let (pairs, rest) = codes.as_chunks();
+            let (registers, rest_out) = out.split_at_mut(pairs.len() * BYTES);
+            for (codes, out) in pairs.iter().zip(registers.as_chunks_mut().0) {
+                *out = V::nibbles(codes);
+            }
+            (codes, out) = (rest, rest_out);
+        }
         // Whole registers are written as long as there is room for one: what is too much, the next ones overwrite.
         let fit = (out.len() + width).saturating_sub(BYTES) / width;
         let (registers, rest) = codes.split_at(fit.min(codes.len() / BYTES) * BYTES);

@@ -341,6 +341,17 @@ pub trait Vector: Lanes {
             out[at * BITS..][..BITS].copy_from_slice(&all.to_le_bytes()[..BITS]);
         }
     }
+    /// Codes of four bits, one a byte, without the bits between them: as [`squeeze`](Self::squeeze), of twice as many, which
+    /// fill a register then.
+    #[must_use]
+    #[inline(always)]
+    fn nibbles(codes: &[u8; 2 * BYTES]) -> [u8; BYTES] {
+        let mut out = [0; BYTES];
+        for (out, codes) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+            *out = codes[0] | codes[1] << 4;
+        }
+        out
+    }
     /// The low byte of each lane's integer value, which must be in `[0, 255]`.
     fn bytes(self) -> [u8; ROWS];
     /// Bytes as floats.

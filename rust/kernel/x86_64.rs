@@ -19,12 +19,12 @@ use std::arch::x86_64::{
     _mm256_insertf128_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
     _mm256_maddubs_epi16, _mm256_max_epi16, _mm256_max_epu16, _mm256_max_ps, _mm256_min_epi32, _mm256_min_epu8,
     _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32, _mm256_packus_epi16,
-    _mm256_permute2f128_ps, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_shuffle_ps, _mm256_sll_epi64,
-    _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
-    _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpackhi_pd,
-    _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_unpacklo_pd,
-    _mm256_unpacklo_ps,
+    _mm256_permute2f128_ps, _mm256_permute4x64_epi64, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    _mm256_shuffle_ps, _mm256_sll_epi64, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srli_epi64, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_epi32, _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpackhi_epi32,
+    _mm256_unpackhi_epi64, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_epi16, _mm256_unpacklo_epi32,
+    _mm256_unpacklo_epi64, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
 };
 
 use half::{bf16, f16};
@@ -412,6 +412,22 @@ impl Vector for Avx2 {
             _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
             _mm_storeu_si128(to.add(2 * BITS).cast(), _mm256_extracti128_si256::<1>(bytes));
         }
+    }
+
+    #[inline(always)]
+    fn nibbles(codes: &[u8; 2 * BYTES]) -> [u8; BYTES] {
+        let mut out = [0; BYTES];
+        // SAFETY: AVX2 is there, see the module; 32 bytes are loaded of `codes` from 0 and from 32 on, of 64, and 32 stored to
+        // `out`, which is as long; no alignment is asked for.
+        unsafe {
+            let pairs = |at: usize| {
+                let codes = _mm256_loadu_si256(codes[at..].as_ptr().cast());
+                _mm256_maddubs_epi16(codes, _mm256_set1_epi16(1 | 1 << 12))
+            };
+            let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(pairs(0), pairs(BYTES)));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes);
+        }
+        out
     }
 
     #[inline(always)]
