@@ -420,11 +420,12 @@ impl Vector for Avx2 {
         // SAFETY: AVX2 is there, see the module; 32 bytes are loaded of `codes` from 0 and from 32 on, of 64, and 32 stored to
         // `out`, which is as long; no alignment is asked for.
         unsafe {
-            let pairs = |at: usize| {
-                let codes = _mm256_loadu_si256(codes[at..].as_ptr().cast());
-                _mm256_maddubs_epi16(codes, _mm256_set1_epi16(1 | 1 << 12))
-            };
-            let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(pairs(0), pairs(BYTES)));
+            let [low, high] =
+                [_mm256_loadu_si256(codes.as_ptr().cast()), _mm256_loadu_si256(codes[BYTES..].as_ptr().cast())];
+            // Each second code goes above the first, and what comes of both registers in fours of one and the other.
+            let above = _mm256_set1_epi16(1 | 1 << 12);
+            let fours = _mm256_packus_epi16(_mm256_maddubs_epi16(low, above), _mm256_maddubs_epi16(high, above));
+            let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(fours);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes);
         }
         out

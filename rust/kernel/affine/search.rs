@@ -129,10 +129,23 @@ type Grid<V> = (V, V);
 /// What is done for as many grids at once as a register has room for, for each of them: the first [`Wide::PARTS`].
 type Each<T> = [T; MOST_PARTS];
 
+/// The grids of `candidates`.
+#[inline(always)]
+fn grids_of<W: Wide>(candidates: &Each<Candidate<W::Part>>) -> Each<Grid<W::Part>> {
+    let mut grids = [(candidates[0].scale, candidates[0].bias); MOST_PARTS];
+    for (grid, of) in grids.iter_mut().zip(candidates) {
+        *grid = (of.scale, of.bias);
+    }
+    grids
+}
+
 /// `grids`, side by side.
 #[inline(always)]
 fn beside<W: Wide>(grids: &Each<Grid<W::Part>>) -> Grid<W> {
-    let (scales, biases) = (grids.map(|(scale, _)| scale), grids.map(|(_, bias)| bias));
+    let [mut scales, mut biases] = [[grids[0].0; MOST_PARTS]; 2];
+    for (at, &grid) in grids[..W::PARTS].iter().enumerate() {
+        (scales[at], biases[at]) = grid;
+    }
     (W::beside(&scales[..W::PARTS]), W::beside(&biases[..W::PARTS]))
 }
 
@@ -268,7 +281,7 @@ fn settle<W: Wide, const G: usize>(
 ) -> Each<Candidate<W::Part>> {
     let mut best = [Candidate::none(); MOST_PARTS];
     for which in 0..biases {
-        let mut grids = from.map(|from| (from.scale, from.bias));
+        let mut grids = grids_of::<W>(from);
         for grid in &mut grids[..W::PARTS] {
             grid.1 = if which == 0 { grid.1.nearest(store) } else { grid.1.other_side(store) };
         }
@@ -337,7 +350,7 @@ impl<V: Vector> Found<V> {
         let finalists = [first, second];
         for at in (0..MOST_PARTS).step_by(W::PARTS) {
             let mut finalists = [finalists[at], finalists[MOST_PARTS - 1]];
-            let again = fit::<W, G>(w, k, k_sum, &finalists.map(|of| (of.scale, of.bias)), max_code);
+            let again = fit::<W, G>(w, k, k_sum, &grids_of::<W>(&finalists), max_code);
             for at in 0..W::PARTS {
                 finalists[at] = finalists[at].or_better(again[at]);
             }
