@@ -121,7 +121,7 @@ fn range<V: Vector, const G: usize>(w: &[Lane; G]) -> (V, V) {
     range
 }
 
-/// Columns of the smallest groups; others are some of them.
+/// Columns of the smallest groups. Other groups are some of these side by side.
 const LEAST_GROUP: usize = GROUP_SIZES[0] as usize;
 
 /// The least and the greatest element of some columns of each row; of zeros any.

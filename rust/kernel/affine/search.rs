@@ -347,9 +347,9 @@ impl<V: Vector> Found<V> {
 
         let ((error, plain_error), (scale, bias)) = (plain.errors(w, k), plain.stored);
         let mut best = Candidate { error, plain: plain_error, scale, bias };
-        let finalists = [first, second];
-        for at in (0..MOST_PARTS).step_by(W::PARTS) {
-            let mut finalists = [finalists[at], finalists[MOST_PARTS - 1]];
+        // Both at once, or one after the other.
+        for from in (0..MOST_PARTS).step_by(W::PARTS) {
+            let mut finalists = if from == 0 { [first, second] } else { [second; MOST_PARTS] };
             let again = fit::<W, G>(w, k, k_sum, &grids_of::<W>(&finalists), max_code);
             for at in 0..W::PARTS {
                 finalists[at] = finalists[at].or_better(again[at]);
