@@ -107,7 +107,6 @@ kernel! {
                 x.nearest(Float::BF16),
                 x.nearest(Float::F16),
                 x.nearest(Float::F32),
-                W::alike(V::load(b)).sub(x),
                 // One that is given alone is all there is.
                 W::beside(&parts[at..=at]).sub(y),
             ];

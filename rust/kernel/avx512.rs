@@ -75,15 +75,14 @@ impl Wide for Avx512 {
 
     #[inline(always)]
     fn beside(parts: &[Avx2]) -> Self {
-        let (first, second) = (parts[0], parts[parts.len().min(2) - 1]);
+        let (first, second) = match parts {
+            // Did the compiler know that they are alike, it would do but half of what is done with both, and lay that side by
+            // side each time.
+            [only] => (black_box(*only), *only),
+            _ => (parts[0], parts[1]),
+        };
         // SAFETY: AVX-512 is there, see the module.
         Self(unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first.0), second.0) })
-    }
-
-    #[inline(always)]
-    fn alike(part: Avx2) -> Self {
-        // Did the compiler know, it would do but half of what is done with both, and lay that side by side each time.
-        Self::beside(&[black_box(part), part])
     }
 
     #[inline(always)]

@@ -23,9 +23,6 @@ pub(super) trait Wide: Lanes {
     /// `parts`, of which there is one at least: the last one again where there are fewer than [`PARTS`](Self::PARTS).
     fn beside(parts: &[Self::Part]) -> Self;
 
-    /// `part`, as often as there is room: for what much is done with.
-    fn alike(part: Self::Part) -> Self;
-
     /// Part `at`.
     fn part(self, at: usize) -> Self::Part;
 }
@@ -43,11 +40,6 @@ impl<V: Vector> Wide for V {
     #[inline(always)]
     fn beside(parts: &[V]) -> Self {
         parts[0]
-    }
-
-    #[inline(always)]
-    fn alike(part: V) -> Self {
-        part
     }
 
     #[inline(always)]

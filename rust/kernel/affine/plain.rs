@@ -152,7 +152,7 @@ impl<W: Wide, const N: usize> Ordinary<W, N> {
             *step = width.exact_quotient(divisor);
         }
         let by_edge = W::beside(&[W::Part::splat(1.0).div(edge)]);
-        let (edge, zero) = (W::alike(edge), W::splat(0.0));
+        let (edge, zero) = (W::beside(&[edge]), W::splat(0.0));
         let mut new = Self { edge, steps: [zero; N], minus_scale: [zero; N] };
         for (at, steps) in steps.chunks(W::PARTS).enumerate() {
             let (scale, to_zero) = anchored(edge, W::beside(steps));
