@@ -9,6 +9,7 @@ use ramrs::dtype::Float;
 use ramrs::kernel::Level;
 use ramrs::kernel::affine::Channels;
 use ramrs::kernel::band::{energy, load};
+use ramrs::kernel::vector::Lane;
 use ramrs::pack;
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
@@ -18,7 +19,7 @@ mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
-use sample::{room, source};
+use sample::source;
 
 const COLUMNS: usize = 1024;
 
@@ -28,7 +29,7 @@ fn main() {
     let times: usize = times.parse().expect("a number of times");
     let (bytes, level, k) = (source(COLUMNS), Level::detect(), importance(COLUMNS));
     let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
-    let band = room(&mut buffer, COLUMNS);
+    let band: &mut [Lane] = buffer.elements(COLUMNS);
     load(level, Float::BF16, &bytes, &mut row, band);
     let channels = Channels::new(&k);
     let schemes: Vec<Affine> = Affine::all().collect();

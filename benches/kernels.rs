@@ -11,7 +11,7 @@ use ramrs::checkpoint::shard::PageBuffer;
 use ramrs::dtype::{Float, Float8};
 use ramrs::kernel::Level;
 use ramrs::kernel::band::{energy, load};
-use ramrs::kernel::vector::ROWS;
+use ramrs::kernel::vector::{Lane, ROWS};
 use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
 
@@ -20,7 +20,7 @@ mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
-use sample::{room, source};
+use sample::source;
 
 const COLUMNS: usize = 4096;
 const BYTES: usize = ROWS * COLUMNS * 2;
@@ -28,7 +28,7 @@ const BYTES: usize = ROWS * COLUMNS * 2;
 fn kernels(criterion: &mut Criterion) {
     let bytes = source(COLUMNS);
     let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
-    let band = room(&mut buffer, COLUMNS);
+    let band: &mut [Lane] = buffer.elements(COLUMNS);
     load(Level::detect(), Float::BF16, &bytes, &mut row, band);
     let k = importance(COLUMNS);
 
@@ -75,7 +75,7 @@ fn sources(criterion: &mut Criterion) {
     let (brain, mut values) = (source(COLUMNS), vec![0.0; ROWS * COLUMNS]);
     Float::BF16.widen(&brain, &mut values);
     let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
-    let band = room(&mut buffer, COLUMNS);
+    let band: &mut [Lane] = buffer.elements(COLUMNS);
     let mut group = criterion.benchmark_group("band of other types");
     for float in [Float::F16, Float::F32] {
         let mut bytes = Vec::new();

@@ -1,8 +1,7 @@
 //! A band of weights to measure kernels on.
 
-use ramrs::checkpoint::shard::PageBuffer;
 use ramrs::dtype::Float;
-use ramrs::kernel::vector::{Lane, ROWS};
+use ramrs::kernel::vector::ROWS;
 
 /// The bfloat16 bytes of a band of `columns` columns: about normal, and always the same.
 pub(super) fn source(columns: usize) -> Vec<u8> {
@@ -15,9 +14,4 @@ pub(super) fn source(columns: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(2 * values.len());
     Float::BF16.append(&values, &mut bytes);
     bytes
-}
-
-/// Room for a band of `columns` columns, laid as the reader lays it: on a page.
-pub(super) fn room(buffer: &mut PageBuffer, columns: usize) -> &mut [Lane] {
-    bytemuck::cast_slice_mut(buffer.get(columns * size_of::<Lane>()))
 }

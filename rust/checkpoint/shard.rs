@@ -112,6 +112,11 @@ impl PageBuffer {
         &mut bytemuck::cast_slice_mut(&mut self.pages)[..bytes]
     }
 
+    /// The first `count` elements of the buffer, as [`get`](Self::get) gives bytes.
+    pub fn elements<T: bytemuck::Pod>(&mut self, count: usize) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.get(count * size_of::<T>()))
+    }
+
     /// The first `bytes` of the buffer, which was that long before.
     #[must_use]
     pub fn held(&self, bytes: usize) -> &[u8] {

@@ -269,8 +269,7 @@ impl Reader {
         let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("bands of what is no matrix".to_owned()))?;
         let rows = rows_of(matrix, bands);
         let (mut row, mut band) = (std::mem::take(&mut self.row), std::mem::take(&mut self.band));
-        let side_by_side: &mut [Lane] =
-            bytemuck::cast_slice_mut(band.get(length(&(0..matrix.cols))? * size_of::<Lane>()));
+        let side_by_side: &mut [Lane] = band.elements(length(&(0..matrix.cols))?);
         let mut first = rows.start;
         let band_bytes = length(&(0..matrix.row_bytes()))? * ROWS;
         for source in self.rows(checkpoint, view, &rows)?.chunks(band_bytes) {
