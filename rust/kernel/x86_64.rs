@@ -389,16 +389,13 @@ impl Vector for Avx2 {
             let codes = _mm256_loadu_si256(codes.as_ptr().cast());
             // Each second code goes above the first, then each second pair, each second four; until they fill bytes.
             let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(1 | 1 << (8 + BITS)));
-            let fours = || _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * BITS)));
-            let (all, step) = match BITS {
-                4 => (pairs, 2),
-                2 => (fours(), 4),
-                _ => {
-                    let fours = fours();
-                    let low = _mm256_and_si256(fours, _mm256_set1_epi64x(0xffff_ffff));
-                    let above = _mm_cvtsi64_si128(4 * i64::from(BITS as u8));
-                    (_mm256_or_si256(low, _mm256_sll_epi64(_mm256_srli_epi64::<32>(fours), above)), 8)
-                }
+            let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi32(1 | 1 << (16 + 2 * BITS)));
+            let (all, step) = if BITS == 2 {
+                (fours, 4)
+            } else {
+                let low = _mm256_and_si256(fours, _mm256_set1_epi64x(0xffff_ffff));
+                let above = _mm_cvtsi64_si128(4 * i64::from(BITS as u8));
+                (_mm256_or_si256(low, _mm256_sll_epi64(_mm256_srli_epi64::<32>(fours), above)), 8)
             };
             // What stays of each step, side by side, for each half of the register.
             let bytes = step * BITS / 8;
