@@ -21,15 +21,13 @@ pub fn at(curve: Curve, x: f64) -> f64 {
     }
 }
 
-/// Standard deviations that the trapezoid rule goes to on either side, and its step.
-const REACH: f64 = 6.0;
+/// Steps that the trapezoid rule takes on either side, and how wide they are, in standard deviations.
+const STEPS: i32 = 24;
 const STEP: f64 = 0.25;
 
 /// The points of the rule, each with the density there, but for a factor.
-static POINTS: LazyLock<Vec<(f64, f64)>> = LazyLock::new(|| {
-    let steps = (REACH / STEP) as i32;
-    (-steps..=steps).map(|step| f64::from(step) * STEP).map(|x| (x, exp(-0.5 * x * x))).collect()
-});
+static POINTS: LazyLock<Vec<(f64, f64)>> =
+    LazyLock::new(|| (-STEPS..=STEPS).map(|step| f64::from(step) * STEP).map(|x| (x, exp(-0.5 * x * x))).collect());
 
 /// `E[act(g)²]` for a Gaussian `g` of mean 0 and variance `variance`.
 #[must_use]
