@@ -4,15 +4,15 @@
 
 use std::hint::black_box;
 
+use ramrs::band::{energy, load};
 use ramrs::checkpoint::shard::PageBuffer;
+use ramrs::codec::affine::Channels;
+use ramrs::codec::affine::pack;
+use ramrs::codec::encoder::{Effort, Encoded, Encoder};
 use ramrs::dtype::Float;
-use ramrs::kernel::Level;
-use ramrs::kernel::affine::Channels;
-use ramrs::kernel::band::{energy, load};
-use ramrs::kernel::vector::Lane;
-use ramrs::pack;
-use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
+use ramrs::simd::Isa;
+use ramrs::simd::vector::Column;
 
 #[path = "common/importance.rs"]
 mod importance;
@@ -27,22 +27,22 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let [kernel, times] = arguments.as_slice() else { panic!("give KERNEL TIMES") };
     let times: usize = times.parse().expect("a number of times");
-    let (bytes, level, k) = (source(COLUMNS), Level::detect(), importance(COLUMNS));
+    let (bytes, isa, k) = (source(COLUMNS), Isa::detect(), importance(COLUMNS));
     let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
-    let band: &mut [Lane] = buffer.elements(COLUMNS);
-    load(level, Float::BF16, &bytes, &mut row, band);
+    let band: &mut [Column] = buffer.elements(COLUMNS);
+    load(isa, Float::BF16, &bytes, &mut row, band);
     let channels = Channels::new(&k);
     let schemes: Vec<Affine> = Affine::all().collect();
     let Ok(Scheme::Affine(four)) = "4g64".parse() else { panic!("a scheme") };
-    let encoder = |effort| Encoder { level, effort };
+    let encoder = |effort| Encoder { isa, effort };
     let mut encoded = Encoded::default();
     encoder(Effort::Fast).encode(four, Float::BF16, (&bytes, band), &k, &mut encoded);
     let mut packed = Vec::new();
     for _ in 0..times {
         match kernel.as_str() {
-            "load" => load(level, Float::BF16, black_box(&bytes), &mut row, band),
+            "load" => load(isa, Float::BF16, black_box(&bytes), &mut row, band),
             "energy" => {
-                black_box(energy(level, black_box(band), &k));
+                black_box(energy(isa, black_box(band), &k));
             }
             "encode-fast-4g64" => {
                 encoder(Effort::Fast).encode(four, Float::BF16, black_box((&bytes, band)), &k, &mut encoded);
@@ -58,7 +58,7 @@ fn main() {
             }
             "pack-4" => {
                 packed.clear();
-                pack::pack(level, 4, black_box(&encoded.codes), &mut packed);
+                pack::pack(isa, 4, black_box(&encoded.codes), &mut packed);
             }
             _ => panic!("no kernel is called {kernel}"),
         }

@@ -6,14 +6,14 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ramrs::checkpoint::packing::{Blocks, Packing};
+use ramrs::band::{energy, load};
+use ramrs::checkpoint::prequantized::{Blocks, Packing};
 use ramrs::checkpoint::shard::PageBuffer;
+use ramrs::codec::encoder::{Effort, Encoded, Encoder};
 use ramrs::dtype::{Float, Float8};
-use ramrs::kernel::Level;
-use ramrs::kernel::band::{energy, load};
-use ramrs::kernel::vector::{Lane, ROWS};
-use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, Scheme};
+use ramrs::simd::Isa;
+use ramrs::simd::vector::{BAND_ROWS, Column};
 
 #[path = "common/importance.rs"]
 mod importance;
@@ -23,13 +23,13 @@ use importance::importance;
 use sample::source;
 
 const COLUMNS: usize = 4096;
-const BYTES: usize = ROWS * COLUMNS * 2;
+const BYTES: usize = BAND_ROWS * COLUMNS * 2;
 
 fn kernels(criterion: &mut Criterion) {
     let bytes = source(COLUMNS);
     let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
-    let band: &mut [Lane] = buffer.elements(COLUMNS);
-    load(Level::detect(), Float::BF16, &bytes, &mut row, band);
+    let band: &mut [Column] = buffer.elements(COLUMNS);
+    load(Isa::detect(), Float::BF16, &bytes, &mut row, band);
     let k = importance(COLUMNS);
 
     let mut group = criterion.benchmark_group("band");
@@ -38,12 +38,12 @@ fn kernels(criterion: &mut Criterion) {
         let words: &[u64] = bytemuck::cast_slice(&bytes);
         bench.iter(|| black_box(words).iter().fold(0_u64, |sum, word| sum ^ word));
     });
-    for level in Level::available() {
-        group.bench_function(BenchmarkId::new("load", level.name()), |bench| {
-            bench.iter(|| load(level, Float::BF16, black_box(&bytes), &mut row, band));
+    for isa in Isa::available() {
+        group.bench_function(BenchmarkId::new("load", isa.name()), |bench| {
+            bench.iter(|| load(isa, Float::BF16, black_box(&bytes), &mut row, band));
         });
-        group.bench_function(BenchmarkId::new("energy", level.name()), |bench| {
-            bench.iter(|| energy(level, black_box(band), black_box(&k)));
+        group.bench_function(BenchmarkId::new("energy", isa.name()), |bench| {
+            bench.iter(|| energy(isa, black_box(band), black_box(&k)));
         });
     }
     group.finish();
@@ -56,10 +56,10 @@ fn kernels(criterion: &mut Criterion) {
                 Ok(Scheme::Affine(affine)) => affine,
                 _ => unreachable!("a scheme"),
             };
-            for level in Level::available() {
-                let encoder = Encoder { level, effort };
+            for isa in Isa::available() {
+                let encoder = Encoder { isa, effort };
                 let mut out = Encoded::default();
-                group.bench_function(BenchmarkId::new(scheme.to_string(), level.name()), |bench| {
+                group.bench_function(BenchmarkId::new(scheme.to_string(), isa.name()), |bench| {
                     bench.iter(|| {
                         encoder.encode(scheme, Float::BF16, black_box((&bytes, &*band)), black_box(&k), &mut out);
                     });
@@ -72,24 +72,24 @@ fn kernels(criterion: &mut Criterion) {
 
 /// Rows as they are stored, into a band, and packed ones into rows.
 fn sources(criterion: &mut Criterion) {
-    let (brain, mut values) = (source(COLUMNS), vec![0.0; ROWS * COLUMNS]);
+    let (brain, mut values) = (source(COLUMNS), vec![0.0; BAND_ROWS * COLUMNS]);
     Float::BF16.widen(&brain, &mut values);
     let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
-    let band: &mut [Lane] = buffer.elements(COLUMNS);
+    let band: &mut [Column] = buffer.elements(COLUMNS);
     let mut group = criterion.benchmark_group("band of other types");
     for float in [Float::F16, Float::F32] {
         let mut bytes = Vec::new();
         float.append(&values, &mut bytes);
         group.throughput(Throughput::Bytes(bytes.len() as u64));
-        for level in Level::available() {
-            group.bench_function(BenchmarkId::new(format!("load {float:?}"), level.name()), |bench| {
-                bench.iter(|| load(level, float, black_box(&bytes), &mut row, band));
+        for isa in Isa::available() {
+            group.bench_function(BenchmarkId::new(format!("load {float:?}"), isa.name()), |bench| {
+                bench.iter(|| load(isa, float, black_box(&bytes), &mut row, band));
             });
         }
     }
     group.finish();
 
-    let blocks = Blocks { matrix_rows: ROWS as u64, rows: 128, cols: 128 };
+    let blocks = Blocks { matrix_rows: BAND_ROWS as u64, rows: 128, cols: 128 };
     let packings = [
         ("fp8-e4m3", Packing::Fp8 { codes: Float8::E4M3, scales: 0, blocks }),
         ("mxfp4", Packing::Mxfp4 { scales: 0 }),
@@ -99,11 +99,11 @@ fn sources(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decode");
     group.throughput(Throughput::Bytes(BYTES as u64));
     for (name, packing) in packings {
-        let request = packing.request(COLUMNS as u64, &(0..(ROWS * COLUMNS) as u64));
+        let request = packing.request(COLUMNS as u64, &(0..(BAND_ROWS * COLUMNS) as u64));
         let codes: Vec<u8> = (0..request.codes.end).map(|at| (at * 37 % 120) as u8).collect();
         let scales = vec![0.01; request.scales.end as usize];
         // As bytes that lie as halves do.
-        let mut out = vec![0_u16; ROWS * COLUMNS];
+        let mut out = vec![0_u16; BAND_ROWS * COLUMNS];
         group.bench_function(name, |bench| {
             bench.iter(|| {
                 let out = bytemuck::cast_slice_mut(&mut out);

@@ -13,13 +13,13 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
+use ramrs::arch::decoder;
 use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use ramrs::checkpoint::{Checkpoint, Tensor};
-use ramrs::decoder::decoder;
-use ramrs::kernel::Level;
+use ramrs::pool::Workers;
 use ramrs::probe::{Mode, Options, probe};
 use ramrs::progress::Progress;
-use ramrs::work::Workers;
+use ramrs::simd::Isa;
 
 #[path = "common/clock.rs"]
 mod clock;
@@ -45,7 +45,7 @@ fn multiply_adds_per_second() -> f64 {
         *sums = held;
     }
     #[cfg(target_arch = "x86_64")]
-    assert!(Level::detect() != Level::PORTABLE, "no AVX2 with FMA here");
+    assert!(Isa::detect() != Isa::PORTABLE, "no AVX2 with FMA here");
     let (rounds, mut sums) = (10_000_000, [0.5; LANES]);
     let before = processor_seconds();
     // SAFETY: the features were looked for.
@@ -86,7 +86,7 @@ fn main() {
             checkpoint: &checkpoint,
             workers: &workers,
             progress: &progress,
-            level: Level::detect(),
+            isa: Isa::detect(),
             chunk_bytes: CHUNK_BYTES,
             held_bytes: HELD_BYTES,
         };

@@ -6,7 +6,7 @@
 //! Every round does each thing once, so that what else the machine does falls on all of them. Rates are of one thread, in
 //! bytes of source for a second of processor, and the shares are those of the same round; with two threads and more, up to
 //! the number of cores, the clock on the wall counts. The checkpoint is read once before, to have it in the page cache.
-//! A level is one that this CPU has (`portable`, `avx2`, ...); the best, if none is named. `--json` prints the rates of each
+//! An instruction set is one that this CPU has (`portable`, `avx2`, ...); the best, if none is named. `--json` prints the rates of each
 //! round for another program, of all tasks or of those named, and leaves the other threads out.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
@@ -19,17 +19,17 @@ use std::time::Instant;
 use ramrs::checkpoint::shard::{PageBuffer, read_at};
 use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut, rows_of};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
+use ramrs::codec::encoder::{Effort, Encoded, Encoder};
 use ramrs::dtype::Float;
 use ramrs::format::{Rows, by_name};
-use ramrs::kernel::Level;
-use ramrs::kernel::vector::{Lane, ROWS};
+use ramrs::pass::energy::{self, energies};
+use ramrs::pool::Workers;
 use ramrs::progress::Progress;
-use ramrs::quant::{Effort, Encoded, Encoder};
-use ramrs::rd::{Ask, Member, curves};
+use ramrs::rate_distortion::{Ask, Member, curves};
 use ramrs::scheme::Affine;
-use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
-use ramrs::stats::{self, energies};
-use ramrs::work::Workers;
+use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
+use ramrs::simd::Isa;
+use ramrs::simd::vector::{BAND_ROWS, Column};
 
 #[path = "common/clock.rs"]
 mod clock;
@@ -107,30 +107,30 @@ struct Weight<'a> {
     view: View,
     matrix: Matrix,
     /// All channels alike.
-    measured: Measured,
+    measured: MatrixSensitivity,
 }
 
 struct Bench<'a> {
     checkpoint: &'a Checkpoint,
-    level: Level,
+    isa: Isa,
     weights: Vec<Weight<'a>>,
     memory: Vec<u64>,
     progress: Progress,
 }
 
 impl<'a> Bench<'a> {
-    fn new(checkpoint: &'a Checkpoint, level: Level) -> Self {
+    fn new(checkpoint: &'a Checkpoint, isa: Isa) -> Self {
         let weight = |(index, tensor): (usize, &'a ramrs::checkpoint::Tensor)| {
             let fits = |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.fits(matrix.cols));
             let matrix = tensor.matrix().filter(fits)?;
             let k = importance(matrix.cols as usize).into();
-            let vectors = Vectors { k, r: Gain::Same(1.0) };
-            let measured = Measured { vectors, signal: 1.0, energy: 1.0, origin: Origin::Flat };
+            let vectors = Vectors { importance: k, gain: Gain::Same(1.0) };
+            let measured = MatrixSensitivity { vectors, signal: 1.0, energy: 1.0, origin: Origin::Flat };
             Some(Weight { name: &tensor.name, view: View::whole(index, tensor), matrix, measured })
         };
         Self {
             checkpoint,
-            level,
+            isa,
             weights: checkpoint.tensors.iter().enumerate().filter_map(weight).collect(),
             memory: vec![1; MEMORY_BYTES / 8],
             progress: Progress::default(),
@@ -147,7 +147,7 @@ impl<'a> Bench<'a> {
             checkpoint: self.checkpoint,
             workers,
             progress: &self.progress,
-            level: self.level,
+            isa: self.isa,
             chunk_bytes: CHUNK_BYTES,
             held_bytes: HELD_BYTES,
         };
@@ -182,7 +182,7 @@ impl<'a> Bench<'a> {
     fn energies(&self, pass: Pass<'_>) -> u64 {
         let of = self.weights.iter();
         let asks: Vec<_> =
-            of.map(|it| stats::Ask { view: it.view, matrix: it.matrix, k: &it.measured.vectors.k }).collect();
+            of.map(|it| energy::Ask { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance }).collect();
         black_box(energies(pass, &asks).expect("energies"));
         self.bytes()
     }
@@ -196,14 +196,14 @@ impl<'a> Bench<'a> {
                 schemes: Affine::all().collect(),
             })
             .collect();
-        let encoder = Encoder { level: pass.level, effort: Effort::Fast };
+        let encoder = Encoder { isa: pass.isa, effort: Effort::Fast };
         black_box(curves(pass, encoder, &asks, 0).expect("curves"));
         self.bytes()
     }
 
     /// Reads, encodes and packs into the parts of a chunk, and lets them go: nothing is hashed or written.
     fn pack(&self, pass: Pass<'_>, effort: Effort) -> u64 {
-        let (encoder, format) = (Encoder { level: pass.level, effort }, by_name("mlx").expect("the format"));
+        let (encoder, format) = (Encoder { isa: pass.isa, effort }, by_name("mlx").expect("the format"));
         let scheme = Affine::new(4, 64).expect("a scheme");
         let of = self.weights.iter();
         let pieces: Vec<_> = of
@@ -214,23 +214,23 @@ impl<'a> Bench<'a> {
             .collect();
         let pack = |(reader, encoded): &mut (Reader, Encoded),
                     (weight, range): &(&Weight<'_>, std::ops::Range<u64>)| {
-            let (store, k) = (weight.matrix.float, &weight.measured.vectors.k);
+            let (store, k) = (weight.matrix.float, &weight.measured.vectors.importance);
             let rows = rows_of(weight.matrix, range);
             let above = [rows.end - rows.start];
             let made = Rows { name: weight.name, above: &above, cols: weight.matrix.cols, float: store };
             let made = format.parts(made, scheme);
             let mut parts: Vec<_> = made.iter().map(|part| Vec::with_capacity(part.bytes as usize)).collect();
-            let mut append = |source: &[u8], band: &[Lane]| {
+            let mut append = |source: &[u8], band: &[Column]| {
                 encoder.encode(scheme, store, (source, band), k, encoded);
                 let rows = source.len() / weight.matrix.row_bytes() as usize;
-                format.append(pass.level, (scheme, store), encoded, rows, &mut parts);
+                format.append(pass.isa, (scheme, store), encoded, rows, &mut parts);
             };
             if effort == Effort::Fast {
                 // It looks at no band: none is laid.
                 let source = reader.rows(pass.checkpoint, weight.view, &rows)?;
-                source.chunks(ROWS * weight.matrix.row_bytes() as usize).for_each(|source| append(source, &[]));
+                source.chunks(BAND_ROWS * weight.matrix.row_bytes() as usize).for_each(|source| append(source, &[]));
             } else {
-                reader.bands((pass.checkpoint, pass.level), weight.view, range, |_, band, source| {
+                reader.bands((pass.checkpoint, pass.isa), weight.view, range, |_, band, source| {
                     append(source, band);
                     Ok(())
                 })?;
@@ -285,9 +285,9 @@ fn main() {
     };
     let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS).max(1);
     let checkpoint = Checkpoint::open(Path::new(model)).expect("a checkpoint");
-    let named = |level: &Level| arguments.iter().any(|argument| argument == level.name());
-    let level = Level::available().find(named).unwrap_or_else(Level::detect);
-    let bench = Bench::new(&checkpoint, level);
+    let named = |isa: &Isa| arguments.iter().any(|argument| argument == isa.name());
+    let isa = Isa::available().find(named).unwrap_or_else(Isa::detect);
+    let bench = Bench::new(&checkpoint, isa);
     let workers = |threads| Workers::new(NonZeroUsize::new(threads)).expect("threads");
     let one = workers(1);
     bench.touch();
@@ -306,7 +306,7 @@ fn main() {
         bench.weights.len(),
         bench.bytes() as f64 / 1e9,
         rounds,
-        bench.level.name()
+        bench.isa.name()
     );
     let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2);
     let teams: Vec<Workers> = (1..=cores.ilog2()).map(|power| workers(1 << power)).collect();

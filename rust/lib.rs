@@ -5,41 +5,41 @@
 //!
 //! | rank | modules | duty |
 //! |---|---|---|
-//! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; bits and groups and their exact sizes; exponential, logarithm, sine and cosine; SHA-256 |
-//! | 1 | [`kernel`] [`name`] [`work`] | hot loops; tensor name → role, layer, expert; an ordered parallel map |
-//! | 2 | [`checkpoint`] [`quant`] [`pack`] | headers, index, shards, packed weights, views, streams of rows; encode a band; codes ↔ bytes |
-//! | 3 | [`stats`] [`policy`] [`budget`] [`decoder`] | energies of rows and columns; what may be quantized to what; how large the result may be; which tensor plays which part |
+//! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; schemes and their exact sizes; exponential, logarithm, sine and cosine; SHA-256 |
+//! | 1 | [`simd`] [`name`] [`pool`] | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
+//! | 2 | [`band`] [`codec`] [`checkpoint`] | eight rows side by side; encode, pack, decode; headers, index, shards, prequantized weights, views, streams of rows |
+//! | 3 | [`pass`] [`policy`] [`budget`] [`arch`] | loops over matrices; what may be quantized to what; how large the result may be; which tensor plays which part |
 //! | 4 | [`probe`] [`sensitivity`] | the model run on its own vocabulary; how much an error matters: two vectors for each matrix, from any source |
-//! | 5 | [`rd`] [`alloc`] [`writer`] | rate–distortion curves; budget → allocation with a bound; planned, atomic writing |
-//! | 6 | [`mod@format`] [`document`] | one folder for each output format; analyses, plans, manifests |
+//! | 5 | [`rate_distortion`] [`allocate`] [`writer`] | rate–distortion curves; budget → allocation with a bound; planned, atomic writing |
+//! | 6 | [`mod@format`] [`schema`] | one folder for each output format; analyses, plans, manifests |
 //! | 7 | [`verify`] | read back and compare |
 //! | 8 | [`pipeline`] | the verbs, and the only place that knows the order of the stages |
 //! | 9 | `py` | the Python door (feature `python`) |
 
-pub mod alloc;
+pub mod allocate;
+pub mod arch;
+pub mod band;
 pub mod budget;
 pub mod checkpoint;
-pub mod decoder;
+pub mod codec;
 pub mod digest;
-pub mod document;
 pub mod dtype;
 pub mod error;
 pub mod format;
-pub mod kernel;
 pub mod math;
 pub mod name;
-pub mod pack;
+pub mod pass;
 pub mod pipeline;
 pub mod policy;
+pub mod pool;
 pub mod probe;
 pub mod progress;
 #[cfg(feature = "python")]
 mod py;
-pub mod quant;
-pub mod rd;
+pub mod rate_distortion;
+pub mod schema;
 pub mod scheme;
 pub mod sensitivity;
-pub mod stats;
+pub mod simd;
 pub mod verify;
-pub mod work;
 pub mod writer;

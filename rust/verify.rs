@@ -10,13 +10,13 @@ use crate::checkpoint::header::Entry;
 use crate::checkpoint::shard::Shard;
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
+use crate::codec::affine::RowError;
+use crate::codec::encoder::{Encoded, Encoder};
 use crate::digest::Digest;
-use crate::document::manifest::{FileDigest, Manifest};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::kernel::affine::RowError;
 use crate::progress::Progress;
-use crate::quant::{Encoded, Encoder};
+use crate::schema::manifest::{FileDigest, Manifest};
 use crate::scheme::Affine;
 
 /// Bytes read at a time.
@@ -278,7 +278,7 @@ fn decode_piece(
     (of_output, of_source, encoded): (&mut Reader, &mut Reader, &mut Encoded),
 ) -> Result<Vec<Decoded>> {
     let Stored { parts, scheme, matrix, views } = &stored[piece.stored];
-    let encoder = Encoder { level: pass.level, effort: crate::quant::Effort::Fast };
+    let encoder = Encoder { isa: pass.isa, effort: crate::codec::encoder::Effort::Fast };
     let ones = vec![1.0; matrix.cols as usize];
     let mut found = Vec::new();
     for band in piece.bands.clone() {
@@ -297,7 +297,7 @@ fn decode_piece(
         };
         let mut decoded = Decoded { not_finite: unsound(f32::from(scheme.max_code())) as u64, squared_error: 0.0 };
         if let Some(view) = views.get(piece.view) {
-            of_source.bands((pass.checkpoint, pass.level), *view, &(band..band + 1), |_, band, _| {
+            of_source.bands((pass.checkpoint, pass.isa), *view, &(band..band + 1), |_, band, _| {
                 let errors = encoder.error(*scheme, band, &ones, encoded);
                 decoded.squared_error += errors.iter().take(count).map(|RowError { plain, .. }| plain).sum::<f64>();
                 Ok(())

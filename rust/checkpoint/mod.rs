@@ -2,11 +2,11 @@
 //!
 //! Opening one reads headers and small JSON only, and checks all of it: see [`header`] for a shard and [`directory`]
 //! for what may lie where. What a shard holds is a [`Part`]; what it means is a [`Tensor`]: most often the same, but where
-//! weights are stored as codes beside scales ([`packing`]). Weights are streamed, by [`stream`].
+//! weights are stored as codes beside scales ([`prequantized`]). Weights are streamed, by [`stream`].
 
 pub mod directory;
 pub mod header;
-pub mod packing;
+pub mod prequantized;
 pub mod shard;
 pub mod stream;
 pub mod view;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
-use packing::{Packing, Paired, Use};
+use prequantized::{Packing, Paired, Use};
 pub use shard::Shard;
 pub use view::View;
 
@@ -158,7 +158,7 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        let Paired { tensors, uses, mut faults } = packing::pair(&parts, config.as_ref());
+        let Paired { tensors, uses, mut faults } = prequantized::pair(&parts, config.as_ref());
         faults.extend(misshapen(&shards, &parts, &tensors)?);
         let checkpoint = Self { dir, shards, parts, tensors, uses, faults, config, laid_out_for, other_files, by_name };
         if let Some((path, weight_map)) = index {

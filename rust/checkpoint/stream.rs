@@ -1,20 +1,20 @@
 //! Streaming a tensor's rows, a few at a time.
 //!
-//! The unit of work is the *band*: [`ROWS`] rows side by side, counted from the tensor's first row. Bands are read in
+//! The unit of work is the *band*: [`BAND_ROWS`] rows side by side, counted from the tensor's first row. Bands are read in
 //! *chunks* of about as many bytes as the caller likes; what is computed of a band does not depend on that.
 
 use std::fs::File;
 use std::ops::Range;
 
-use super::packing::{Packing, widen_scales};
+use super::prequantized::{Packing, widen_scales};
 use super::shard::{PageBuffer, read_at, read_soon};
 use super::{Checkpoint, Matrix, Part, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::kernel::vector::{Lane, ROWS};
-use crate::kernel::{Level, band};
+use crate::pool::Workers;
 use crate::progress::Progress;
-use crate::work::Workers;
+use crate::simd::vector::{BAND_ROWS, Column};
+use crate::{band, simd::Isa};
 
 /// Bytes of source that are read at a time, unless the caller says otherwise.
 pub const CHUNK_BYTES: u64 = 1 << 20;
@@ -25,13 +25,13 @@ pub const HELD_BYTES: u64 = 320 << 20;
 /// Bands of a matrix, the last perhaps with fewer rows.
 #[must_use]
 pub fn bands(matrix: Matrix) -> u64 {
-    matrix.rows.div_ceil(ROWS as u64)
+    matrix.rows.div_ceil(BAND_ROWS as u64)
 }
 
 /// Bands of about `chunk_bytes` bytes, at least one.
 #[must_use]
 pub fn chunk_bands(matrix: Matrix, chunk_bytes: u64) -> u64 {
-    (chunk_bytes / (matrix.row_bytes() * ROWS as u64)).max(1)
+    (chunk_bytes / (matrix.row_bytes() * BAND_ROWS as u64)).max(1)
 }
 
 /// Cuts `0..length` into ranges of `step`, the last perhaps shorter.
@@ -42,7 +42,7 @@ pub fn cut(length: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
 /// The rows of a range of bands.
 #[must_use]
 pub fn rows_of(matrix: Matrix, bands: &Range<u64>) -> Range<u64> {
-    bands.start * ROWS as u64..(bands.end * ROWS as u64).min(matrix.rows)
+    bands.start * BAND_ROWS as u64..(bands.end * BAND_ROWS as u64).min(matrix.rows)
 }
 
 /// What every pass over a checkpoint needs.
@@ -55,7 +55,7 @@ pub struct Pass<'a> {
     /// Who watches.
     pub progress: &'a Progress,
     /// With which instructions.
-    pub level: Level,
+    pub isa: Isa,
     /// About how many bytes are read at a time.
     pub chunk_bytes: u64,
     /// Bytes of weights, or of what layers make of their inputs, that may be held to save reading and computing them again.
@@ -255,26 +255,26 @@ impl Reader {
     }
 
     /// Calls `each` with every one of the `bands` of `view`: the range of its rows, the band, and
-    /// the rows' bytes. They are laid side by side with the instructions of `level`.
+    /// the rows' bytes. They are laid side by side with the instructions of `isa`.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes), and those of `each`.
     pub fn bands(
         &mut self,
-        (checkpoint, level): (&Checkpoint, Level),
+        (checkpoint, isa): (&Checkpoint, Isa),
         view: View,
         bands: &Range<u64>,
-        mut each: impl FnMut(Range<u64>, &[Lane], &[u8]) -> Result<()>,
+        mut each: impl FnMut(Range<u64>, &[Column], &[u8]) -> Result<()>,
     ) -> Result<()> {
         let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("bands of what is no matrix".to_owned()))?;
         let rows = rows_of(matrix, bands);
         let (mut row, mut band) = (std::mem::take(&mut self.row), std::mem::take(&mut self.band));
-        let side_by_side: &mut [Lane] = band.elements(length(&(0..matrix.cols))?);
+        let side_by_side: &mut [Column] = band.elements(length(&(0..matrix.cols))?);
         let mut first = rows.start;
-        let band_bytes = length(&(0..matrix.row_bytes()))? * ROWS;
+        let band_bytes = length(&(0..matrix.row_bytes()))? * BAND_ROWS;
         for source in self.rows(checkpoint, view, &rows)?.chunks(band_bytes) {
-            band::load(level, matrix.float, source, &mut row, side_by_side);
-            let after = (first + ROWS as u64).min(rows.end);
+            band::load(isa, matrix.float, source, &mut row, side_by_side);
+            let after = (first + BAND_ROWS as u64).min(rows.end);
             each(first..after, side_by_side, source)?;
             first = after;
         }

@@ -116,7 +116,7 @@ pub fn unravel(shape: &[u64], mut at: u64) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::packing::Packing;
+    use crate::checkpoint::prequantized::Packing;
     use crate::dtype::Dtype;
 
     fn tensor(shape: &[u64]) -> Tensor {

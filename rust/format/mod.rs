@@ -2,13 +2,13 @@
 
 pub mod mlx;
 
-use crate::checkpoint::packing::Packing;
+use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor, View};
+use crate::codec::encoder::Encoded;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
-use crate::kernel::Level;
-use crate::quant::Encoded;
 use crate::scheme::{Affine, Packed, Scheme};
+use crate::simd::Isa;
 use crate::writer::layout::Stored;
 
 /// What the output has in place of a tensor of the source.
@@ -145,7 +145,7 @@ pub trait Format: Sync {
     fn parts(&self, rows: Rows<'_>, scheme: Affine) -> Vec<Stored>;
 
     /// Appends the first `rows` rows of a band, encoded by a scheme and stored as a type, to the parts' data.
-    fn append(&self, level: Level, by: (Affine, Float), encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]);
+    fn append(&self, isa: Isa, by: (Affine, Float), encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]);
 
     /// The codes and grids of `rows` rows, from the parts' data; of the other rows of the band they are 0.
     fn extract(&self, scheme: Affine, store: Float, parts: &[&[u8]], rows: usize, encoded: &mut Encoded);

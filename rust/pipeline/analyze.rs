@@ -4,14 +4,14 @@ use super::sensitivity::{Sensitivity, measure};
 use super::source::Source;
 use super::{AnalysisRequest, Engine};
 use crate::checkpoint::stream::Pass;
-use crate::document::Tool;
-use crate::document::analysis::{self, Analysis};
+use crate::codec::encoder::Encoder;
 use crate::error::Result;
 use crate::progress::{Progress, Stage};
-use crate::quant::Encoder;
-use crate::rd::{self, Objective};
+use crate::rate_distortion::{self, Objective};
+use crate::schema::Tool;
+use crate::schema::analysis::{self, Analysis};
 use crate::scheme::Scheme;
-use crate::sensitivity::{Candidate, Measured};
+use crate::sensitivity::{Candidate, MatrixSensitivity};
 
 /// Analyzes the checkpoint of `request`.
 ///
@@ -35,26 +35,29 @@ pub(super) fn curves(
     sensitivity: &Sensitivity,
 ) -> Result<Analysis> {
     let mut measured = sensitivity.measured.iter();
-    let mut asks: Vec<rd::Ask<'_>> = Vec::new();
+    let mut asks: Vec<rate_distortion::Ask<'_>> = Vec::new();
     for stack in source.candidates().chunk_by(|a, b| a.target == b.target) {
         let entry = &source.entries[stack[0].target];
         let member = |(candidate, measured): (&Candidate<'_>, _)| {
             let Candidate { view, matrix, .. } = *candidate;
-            rd::Member { view, matrix, measured }
+            rate_distortion::Member { view, matrix, measured }
         };
-        asks.push(rd::Ask {
+        asks.push(rate_distortion::Ask {
             name: &entry.target.name,
             matrices: stack.iter().zip(measured.by_ref()).map(member).collect(),
             schemes: entry.candidate.as_ref().map(|(_, schemes)| schemes.clone()).unwrap_or_default(),
         });
     }
-    let sampled = |ask: &rd::Ask<'_>| {
+    let sampled = |ask: &rate_distortion::Ask<'_>| {
         let count = ask.matrices.len();
-        ask.matrices.iter().map(|member| rd::sampled_bytes(member.matrix, request.sample_bands, count)).sum::<u64>()
+        ask.matrices
+            .iter()
+            .map(|member| rate_distortion::sampled_bytes(member.matrix, request.sample_bands, count))
+            .sum::<u64>()
     };
     pass.progress.begin(Stage::Curves, asks.iter().map(sampled).sum());
-    let encoder = Encoder { level: pass.level, effort: request.effort };
-    let points = rd::curves(pass, encoder, &asks, request.sample_bands)?;
+    let encoder = Encoder { isa: pass.isa, effort: request.effort };
+    let points = rate_distortion::curves(pass, encoder, &asks, request.sample_bands)?;
     let mut curves = asks.iter().zip(&points);
     let tensors = source.entries.iter().map(|entry| analysis::Tensor {
         curve: entry
@@ -76,9 +79,14 @@ pub(super) fn curves(
 }
 
 /// What `points` say of the matrices of `ask` together: their losses and energies add up.
-fn curve(family: &str, ask: &rd::Ask<'_>, points: &[rd::Point], objective: Objective) -> analysis::Curve {
+fn curve(
+    family: &str,
+    ask: &rate_distortion::Ask<'_>,
+    points: &[rate_distortion::Point],
+    objective: Objective,
+) -> analysis::Curve {
     let measured = || ask.matrices.iter().map(|member| member.measured);
-    let stacked = |one: &Measured| analysis::Stacked { signal: one.signal, energy: one.energy };
+    let stacked = |one: &MatrixSensitivity| analysis::Stacked { signal: one.signal, energy: one.energy };
     analysis::Curve {
         family: family.to_owned(),
         origin: ask.matrices[0].measured.origin,
@@ -90,7 +98,7 @@ fn curve(family: &str, ask: &rd::Ask<'_>, points: &[rd::Point], objective: Objec
             .map(|point| analysis::Point {
                 scheme: Scheme::Affine(point.scheme),
                 loss: point.noises.iter().zip(measured()).map(|(noise, one)| objective.loss(*noise, one)).sum(),
-                sqnr_db: hundredths(rd::sqnr_db(point.noises.iter().copied().zip(measured()))),
+                sqnr_db: hundredths(rate_distortion::sqnr_db(point.noises.iter().copied().zip(measured()))),
                 standard_error: point.standard_error,
             })
             .collect(),

@@ -6,10 +6,10 @@ use std::fs;
 
 use super::source::Source;
 use crate::budget::size;
-use crate::document::manifest::Manifest;
-use crate::document::plan::Plan;
 use crate::name::Role;
-use crate::rd::Objective;
+use crate::rate_distortion::Objective;
+use crate::schema::manifest::Manifest;
+use crate::schema::plan::Plan;
 use crate::scheme::Scheme;
 
 /// Where the source's own card goes.

@@ -8,22 +8,22 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use crate::checkpoint::packing::{Packing, Use};
+use crate::checkpoint::prequantized::{Packing, Use};
 use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
+use crate::codec::encoder::{Encoded, Encoder};
 use crate::digest::Digest;
-use crate::document::manifest::FileDigest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{Format, Target};
-use crate::kernel::vector::ROWS;
+use crate::pool::Queue;
 use crate::progress::Stage;
-use crate::quant::{Encoded, Encoder};
-use crate::rd::Noise;
+use crate::rate_distortion::Noise;
+use crate::schema::manifest::FileDigest;
 use crate::scheme::{Affine, Packed};
-use crate::sensitivity::Measured;
-use crate::work::Lane;
+use crate::sensitivity::MatrixSensitivity;
+use crate::simd::vector::BAND_ROWS;
 use crate::writer::layout::{Location, Stored};
 use crate::writer::partial::write_at;
 
@@ -54,7 +54,7 @@ pub(super) enum Way<'a> {
     /// As the source packs it.
     Packed(Packed, Float),
     /// Encoded, each matrix by its sensitivity.
-    Encoded(Affine, Float, &'a [Measured]),
+    Encoded(Affine, Float, &'a [MatrixSensitivity]),
 }
 
 /// What was found and written of one view.
@@ -162,7 +162,7 @@ pub(super) fn encode(pass: Pass<'_>, encoder: Encoder, output: &Output<'_>, task
     }
     let lane = |(pieces, hashing): (Vec<Piece>, _)| {
         let hashing: &mut Hashing<'_> = hashing;
-        Lane { pieces, consume: |piece: &Piece, made| hashing.take(piece, made) }
+        Queue { pieces, consume: |piece: &Piece, made| hashing.take(piece, made) }
     };
     pass.workers.in_lanes(
         pass.progress,
@@ -276,7 +276,9 @@ impl Job<'_> {
         let matrix = view.matrix(self.pass.checkpoint);
         let (length, step, unit) = match (task.way, matrix) {
             (Way::Copied, _) => (tensor.bytes, (chunk / 8 * 8).max(8), 1),
-            (Way::Encoded(..), Some(matrix)) => (bands(matrix), chunk_bands(matrix, chunk), row_bytes * ROWS as u64),
+            (Way::Encoded(..), Some(matrix)) => {
+                (bands(matrix), chunk_bands(matrix, chunk), row_bytes * BAND_ROWS as u64)
+            }
             _ => (view.rows, (chunk / row_bytes).max(1), row_bytes),
         };
         let mut ranges: Vec<Range<u64>> = cut(length, step).collect();
@@ -348,12 +350,12 @@ impl Job<'_> {
         let all = rows_of(matrix, bands);
         let room = |part: &Stored| Vec::with_capacity((task.row_bytes(part) * (all.end - all.start)) as usize);
         let mut made = Made { parts: task.parts.iter().map(room).collect(), ..Made::default() };
-        reader.bands((checkpoint, self.pass.level), view, bands, |rows, band, source| {
+        reader.bands((checkpoint, self.pass.isa), view, bands, |rows, band, source| {
             let count = (rows.end - rows.start) as usize;
-            self.encoder.encode(scheme, store, (source, band), &vectors.k, encoded);
-            self.output.format.append(self.pass.level, (scheme, store), encoded, count, &mut made.parts);
-            let errors = self.encoder.error(scheme, band, &vectors.k, encoded);
-            made.noise.push(Noise::of(&errors[..count], &vectors.r, rows.start as usize));
+            self.encoder.encode(scheme, store, (source, band), &vectors.importance, encoded);
+            self.output.format.append(self.pass.isa, (scheme, store), encoded, count, &mut made.parts);
+            let errors = self.encoder.error(scheme, band, &vectors.importance, encoded);
+            made.noise.push(Noise::of(&errors[..count], &vectors.gain, rows.start as usize));
             if hashes {
                 made.source.extend_from_slice(source);
             }

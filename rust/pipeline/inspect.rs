@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::source::{Entry, Share, Source};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::packing::Use;
-use crate::document::SourceId;
+use crate::checkpoint::prequantized::Use;
 use crate::error::{Error, Result};
 use crate::format::Treatment;
 use crate::name::{Name, Role};
+use crate::schema::SourceId;
 
 /// What is in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]

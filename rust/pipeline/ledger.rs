@@ -3,13 +3,13 @@
 use super::analyze::hundredths;
 use super::encode::{Done, Outcome};
 use super::source::{Share, Source};
-use crate::checkpoint::packing::Use;
-use crate::document::manifest::{Became, Line, Quantized};
-use crate::document::plan::Plan;
+use crate::checkpoint::prequantized::Use;
 use crate::format::Treatment;
-use crate::rd::{Noise, Objective, sqnr_db};
+use crate::rate_distortion::{Noise, Objective, sqnr_db};
+use crate::schema::manifest::{Became, Line, Quantized};
+use crate::schema::plan::Plan;
 use crate::scheme::Scheme;
-use crate::sensitivity::Measured;
+use crate::sensitivity::MatrixSensitivity;
 use crate::writer::layout::Stored;
 
 /// All that was done, by target.
@@ -19,7 +19,7 @@ pub(super) struct Written<'a> {
     /// What each target is stored in.
     pub stored: &'a [Vec<Stored>],
     /// The sensitivity of each target's matrices; none where no scheme exists.
-    pub measured: &'a [&'a [Measured]],
+    pub measured: &'a [&'a [MatrixSensitivity]],
     pub outcome: &'a Outcome,
 }
 
@@ -118,7 +118,7 @@ impl Written<'_> {
     }
 }
 
-fn loss(objective: Objective, matrices: &mut dyn Iterator<Item = (Noise, &Measured)>) -> f64 {
+fn loss(objective: Objective, matrices: &mut dyn Iterator<Item = (Noise, &MatrixSensitivity)>) -> f64 {
     matrices.map(|(noise, measured)| objective.loss(noise, measured)).sum()
 }
 

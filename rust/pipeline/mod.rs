@@ -32,14 +32,14 @@ pub use weights::{Weights, weights};
 use crate::budget::{bytes, size};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
+use crate::codec::encoder::Effort;
 use crate::error::{Error, Result};
-use crate::kernel::Level;
+use crate::pool::Workers;
 use crate::probe::Options;
 use crate::progress::Progress;
-use crate::quant::Effort;
-use crate::rd::{Objective, SAMPLE_BANDS};
+use crate::rate_distortion::{Objective, SAMPLE_BANDS};
 use crate::sensitivity::prior::Prior;
-use crate::work::Workers;
+use crate::simd::Isa;
 use source::Source;
 
 /// What a job may use. None of it changes a byte of any output.
@@ -120,7 +120,7 @@ const LEAST_CHUNK_BYTES: u64 = 64 << 10;
 /// The machinery of one job.
 struct Engine {
     workers: Workers,
-    level: Level,
+    isa: Isa,
     chunk_bytes: u64,
     held_bytes: u64,
     /// Bytes that are left for what a job must hold.
@@ -133,9 +133,9 @@ impl Engine {
             return Err(Error::option("--chunk-bytes", 0, "nothing can be read"));
         }
         let workers = Workers::new(resources.threads)?;
-        let level = if resources.simd { Level::detect() } else { Level::PORTABLE };
+        let isa = if resources.simd { Isa::detect() } else { Isa::PORTABLE };
         let (chunk_bytes, held_bytes) = (resources.chunk_bytes, HELD_BYTES);
-        let engine = Self { workers, level, chunk_bytes, held_bytes, spare_bytes: None };
+        let engine = Self { workers, isa, chunk_bytes, held_bytes, spare_bytes: None };
         match &resources.max_memory {
             None => Ok(engine),
             Some(text) => engine.within(text),
@@ -181,7 +181,7 @@ impl Engine {
     }
 
     fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, progress: &'a Progress) -> Pass<'a> {
-        let Self { workers, level, chunk_bytes, held_bytes, .. } = self;
-        Pass { checkpoint, workers, progress, level: *level, chunk_bytes: *chunk_bytes, held_bytes: *held_bytes }
+        let Self { workers, isa, chunk_bytes, held_bytes, .. } = self;
+        Pass { checkpoint, workers, progress, isa: *isa, chunk_bytes: *chunk_bytes, held_bytes: *held_bytes }
     }
 }

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{AnalysisRequest, analyze};
-use crate::alloc::{self, Family, Outcome, Point};
+use crate::allocate::{self, Family, Outcome, Point};
 use crate::budget::{Budget, Limit, size};
-use crate::document::Tool;
-use crate::document::analysis::{Analysis, Curve, Tensor};
-use crate::document::plan::{self, Plan, Size, Totals, Uniform};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{self, Format};
 use crate::policy::{Allowed, Policy, PolicyOptions};
 use crate::progress::{Progress, Stage};
+use crate::schema::Tool;
+use crate::schema::analysis::{Analysis, Curve, Tensor};
+use crate::schema::plan::{self, Plan, Size, Totals, Uniform};
 use crate::scheme::{Affine, Scheme};
 use crate::writer::layout::{Layout, SHARD_BYTES, Stored, lay_out};
 
@@ -114,7 +114,9 @@ pub(super) fn from_analysis(
         Target::Budget(_) => None,
     };
     let (choice, outcome, budget, budget_bytes) = match target {
-        Target::Uniform(affine) => (alloc::uniform_choice(&planner.families, Scheme::Affine(affine)), None, None, None),
+        Target::Uniform(affine) => {
+            (allocate::uniform_choice(&planner.families, Scheme::Affine(affine)), None, None, None)
+        }
         Target::Budget(budget) => {
             let limit = budget.limit(analysis.source.parameters, analysis.source.file_bytes);
             let outcome = planner.within(limit, &budget)?;
@@ -259,7 +261,7 @@ impl<'a> Planner<'a> {
 
     /// The allocation within `limit`.
     fn within(&self, limit: Limit, budget: &Budget) -> Result<Outcome> {
-        let smallest = alloc::minimum(&self.families) + self.kept_bytes;
+        let smallest = allocate::minimum(&self.families) + self.kept_bytes;
         let too_small = |minimum: u64| Error::BudgetTooSmall {
             budget: budget.to_string(),
             minimum: budget.in_its_unit(minimum, self.analysis.source.parameters, self.analysis.source.file_bytes),
@@ -267,7 +269,7 @@ impl<'a> Planner<'a> {
         };
         let allocate = |tensor_bytes: u64| {
             let capacity = tensor_bytes.checked_sub(self.kept_bytes);
-            capacity.and_then(|capacity| alloc::allocate(&self.families, capacity))
+            capacity.and_then(|capacity| allocate::allocate(&self.families, capacity))
         };
         let file_bytes = match limit {
             Limit::TensorBytes(bytes) => return allocate(bytes).ok_or_else(|| too_small(smallest)),
@@ -292,7 +294,7 @@ impl<'a> Planner<'a> {
         }
         let mut best = best.ok_or_else(|| too_small(smallest_files))?;
         // A uniform plan may fit by a header a few bytes shorter than that of the best allocation.
-        for (scheme, uniform) in alloc::uniforms(&self.families) {
+        for (scheme, uniform) in allocate::uniforms(&self.families) {
             let better = best.uniform.is_none_or(|(_, least)| uniform.loss < least);
             let may_fit = uniform.bytes + self.kept_bytes < file_bytes;
             if better && may_fit && self.layout(&uniform.choice)?.file_bytes() <= file_bytes {
@@ -309,7 +311,7 @@ impl<'a> Planner<'a> {
 
     /// A sentence for what makes the smallest plan, with headers of `header_bytes`, no smaller.
     fn sets_minimum(&self, header_bytes: u64) -> String {
-        let matrices = alloc::minimum(&self.families);
+        let matrices = allocate::minimum(&self.families);
         let floored = match self.floored {
             0 => String::new(),
             floored => format!(
@@ -402,7 +404,7 @@ impl<'a> Planner<'a> {
             warnings: self.warnings(&schemes, &totals),
             totals,
             schemes_sha256: plan::schemes_digest(&tensors),
-            trade_off: alloc::trade_off(&self.families, TRADE_OFF_SIZES).into_iter().map(size).collect(),
+            trade_off: allocate::trade_off(&self.families, TRADE_OFF_SIZES).into_iter().map(size).collect(),
             tensors,
         })
     }

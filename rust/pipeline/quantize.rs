@@ -16,18 +16,18 @@ use super::{Engine, card};
 use crate::checkpoint::View;
 use crate::checkpoint::directory::INDEX;
 use crate::checkpoint::stream::Pass;
+use crate::codec::encoder::Encoder;
 use crate::digest::Digest;
-use crate::document::analysis::{self, Analysis};
-use crate::document::manifest::{FILE_NAME, FileDigest, LeftOut, Line, Manifest, TensorDigest, VERSION};
-use crate::document::plan::{self, Plan};
-use crate::document::{self, Tool};
 use crate::error::{Error, Result};
 use crate::format::{Module, Target};
 use crate::policy::Policy;
 use crate::progress::{Progress, Stage};
-use crate::quant::Encoder;
+use crate::schema::analysis::{self, Analysis};
+use crate::schema::manifest::{FILE_NAME, FileDigest, LeftOut, Line, Manifest, TensorDigest, VERSION};
+use crate::schema::plan::{self, Plan};
+use crate::schema::{self, Tool};
 use crate::scheme::Scheme;
-use crate::sensitivity::Measured;
+use crate::sensitivity::MatrixSensitivity;
 use crate::verify::{Slices, compare, content};
 use crate::writer::layout::{Layout, Stored, index, lay_out};
 use crate::writer::partial::Partial;
@@ -298,7 +298,7 @@ impl Job<'_> {
             crate::writer::partial::write_at(&file, &path, &planned.head, 0)?;
             files.push((file, path));
         }
-        let encoder = Encoder { level: pass.level, effort: plan.settings.effort };
+        let encoder = Encoder { isa: pass.isa, effort: plan.settings.effort };
         let output = Output { format: source.format, files: &files };
         let measured = self.measured();
         let outcome = encode::encode(*pass, encoder, &output, &self.tasks(&stored, &layout, &measured))?;
@@ -337,7 +337,7 @@ impl Job<'_> {
         let readme = card::text(source, plan, &manifest, self.is_for_a_runtime());
         manifest.files.push(Self::put(&partial, Path::new("README.md"), readme.as_bytes())?);
         self.read_back(&partial, &layout, &slices(source, &stored, &outcome), &mut manifest)?;
-        partial.write_file(FILE_NAME, document::text(&manifest)?.as_bytes())?;
+        partial.write_file(FILE_NAME, schema::text(&manifest)?.as_bytes())?;
         pass.progress.check()?;
         partial.finish()?;
         Ok(manifest)
@@ -382,7 +382,7 @@ impl Job<'_> {
     }
 
     /// The sensitivity of each target's matrices, none where no scheme exists.
-    fn measured(&self) -> Vec<&[Measured]> {
+    fn measured(&self) -> Vec<&[MatrixSensitivity]> {
         let mut rest = self.sensitivity.measured.as_slice();
         let mut found = Vec::with_capacity(self.source.entries.len());
         for entry in &self.source.entries {
@@ -399,7 +399,7 @@ impl Job<'_> {
         &'t self,
         stored: &'t [Vec<Stored>],
         layout: &'t Layout,
-        measured: &[&'t [Measured]],
+        measured: &[&'t [MatrixSensitivity]],
     ) -> Vec<Task<'t>> {
         let mut next = 0;
         let mut tasks = Vec::with_capacity(self.source.entries.len());

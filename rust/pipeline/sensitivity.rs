@@ -5,19 +5,19 @@ use std::sync::Arc;
 
 use super::AnalysisRequest;
 use super::source::Source;
+use crate::arch::{Decoder, decoder};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
-use crate::decoder::{Decoder, decoder};
 use crate::digest::Digest;
-use crate::document::Settings;
 use crate::error::{Error, Result};
+use crate::pass::energy::{self, Ask};
 use crate::probe::{self, Options, Probe};
 use crate::progress::Stage;
-use crate::rd::Objective;
+use crate::rate_distortion::Objective;
+use crate::schema::Settings;
 use crate::sensitivity::file::{Probed, SensitivityFile};
-use crate::sensitivity::given::{self, Table};
-use crate::sensitivity::{Candidate, Gain, Measured, Origin, Vectors, prior, probed, weights};
-use crate::stats::{self, Ask};
+use crate::sensitivity::table::{self, Table};
+use crate::sensitivity::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, from_probe, prior, propagate};
 
 /// The probe where it can run the model, else the weights alone.
 pub(super) const AUTO: &str = "auto";
@@ -30,7 +30,7 @@ const FILE: &str = "file";
 
 /// The sensitivity of all candidates of a source, in their order.
 pub(super) struct Sensitivity {
-    pub measured: Vec<Measured>,
+    pub measured: Vec<MatrixSensitivity>,
     pub settings: Settings,
 }
 
@@ -104,14 +104,14 @@ pub(super) fn runs(checkpoint: &Checkpoint, request: &AnalysisRequest) -> bool {
 /// Runs the model of `decoder`; its vectors, and all that was found.
 pub(super) fn probed_table(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<(Table, Probe)> {
     let probe = probe::probe(pass, decoder, options)?;
-    let (table, warnings) = probed::table(decoder, &probe);
+    let (table, warnings) = from_probe::table(decoder, &probe);
     for warning in warnings {
         pass.progress.warn(warning);
     }
     Ok((table, probe))
 }
 
-type Labelled = (&'static str, Vec<Measured>, Option<Probed>);
+type Labelled = (&'static str, Vec<MatrixSensitivity>, Option<Probed>);
 
 fn from_probe(
     pass: Pass<'_>,
@@ -123,16 +123,20 @@ fn from_probe(
     let options = request.probe.of(&decoder);
     let (table, _) = probed_table(pass, &decoder, options)?;
     begin(pass, candidates);
-    let measured = given::measure(pass, candidates, request.prior, Origin::Probe, |candidate| {
+    let measured = table::measure(pass, candidates, request.prior, Origin::Probe, |candidate| {
         let tensor = candidate.tensor(pass.checkpoint);
         Ok(table.get(&tensor.name).and_then(|found| found.of(tensor, candidate.view)))
     })?;
     Ok((PROBE, measured, Some(Probed::by(options))))
 }
 
-fn from_weights(pass: Pass<'_>, candidates: &[Candidate<'_>], request: &AnalysisRequest) -> Result<Vec<Measured>> {
+fn from_weights(
+    pass: Pass<'_>,
+    candidates: &[Candidate<'_>],
+    request: &AnalysisRequest,
+) -> Result<Vec<MatrixSensitivity>> {
     begin(pass, candidates);
-    weights::derive(pass, candidates, request.prior)
+    propagate::derive(pass, candidates, request.prior)
 }
 
 /// A file that the probe made says the same as the probe.
@@ -149,15 +153,15 @@ fn begin(pass: Pass<'_>, candidates: &[Candidate<'_>]) {
 }
 
 /// All weights alike: `½ · 2 · 1 · Δw²` is the squared error.
-fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Measured>> {
+fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<MatrixSensitivity>> {
     begin(pass, candidates);
     let ones: Vec<Arc<[f32]>> =
         candidates.iter().map(|candidate| vec![1.0; candidate.matrix.cols as usize].into()).collect();
     let asks: Vec<_> =
         candidates.iter().zip(&ones).map(|(&Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
-    let energies = stats::energies(pass, &asks)?;
-    let measured = |(k, energy): (Arc<[f32]>, stats::Energy)| Measured {
-        vectors: Vectors { k, r: Gain::Same(2.0) },
+    let energies = energy::energies(pass, &asks)?;
+    let measured = |(k, energy): (Arc<[f32]>, energy::Energy)| MatrixSensitivity {
+        vectors: Vectors { importance: k, gain: Gain::Same(2.0) },
         signal: energy.plain,
         energy: energy.plain,
         origin: Origin::Unweighted,
@@ -166,12 +170,12 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Measur
 }
 
 /// Digest of all vectors.
-fn digest(source: &Source, candidates: &[Candidate<'_>], measured: &[Measured]) -> String {
+fn digest(source: &Source, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
     let mut digest = Digest::default();
     for (candidate, measured) in candidates.iter().zip(measured) {
         digest.text(&source.entries[candidate.target].target.name);
-        digest.update(bytemuck::cast_slice(&measured.vectors.k));
-        match &measured.vectors.r {
+        digest.update(bytemuck::cast_slice(&measured.vectors.importance));
+        match &measured.vectors.gain {
             Gain::Same(gain) => digest.update(&gain.to_le_bytes()),
             Gain::Each(gains) => digest.update(bytemuck::cast_slice(gains)),
         }

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use super::encode::Way;
-use crate::checkpoint::packing::Use;
+use crate::checkpoint::prequantized::Use;
 use crate::checkpoint::{Checkpoint, Matrix};
 use crate::digest::Digest;
-use crate::document::{SourceId, analysis};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{self, Arrangement, Format, Target, Treatment};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
+use crate::schema::{SourceId, analysis};
 use crate::scheme::{Affine, Packed};
 use crate::sensitivity::Candidate;
 

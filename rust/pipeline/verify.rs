@@ -10,10 +10,10 @@ use super::plan::modules;
 use super::source::Source;
 use super::{Engine, Resources};
 use crate::checkpoint::Checkpoint;
-use crate::document::manifest::{Became, FILE_NAME, Line, Manifest, Quantized};
 use crate::error::{Error, Result};
 use crate::format::{self, Format};
 use crate::progress::{Progress, Stage};
+use crate::schema::manifest::{Became, FILE_NAME, Line, Manifest, Quantized};
 use crate::scheme::Scheme;
 use crate::verify::{Decoded, Problem, Slices, Stored, compare, content, decode};
 

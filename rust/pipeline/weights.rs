@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::checkpoint::packing::Packing;
+use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::stream::Reader;
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Part};

@@ -5,13 +5,13 @@
 //! of the cap), `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 
 use super::Session;
+use super::matmul::dense::{by_both, by_columns, by_rows};
 use super::rows::Rows;
-use super::small::{by_both, by_columns, by_rows};
+use crate::arch::rope::Turns;
 use crate::checkpoint::stream::Pass;
-use crate::decoder::rotary::Turns;
 use crate::error::Result;
-use crate::kernel::Level;
-use crate::kernel::elementary::{exp_minus, soft_cap};
+use crate::simd::Isa;
+use crate::simd::elementary::{exp_minus, soft_cap};
 
 /// Which positions of which windows are computed.
 #[derive(Clone, Copy, Debug)]
@@ -115,15 +115,15 @@ impl Heads {
         }
     }
 
-    fn scores(&self, level: Level, query: &[f32], key: &[f32], span: Span, first_head: usize) -> Scores {
+    fn scores(&self, isa: Isa, query: &[f32], key: &[f32], span: Span, first_head: usize) -> Scores {
         let keys = span.before + span.now;
-        let mut scores = by_rows(level, query, key, self.size);
+        let mut scores = by_rows(isa, query, key, self.size);
         for score in &mut scores {
             *score *= self.scale;
         }
         let mut slopes = Vec::new();
         if let Some(cap) = self.cap {
-            soft_cap(level, &mut scores, cap);
+            soft_cap(isa, &mut scores, cap);
             slopes = scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)).collect();
         }
         for (at, row) in scores.chunks_exact_mut(keys).enumerate() {
@@ -134,11 +134,11 @@ impl Heads {
             row[last + 1..].fill(0.0);
             let seen = &mut row[first..=last];
             let most = seen.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
-            exp_minus(level, seen, most);
+            exp_minus(isa, seen, most);
             let mut sum: f64 = seen.iter().map(|&share| f64::from(share)).sum();
             if let Some(sink) = sink {
                 let mut sink = [sink];
-                exp_minus(level, &mut sink, most);
+                exp_minus(isa, &mut sink, most);
                 sum += f64::from(sink[0]);
             }
             let inverse = (1.0 / sum) as f32;
@@ -168,8 +168,8 @@ impl Heads {
             |(), &Task { window, kv_head }| {
                 let query = self.gather(query, (window * span.now, span.now), (kv_head * group, group));
                 let [key, value] = [key, value].map(|x| self.gather(x, (window * keys, keys), (kv_head, 1)));
-                let scores = self.scores(session.pass.level, &query, &key, span, kv_head * group);
-                Ok(by_columns(session.pass.level, &scores.shares, &value, keys))
+                let scores = self.scores(session.pass.isa, &query, &key, span, kv_head * group);
+                Ok(by_columns(session.pass.isa, &scores.shares, &value, keys))
             },
             |task, values| {
                 self.scatter(&values, &mut out, (task.window * span.now, span.now), task.kv_head * group);
@@ -187,7 +187,7 @@ impl Heads {
         gradients: &Rows,
         span: Span,
     ) -> Result<Gradients> {
-        let (group, now, level) = (self.group(), span.now, session.pass.level);
+        let (group, now, isa) = (self.group(), span.now, session.pass.isa);
         let draws = gradients.count() / span.count();
         let rows = |width| Rows::zeros(gradients.count(), width * self.size);
         let mut out = Gradients { query: rows(self.queries), key: rows(self.keys), value: rows(self.keys) };
@@ -199,13 +199,13 @@ impl Heads {
             |(), &Task { window, kv_head }| {
                 let query = self.gather(query, (window * now, now), (kv_head * group, group));
                 let [key, value] = [key, value].map(|x| self.gather(x, (window * now, now), (kv_head, 1)));
-                let Scores { shares, slopes } = self.scores(level, &query, &key, span, kv_head * group);
+                let Scores { shares, slopes } = self.scores(isa, &query, &key, span, kv_head * group);
                 let mut found = Vec::with_capacity(draws);
                 for draw in 0..draws {
                     let from = draw * span.count() + window * now;
                     let gradient = self.gather(gradients, (from, now), (kv_head * group, group));
-                    let of_value = by_both(level, &shares, &gradient, group * now);
-                    let mut of_scores = by_rows(level, &gradient, &value, self.size);
+                    let of_value = by_both(isa, &shares, &gradient, group * now);
+                    let mut of_scores = by_rows(isa, &gradient, &value, self.size);
                     for (row, shares) in of_scores.chunks_exact_mut(now).zip(shares.chunks_exact(now)) {
                         let both = row.iter().zip(shares);
                         let mean = both.map(|(of, share)| f64::from(*of) * f64::from(*share)).sum::<f64>() as f32;
@@ -216,8 +216,8 @@ impl Heads {
                     for (of, slope) in of_scores.iter_mut().zip(&slopes) {
                         *of *= slope;
                     }
-                    let of_query = by_columns(level, &of_scores, &key, now);
-                    let of_key = by_both(level, &of_scores, &query, group * now);
+                    let of_query = by_columns(isa, &of_scores, &key, now);
+                    let of_key = by_both(isa, &of_scores, &query, group * now);
                     found.push((of_query, of_key, of_value));
                 }
                 Ok(found)

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use super::Session;
 use super::attention::{Heads, Span, turned};
 use super::experts::{Mixed, Passed, dense_back, dense_forward, loads, mixture_back, mixture_forward};
+use super::matmul::stored::{Direction, Input, Job, Part, products};
 use super::norm::Loaded;
-use super::product::{Direction, Input, Job, Part, products};
 use super::rows::Rows;
 use super::tokens::WINDOW;
-use crate::decoder::rotary::Turns;
-use crate::decoder::{Block, Linear, Norm, Vector};
+use crate::arch::rope::Turns;
+use crate::arch::{Block, Linear, Norm, Vector};
 use crate::error::{Error, Result};
 
 /// Keys and values of the positions before, for windows that grow token by token: `[window][position]`.

@@ -3,8 +3,8 @@
 use super::Session;
 use super::attention::Span;
 use super::rows::Rows;
+use crate::arch::Linear;
 use crate::checkpoint::stream::Reader;
-use crate::decoder::Linear;
 use crate::error::Result;
 
 /// The embeddings of `tokens`, window after window.

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::Session;
-use super::feed::Halves;
-use super::product::{Direction, Input, Job, Part, products};
+use super::activation::Halves;
+use super::matmul::stored::{Direction, Input, Job, Part, products};
 use super::routing::Route;
 use super::rows::Rows;
-use crate::decoder::conventions::Routing;
-use crate::decoder::{Experts, Linear, Mlp, Vector};
+use crate::arch::traits::Routing;
+use crate::arch::{Experts, Linear, Mlp, Vector};
 use crate::error::{Error, Result};
 
 /// What a network remembers of its way forward.

@@ -13,14 +13,14 @@
 use std::ops::Range;
 
 use super::Session;
+use super::matmul::stored::{Direction, Input, Job, Part, products};
 use super::moments::Moments;
 use super::norm::Loaded;
-use super::product::{Direction, Input, Job, Part, products};
 use super::rows::Rows;
 use super::tokens::Signs;
-use crate::decoder::Linear;
+use crate::arch::Linear;
 use crate::error::{Error, Result};
-use crate::kernel::elementary::{exp_minus, soft_cap};
+use crate::simd::elementary::{exp_minus, soft_cap};
 
 /// Bytes of logits that are held at a time.
 const LOGIT_BYTES: usize = 256 << 20;
@@ -79,7 +79,7 @@ pub(super) fn logits(session: &Session<'_>, x: &Rows) -> Result<Rows> {
         rows.values.iter_mut().for_each(|logit| *logit *= scale);
     }
     if let Some(cap) = conventions.logit_cap {
-        soft_cap(session.pass.level, &mut rows.values, cap as f32);
+        soft_cap(session.pass.isa, &mut rows.values, cap as f32);
     }
     Ok(rows)
 }
@@ -104,7 +104,7 @@ impl Logits {
             let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             powers.clear();
             powers.extend_from_slice(row);
-            exp_minus(session.pass.level, powers, most);
+            exp_minus(session.pass.isa, powers, most);
             Ok((most, powers.iter().map(|&power| f64::from(power)).sum::<f64>()))
         })?;
         let (most, sum) = found.into_iter().unzip();
@@ -115,7 +115,7 @@ impl Logits {
     fn probabilities(&self, session: &Session<'_>, row: usize, which: Range<usize>, out: &mut Vec<f32>) {
         out.clear();
         out.extend_from_slice(&self.rows.row(row)[which]);
-        exp_minus(session.pass.level, out, self.most[row]);
+        exp_minus(session.pass.isa, out, self.most[row]);
         let inverse = (1.0 / self.sum[row]) as f32;
         for power in out.iter_mut() {
             *power *= inverse;

@@ -9,28 +9,27 @@
 //! | module | what |
 //! |---|---|
 //! | `vocabulary` `tokens` | which tokens there are; the fixed generator |
-//! | `rows` `product` `small` | vectors of tokens; their products with matrices in files, and in memory |
-//! | `norm` `attention` `feed` `routing` `experts` | the parts of a layer, forward and back |
+//! | `rows` `matmul` | vectors of tokens; their products with matrices in files, and in memory |
+//! | `norm` `attention` `activation` `routing` `experts` | the parts of a layer, forward and back |
 //! | `embedding` `block` `head` | the beginning of the model, a layer, the end |
-//! | `run` `writing` | the order of a run; windows that the model writes itself |
+//! | `run` `generate` | the order of a run; windows that the model writes itself |
 //! | `moments` | what is measured |
 
+mod activation;
 mod attention;
 mod block;
 mod embedding;
 mod experts;
-mod feed;
+mod generate;
 mod head;
+pub mod matmul;
 pub mod moments;
 mod norm;
-mod product;
 mod routing;
 mod rows;
 mod run;
-mod small;
 pub mod tokens;
 pub mod vocabulary;
-mod writing;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -41,12 +40,12 @@ pub use head::Seen;
 pub use moments::Moments;
 pub use run::{EXPERT_TOKENS, Mode, Options, Probe, WRITTEN_BYTES, probe};
 
+use crate::arch::{self, Decoder, Linear, Vector, vector};
 use crate::checkpoint::Tensor;
 use crate::checkpoint::stream::{Block, Pass, Reader};
-use crate::decoder::{self, Decoder, Linear, Vector, vector};
 use crate::error::{Error, Result};
-use feed::Gating;
-use product::{Direction, Job, products};
+use activation::Gating;
+use matmul::stored::{Direction, Job, products};
 use rows::Rows;
 use tokens::WINDOW;
 
@@ -72,7 +71,7 @@ impl<'a> Session<'a> {
     /// Reads all weights into memory if they fit: they are needed once for every token of a window.
     fn hold(&mut self) -> Result<()> {
         let decoder = self.decoder;
-        let linears = decoder.blocks.iter().flat_map(decoder::Block::linears).chain([head::head(self)]);
+        let linears = decoder.blocks.iter().flat_map(arch::Block::linears).chain([head::head(self)]);
         let weights: BTreeMap<&str, &Tensor> =
             linears.map(|linear| (linear.weight.name.as_str(), linear.weight)).collect();
         if weights.values().map(|weight| weight.bytes).sum::<u64>() > self.pass.held_bytes {
@@ -104,7 +103,7 @@ impl<'a> Session<'a> {
     /// What lies between the matrices of a feed-forward network.
     fn gating(&self) -> Gating {
         let conventions = &self.decoder.conventions;
-        let is_gated = |mlp: &decoder::Mlp<'_>| mlp.gate.is_some() || mlp.gate_up.is_some();
+        let is_gated = |mlp: &arch::Mlp<'_>| mlp.gate.is_some() || mlp.gate_up.is_some();
         let first = self.decoder.blocks.first();
         let gated = first.is_some_and(|block| {
             is_gated(&block.mlp) || block.experts.as_ref().is_some_and(|all| all.experts.first().is_some_and(is_gated))

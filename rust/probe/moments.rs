@@ -14,8 +14,8 @@
 use std::ops::Range;
 
 use super::Session;
+use super::matmul::dense::{by_columns, by_rows};
 use super::rows::Rows;
-use super::small::{by_columns, by_rows};
 use crate::error::Result;
 
 /// Sums over windows and draws of one matrix, not yet divided by how many tokens they are of.
@@ -58,7 +58,7 @@ pub(super) fn moments(
         || (),
         |(), window| {
             let x = x.slice(window.start, window.end);
-            Ok(by_rows(pass.level, x, x, gradients_width(x, window)))
+            Ok(by_rows(pass.isa, x, x, gradients_width(x, window)))
         },
     )?;
     let tasks: Vec<(usize, usize)> =
@@ -81,13 +81,13 @@ pub(super) fn moments(
             let mut products = vec![0.0; window.len() * window.len()];
             for draw in 0..draws {
                 let g = gradients.slice(draw * count + window.start, draw * count + window.end);
-                let spread = by_columns(pass.level, &input_products[at], g, window.len());
+                let spread = by_columns(pass.isa, &input_products[at], g, window.len());
                 add_products(&mut outputs, g, &spread);
-                let of_draw = by_rows(pass.level, g, g, gradients.width);
+                let of_draw = by_rows(pass.isa, g, g, gradients.width);
                 products.iter_mut().zip(of_draw).for_each(|(sum, product)| *sum += product);
             }
             let mut inputs = vec![0.0; x.len() / window.len()];
-            add_products(&mut inputs, x, &by_columns(pass.level, &products, x, window.len()));
+            add_products(&mut inputs, x, &by_columns(pass.isa, &products, x, window.len()));
             Ok(Part { inputs, outputs })
         },
         |&(of, _), part| {

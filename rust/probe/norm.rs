@@ -5,8 +5,8 @@
 
 use super::Session;
 use super::rows::Rows;
-use crate::decoder::conventions::NormKind;
-use crate::decoder::{Norm, Vector};
+use crate::arch::traits::NormKind;
+use crate::arch::{Norm, Vector};
 use crate::error::{Error, Result};
 
 /// A norm, read.

@@ -3,7 +3,7 @@
 //! `s` is the softmax of all scores, or the sigmoid of each; the greatest are chosen, in the best groups if there are
 //! groups; their shares are `scale · s`, or `scale · s / Σ s` over the chosen.
 
-use crate::decoder::conventions::Routing;
+use crate::arch::traits::Routing;
 use crate::math::exp;
 
 /// Experts of a group that speak for it.

@@ -6,19 +6,19 @@ use std::sync::PoisonError;
 use super::attention::Span;
 use super::block::{Layer, Trace};
 use super::embedding::embedded;
+use super::generate::write_on;
 use super::head::{Seen, ends};
 use super::moments::Moments;
 use super::rows::Rows;
 use super::tokens::{self, WINDOW};
 use super::vocabulary::Vocabulary;
-use super::writing::write_on;
 use super::{Key, Session};
+use crate::arch::{Block, Decoder};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, View};
-use crate::decoder::{Block, Decoder};
 use crate::error::{Error, Result};
+use crate::pass::energy;
 use crate::progress::Stage;
-use crate::stats;
 
 /// Tokens that every expert should have seen.
 pub const EXPERT_TOKENS: u64 = 16;
@@ -248,10 +248,10 @@ fn overflow(session: &Session<'_>, block: &Block<'_>) -> Error {
     let matrices: Vec<(View, Matrix)> =
         views.into_iter().filter_map(|view| Some((view, view.matrix(checkpoint)?))).collect();
     let ones: Vec<Vec<f32>> = matrices.iter().map(|(view, _)| vec![1.0; view.cols as usize]).collect();
-    let asks: Vec<stats::Ask<'_>> =
-        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| stats::Ask { view, matrix, k }).collect();
+    let asks: Vec<energy::Ask<'_>> =
+        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| energy::Ask { view, matrix, k }).collect();
     let place = format!("layer {}", block.index);
-    stats::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
+    energy::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
 }
 
 /// The weight of what stands at `position` of a window, 1 on average: beginnings are rarer in a text than in windows.

@@ -37,7 +37,7 @@ fn version() -> &'static str {
 /// The instruction set that kernels run with on this CPU.
 #[pyfunction]
 fn cpu_level() -> &'static str {
-    crate::kernel::Level::detect().name()
+    crate::simd::Isa::detect().name()
 }
 
 /// The shape of a tensor of the checkpoint at `model`, and its elements as little-endian `f32`, decoded.

@@ -18,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::given::{Found, LARGEST, Table, measure};
 use super::prior::Prior;
-use super::{Candidate, Measured, Origin};
+use super::table::{Found, LARGEST, Table, measure};
+use super::{Candidate, MatrixSensitivity, Origin};
 use crate::checkpoint::Tensor;
 use crate::checkpoint::header::{Entry, compose};
 use crate::checkpoint::shard::{PageBuffer, Shard, read_at};
@@ -62,7 +62,7 @@ impl Probed {
     #[must_use]
     pub fn by(options: Options) -> Self {
         let Options { tokens, mode, draws, .. } = options;
-        Self { version: super::probed::VERSION, tokens, mode, draws }
+        Self { version: super::from_probe::VERSION, tokens, mode, draws }
     }
 
     /// The options.
@@ -172,8 +172,13 @@ impl SensitivityFile {
     /// Measures `candidates` under the vectors of the file.
     ///
     /// # Errors
-    /// [`Error::Sensitivity`] for vectors that do not fit, and those of [`crate::stats::energies`].
-    pub fn measure(&self, pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Result<Vec<Measured>> {
+    /// [`Error::Sensitivity`] for vectors that do not fit, and those of [`crate::pass::energy::energies`].
+    pub fn measure(
+        &self,
+        pass: Pass<'_>,
+        candidates: &[Candidate<'_>],
+        prior: Prior,
+    ) -> Result<Vec<MatrixSensitivity>> {
         let mut names: Vec<&str> =
             candidates.iter().map(|candidate| candidate.tensor(pass.checkpoint).name.as_str()).collect();
         // The matrices of one tensor follow each other, or come in turns with those of another.

@@ -5,8 +5,8 @@
 
 use std::sync::LazyLock;
 
-use crate::kernel::elementary::Curve;
 use crate::math::exp;
+use crate::simd::elementary::Curve;
 
 /// The value of `curve` at `x`; the tanh form of GELU for all forms of it, which differ by less than 5e-4.
 #[must_use]

@@ -5,7 +5,7 @@
 //! F32 `[1, matrices]`, of how many tokens. Dimensions innermost first. Experts are stacked there, wherever they are in
 //! the checkpoint. Names are those that llama.cpp's converter gives.
 
-use crate::decoder::{Decoder, Experts, Linear, Mlp};
+use crate::arch::{Decoder, Experts, Linear, Mlp};
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Moments, Probe};
 

@@ -7,17 +7,17 @@
 //! ```
 //!
 //! with the importance `k` of its input channels and the gain `r` of its output channels. In nats per token, where the
-//! source knows; additive over matrices. [`weights`] derives the vectors from the checkpoint without running it;
-//! [`probed`] takes them from a run on tokens of the model's own vocabulary; [`mod@file`] reads them from a file of the
+//! source knows; additive over matrices. [`propagate`] derives the vectors from the checkpoint without running it;
+//! [`from_probe`] takes them from a run on tokens of the model's own vocabulary; [`mod@file`] reads them from a file of the
 //! documented schema, whoever wrote it.
 
 pub mod file;
+pub mod from_probe;
 pub mod gaussian;
-pub mod given;
 pub mod imatrix;
 pub mod prior;
-pub mod probed;
-pub mod weights;
+pub mod propagate;
+pub mod table;
 
 use std::sync::Arc;
 
@@ -48,14 +48,14 @@ impl Gain {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vectors {
     /// Importance of each input channel, none negative.
-    pub k: Arc<[f32]>,
+    pub importance: Arc<[f32]>,
     /// Gain of the output channels.
-    pub r: Gain,
+    pub gain: Gain,
 }
 
 /// The sensitivity of one matrix, and how much energy the matrix has by it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
+pub struct MatrixSensitivity {
     /// Its sensitivity.
     pub vectors: Vectors,
     /// `½ Σ_ij r_i k_j w_ij²`: the loss that dropping the whole matrix would do.
@@ -110,17 +110,17 @@ fn layers(candidates: &[Candidate<'_>]) -> usize {
 
 /// Lets the matrices of a stack share what the prior gives each of them: it says what the whole of them amounts to.
 /// Nothing being known of who is chosen how often, an error counts alike in all.
-fn share(candidates: &[Candidate<'_>], measured: &mut [Measured]) {
+fn share(candidates: &[Candidate<'_>], measured: &mut [MatrixSensitivity]) {
     let mut first = 0;
     for stack in candidates.chunk_by(|a, b| a.target == b.target) {
         let measured = &mut measured[first..first + stack.len()];
         first += stack.len();
-        let from_prior = measured.iter().all(|one| matches!(one.vectors.r, Gain::Same(_)));
+        let from_prior = measured.iter().all(|one| matches!(one.vectors.gain, Gain::Same(_)));
         if stack.len() == 1 || !from_prior {
             continue;
         }
         let whole = measured.iter().map(|one| one.signal).fold(0.0, f64::max);
-        let weighted = |one: &Measured| match one.vectors.r {
+        let weighted = |one: &MatrixSensitivity| match one.vectors.gain {
             Gain::Same(gain) if gain > 0.0 => 2.0 * one.signal / gain,
             _ => 0.0,
         };
@@ -128,7 +128,7 @@ fn share(candidates: &[Candidate<'_>], measured: &mut [Measured]) {
         let total: f64 = energies.iter().sum();
         for (one, energy) in measured.iter_mut().zip(energies) {
             let gain = if total > 0.0 { 2.0 * whole / total } else { 0.0 };
-            (one.vectors.r, one.signal) = (Gain::Same(gain), 0.5 * gain * energy);
+            (one.vectors.gain, one.signal) = (Gain::Same(gain), 0.5 * gain * energy);
         }
     }
 }
@@ -139,7 +139,7 @@ impl Origin {
     #[must_use]
     pub fn doubt(self) -> f64 {
         match self {
-            Self::Propagated => weights::DOUBT,
+            Self::Propagated => propagate::DOUBT,
             Self::Flat | Self::Probe | Self::File | Self::Unweighted => 0.0,
         }
     }

@@ -1,7 +1,7 @@
 //! Allocations: held against every allocation there is, where there are few.
 
 use proptest::prelude::*;
-use ramrs::alloc::{Family, Outcome, Point, allocate, minimum, trade_off, uniform_choice, uniforms};
+use ramrs::allocate::{Family, Outcome, Point, allocate, minimum, trade_off, uniform_choice, uniforms};
 use ramrs::scheme::{Affine, Scheme};
 
 use super::support::{self, Numbers};

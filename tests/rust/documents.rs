@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use ramrs::document::analysis::{self, Analysis};
-use ramrs::document::manifest::{self, Manifest};
-use ramrs::document::plan::{self, Plan};
-use ramrs::document::{self, Settings, SourceId, Tool};
+use ramrs::codec::encoder::Effort;
 use ramrs::error::{Error, Result};
 use ramrs::name::Role;
 use ramrs::policy::PolicyOptions;
-use ramrs::quant::Effort;
-use ramrs::rd::Objective;
+use ramrs::rate_distortion::Objective;
+use ramrs::schema::analysis::{self, Analysis};
+use ramrs::schema::manifest::{self, Manifest};
+use ramrs::schema::plan::{self, Plan};
+use ramrs::schema::{self, Settings, SourceId, Tool};
 use ramrs::sensitivity::Origin;
 use ramrs::sensitivity::prior::Prior;
 use serde_json::{Value, json};
@@ -176,18 +176,18 @@ fn reason<T: std::fmt::Debug>(found: Result<T>) -> String {
 #[test]
 fn documents_come_back_as_they_were_to_the_last_bit() {
     let (analysis, plan, manifest) = (an_analysis(), a_plan(), a_manifest());
-    assert_eq!(read(&document::text(&analysis).unwrap(), Analysis::read).unwrap(), analysis);
-    assert_eq!(read(&document::text(&plan).unwrap(), Plan::read).unwrap(), plan);
-    assert_eq!(read(&document::text(&manifest).unwrap(), Manifest::read).unwrap(), manifest);
-    assert!(document::text(&plan).unwrap().ends_with("}\n"));
+    assert_eq!(read(&schema::text(&analysis).unwrap(), Analysis::read).unwrap(), analysis);
+    assert_eq!(read(&schema::text(&plan).unwrap(), Plan::read).unwrap(), plan);
+    assert_eq!(read(&schema::text(&manifest).unwrap(), Manifest::read).unwrap(), manifest);
+    assert!(schema::text(&plan).unwrap().ends_with("}\n"));
 }
 
 /// Each document as JSON, and what its reader says of a changed one.
 fn each(check: impl Fn(&str, Value, &dyn Fn(&str) -> String)) {
     let value = |text: Result<String>| serde_json::from_str(&text.unwrap()).unwrap();
-    check("analysis", value(document::text(&an_analysis())), &|text| reason(read(text, Analysis::read)));
-    check("plan", value(document::text(&a_plan())), &|text| reason(read(text, Plan::read)));
-    check("manifest", value(document::text(&a_manifest())), &|text| reason(read(text, Manifest::read)));
+    check("analysis", value(schema::text(&an_analysis())), &|text| reason(read(text, Analysis::read)));
+    check("plan", value(schema::text(&a_plan())), &|text| reason(read(text, Plan::read)));
+    check("manifest", value(schema::text(&a_manifest())), &|text| reason(read(text, Manifest::read)));
 }
 
 #[test]
@@ -239,10 +239,10 @@ fn a_field_that_is_missing_or_of_another_kind_is_refused() {
         changed["source"]["parameters"] = json!(-1);
         reason(&changed.to_string());
     });
-    let mut plan: Value = serde_json::from_str(&document::text(&a_plan()).unwrap()).unwrap();
+    let mut plan: Value = serde_json::from_str(&schema::text(&a_plan()).unwrap()).unwrap();
     plan["tensors"][0]["scheme"] = json!("7g64");
     assert!(reason(read(&plan.to_string(), Plan::read)).contains("`7g64` is not a scheme"));
-    let mut analysis: Value = serde_json::from_str(&document::text(&an_analysis()).unwrap()).unwrap();
+    let mut analysis: Value = serde_json::from_str(&schema::text(&an_analysis()).unwrap()).unwrap();
     analysis["tensors"][0]["curve"]["points"][0] = json!(["4g64", 1.0]);
     reason(read(&analysis.to_string(), Analysis::read));
 }

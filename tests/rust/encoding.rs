@@ -3,33 +3,33 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use ramrs::band;
+use ramrs::codec::affine::pack;
+use ramrs::codec::affine::{Channels, RowError};
+use ramrs::codec::encoder::{Effort, Encoded, Encoder};
 use ramrs::dtype::{Dtype, Float};
-use ramrs::kernel::Level;
-use ramrs::kernel::affine::{Channels, RowError};
-use ramrs::kernel::band;
-use ramrs::kernel::vector::{Lane, ROWS};
-use ramrs::pack;
-use ramrs::quant::{Effort, Encoded, Encoder};
 use ramrs::scheme::{Affine, BITS, GROUP_SIZES};
+use ramrs::simd::Isa;
+use ramrs::simd::vector::{BAND_ROWS, Column};
 
 use super::support::{self, Numbers, data};
 
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
 fn encoder(effort: Effort) -> Encoder {
-    Encoder { level: Level::detect(), effort }
+    Encoder { isa: Isa::detect(), effort }
 }
 
 /// The rows of a band as they are stored, one after the other.
-fn rows(store: Float, band: &[Lane]) -> Vec<u8> {
+fn rows(store: Float, band: &[Column]) -> Vec<u8> {
     let mut stored = Vec::new();
-    for row in 0..ROWS {
+    for row in 0..BAND_ROWS {
         store.append(&band.iter().map(|lanes| lanes[row]).collect::<Vec<_>>(), &mut stored);
     }
     stored
 }
 
-fn encode(encoder: Encoder, scheme: Affine, store: Float, band: &[Lane], k: &[f32]) -> Encoded {
+fn encode(encoder: Encoder, scheme: Affine, store: Float, band: &[Column], k: &[f32]) -> Encoded {
     let mut encoded = Encoded::default();
     encoder.encode(scheme, store, (&rows(store, band), band), k, &mut encoded);
     encoded
@@ -44,11 +44,11 @@ fn stored(source: &[u8], cols: usize, store: Float, scheme: Affine) -> [Vec<u8>;
 
     let mut parts = [const { Vec::new() }; 3];
     let row_bytes = cols * store.bytes();
-    for rows in source.chunks(ROWS * row_bytes) {
+    for rows in source.chunks(BAND_ROWS * row_bytes) {
         let (mut encoded, count) = (Encoded::default(), rows.len() / row_bytes);
         encoder(Effort::Fast).encode(scheme, store, (rows, &[]), &vec![1.0; cols], &mut encoded);
         let groups = cols / scheme.group_size();
-        pack::pack(Level::detect(), scheme.bits(), &encoded.codes[..count * cols], &mut parts[0]);
+        pack::pack(Isa::detect(), scheme.bits(), &encoded.codes[..count * cols], &mut parts[0]);
         store.append(&encoded.scales[..count * groups], &mut parts[1]);
         store.append(&encoded.biases[..count * groups], &mut parts[2]);
     }
@@ -146,7 +146,7 @@ impl Kind {
 struct Case {
     float: Float,
     scheme: Affine,
-    band: Vec<Lane>,
+    band: Vec<Column>,
     k: Vec<f32>,
 }
 
@@ -159,7 +159,7 @@ fn cases() -> impl Strategy<Value = Case> {
     (prop::sample::select(FLOATS.as_slice()), prop::sample::select(schemes), rows, which).prop_map(
         |(float, scheme, rows, (is_tame, weighing, groups, seed))| {
             let (mut numbers, cols) = (Numbers(seed), groups * scheme.group_size());
-            let mut band = vec![[0.0; ROWS]; cols];
+            let mut band = vec![[0.0; BAND_ROWS]; cols];
             // The powers of ten between which weights of this type have squares that are numbers.
             let (least, most) = match float {
                 _ if is_tame => (-3.0, 3.0),
@@ -212,7 +212,7 @@ fn bits(encoded: &Encoded) -> (Vec<u8>, Vec<u32>) {
 
 /// What belongs to row `row` of values row after row.
 fn row_of<T>(values: &[T], row: usize) -> &[T] {
-    &values[row * values.len() / ROWS..(row + 1) * values.len() / ROWS]
+    &values[row * values.len() / BAND_ROWS..(row + 1) * values.len() / BAND_ROWS]
 }
 
 /// Row `row` of each group of `encoded`, decoded in `f64` as the runtime's `f32` would have it.
@@ -225,11 +225,11 @@ fn decoded(encoded: &Encoded, scheme: Affine, row: usize) -> impl Iterator<Item 
 
 /// The least and the greatest error of each row as `stored` if a weight in the middle between two codes, by the scale that
 /// it was encoded by, may have either.
-fn with_either_code(case: &Case, scheme: Affine, unrounded: &Encoded, stored: &Encoded) -> [[RowError; ROWS]; 2] {
-    let mut found = [[RowError::default(); ROWS]; 2];
+fn with_either_code(case: &Case, scheme: Affine, unrounded: &Encoded, stored: &Encoded) -> [[RowError; BAND_ROWS]; 2] {
+    let mut found = [[RowError::default(); BAND_ROWS]; 2];
     for (column, (lanes, &k)) in case.band.iter().zip(&case.k).enumerate() {
         let group = column / scheme.group_size();
-        for row in 0..ROWS {
+        for row in 0..BAND_ROWS {
             let w = f64::from(lanes[row]);
             let grid = |of: &Encoded| [&of.scales, &of.biases].map(|of| row_of(of, row)[group]);
             let ([scale, bias], stored_grid) = (grid(unrounded).map(f64::from), grid(stored));
@@ -254,9 +254,14 @@ fn with_either_code(case: &Case, scheme: Affine, unrounded: &Encoded, stored: &E
 
 /// Whether errors lie between others but for rounding: of sums, by a share of them, of what a code decodes to, by a share of the
 /// greatest weight, and of squares that are no normal `f32`.
-fn are_between(found: &[RowError; ROWS], [least, most]: &[[RowError; ROWS]; 2], band: &[Lane], k: &[f32]) -> bool {
+fn are_between(
+    found: &[RowError; BAND_ROWS],
+    [least, most]: &[[RowError; BAND_ROWS]; 2],
+    band: &[Column],
+    k: &[f32],
+) -> bool {
     let (columns, k_sum): (f64, f64) = (band.len() as f64, k.iter().map(|&k| f64::from(k)).sum());
-    (0..ROWS).all(|row| {
+    (0..BAND_ROWS).all(|row| {
         let greatest = band.iter().map(|lanes| f64::from(lanes[row].abs())).fold(0.0, f64::max);
         let between = |found: f64, least: f64, most: f64, weight: f64| {
             let rounded = 1e-5 * found.sqrt()
@@ -277,12 +282,12 @@ proptest! {
         let Case { float, scheme, band, k } = case;
         let (schemes, channels) = (alike(scheme), Channels::new(&k));
         for effort in [Effort::Fast, Effort::Normal] {
-            let plain = Encoder { level: Level::PORTABLE, effort };
+            let plain = Encoder { isa: Isa::PORTABLE, effort };
             let by_plain = encode(plain, scheme, float, &band, &k);
             let of_plain = plain.error(scheme, &band, &k, &by_plain);
             let errors = plain.errors(&schemes, float, &band, &channels);
-            for level in Level::available().skip(1) {
-                let best = Encoder { level, effort };
+            for isa in Isa::available().skip(1) {
+                let best = Encoder { isa, effort };
                 let by_best = encode(best, scheme, float, &band, &k);
                 prop_assert_eq!(bits(&by_best), bits(&by_plain), "{:?}", best);
                 for (a, b) in best.error(scheme, &band, &k, &by_best).iter().zip(of_plain) {
@@ -292,7 +297,7 @@ proptest! {
                 prop_assert_eq!(&best.errors(&schemes, float, &band, &channels), &errors);
             }
         }
-        let (best, plain) = (band::energy(Level::detect(), &band, &k), band::energy(Level::PORTABLE, &band, &k));
+        let (best, plain) = (band::energy(Isa::detect(), &band, &k), band::energy(Isa::PORTABLE, &band, &k));
         for (a, b) in best.iter().zip(plain) {
             prop_assert_eq!(a.weighted.to_bits(), b.weighted.to_bits());
             prop_assert_eq!(a.plain.to_bits(), b.plain.to_bits());
@@ -329,7 +334,7 @@ proptest! {
                 let encoder = encoder(effort);
                 encoder.error(scheme, band, k, &encode(encoder, scheme, float, band, k))
             });
-            for row in 0..ROWS {
+            for row in 0..BAND_ROWS {
                 prop_assert!(normal[row].weighted <= fast[row].weighted, "{:?} {:?}", normal[row], fast[row]);
             }
         }
@@ -341,7 +346,7 @@ proptest! {
         for effort in [Effort::Fast, Effort::Normal] {
             let encoded = encode(encoder(effort), scheme, float, &band, &k);
             let found = encoder(effort).error(scheme, &band, &k, &encoded);
-            for row in 0..ROWS {
+            for row in 0..BAND_ROWS {
                 let (mut weighted, mut plain) = (0.0, 0.0);
                 for ((lanes, &k), decoded) in band.iter().zip(&k).zip(decoded(&encoded, scheme, row)) {
                     let off = f64::from(decoded) - f64::from(lanes[row]);
@@ -366,27 +371,27 @@ proptest! {
             for stored in encoded.scales.iter().chain(&encoded.biases) {
                 prop_assert_eq!(float.round(*stored).to_bits(), stored.to_bits());
             }
-            for row in 0..ROWS {
+            for row in 0..BAND_ROWS {
                 prop_assert!(decoded(&encoded, scheme, row).all(f32::is_finite));
             }
         }
     }
 
     #[test]
-    fn a_group_of_a_row_is_encoded_alike_whatever_is_beside_it(case in cases(), lane in 0..ROWS) {
+    fn a_group_of_a_row_is_encoded_alike_whatever_is_beside_it(case in cases(), lane in 0..BAND_ROWS) {
         let Case { float, scheme, band, k } = case;
         let size = scheme.group_size();
         for effort in [Effort::Fast, Effort::Normal] {
             let whole = encode(encoder(effort), scheme, float, &band, &k);
             let last = band.len() - size;
             // The row's last group alone, in another lane, with nothing beside it.
-            let alone: Vec<Lane> = band[last..].iter().map(|lanes| {
-                let mut alone = [0.0; ROWS];
-                alone[(lane + 3) % ROWS] = lanes[lane];
+            let alone: Vec<Column> = band[last..].iter().map(|lanes| {
+                let mut alone = [0.0; BAND_ROWS];
+                alone[(lane + 3) % BAND_ROWS] = lanes[lane];
                 alone
             }).collect();
             let alone = encode(encoder(effort), scheme, float, &alone, &k[last..]);
-            let other = (lane + 3) % ROWS;
+            let other = (lane + 3) % BAND_ROWS;
             prop_assert_eq!(&row_of(&whole.codes, lane)[last..], row_of(&alone.codes, other));
             prop_assert_eq!(row_of(&whole.scales, lane)[last / size], alone.scales[other]);
             prop_assert_eq!(row_of(&whole.biases, lane)[last / size], alone.biases[other]);
@@ -397,7 +402,7 @@ proptest! {
 /// Weighted error of `normal` over that of `fast`, over many groups of normal weights.
 fn share_that_is_left(bits: u8, group_size: u16) -> f64 {
     let (mut numbers, scheme) = (Numbers(1), Affine::new(bits, group_size).unwrap());
-    let band: Vec<Lane> = (0..64 * scheme.group_size())
+    let band: Vec<Column> = (0..64 * scheme.group_size())
         .map(|_| std::array::from_fn(|_| Float::BF16.round((0.05 * numbers.normal()) as f32)))
         .collect();
     let k: Vec<f32> = band.iter().map(|_| numbers.unit() as f32).collect();
@@ -421,7 +426,7 @@ fn weights_that_lie_on_a_grid_are_kept_exactly() {
     for scheme in Affine::all() {
         let max_code = usize::from(scheme.max_code());
         // All codes occur where the group has room for them, the least and the largest always.
-        let band: Vec<Lane> = (0..scheme.group_size())
+        let band: Vec<Column> = (0..scheme.group_size())
             .map(|column| {
                 let code = if column == 1 { max_code } else { column * 37 % (max_code + 1) };
                 std::array::from_fn(|row| (code as f32 - row as f32) * 0.125)

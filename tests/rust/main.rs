@@ -3,11 +3,11 @@
 //! One test binary, so that the crate is linked once. Each module is about one promise; [`support`] makes their input.
 
 #[cfg(test)]
-mod agreement;
-#[cfg(test)]
 mod allocation;
 #[cfg(test)]
 mod architecture;
+#[cfg(test)]
+mod cross_arch;
 #[cfg(test)]
 mod directories;
 #[cfg(test)]

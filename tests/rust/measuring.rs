@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use ramrs::checkpoint::stream::{CHUNK_BYTES, Reader};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
+use ramrs::codec::affine::{Channels, RowError};
+use ramrs::codec::encoder::{Band, Effort, Encoded, Encoder};
 use ramrs::dtype::Float;
-use ramrs::kernel::Level;
-use ramrs::kernel::affine::{Channels, RowError};
-use ramrs::kernel::vector::{Lane, ROWS};
-use ramrs::quant::{Band, Effort, Encoded, Encoder};
-use ramrs::rd::{self, Point};
+use ramrs::pass::energy::{Ask, Energy, column_means, energies};
+use ramrs::rate_distortion::{self, Point};
 use ramrs::scheme::Affine;
-use ramrs::sensitivity::{Gain, Measured, Origin, Vectors};
-use ramrs::stats::{Ask, Energy, column_means, energies};
+use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
+use ramrs::simd::Isa;
+use ramrs::simd::vector::{BAND_ROWS, Column};
 
 use super::support::{self, Crew, Numbers, checkpoint, made};
 
@@ -22,7 +22,7 @@ fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
     let ask = Ask { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
-    Ok(energies(crew.pass(checkpoint, Level::detect()), &[ask])?.remove(0))
+    Ok(energies(crew.pass(checkpoint, Isa::detect()), &[ask])?.remove(0))
 }
 
 fn is_close(found: f64, expected: f64) -> bool {
@@ -58,7 +58,7 @@ proptest! {
         }
         let crew = Crew::new(2, 1_000);
         let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
-        let means = column_means(crew.pass(&checkpoint, Level::detect()), View::whole(0, tensor), matrix).unwrap();
+        let means = column_means(crew.pass(&checkpoint, Isa::detect()), View::whole(0, tensor), matrix).unwrap();
         for (column, mean) in means.iter().enumerate() {
             let squares = weights.iter().skip(column).step_by(cols).map(|&w| f64::from(w) * f64::from(w));
             prop_assert!(is_close(*mean, squares.sum::<f64>() / rows as f64));
@@ -87,7 +87,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
         assert_eq!(measured(&checkpoint, &vec![0.0; cols], 1, CHUNK_BYTES).unwrap_err().slug(), "non-finite");
         let crew = Crew::new(1, CHUNK_BYTES);
         let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
-        let fault = column_means(crew.pass(&checkpoint, Level::detect()), View::whole(0, tensor), matrix).unwrap_err();
+        let fault = column_means(crew.pass(&checkpoint, Isa::detect()), View::whole(0, tensor), matrix).unwrap_err();
         assert_eq!(fault.slug(), "non-finite");
     }
 }
@@ -103,7 +103,7 @@ fn weights_too_large_to_square_are_named() {
 }
 
 /// A matrix whose rows are of many sizes, and its sensitivity.
-fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoint, Measured) {
+fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoint, MatrixSensitivity) {
     let mut numbers = Numbers(9);
     let mut weights = Vec::new();
     for _ in 0..rows {
@@ -116,13 +116,13 @@ fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoin
     let energy = measured(&checkpoint, &k, 2, CHUNK_BYTES).unwrap();
     let r = if each { Gain::Each(r.into()) } else { Gain::Same(3.0) };
     let signal = energy.rows.iter().enumerate().map(|(row, energy)| 0.5 * r.of(row) * energy).sum();
-    let vectors = Vectors { k: k.into(), r };
-    (dir, checkpoint, Measured { vectors, signal, energy: energy.plain, origin: Origin::File })
+    let vectors = Vectors { importance: k.into(), gain: r };
+    (dir, checkpoint, MatrixSensitivity { vectors, signal, energy: energy.plain, origin: Origin::File })
 }
 
 fn curve(
     checkpoint: &Checkpoint,
-    measured: &Measured,
+    measured: &MatrixSensitivity,
     sample_bands: u64,
     threads: usize,
     chunk_bytes: u64,
@@ -131,10 +131,10 @@ fn curve(
     let tensor = &checkpoint.tensors[0];
     let matrix: Matrix = tensor.matrix().unwrap();
     let schemes = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
-    let member = rd::Member { view: View::whole(0, tensor), matrix, measured };
-    let ask = rd::Ask { name: "w", matrices: vec![member], schemes };
-    let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
-    rd::curves(crew.pass(checkpoint, Level::detect()), encoder, &[ask], sample_bands).unwrap().remove(0)
+    let member = rate_distortion::Member { view: View::whole(0, tensor), matrix, measured };
+    let ask = rate_distortion::Ask { name: "w", matrices: vec![member], schemes };
+    let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
+    rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[ask], sample_bands).unwrap().remove(0)
 }
 
 /// The errors of a band's rows as they are encoded.
@@ -143,7 +143,7 @@ fn of_what_is_written(
     (scheme, float): (Affine, Float),
     (source, band): Band<'_>,
     k: &[f32],
-) -> [RowError; ROWS] {
+) -> [RowError; BAND_ROWS] {
     let mut encoded = Encoded::default();
     encoder.encode(scheme, float, (source, band), k, &mut encoded);
     encoder.error(scheme, band, k, &encoded)
@@ -171,20 +171,21 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
     let (_dir, checkpoint, measured) = matrix(21, 128, true);
     let (tensor, crew) = (&checkpoint.tensors[0], Crew::new(1, CHUNK_BYTES));
     let matrix = tensor.matrix().unwrap();
-    let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
+    let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
     for point in curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES) {
         let (mut weighted, mut plain) = (0.0, 0.0);
         let mut reader = Reader::default();
-        let pass = crew.pass(&checkpoint, Level::detect());
-        let sum = |rows: std::ops::Range<u64>, band: &[Lane], source: &[u8]| {
-            let errors = of_what_is_written(encoder, (point.scheme, matrix.float), (source, band), &measured.vectors.k);
+        let pass = crew.pass(&checkpoint, Isa::detect());
+        let sum = |rows: std::ops::Range<u64>, band: &[Column], source: &[u8]| {
+            let errors =
+                of_what_is_written(encoder, (point.scheme, matrix.float), (source, band), &measured.vectors.importance);
             for (row, error) in rows.zip(errors) {
-                weighted += 0.5 * measured.vectors.r.of(row as usize) * error.weighted;
+                weighted += 0.5 * measured.vectors.gain.of(row as usize) * error.weighted;
                 plain += error.plain;
             }
             Ok(())
         };
-        reader.bands((pass.checkpoint, pass.level), View::whole(0, tensor), &(0..3), sum).unwrap();
+        reader.bands((pass.checkpoint, pass.isa), View::whole(0, tensor), &(0..3), sum).unwrap();
         // Another order of sums, and of a weight between two codes either: of 2,688, the more the narrower a step.
         let most = match point.scheme.bits() {
             2 | 3 => 2e-6,
@@ -202,14 +203,14 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
 fn curves_of_a_real_model_are_those_of_what_is_written() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama2xs-280k");
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let encoder = Encoder { level: Level::detect(), effort: Effort::Fast };
+    let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
     let (mut reader, mut written) = (Reader::default(), BTreeMap::new());
     for (at, tensor) in checkpoint.tensors.iter().enumerate() {
         let Some(matrix) = tensor.matrix().filter(|matrix| matrix.cols % 32 == 0) else { continue };
         let schemes: Vec<_> = Affine::all().filter(|of| matrix.cols % of.group_size() as u64 == 0).collect();
         let k: Vec<f32> = (0..matrix.cols).map(|at| 1.0 + (at * 37 % 101) as f32).collect();
         let channels = Channels::new(&k);
-        let sum = |_, band: &[Lane], source: &[u8]| {
+        let sum = |_, band: &[Column], source: &[u8]| {
             let all = encoder.errors(&schemes, matrix.float, band, &channels);
             for (&scheme, found) in schemes.iter().zip(all) {
                 let errors = of_what_is_written(encoder, (scheme, matrix.float), (source, band), &k);
@@ -223,8 +224,8 @@ fn curves_of_a_real_model_are_those_of_what_is_written() {
             }
             Ok(())
         };
-        let whole = 0..matrix.rows / ROWS as u64;
-        reader.bands((&checkpoint, Level::detect()), View::whole(at, tensor), &whole, sum).unwrap();
+        let whole = 0..matrix.rows / BAND_ROWS as u64;
+        reader.bands((&checkpoint, Isa::detect()), View::whole(at, tensor), &whole, sum).unwrap();
     }
     assert!(written.len() == 12);
     for (scheme, [found, written]) in written {
@@ -262,7 +263,7 @@ fn sampled_bands_that_are_all_zero_say_nothing_of_the_rest() {
     let (_dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[512, 64], &weights)]);
     let k = [1.0; 64];
     let energy = measured(&checkpoint, &k, 1, CHUNK_BYTES).unwrap();
-    let vectors = Vectors { k: k.to_vec().into(), r: Gain::Same(2.0) };
-    let measured = Measured { vectors, signal: energy.weighted, energy: energy.plain, origin: Origin::Flat };
+    let vectors = Vectors { importance: k.to_vec().into(), gain: Gain::Same(2.0) };
+    let measured = MatrixSensitivity { vectors, signal: energy.weighted, energy: energy.plain, origin: Origin::Flat };
     assert_eq!(curve(&checkpoint, &measured, 4, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
 }

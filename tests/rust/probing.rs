@@ -1,15 +1,15 @@
 //! The probe: its gradients against differences, the same bits however it is run, and what it will not run.
 
+use ramrs::arch::decoder;
 use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
-use ramrs::decoder::decoder;
 use ramrs::dtype::Float;
 use ramrs::error::Result;
-use ramrs::kernel::Level;
 use ramrs::probe::tokens::WINDOW;
 use ramrs::probe::vocabulary::Vocabulary;
 use ramrs::probe::{Mode, Options, Probe, probe};
-use ramrs::sensitivity::probed::table;
+use ramrs::sensitivity::from_probe::table;
+use ramrs::simd::Isa;
 use serde_json::json;
 
 use super::support::{Crew, Made, Numbers, made, safetensors};
@@ -86,18 +86,18 @@ impl Model {
         dir
     }
 
-    /// Runs it as `threads` and `level` say.
-    fn probe_with(&self, float: Float, options: Options, threads: usize, level: Level) -> Result<Probe> {
+    /// Runs it as `threads` and `isa` say.
+    fn probe_with(&self, float: Float, options: Options, threads: usize, isa: Isa) -> Result<Probe> {
         let dir = self.write(float);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         let decoder = decoder(&checkpoint).unwrap();
         decoder.complete(&checkpoint).unwrap();
         let crew = Crew::new(threads, CHUNK_BYTES);
-        probe(crew.pass(&checkpoint, level), &decoder, options)
+        probe(crew.pass(&checkpoint, isa), &decoder, options)
     }
 
     fn probe(&self, options: Options) -> Probe {
-        self.probe_with(Float::F32, options, 1, Level::detect()).unwrap()
+        self.probe_with(Float::F32, options, 1, Isa::detect()).unwrap()
     }
 
     /// Why it is not run.
@@ -159,11 +159,11 @@ fn the_same_bits_for_any_threads_and_instructions() {
     for mode in [Mode::Random, Mode::Written] {
         let options = Options { tokens: 3 * WINDOW, mode, draws: 2, seeing: false };
         for float in [Float::F32, Float::BF16, Float::F16] {
-            let of = |threads, level| bits(&model.probe_with(float, options, threads, level).unwrap());
-            let expected = of(1, Level::detect());
-            assert_eq!(of(3, Level::detect()), expected, "{mode:?} {float:?}");
-            for level in Level::available() {
-                assert_eq!(of(2, level), expected, "{mode:?} {float:?} {level:?}");
+            let of = |threads, isa| bits(&model.probe_with(float, options, threads, isa).unwrap());
+            let expected = of(1, Isa::detect());
+            assert_eq!(of(3, Isa::detect()), expected, "{mode:?} {float:?}");
+            for isa in Isa::available() {
+                assert_eq!(of(2, isa), expected, "{mode:?} {float:?} {isa:?}");
             }
         }
     }
@@ -257,7 +257,7 @@ fn weights_that_are_no_numbers_are_named_and_numbers_too_large_are_not_called_so
         let mut model = Model::new();
         let at = model.values.iter().position(|(name, ..)| name.contains("layers.1.self_attn.v_proj")).unwrap();
         model.values[at].2[5 * WIDTH + 2] = value;
-        model.probe_with(Float::F32, ONE_WINDOW, 2, Level::detect()).unwrap_err()
+        model.probe_with(Float::F32, ONE_WINDOW, 2, Isa::detect()).unwrap_err()
     };
     let fault = of(f32::NAN);
     assert_eq!((fault.slug(), fault.tensor()), ("non-finite", Some("model.layers.1.self_attn.v_proj.weight")));

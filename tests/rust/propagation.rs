@@ -3,12 +3,12 @@
 use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
 use ramrs::dtype::Float;
-use ramrs::kernel::Level;
-use ramrs::kernel::elementary::Curve;
 use ramrs::sensitivity::gaussian::second_moment;
 use ramrs::sensitivity::prior::Prior;
-use ramrs::sensitivity::weights::{FLAT_SHARE, derive};
-use ramrs::sensitivity::{Gain, Measured, Origin};
+use ramrs::sensitivity::propagate::{FLAT_SHARE, derive};
+use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
+use ramrs::simd::Isa;
+use ramrs::simd::elementary::Curve;
 
 use super::support::{Crew, Numbers, candidates, made, names, safetensors};
 
@@ -78,11 +78,11 @@ fn llama() -> serde_json::Value {
 }
 
 impl Model {
-    fn derive(&self, prior: Prior) -> (Vec<(String, Measured)>, Vec<String>) {
+    fn derive(&self, prior: Prior) -> (Vec<(String, MatrixSensitivity)>, Vec<String>) {
         let crew = Crew::new(2, CHUNK_BYTES);
         let names = names(&self.checkpoint);
         let candidates = candidates(&self.checkpoint, &names);
-        let found = derive(crew.pass(&self.checkpoint, Level::detect()), &candidates, prior).unwrap();
+        let found = derive(crew.pass(&self.checkpoint, Isa::detect()), &candidates, prior).unwrap();
         let names = candidates.iter().map(|candidate| candidate.tensor(&self.checkpoint).name.clone());
         (names.zip(found).collect(), crew.progress.warnings())
     }
@@ -158,11 +158,11 @@ fn moments_follow_the_residual_stream() {
         assert!(name.ends_with(&format!("{ending}.weight")), "{name}");
         assert_eq!(measured.origin, Origin::Propagated, "{name}");
         let expected = mixed(model.of(ending), k, flat);
-        for (found, expected) in measured.vectors.k.iter().zip(&expected) {
+        for (found, expected) in measured.vectors.importance.iter().zip(&expected) {
             assert!((f64::from(*found) / expected - 1.0).abs() < 1e-4, "{name}: {found} {expected}");
         }
         // The gain makes an error as large as the matrix cost what the table says.
-        let Gain::Same(gain) = measured.vectors.r else { panic!("{name}: one gain for all rows") };
+        let Gain::Same(gain) = measured.vectors.gain else { panic!("{name}: one gain for all rows") };
         let energy: f64 = model
             .of(ending)
             .chunks(expected.len())
@@ -180,7 +180,7 @@ fn without_a_known_structure_all_channels_count_alike_and_it_is_said() {
     assert!(warnings.len() == 1 && warnings[0].contains("`something else` is not known"), "{warnings:?}");
     for (name, measured) in found {
         assert_eq!(measured.origin, Origin::Flat, "{name}");
-        assert!(measured.vectors.k.iter().all(|k| *k == 1.0), "{name}");
+        assert!(measured.vectors.importance.iter().all(|k| *k == 1.0), "{name}");
         assert_eq!(measured.signal, 1.0, "{name}");
     }
 }

@@ -4,10 +4,10 @@ use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
 use ramrs::dtype::Float;
 use ramrs::error::{Error, Result};
-use ramrs::kernel::Level;
 use ramrs::sensitivity::file::SensitivityFile;
 use ramrs::sensitivity::prior::Prior;
-use ramrs::sensitivity::{Gain, Measured, Origin};
+use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
+use ramrs::simd::Isa;
 
 use super::support::{Crew, Made, Numbers, candidates, checkpoint, made, names, safetensors};
 
@@ -25,13 +25,13 @@ fn vector(name: &str, values: &[f32]) -> Made {
 }
 
 /// What a file of these tensors and metadata says of the model, and the warnings.
-fn measure(tensors: &[Made], metadata: &str) -> (Result<Vec<Measured>>, Vec<String>) {
+fn measure(tensors: &[Made], metadata: &str) -> (Result<Vec<MatrixSensitivity>>, Vec<String>) {
     let (dir, checkpoint) = model();
     let path = dir.path().join("s.ramrs");
     std::fs::write(&path, safetensors(tensors, metadata)).unwrap();
     let crew = Crew::new(1, CHUNK_BYTES);
     let names = names(&checkpoint);
-    let pass = crew.pass(&checkpoint, Level::detect());
+    let pass = crew.pass(&checkpoint, Isa::detect());
     let found =
         SensitivityFile::open(&path).and_then(|file| file.measure(pass, &candidates(&checkpoint, &names), Prior::None));
     (found, crew.progress.warnings())
@@ -50,8 +50,8 @@ fn vectors_are_taken_as_they_are_and_gains_where_there_are_some() {
     let (found, warnings) = measure(&[vector("a.k", &k), vector("a.r", &r), vector("b.k", &k)], SOUND);
     let found = found.unwrap();
     assert!(warnings.is_empty(), "{warnings:?}");
-    assert!(found.iter().all(|measured| *measured.vectors.k == k && measured.origin == Origin::File));
-    assert_eq!(found[0].vectors.r, Gain::Each(r.to_vec().into()));
+    assert!(found.iter().all(|measured| *measured.vectors.importance == k && measured.origin == Origin::File));
+    assert_eq!(found[0].vectors.gain, Gain::Each(r.to_vec().into()));
 
     let mut numbers = Numbers(1);
     let (a, b) = (numbers.weights(12, Float::F32), numbers.weights(8, Float::F32));
@@ -60,7 +60,7 @@ fn vectors_are_taken_as_they_are_and_gains_where_there_are_some() {
     let signal: f64 = a.chunks(4).zip(r).map(|(row, r)| 0.5 * f64::from(r) * energy(row)).sum();
     assert!((found[0].signal / signal - 1.0).abs() < 1e-5);
     // Without gains, the prior is the signal: `½ r Σ k w²`.
-    let Gain::Same(gain) = found[1].vectors.r else { panic!("one gain for all rows") };
+    let Gain::Same(gain) = found[1].vectors.gain else { panic!("one gain for all rows") };
     assert_eq!(found[1].signal, 1.0);
     assert!((0.5 * gain * b.chunks(4).map(energy).sum::<f64>() - 1.0).abs() < 1e-5);
 }
@@ -112,7 +112,7 @@ fn a_matrix_that_is_not_covered_is_warned_of_and_none_at_all_is_an_error() {
 #[test]
 fn a_matrix_that_nothing_reaches_has_no_signal_and_no_gain() {
     let found = measure(&[vector("a.k", &[0.0; 4])], SOUND).0.unwrap();
-    assert_eq!((found[0].signal, &found[0].vectors.r), (0.0, &Gain::Same(0.0)));
+    assert_eq!((found[0].signal, &found[0].vectors.gain), (0.0, &Gain::Same(0.0)));
 }
 
 #[test]

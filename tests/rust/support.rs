@@ -7,11 +7,11 @@ use proptest::test_runner::Config as ProptestConfig;
 use ramrs::checkpoint::stream::{HELD_BYTES, Pass};
 use ramrs::checkpoint::{Checkpoint, Tensor, View};
 use ramrs::dtype::Float;
-use ramrs::kernel::Level;
 use ramrs::name::Name;
+use ramrs::pool::Workers;
 use ramrs::progress::Progress;
 use ramrs::sensitivity::Candidate;
-use ramrs::work::Workers;
+use ramrs::simd::Isa;
 
 /// So many cases, and no files where one fails: the message has the input.
 pub(crate) fn config(cases: u32) -> ProptestConfig {
@@ -112,9 +112,9 @@ impl Crew {
         Self { workers: Workers::new(NonZeroUsize::new(threads)).unwrap(), progress: Progress::default(), chunk_bytes }
     }
 
-    pub(crate) fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, level: Level) -> Pass<'a> {
+    pub(crate) fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, isa: Isa) -> Pass<'a> {
         let Self { workers, progress, chunk_bytes } = self;
-        Pass { checkpoint, workers, progress, level, chunk_bytes: *chunk_bytes, held_bytes: HELD_BYTES }
+        Pass { checkpoint, workers, progress, isa, chunk_bytes: *chunk_bytes, held_bytes: HELD_BYTES }
     }
 }
 

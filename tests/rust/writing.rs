@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 use ramrs::checkpoint::Checkpoint;
+use ramrs::codec::affine::pack;
 use ramrs::dtype::{Dtype, Float};
-use ramrs::kernel::Level;
-use ramrs::pack;
 use ramrs::scheme::{Affine, BITS};
+use ramrs::simd::Isa;
 use ramrs::writer::layout::{Stored, index, lay_out};
 
 use super::support;
@@ -70,7 +70,7 @@ proptest! {
         let limit = 1 << bits;
         let codes: Vec<u8> = (0..8 * eights).map(|_| numbers.below(limit) as u8).collect();
         let (mut packed, mut back) = (Vec::new(), Vec::new());
-        pack::pack(Level::detect(), bits, &codes, &mut packed);
+        pack::pack(Isa::detect(), bits, &codes, &mut packed);
         pack::unpack(bits, &packed, &mut back);
         prop_assert_eq!(&back, &codes);
         // The rule of the format: bit n of the stream is bit n mod 8 of byte n / 8.
@@ -87,7 +87,7 @@ fn the_bytes_of_a_scheme_are_those_of_its_parts() {
         for float in [Float::F32, Float::F16, Float::BF16] {
             let (rows, cols) = (3_u64, 384_u64);
             let mut row = Vec::new();
-            pack::pack(Level::detect(), scheme.bits(), &vec![0; cols as usize], &mut row);
+            pack::pack(Isa::detect(), scheme.bits(), &vec![0; cols as usize], &mut row);
             let grids = 2 * (cols as usize / scheme.group_size()) * float.bytes();
             assert_eq!(scheme.stored_bytes(rows, cols, float), rows * (row.len() + grids) as u64, "{scheme}");
         }

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::models::{BUFFERS, Into, Model, Outputs, Rule, Take, model};
-use crate::checkpoint::packing::Packing;
+use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{Arrangement, Target, Treatment};
 use crate::name::{Name, Role};
 
-/// Methods of other quantizers whose checkpoints are read ([`crate::checkpoint::packing`]).
+/// Methods of other quantizers whose checkpoints are read ([`crate::checkpoint::prequantized`]).
 const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8"];
 
 /// Forms of the method `compressed-tensors` that are.

@@ -1,7 +1,7 @@
 //! MLX: what `mlx_lm.load` reads.
 //!
 //! A quantized module `P` is three tensors: `P.weight`, U32 `[rows, cols · bits / 32]`, each row one bit stream (see
-//! [`crate::pack`]); `P.scales` and `P.biases`, `[rows, cols / group_size]` in the source weight's type. A weight decodes
+//! [`crate::codec::affine::pack`]); `P.scales` and `P.biases`, `[rows, cols / group_size]` in the source weight's type. A weight decodes
 //! to `code · scale + bias`. A stack of matrices has one more dimension in front. Everything else keeps its bytes, and
 //! where its table of models does not say otherwise its name. `config.json` says which module has which scheme.
 //!
@@ -13,15 +13,15 @@ mod config;
 mod models;
 
 use super::{Arrangement, Format, Module, Rows};
+use crate::band::append;
 use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor};
+use crate::codec::affine::pack;
+use crate::codec::encoder::Encoded;
 use crate::dtype::{Dtype, Float};
 use crate::error::Result;
-use crate::kernel::Level;
-use crate::kernel::band::append;
-use crate::kernel::vector::ROWS;
-use crate::pack;
-use crate::quant::Encoded;
 use crate::scheme::{Affine, Packed, Scheme};
+use crate::simd::Isa;
+use crate::simd::vector::BAND_ROWS;
 use crate::writer::layout::Stored;
 
 /// The format.
@@ -55,28 +55,28 @@ impl Format for Mlx {
 
     fn append(
         &self,
-        level: Level,
+        isa: Isa,
         (scheme, store): (Affine, Float),
         encoded: &Encoded,
         rows: usize,
         parts: &mut [Vec<u8>],
     ) {
         let [codes, scales, biases] = parts else { unreachable!("a module has three parts") };
-        let share = |all: usize| all / ROWS * rows;
-        pack::pack(level, scheme.bits(), &encoded.codes[..share(encoded.codes.len())], codes);
-        append(level, store, &encoded.scales[..share(encoded.scales.len())], scales);
-        append(level, store, &encoded.biases[..share(encoded.biases.len())], biases);
+        let share = |all: usize| all / BAND_ROWS * rows;
+        pack::pack(isa, scheme.bits(), &encoded.codes[..share(encoded.codes.len())], codes);
+        append(isa, store, &encoded.scales[..share(encoded.scales.len())], scales);
+        append(isa, store, &encoded.biases[..share(encoded.biases.len())], biases);
     }
 
     fn extract(&self, scheme: Affine, store: Float, parts: &[&[u8]], rows: usize, encoded: &mut Encoded) {
         let [packed, scales, biases] = parts else { unreachable!("a module has three parts") };
         encoded.codes.clear();
         pack::unpack(scheme.bits(), packed, &mut encoded.codes);
-        encoded.codes.resize(encoded.codes.len() / rows * ROWS, 0);
+        encoded.codes.resize(encoded.codes.len() / rows * BAND_ROWS, 0);
         let groups = scales.len() / rows / store.bytes();
         for (stored, values) in [(scales, &mut encoded.scales), (biases, &mut encoded.biases)] {
             values.clear();
-            values.resize(ROWS * groups, 0.0);
+            values.resize(BAND_ROWS * groups, 0.0);
             store.widen(stored, &mut values[..rows * groups]);
         }
     }

@@ -1,0 +1,81 @@
+//! Codes to bytes and back.
+//!
+//! A row is one little-endian bit stream: code `i` of `b` bits takes bits `i·b` to `i·b + b − 1`, bit `n` of the stream
+//! being bit `n mod 8` of byte `n / 8`. Eight codes fill `b` bytes. MLX reads the bytes as little-endian 32-bit words.
+
+use super::codes::{CODES, squeeze};
+use crate::simd::Isa;
+
+/// Appends `codes` to `out`, `bits` bits each.
+///
+/// # Panics
+/// If the codes do not fill whole bytes by eights, or `bits` is none of [`BITS`](crate::scheme::BITS).
+pub fn pack(isa: Isa, bits: u8, codes: &[u8], out: &mut Vec<u8>) {
+    match bits {
+        2 => squeeze::<2>(isa, codes, out),
+        3 => squeeze::<3>(isa, codes, out),
+        4 => squeeze::<4>(isa, codes, out),
+        5 => squeeze::<5>(isa, codes, out),
+        6 => squeeze::<6>(isa, codes, out),
+        8 => squeeze::<8>(isa, codes, out),
+        _ => panic!("pack: no codes have {bits} bits"),
+    }
+}
+
+/// Appends to `codes` those that `bytes` hold, `bits` bits each.
+///
+/// # Panics
+/// If the bytes do not hold whole eights of codes.
+pub fn unpack(bits: u8, bytes: &[u8], codes: &mut Vec<u8>) {
+    let width = usize::from(bits);
+    assert!(bytes.len().is_multiple_of(width), "unpack: not whole codes");
+    let mask = u64::from(u8::MAX >> (8 - bits));
+    for packed in bytes.chunks_exact(width) {
+        let mut word = [0; 8];
+        word[..width].copy_from_slice(packed);
+        let word = u64::from_le_bytes(word);
+        codes.extend((0..CODES).map(|at| (word >> (at * width) & mask) as u8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheme::BITS;
+
+    /// The rule as it is written above, bit by bit.
+    fn by_the_book(bits: u8, codes: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; codes.len() * usize::from(bits) / 8];
+        for (at, code) in codes.iter().enumerate() {
+            for bit in 0..usize::from(bits) {
+                let stream = at * usize::from(bits) + bit;
+                bytes[stream / 8] |= (code >> bit & 1) << (stream % 8);
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_width_and_length_is_as_the_rule_says_and_comes_back() {
+        for bits in BITS {
+            for eights in 0..=16 {
+                let codes: Vec<u8> = (0..eights * 8_usize).map(|at| ((at * 73 + 7) as u8) >> (8 - bits)).collect();
+                for isa in Isa::available() {
+                    let mut packed = vec![0xa5];
+                    pack(isa, bits, &codes, &mut packed);
+                    assert_eq!(packed[0], 0xa5);
+                    assert_eq!(packed[1..], by_the_book(bits, &codes), "{bits} bits, {eights} eights, {isa:?}");
+                    let mut back = Vec::new();
+                    unpack(bits, &packed[1..], &mut back);
+                    assert_eq!(back, codes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "not whole bytes")]
+    fn codes_that_do_not_fill_bytes_are_refused() {
+        pack(Isa::detect(), 4, &[0; 12], &mut Vec::new());
+    }
+}

@@ -1,0 +1,3 @@
+//! Passes over matrices.
+
+pub mod energy;

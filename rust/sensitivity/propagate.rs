@@ -1,0 +1,347 @@
+//! Source `weights`: second moments propagated through the stored weights, no forward pass.
+//!
+//! `ρ`, the mean square of each channel of the residual stream, starts as that of the embedding's columns and takes in
+//! what each block adds (`docs/method.md` §3):
+//!
+//! - behind a norm of gain `γ` and shift `β`: `k_j = γ_j² ρ_j / mean(ρ) + β_j²`;
+//! - behind a linear layer: `Σ_j W_ij² k_j + b_i²`, a row's energy under `k`;
+//! - through attention the values' moments are carried to the output projection, as if one token were attended to;
+//! - through a gated MLP `E[act(g)²] · E[u²]`, for independent Gaussian `g` and `u` of these moments.
+//!
+//! Diagonal moments smear what single large weights do to single channels, so what is used is a mixture with "all
+//! channels alike", [`FLAT_SHARE`] of the energy: it costs little where the moments are right and guards where they are
+//! wrong. The gain is the [role prior](super::prior) over the output's energy.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::gaussian::second_moment;
+use super::prior::Prior;
+use super::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, layers, share};
+use crate::arch::{Block, Decoder, Experts, Linear, Mlp, Norm, Vector, decoder, vector};
+use crate::checkpoint::View;
+use crate::checkpoint::stream::Pass;
+use crate::error::{Error, Result};
+use crate::name::{Name, Role};
+use crate::pass::energy::{self, Ask, Energy};
+
+/// Share of a matrix's energy that counts all input channels alike (`docs/method.md`, "Shrinkage").
+pub const FLAT_SHARE: f64 = 0.3;
+
+/// Share of a matrix's loss that is the plain squared error's: propagated moments are an estimate, and a plan that
+/// takes them for the truth spends its bytes on their mistakes (`docs/method.md`, "Hedging").
+pub const DOUBT: f64 = 0.7;
+
+/// Second moments, one per channel.
+type Moments = Vec<f64>;
+
+/// Sensitivity of the matrices of one checkpoint.
+struct Derived<'a> {
+    prior: Prior,
+    layers: usize,
+    candidates: &'a [Candidate<'a>],
+    /// Candidates by the tensor that holds them.
+    held: BTreeMap<usize, Vec<usize>>,
+    /// One for each candidate.
+    measured: Vec<Option<MatrixSensitivity>>,
+}
+
+/// Measures `candidates` and derives their sensitivity.
+///
+/// # Errors
+/// Those of [`energy::energies`].
+pub fn derive(pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Result<Vec<MatrixSensitivity>> {
+    let mut held: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (at, candidate) in candidates.iter().enumerate() {
+        held.entry(candidate.view.tensor).or_default().push(at);
+    }
+    let measured = vec![None; candidates.len()];
+    let mut derived = Derived { prior, layers: layers(candidates), candidates, held, measured };
+    match decoder(pass.checkpoint) {
+        Ok(decoder) => Propagation { pass, decoder: &decoder, derived: &mut derived }.run()?,
+        Err(reason) => {
+            pass.progress.warn(format!("the structure is not recognised ({reason}): all input channels count alike"));
+        }
+    }
+    derived.rest(pass)
+}
+
+impl Derived<'_> {
+    /// Takes in what was measured of candidate `at` under the moments `k`.
+    fn take(&mut self, at: usize, k: &[f64], energy: &Energy) {
+        let Name { role, layer, .. } = *self.candidates[at].name;
+        let signal = self.prior.of(role, layer, self.layers);
+        self.put(at, k, energy, signal, FLAT_SHARE);
+    }
+
+    /// Records candidate `at` with the moments `k`, of which a share `flat` counts all channels alike. They are scaled so
+    /// that under them the matrix has the same energy as plain.
+    fn put(&mut self, at: usize, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
+        let plain = energy.plain;
+        let (k, origin): (Arc<[f32]>, _) = if energy.weighted > 0.0 {
+            let share = (1.0 - flat) * plain / energy.weighted;
+            (k.iter().map(|&k| (share * k + flat) as f32).collect(), Origin::Propagated)
+        } else {
+            (vec![1.0; k.len()].into(), Origin::Flat)
+        };
+        // A matrix of zeros has no error, whatever becomes of it.
+        let signal = if plain > 0.0 { signal } else { 0.0 };
+        let gain = if plain > 0.0 { 2.0 * signal / plain } else { 0.0 };
+        let vectors = Vectors { importance: k, gain: Gain::Same(gain) };
+        self.measured[at] = Some(MatrixSensitivity { vectors, signal, energy: plain, origin });
+    }
+
+    /// Measures what the propagation did not reach.
+    fn rest(mut self, pass: Pass<'_>) -> Result<Vec<MatrixSensitivity>> {
+        let missing: Vec<usize> = (0..self.candidates.len()).filter(|&at| self.measured[at].is_none()).collect();
+        let ones: Vec<Arc<[f32]>> =
+            missing.iter().map(|&at| vec![1.0; self.candidates[at].matrix.cols as usize].into()).collect();
+        let those = missing.iter().map(|&at| self.candidates[at]).zip(&ones);
+        let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
+        for (&at, energy) in missing.iter().zip(&energy::energies(pass, &asks)?) {
+            let unknown = Energy { weighted: 0.0, ..energy.clone() };
+            self.take(at, &vec![1.0; self.candidates[at].matrix.cols as usize], &unknown);
+        }
+        let measured = self.measured.into_iter().collect::<Option<Vec<_>>>();
+        let mut measured = measured.ok_or_else(|| Error::Bug("a matrix was not measured".to_owned()))?;
+        share(self.candidates, &mut measured);
+        Ok(measured)
+    }
+}
+
+/// What is measured of a linear layer: a candidate, if it is one, and which of the layer's outputs its rows are.
+struct Stretch {
+    candidate: Option<usize>,
+    view: View,
+    first: u64,
+    step: u64,
+}
+
+struct Propagation<'p, 'a, 'c> {
+    pass: Pass<'a>,
+    decoder: &'p Decoder<'a>,
+    derived: &'p mut Derived<'c>,
+}
+
+impl<'a> Propagation<'_, 'a, '_> {
+    fn run(mut self) -> Result<()> {
+        let decoder = self.decoder;
+        let embedding = decoder.embedding;
+        let scale = decoder.conventions.embedding_scale * decoder.conventions.embedding_scale;
+        let view = embedding.view(self.pass.checkpoint).ok_or_else(|| Error::Bug("no embedding".to_owned()))?;
+        let means = energy::column_means(self.pass, view, embedding.matrix)?;
+        let mut stream: Moments = means.iter().map(|mean| mean * scale).collect();
+        for block in &decoder.blocks {
+            self.attention(block, &mut stream)?;
+            match &block.experts {
+                None => self.mlp(block, &mut stream)?,
+                Some(experts) => self.mixture(block, experts, &mut stream)?,
+            }
+        }
+        self.ends(&stream)
+    }
+
+    /// Attention of `block`, and what it adds to the `stream`.
+    fn attention(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
+        let k = self.behind(block.attention_in, stream)?;
+        let attention = &block.attention;
+        let fed = [attention.query, attention.key, attention.value, attention.query_key_value];
+        let moments = self.through(&fed, &k)?;
+        let (Some(output), Some(heads)) = (attention.output, self.heads(&moments)) else { return Ok(()) };
+        if heads.len() as u64 != output.matrix.cols {
+            return Ok(());
+        }
+        let added = self.through(&[Some(output)], &heads)?.swap_remove(0);
+        self.add(block.attention_out, added, stream)
+    }
+
+    /// Moments at the input of the output projection, from those of `[query, key, value, fused]`.
+    fn heads(&self, moments: &[Option<Moments>]) -> Option<Moments> {
+        let Decoder { head_size, heads, kv_heads, .. } = *self.decoder;
+        let width = kv_heads * head_size;
+        let values = match (&moments[2], &moments[3]) {
+            (Some(values), None) => values.as_slice(),
+            (None, Some(fused)) if fused.len() == heads * head_size + 2 * width => &fused[fused.len() - width..],
+            _ => return None,
+        };
+        if values.len() != width || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return None;
+        }
+        let repeated = |head: &[f64]| head.repeat(heads / kv_heads);
+        Some(values.chunks_exact(head_size).flat_map(repeated).collect())
+    }
+
+    /// The MLP of `block`, and what it adds to the `stream`.
+    fn mlp(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
+        let k = self.behind(block.mlp_in, stream)?;
+        let added = self.networks(&[block.mlp], &k)?.swap_remove(0);
+        self.add(block.mlp_out, added, stream)
+    }
+
+    /// The mixture of `block`, and what it adds: that of as many experts as are chosen, each with its part of the whole,
+    /// and that of the shared one.
+    fn mixture(&mut self, block: &Block<'a>, mixture: &Experts<'a>, stream: &mut Moments) -> Result<()> {
+        let k = self.behind(block.mlp_in, stream)?;
+        self.through(&[mixture.router, mixture.shared_gate], &k)?;
+        let mut experts = self.networks(&mixture.experts, &k)?;
+        let shared = self.networks(mixture.shared.as_slice(), &k)?.pop().flatten();
+        experts.retain(Option::is_some);
+        let chosen = self.decoder.conventions.routing.map_or(1, |routing| routing.chosen.max(1));
+        let part = 1.0 / (chosen as f64 * experts.len().max(1) as f64);
+        let mut added = vec![0.0; stream.len()];
+        for (moments, part) in
+            experts.into_iter().flatten().map(|found| (found, part)).chain(shared.map(|found| (found, 1.0)))
+        {
+            if moments.len() == added.len() {
+                added.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += part * moment);
+            }
+        }
+        self.add(block.mlp_out, Some(added), stream)
+    }
+
+    /// Moments at the outputs of `networks`, all of which take what has the moments `k`.
+    fn networks(&mut self, networks: &[Mlp<'a>], k: &Moments) -> Result<Vec<Option<Moments>>> {
+        let first: Vec<_> = networks.iter().flat_map(|mlp| [mlp.gate, mlp.up, mlp.gate_up]).collect();
+        let moments = self.through(&first, k)?;
+        let inner: Vec<Option<Moments>> = moments.chunks_exact(3).map(|found| self.inner(found)).collect();
+        let last = networks.iter().zip(&inner).map(|(mlp, inner)| {
+            let down = mlp.down.filter(|down| inner.as_ref().is_some_and(|inner| inner.len() == down.inputs()));
+            (down, inner.as_deref().unwrap_or_default())
+        });
+        self.through_each(&last.collect::<Vec<_>>())
+    }
+
+    /// Moments in front of the last matrix of a network, from those behind `[gate, up, both]`.
+    fn inner(&self, moments: &[Option<Moments>]) -> Option<Moments> {
+        let conventions = &self.decoder.conventions;
+        let act = |variance: &f64| second_moment(conventions.activation, *variance);
+        let gated = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(gate, up)| act(gate) * up).collect();
+        match moments {
+            [Some(gate), Some(up), None] => Some(gated(gate, up)),
+            [None, None, Some(both)] if conventions.alternating => {
+                Some(both.chunks_exact(2).map(|pair| act(&pair[0]) * pair[1]).collect())
+            }
+            [None, None, Some(both)] => Some(gated(&both[..both.len() / 2], &both[both.len() / 2..])),
+            [None, Some(up), None] => Some(up.iter().map(act).collect()),
+            _ => None,
+        }
+    }
+
+    /// Embedding and head. Tied, they are one matrix with both uses: looked up, where all channels count alike, and
+    /// multiplied with the last hidden state.
+    fn ends(&mut self, stream: &Moments) -> Result<()> {
+        let decoder = self.decoder;
+        let embedding = decoder.embedding;
+        let last = self.behind(decoder.final_norm, stream)?;
+        if let Some(head) = decoder.head {
+            self.through(&[Some(head)], &last)?;
+            return Ok(());
+        }
+        let view = embedding.view(self.pass.checkpoint);
+        let Some(at) = self.derived.candidates.iter().position(|candidate| Some(candidate.view) == view) else {
+            return Ok(());
+        };
+        let k: Vec<f32> = last.iter().map(|&k| k as f32).collect();
+        let Candidate { view, matrix, .. } = self.derived.candidates[at];
+        let energy = energy::energies(self.pass, &[Ask { view, matrix, k: &k }])?.swap_remove(0);
+        let looked_up = self.derived.prior.of(Role::Embedding, None, 0);
+        let as_head = self.derived.prior.of(Role::Head, None, 0);
+        let signal = looked_up + as_head;
+        self.derived.put(at, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
+        Ok(())
+    }
+
+    /// Moments behind `norm`, for a stream of moments `stream`.
+    fn behind(&self, norm: Option<Norm<'a>>, stream: &Moments) -> Result<Moments> {
+        let mean = stream.iter().sum::<f64>() / stream.len() as f64;
+        let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
+        let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
+        let Some(gain) = self.vector(Vector { tensor: weight, at: 0 }, stream.len())? else {
+            return Ok(normed.collect());
+        };
+        let shift = bias.map(|tensor| self.vector(Vector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
+        let one = if self.decoder.conventions.norm_adds_one { 1.0 } else { 0.0 };
+        let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
+        Ok(match shift {
+            None => scaled.collect(),
+            Some(shift) => scaled.zip(&shift).map(|(channel, shift)| channel + shift * shift).collect(),
+        })
+    }
+
+    fn vector(&self, of: Vector<'a>, length: usize) -> Result<Option<Moments>> {
+        Ok(vector(self.pass, of, length)?.map(|values| values.into_iter().map(f64::from).collect()))
+    }
+
+    /// Measures `linears` behind moments `k`; the moments of the outputs of those that are there and take that many.
+    fn through(&mut self, linears: &[Option<Linear<'a>>], k: &Moments) -> Result<Vec<Option<Moments>>> {
+        self.through_each(&linears.iter().map(|linear| (*linear, k.as_slice())).collect::<Vec<_>>())
+    }
+
+    /// As [`through`](Self::through), each behind moments of its own.
+    fn through_each(&mut self, linears: &[(Option<Linear<'a>>, &[f64])]) -> Result<Vec<Option<Moments>>> {
+        let checkpoint = self.pass.checkpoint;
+        let mut narrow: Vec<Vec<f32>> = Vec::new();
+        let mut stretches: Vec<(usize, Stretch)> = Vec::new();
+        let mut moments: Vec<Option<Moments>> = vec![None; linears.len()];
+        for (at, (linear, k)) in linears.iter().enumerate() {
+            narrow.push(k.iter().map(|&k| k as f32).collect());
+            if let Some(linear) = linear.filter(|linear| linear.inputs() == k.len()) {
+                moments[at] = Some(vec![0.0; linear.outputs()]);
+                stretches.extend(self.stretches(&linear).into_iter().map(|stretch| (at, stretch)));
+            }
+        }
+        let mut asks = Vec::with_capacity(stretches.len());
+        for (at, Stretch { view, .. }) in &stretches {
+            let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a layer is no matrix".to_owned()))?;
+            asks.push(Ask { view: *view, matrix, k: &narrow[*at] });
+        }
+        for ((at, stretch), energy) in stretches.iter().zip(energy::energies(self.pass, &asks)?) {
+            if let Some(candidate) = stretch.candidate {
+                self.derived.take(candidate, linears[*at].1, &energy);
+            }
+            let outputs = moments[*at].iter_mut().flatten();
+            let those = outputs.skip(stretch.first as usize).step_by(stretch.step as usize);
+            those.zip(energy.rows).for_each(|(moment, row)| *moment = row);
+        }
+        for ((linear, _), moments) in linears.iter().zip(&mut moments) {
+            if let (Some(Linear { bias: Some(bias), .. }), Some(moments)) = (linear, moments) {
+                let bias = self.vector(*bias, moments.len())?.unwrap_or_default();
+                moments.iter_mut().zip(bias).for_each(|(moment, bias)| *moment += bias * bias);
+            }
+        }
+        Ok(moments)
+    }
+
+    /// The candidates that `linear` is made of; itself, if it is none.
+    fn stretches(&self, linear: &Linear<'a>) -> Vec<Stretch> {
+        let Some(whole) = linear.view(self.pass.checkpoint) else { return Vec::new() };
+        let held = self.derived.held.get(&whole.tensor).map(Vec::as_slice).unwrap_or_default();
+        let of = |&at: &usize| {
+            let view = self.derived.candidates[at].view;
+            let within = view.offset.checked_sub(whole.offset)?;
+            let is_in = view.cols == whole.cols
+                && view.col_stride == whole.col_stride
+                && within / whole.row_stride < whole.rows;
+            let (first, step) = (within / whole.row_stride, view.row_stride / whole.row_stride);
+            is_in.then_some(Stretch { candidate: Some(at), view, first, step: step.max(1) })
+        };
+        let found: Vec<Stretch> = held.iter().filter_map(of).collect();
+        if found.iter().map(|stretch| stretch.view.rows).sum::<u64>() == whole.rows {
+            return found;
+        }
+        vec![Stretch { candidate: None, view: whole, first: 0, step: 1 }]
+    }
+
+    /// Adds what a block gives to the stream, behind its own norm if it has one.
+    fn add(&self, norm: Option<Norm<'a>>, added: Option<Moments>, stream: &mut Moments) -> Result<()> {
+        let Some(mut added) = added.filter(|added| added.len() == stream.len()) else { return Ok(()) };
+        if norm.is_some() {
+            added = self.behind(norm, &added)?;
+        }
+        let scale = self.decoder.conventions.residual_scale * self.decoder.conventions.residual_scale;
+        for (channel, added) in stream.iter_mut().zip(added) {
+            *channel += scale * added;
+        }
+        Ok(())
+    }
+}
