@@ -182,7 +182,7 @@ impl<'a> Bench<'a> {
     fn energies(&self, pass: Pass<'_>) -> u64 {
         let of = self.weights.iter();
         let asks: Vec<_> =
-            of.map(|it| energy::Ask { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance }).collect();
+            of.map(|it| energy::EnergyJob { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance }).collect();
         black_box(energies(pass, &asks).expect("energies"));
         self.bytes()
     }

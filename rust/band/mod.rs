@@ -1,5 +1,9 @@
 //! Rows of a file into a band, and sums over a band.
 
+mod matrix;
+
+pub use matrix::{Matrix, band_bytes, bands, chunk_bands, cut, rows_of};
+
 use half::{bf16, f16};
 
 use crate::dtype::{Float, bf16_bits};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::sensitivity::{check, probed_table, runnable};
 use super::{Engine, Resources};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::header::compose;
+use crate::container::safetensors::compose;
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::probe::{Options, Probe};
 use crate::progress::Progress;
 use crate::sensitivity::file::{self, Probed};
 use crate::sensitivity::imatrix;
-use crate::writer::partial::{check_place, replace};
+use crate::job::staging::{check_place, replace};
 
 /// What is probed, and what becomes of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

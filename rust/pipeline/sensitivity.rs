@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::pass::energy::{self, Ask};
+use crate::pass::energy::{self, EnergyJob};
 use crate::probe::{self, Options, Probe};
 use crate::progress::Stage;
 use crate::rate_distortion::Objective;
@@ -158,7 +158,7 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
     let ones: Vec<Arc<[f32]>> =
         candidates.iter().map(|candidate| vec![1.0; candidate.matrix.cols as usize].into()).collect();
     let asks: Vec<_> =
-        candidates.iter().zip(&ones).map(|(&Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
+        candidates.iter().zip(&ones).map(|(&Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k }).collect();
     let energies = energy::energies(pass, &asks)?;
     let measured = |(k, energy): (Arc<[f32]>, energy::Energy)| MatrixSensitivity {
         vectors: Vectors { importance: k, gain: Gain::Same(2.0) },

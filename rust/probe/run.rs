@@ -248,8 +248,8 @@ fn overflow(session: &Session<'_>, block: &Block<'_>) -> Error {
     let matrices: Vec<(View, Matrix)> =
         views.into_iter().filter_map(|view| Some((view, view.matrix(checkpoint)?))).collect();
     let ones: Vec<Vec<f32>> = matrices.iter().map(|(view, _)| vec![1.0; view.cols as usize]).collect();
-    let asks: Vec<energy::Ask<'_>> =
-        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| energy::Ask { view, matrix, k }).collect();
+    let asks: Vec<energy::EnergyJob<'_>> =
+        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| energy::EnergyJob { view, matrix, k }).collect();
     let place = format!("layer {}", block.index);
     energy::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
 }

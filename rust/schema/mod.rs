@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::codec::encoder::Effort;
+use crate::codec::Effort;
 use crate::error::{Error, FileFault, Result};
 use crate::rate_distortion::Objective;
 use crate::sensitivity::file::Probed;

@@ -22,8 +22,10 @@ use super::prior::Prior;
 use super::table::{Found, LARGEST, Table, measure};
 use super::{Candidate, MatrixSensitivity, Origin};
 use crate::checkpoint::Tensor;
-use crate::checkpoint::header::{Entry, compose};
-use crate::checkpoint::shard::{PageBuffer, Shard, read_at};
+use crate::container::safetensors::compose;
+use crate::container::TensorEntry;
+use crate::checkpoint::Shard;
+use crate::container::file::{PageBuffer, read_at};
 use crate::checkpoint::stream::Pass;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
@@ -39,7 +41,7 @@ pub const VERSION: &str = "1";
 #[derive(Debug)]
 pub struct SensitivityFile {
     shard: Shard,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, TensorEntry>,
     probed: Option<Probed>,
 }
 
@@ -104,7 +106,7 @@ impl SensitivityFile {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Entry`] for what is no such file, [`Error::Io`].
+    /// [`Error::File`] and [`Error::TensorEntry`] for what is no such file, [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
         let (shard, header) = Shard::open(path.to_owned(), path.display().to_string())?;
         let is = |key: &str| header.metadata.get(key).map(String::as_str);
@@ -149,7 +151,7 @@ impl SensitivityFile {
         let name = format!("{}.{which}", tensor.name);
         let Some(entry) = self.entries.get(&name) else { return Ok(None) };
         let wrong = |reason| Error::Sensitivity { file: self.shard.path.clone(), tensor: name.clone(), reason };
-        let Entry { dtype, shape, offset, bytes, .. } = entry;
+        let TensorEntry { dtype, shape, offset, bytes, .. } = entry;
         if *dtype != Dtype::F32 || shape != expected {
             return Err(wrong(format!("is {dtype} {shape:?}, and should be F32 {expected:?}")));
         }

@@ -23,7 +23,7 @@ use crate::checkpoint::View;
 use crate::checkpoint::stream::Pass;
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
-use crate::pass::energy::{self, Ask, Energy};
+use crate::pass::energy::{self, EnergyJob, Energy};
 
 /// Share of a matrix's energy that counts all input channels alike (`docs/method.md`, "Shrinkage").
 pub const FLAT_SHARE: f64 = 0.3;
@@ -97,7 +97,7 @@ impl Derived<'_> {
         let ones: Vec<Arc<[f32]>> =
             missing.iter().map(|&at| vec![1.0; self.candidates[at].matrix.cols as usize].into()).collect();
         let those = missing.iter().map(|&at| self.candidates[at]).zip(&ones);
-        let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
+        let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k }).collect();
         for (&at, energy) in missing.iter().zip(&energy::energies(pass, &asks)?) {
             let unknown = Energy { weighted: 0.0, ..energy.clone() };
             self.take(at, &vec![1.0; self.candidates[at].matrix.cols as usize], &unknown);
@@ -243,7 +243,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         };
         let k: Vec<f32> = last.iter().map(|&k| k as f32).collect();
         let Candidate { view, matrix, .. } = self.derived.candidates[at];
-        let energy = energy::energies(self.pass, &[Ask { view, matrix, k: &k }])?.swap_remove(0);
+        let energy = energy::energies(self.pass, &[EnergyJob { view, matrix, k: &k }])?.swap_remove(0);
         let looked_up = self.derived.prior.of(Role::Embedding, None, 0);
         let as_head = self.derived.prior.of(Role::Head, None, 0);
         let signal = looked_up + as_head;
@@ -293,7 +293,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         let mut asks = Vec::with_capacity(stretches.len());
         for (at, Stretch { view, .. }) in &stretches {
             let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a layer is no matrix".to_owned()))?;
-            asks.push(Ask { view: *view, matrix, k: &narrow[*at] });
+            asks.push(EnergyJob { view: *view, matrix, k: &narrow[*at] });
         }
         for ((at, stretch), energy) in stretches.iter().zip(energy::energies(self.pass, &asks)?) {
             if let Some(candidate) = stretch.candidate {

@@ -8,7 +8,7 @@ use super::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, layers, share};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Tensor, View};
 use crate::error::Result;
-use crate::pass::energy::{self, Ask};
+use crate::pass::energy::{self, EnergyJob};
 
 /// The largest element of a vector: sums of products with squared weights stay finite in `f32`.
 pub const LARGEST: f32 = 1e20;
@@ -86,7 +86,7 @@ pub fn measure(
     let asks: Vec<_> = candidates
         .iter()
         .zip(&given)
-        .map(|(&Candidate { view, matrix, .. }, (k, ..))| Ask { view, matrix, k })
+        .map(|(&Candidate { view, matrix, .. }, (k, ..))| EnergyJob { view, matrix, k })
         .collect();
     let energies = energy::energies(pass, &asks)?;
     let layers = layers(candidates);

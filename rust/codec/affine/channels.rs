@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use super::grid::group;
-use crate::scheme::GROUP_SIZES;
+use super::GROUP_SIZES;
 
 /// The importance of a matrix's input channels, and for the sizes of groups that were asked for their order by it.
 pub struct Channels<'a> {

@@ -4,22 +4,14 @@
 //! and a sum rounded to `f32` each. Two encoders choose them, [`mlx_rule`](super::mlx_rule) by MLX's rule and [`search`](super::search) by the
 //! least weighted error; what they make of a band is measured here, for both.
 
-use crate::scheme::{BITS, GROUP_SIZES};
+use super::{BITS, GROUP_SIZES};
+use crate::codec::RowError;
 use crate::simd::kernel;
 use crate::simd::paired::Wide;
 use crate::simd::vector::{BAND_ROWS, Column, Vector};
 
 /// The most schemes whose errors are measured at once: one for each code width.
 pub const MAX_SCHEMES: usize = BITS.len();
-
-/// Squared error of one row as stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowError {
-    /// `Σ_j k_j (ŵ_j − w_j)²`
-    pub weighted: f64,
-    /// `Σ_j (ŵ_j − w_j)²`
-    pub plain: f64,
-}
 
 /// Where the codes and grids of a band go: row after row.
 pub struct Rows<'a> {

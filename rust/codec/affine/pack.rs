@@ -9,7 +9,7 @@ use crate::simd::Isa;
 /// Appends `codes` to `out`, `bits` bits each.
 ///
 /// # Panics
-/// If the codes do not fill whole bytes by eights, or `bits` is none of [`BITS`](crate::scheme::BITS).
+/// If the codes do not fill whole bytes by eights, or `bits` is none of [`BITS`](super::BITS).
 pub fn pack(isa: Isa, bits: u8, codes: &[u8], out: &mut Vec<u8>) {
     match bits {
         2 => squeeze::<2>(isa, codes, out),
@@ -41,7 +41,7 @@ pub fn unpack(bits: u8, bytes: &[u8], codes: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheme::BITS;
+    use super::BITS;
 
     /// The rule as it is written above, bit by bit.
     fn by_the_book(bits: u8, codes: &[u8]) -> Vec<u8> {

@@ -20,7 +20,7 @@ use crate::simd::paired::{MOST_PARTS, Wide};
 use crate::simd::vector::{BAND_ROWS, Column, Lanes, Vector};
 
 /// The grids [`encode_search`] starts from: how much of a group's range to clip at its low end and at its high end,
-/// in hundredths of a per cent of the range. One list per code width, in the order of [`crate::scheme::BITS`].
+/// in hundredths of a per cent of the range. One list per code width, in the order of [`super::BITS`].
 ///
 /// Chosen by greedy selection from a 9 × 9 lattice for the least mean weighted error over groups of real weights
 /// (see `docs/method.md`), then made symmetric.

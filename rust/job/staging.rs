@@ -1,9 +1,9 @@
 //! A directory that is not there until it is complete.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::container::file::write_at;
 use crate::error::{Error, Result};
 
 /// Name of the file whose lock says that a partial output is being written.
@@ -11,14 +11,14 @@ const LOCK: &str = ".ramrs-lock";
 
 /// `<out>.partial`: removed when dropped, unless [`finish`](Self::finish) gave it its name.
 #[derive(Debug)]
-pub struct Partial {
+pub struct Staging {
     out: PathBuf,
     dir: PathBuf,
     overwrite: bool,
     lock: Option<File>,
 }
 
-impl Partial {
+impl Staging {
     /// Makes the partial output for `out`, on a file system with `needed_bytes` to spare. What an earlier run that was
     /// killed left behind is removed; what another run is writing is not.
     ///
@@ -119,7 +119,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for Staging {
     fn drop(&mut self) {
         if !self.dir.as_os_str().is_empty() {
             // Nothing more can be done if this fails, and the reason for being here matters more.
@@ -154,14 +154,6 @@ pub fn check_place(path: &Path) -> Result<()> {
         return Err(Error::option("--output", path.display(), "is a directory, and should be a file"));
     }
     fs::metadata(parent).map(drop).map_err(Error::io("writing", path))
-}
-
-/// Writes `content` into `file` from `offset`; `path` is for errors.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) -> Result<()> {
-    file.write_all_at(content, offset).map_err(Error::io("writing", path))
 }
 
 /// The directory that `out` goes into, and where it is while it is incomplete.
@@ -212,12 +204,12 @@ mod tests {
     fn nothing_is_left_when_it_is_dropped_and_everything_when_it_is_finished() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("new/out");
-        let partial = Partial::create(&out, false, 0).unwrap();
+        let partial = Staging::create(&out, false, 0).unwrap();
         partial.write_file("sub/a", b"a").unwrap();
         drop(partial);
         assert!(fs::read_dir(dir.path().join("new")).unwrap().next().is_none());
 
-        let partial = Partial::create(&out, false, 0).unwrap();
+        let partial = Staging::create(&out, false, 0).unwrap();
         partial.write_file("sub/a", b"abc").unwrap();
         partial.finish().unwrap();
         assert_eq!(fs::read(out.join("sub/a")).unwrap(), b"abc");
@@ -232,10 +224,10 @@ mod tests {
         let out = dir.path().join("out");
         fs::create_dir(&out).unwrap();
         fs::write(out.join("old"), b"old").unwrap();
-        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-exists");
-        drop(Partial::create(&out, true, 0).unwrap());
+        assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-exists");
+        drop(Staging::create(&out, true, 0).unwrap());
         assert!(out.join("old").exists());
-        let partial = Partial::create(&out, true, 0).unwrap();
+        let partial = Staging::create(&out, true, 0).unwrap();
         partial.write_file("new", b"new").unwrap();
         partial.finish().unwrap();
         assert!(out.join("new").exists() && !out.join("old").exists());
@@ -246,25 +238,25 @@ mod tests {
     fn an_abandoned_partial_is_removed_and_a_live_or_foreign_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        let live = Partial::create(&out, false, 0).unwrap();
-        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-busy");
+        let live = Staging::create(&out, false, 0).unwrap();
+        assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-busy");
         // As after a kill: the directory stays, the lock goes with the process.
-        let Partial { ref dir, .. } = live;
+        let Staging { ref dir, .. } = live;
         let kept = dir.clone();
         let lock = live.lock.as_ref().unwrap().try_clone().unwrap();
         std::mem::forget(live);
         lock.unlock().unwrap();
         assert!(kept.exists());
-        drop(Partial::create(&out, false, 0).unwrap());
+        drop(Staging::create(&out, false, 0).unwrap());
         fs::create_dir(&kept).unwrap();
-        assert_eq!(Partial::create(&out, false, 0).unwrap_err().slug(), "output-busy");
+        assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-busy");
         assert!(kept.exists());
     }
 
     #[test]
     fn a_plan_that_does_not_fit_is_refused_before_anything_is_made() {
         let dir = tempfile::tempdir().unwrap();
-        let fault = Partial::create(&dir.path().join("out"), false, u64::MAX).unwrap_err();
+        let fault = Staging::create(&dir.path().join("out"), false, u64::MAX).unwrap_err();
         assert_eq!(fault.slug(), "disk-full");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

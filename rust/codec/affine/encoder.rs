@@ -1,50 +1,16 @@
 //! Encoding bands of weights, and what the encoding costs.
 //!
 //! One encoder measures and writes: a curve's point is of the grids and codes that a file's bytes are of (but for weights in
-//! the middle between two codes, see [`Encoder::errors`]).
-
-use std::fmt;
-use std::str::FromStr;
+//! the middle between two codes, see [`GridEncoder::errors`]).
 
 use half::{bf16, f16};
 
-use crate::codec::affine::{self, Channels, RowError, Rows, TRIALS};
+use super::{Affine, BITS, Channels, GROUP_SIZES, Rows, TRIALS};
+use crate::codec::affine;
+use crate::codec::{Band, Effort, RowError};
 use crate::dtype::Float;
-use crate::scheme::{Affine, BITS, GROUP_SIZES};
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
-
-/// How hard the encoder tries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Effort {
-    /// The format's own rule; for MLX affine the bytes of `mx.quantize` on a CPU.
-    Fast,
-    /// Scale and bias of each group are searched for the least weighted error; never worse than `fast` on it.
-    #[default]
-    Normal,
-}
-
-impl FromStr for Effort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "fast" => Ok(Self::Fast),
-            "normal" => Ok(Self::Normal),
-            _ => Err("is neither `fast` nor `normal`".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for Effort {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Fast => "fast",
-            Self::Normal => "normal",
-        })
-    }
-}
 
 /// The codes and grids of the [`BAND_ROWS`] rows of a band, one row after the other. A weight is `code * scale + bias`.
 #[derive(Clone, Debug, Default)]
@@ -66,12 +32,9 @@ impl Encoded {
     }
 }
 
-/// Rows of a matrix as they are stored, and side by side.
-pub type Band<'a> = (&'a [u8], &'a [Column]);
-
 /// Encodes bands of matrices whose scales are stored as `store`.
 #[derive(Clone, Copy, Debug)]
-pub struct Encoder {
+pub struct GridEncoder {
     /// The instruction set.
     pub isa: Isa,
     /// How hard to try.
@@ -94,16 +57,15 @@ fn trials(scheme: Affine) -> &'static [[u16; 2]] {
     TRIALS[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()]
 }
 
-impl Encoder {
-    /// Encodes up to [`BAND_ROWS`] rows by `scheme` into `out`: `source` holds them as they are stored, `band` side by side. `k`
-    /// weighs the columns; none may be negative. Only [`Effort::Normal`] looks at `band` and `k`, and only
+impl GridEncoder {
+    /// Encodes up to [`BAND_ROWS`] rows by `scheme` into `out`: `k` weighs the columns; none may be negative. Only [`Effort::Normal`] looks at `band` and `k`, and only
     /// [`Effort::Fast`] at `source`.
     ///
     /// # Panics
     /// If the scheme's groups do not divide the columns, `k` is not as long as they are many, or `source` is not aligned to
     /// its type.
-    pub fn encode(self, scheme: Affine, store: Float, (source, band): Band<'_>, k: &[f32], out: &mut Encoded) {
-        let cols = k.len();
+    pub fn encode(self, scheme: Affine, store: Float, band: Band<'_>, k: &[f32], out: &mut Encoded) {
+        let (source, columns, cols) = (band.stored, band.columns, k.len());
         assert!(cols.is_multiple_of(scheme.group_size()), "encode: shapes");
         out.resize(cols, scheme.group_size());
         let max_code = scheme.max_code();
@@ -112,8 +74,8 @@ impl Encoder {
         let isa = self.isa;
         match (self.effort, store) {
             (Effort::Normal, _) => {
-                assert_eq!(band.len(), cols, "encode: shapes");
-                by_group_size!(scheme, encode_search(isa, band, k, trials(scheme), max_code, store, rows));
+                assert_eq!(columns.len(), cols, "encode: shapes");
+                by_group_size!(scheme, encode_search(isa, columns, k, trials(scheme), max_code, store, rows));
             }
             (Effort::Fast, Float::BF16) => {
                 let source = bytemuck::cast_slice(source);

@@ -1,34 +1,27 @@
-//! Reading an output back: is every byte what was written, and does it decode to what was claimed.
+//! Reading an output back: is every byte what was written.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::ops::Range;
 use std::path::Path;
 
-use crate::checkpoint::header::Entry;
-use crate::checkpoint::shard::Shard;
-use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut, rows_of};
-use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
-use crate::codec::affine::RowError;
-use crate::codec::encoder::{Encoded, Encoder};
+use crate::checkpoint::Shard;
+use crate::container::{self, TensorEntry};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::format::Format;
 use crate::progress::Progress;
 use crate::schema::manifest::{FileDigest, Manifest};
-use crate::scheme::Affine;
 
 /// Bytes read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// The digest of a file and, if it is a safetensors file, of each tensor in it.
+/// The digest of a file and, if it is a file of tensors, of each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileContent {
     /// Of the whole file.
     pub file: FileDigest,
     /// Of each tensor, in the order of their data.
-    pub tensors: Vec<(Entry, String)>,
+    pub tensors: Vec<(TensorEntry, String)>,
     /// Of those tensors that were written slice by slice, all of whose slices are as they were written.
     pub stacks: Vec<(String, String)>,
 }
@@ -77,12 +70,12 @@ impl<'a> Sliced<'a> {
 pub fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progress) -> Result<FileContent> {
     let path = dir.join(name);
     let entries =
-        if name.ends_with(".safetensors") { Shard::open(path.clone(), name.to_owned())?.1.entries } else { Vec::new() };
+        if container::of_file(name).is_some() { Shard::open(path.clone(), name.to_owned())?.1.entries } else { Vec::new() };
     let mut file = File::open(&path).map_err(Error::io("opening", &path))?;
     let (mut whole, mut bytes) = (Digest::default(), 0_u64);
-    let mut tensors: Vec<(Entry, String)> = Vec::with_capacity(entries.len());
+    let mut tensors: Vec<(TensorEntry, String)> = Vec::with_capacity(entries.len());
     let mut stacks = Vec::new();
-    let slices_of = |entry: Option<&Entry>| {
+    let slices_of = |entry: Option<&TensorEntry>| {
         Sliced::new(entry.and_then(|entry| slices.get(&entry.name)).map(Vec::as_slice).unwrap_or_default())
     };
     let mut entries = entries.into_iter().peekable();
@@ -167,7 +160,7 @@ pub fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem> {
             Some(_) => {}
         }
     }
-    let mut found_tensors: BTreeMap<&str, (&str, &Entry, &str)> = BTreeMap::new();
+    let mut found_tensors: BTreeMap<&str, (&str, &TensorEntry, &str)> = BTreeMap::new();
     for file in found {
         for (entry, sha256) in &file.tensors {
             found_tensors.insert(&entry.name, (&file.file.name, entry, sha256));
@@ -190,120 +183,4 @@ pub fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem> {
         found_tensors.into_iter().map(|(name, (file, ..))| Problem::tensor(file, name, "is not in the manifest")),
     );
     problems
-}
-
-/// A quantized tensor of an output: its parts, and the matrices of the source if those are at hand.
-pub struct Stored<'a> {
-    /// The parts, in the format's order.
-    pub parts: Vec<&'a Tensor>,
-    /// Its scheme.
-    pub scheme: Affine,
-    /// All its rows.
-    pub matrix: Matrix,
-    /// What they were made of, one after the other; empty without a source.
-    pub views: Vec<View>,
-}
-
-/// Some bands of one of the matrices of a tensor, whose first row is that row of the tensor.
-struct Piece {
-    stored: usize,
-    view: usize,
-    matrix: Matrix,
-    first: u64,
-    bands: Range<u64>,
-}
-
-/// What decoding a matrix showed.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Decoded {
-    /// Scales, biases and weights that are not finite numbers.
-    pub not_finite: u64,
-    /// `Σ (ŵ − w)²` against the source, 0 without one.
-    pub squared_error: f64,
-}
-
-/// Decodes `stored` tensors of the checkpoint `output`, beside the source's if `pass` reads one; for each, what each of its
-/// matrices showed.
-///
-/// # Errors
-/// Those of reading.
-pub fn decode(
-    pass: Pass<'_>,
-    output: &Checkpoint,
-    format: &dyn Format,
-    stored: &[Stored<'_>],
-) -> Result<Vec<Vec<Decoded>>> {
-    let mut pieces: Vec<Piece> = Vec::new();
-    for (at, stored) in stored.iter().enumerate() {
-        let mut first = 0;
-        for view in 0..stored.views.len().max(1) {
-            let rows = stored.views.get(view).map_or(stored.matrix.rows, |view| view.rows);
-            let matrix = Matrix { rows, ..stored.matrix };
-            let step = chunk_bands(matrix, pass.chunk_bytes);
-            pieces.extend(cut(bands(matrix), step).map(|bands| Piece { stored: at, view, matrix, first, bands }));
-            first += rows;
-        }
-    }
-    let mut decoded: Vec<Vec<Decoded>> =
-        stored.iter().map(|stored| vec![Decoded::default(); stored.views.len().max(1)]).collect();
-    pass.workers.in_order(
-        pass.progress,
-        &pieces,
-        || (Reader::default(), Reader::default(), Encoded::default()),
-        |(of_output, of_source, encoded), piece| {
-            let found = decode_piece(pass, output, format, stored, piece, (of_output, of_source, encoded))?;
-            let rows = rows_of(piece.matrix, &piece.bands);
-            pass.progress.advance(piece.matrix.row_bytes() * (rows.end - rows.start));
-            Ok(found)
-        },
-        |piece, bands| {
-            let sum = &mut decoded[piece.stored][piece.view];
-            for band in bands {
-                sum.not_finite += band.not_finite;
-                sum.squared_error += band.squared_error;
-            }
-            Ok(())
-        },
-    )?;
-    Ok(decoded)
-}
-
-/// What each band of a piece shows.
-fn decode_piece(
-    pass: Pass<'_>,
-    output: &Checkpoint,
-    format: &dyn Format,
-    stored: &[Stored<'_>],
-    piece: &Piece,
-    (of_output, of_source, encoded): (&mut Reader, &mut Reader, &mut Encoded),
-) -> Result<Vec<Decoded>> {
-    let Stored { parts, scheme, matrix, views } = &stored[piece.stored];
-    let encoder = Encoder { isa: pass.isa, effort: crate::codec::encoder::Effort::Fast };
-    let ones = vec![1.0; matrix.cols as usize];
-    let mut found = Vec::new();
-    for band in piece.bands.clone() {
-        let rows = rows_of(piece.matrix, &(band..band + 1));
-        let mut data = Vec::with_capacity(parts.len());
-        for part in parts {
-            let row_bytes = part.bytes / matrix.rows;
-            let [from, to] = [rows.start, rows.end].map(|row| (piece.first + row) * row_bytes);
-            data.push(of_output.bytes(output, part, from..to)?.to_vec());
-        }
-        let count = (rows.end - rows.start) as usize;
-        format.extract(*scheme, matrix.float, &data.iter().map(Vec::as_slice).collect::<Vec<_>>(), count, encoded);
-        let unsound = |max_code: f32| {
-            let of_band = encoded.scales.iter().zip(&encoded.biases);
-            of_band.filter(|(scale, bias)| !(*scale * max_code + *bias).is_finite() || !bias.is_finite()).count()
-        };
-        let mut decoded = Decoded { not_finite: unsound(f32::from(scheme.max_code())) as u64, squared_error: 0.0 };
-        if let Some(view) = views.get(piece.view) {
-            of_source.bands((pass.checkpoint, pass.isa), *view, &(band..band + 1), |_, band, _| {
-                let errors = encoder.error(*scheme, band, &ones, encoded);
-                decoded.squared_error += errors.iter().take(count).map(|RowError { plain, .. }| plain).sum::<f64>();
-                Ok(())
-            })?;
-        }
-        found.push(decoded);
-    }
-    Ok(found)
 }

@@ -1,10 +1,11 @@
-//! The header of a safetensors file, checked before anything else is believed.
+//! safetensors: a JSON header, then the data. The header is checked before anything else is believed.
 //!
 //! A file is eight bytes of header length, the header (a JSON object: names to `{dtype, shape, data_offsets}`, and
 //! `__metadata__`), and the data. The format demands that tensors fill the data section without holes or overlaps;
 //! that and every size is checked here, in integers that cannot wrap, against the true length of the file. Nothing is
 //! allocated by a number that the file claims alone.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
@@ -13,47 +14,74 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::shard::read_at;
+use super::file::read_at;
+use super::{ArrangedFile, Container, Header, Layout, StoredTensor, TensorEntry};
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{EntryFault, Error, FileFault, Result};
 
+/// Name of the index of a sharded checkpoint.
+pub const INDEX: &str = "model.safetensors.index.json";
+
 /// The longest header the format allows, in bytes.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// One tensor as a header lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Its name.
-    pub name: String,
-    /// Its element type.
-    pub dtype: Dtype,
-    /// Its dimensions, outermost first; none for a scalar.
-    pub shape: Vec<u64>,
-    /// Where its data begin, in bytes from the start of the file.
-    pub offset: u64,
-    /// How many bytes they are.
-    pub bytes: u64,
-}
+/// The container.
+#[derive(Debug)]
+pub struct Safetensors;
 
-/// A header, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// The tensors, in the order of their data.
-    pub entries: Vec<Entry>,
-    /// What `__metadata__` holds.
-    pub metadata: BTreeMap<String, String>,
-    /// Where the data begin, in bytes from the start of the file.
-    pub bytes: u64,
-    /// SHA-256 of the header's text.
-    pub sha256: String,
+impl Container for Safetensors {
+    fn owns(&self, file_name: &str) -> bool {
+        file_name.ends_with(".safetensors")
+    }
+
+    fn read(&self, file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
+        read(file, path, file_bytes)
+    }
+
+    fn shard_name(&self, at: usize, count: usize) -> String {
+        if count == 1 {
+            "model.safetensors".to_owned()
+        } else {
+            format!("model-{:05}-of-{count:05}.safetensors", at + 1)
+        }
+    }
+
+    /// Tensors are ordered by falling alignment, so that each lies at a multiple of its element's size without gaps; then
+    /// as they come.
+    fn arrange(&self, metadata: &[(&str, &str)], tensors: &[&StoredTensor]) -> ArrangedFile {
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by_key(|&at| (Reverse(tensors[at].dtype.bits()), at));
+        let head = compose(metadata, order.iter().map(|&at| tensors[at]).map(StoredTensor::listed));
+        let mut offsets = vec![0; tensors.len()];
+        let mut bytes = head.len() as u64;
+        for at in order {
+            offsets[at] = bytes;
+            bytes += tensors[at].bytes;
+        }
+        ArrangedFile { head, offsets, bytes }
+    }
+
+    /// `model.safetensors.index.json`.
+    fn index(&self, layout: &Layout, modules: &[Vec<StoredTensor>], parameters: u64) -> Option<(&'static str, String)> {
+        let total_size: u64 = modules.iter().flatten().map(|tensor| tensor.bytes).sum();
+        let weight_map: BTreeMap<&str, &str> = layout
+            .placed(modules)
+            .map(|(tensor, at)| (tensor.name.as_str(), layout.files[at.file].name.as_str()))
+            .collect();
+        let index = serde_json::json!({
+            "metadata": { "total_size": total_size, "total_parameters": parameters },
+            "weight_map": weight_map,
+        });
+        Some((INDEX, format!("{index:#}\n")))
+    }
 }
 
 /// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
 ///
 /// # Errors
 /// [`Error::File`] and [`Error::Entry`] for whatever is not as the format demands, [`Error::Io`].
-pub fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
+fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
     let mut length = [0; 8];
     if file_bytes < 8 {
         return Err(Error::file(path, FileFault::TooShort(file_bytes)));
@@ -170,7 +198,7 @@ fn check(
     listed: Vec<(String, std::result::Result<Unchecked, String>)>,
     start: u64,
     available: u64,
-) -> Result<Vec<Entry>> {
+) -> Result<Vec<TensorEntry>> {
     let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
     let mut entries = Vec::with_capacity(listed.len());
     let mut names = BTreeSet::new();
@@ -193,13 +221,13 @@ fn check(
         if span != needed {
             return Err(fault(&name, EntryFault::Length { span, shape, dtype: dtype.name(), needed }));
         }
-        entries.push(Entry { name, dtype, shape, offset: start + begin, bytes: span });
+        entries.push(TensorEntry { name, dtype, shape, offset: start + begin, bytes: span });
     }
     contiguous(path, entries, start, start + available)
 }
 
 /// The entries in the order of their data, which must fill `start..end` exactly.
-fn contiguous(path: &Path, mut entries: Vec<Entry>, start: u64, end: u64) -> Result<Vec<Entry>> {
+fn contiguous(path: &Path, mut entries: Vec<TensorEntry>, start: u64, end: u64) -> Result<Vec<TensorEntry>> {
     let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
     entries.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
     let mut reached = start;

@@ -1,89 +1,118 @@
-//! A checkpoint seen as what is to be done with it.
+//! A checkpoint, and what a format makes of it.
 
+use std::ops::Range;
 use std::path::Path;
 
-use super::encode::Way;
+use super::encode::StoreMode;
+use crate::band::Matrix;
 use crate::checkpoint::prequantized::Use;
-use crate::checkpoint::{Checkpoint, Matrix};
+use crate::checkpoint::Checkpoint;
+use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::{self, Arrangement, Format, Target, Treatment};
+use crate::format::{self, Arrangement, Format, Module, Refusal, Target, Treatment};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
 use crate::schema::{SourceId, analysis};
-use crate::scheme::{Affine, Packed};
 use crate::sensitivity::Candidate;
 
 /// Names that a message lists.
 const LISTED: usize = 8;
 
 /// A checkpoint, and what becomes of it in a format.
-pub(super) struct Source {
+pub struct Conversion {
+    /// The source.
     pub checkpoint: Checkpoint,
+    /// The output's format.
     pub format: &'static dyn Format,
+    /// Whether names and tensors are not touched.
     pub generic: bool,
     /// What becomes of each tensor of the checkpoint, in their order.
     pub treatments: Vec<Treatment>,
     /// The tensors of the output.
-    pub entries: Vec<Entry>,
+    pub outputs: Vec<OutputTensor>,
+    /// What each tensor of the checkpoint gives to which outputs, in their order.
+    pub shares: Vec<Vec<Share>>,
 }
 
 /// A tensor of the output.
-pub(super) struct Entry {
+pub struct OutputTensor {
+    /// What its name says.
     pub name: Name,
+    /// What it is made of.
     pub target: Target,
-    /// The schemes that exist for it, and all its rows as one matrix; or why there are none.
-    pub candidate: std::result::Result<(Matrix, Vec<Affine>), Kept>,
+    /// All its rows as one matrix, and the schemes that exist for it; or why there are none.
+    pub candidate: std::result::Result<(Matrix, Vec<Scheme>), Kept>,
     /// The form it has in the source and may keep, if that is not plain numbers.
-    pub packed: Option<Packed>,
+    pub packed: Option<Scheme>,
+    /// Which of the conversion's [candidates](Conversion::candidates) are its matrices; none if no scheme exists for it.
+    pub matrices: Range<usize>,
+}
+
+/// What becomes of a part of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate<'a> {
+    /// It is of no use to whoever computes with weights, for this reason.
+    Unused(&'static str),
+    /// It is read with this tensor, which is written.
+    Companion(usize),
+    /// It is left out: this other tensor is the same.
+    Tied(&'a str),
+    /// It is left out, for this reason.
+    Dropped(&'static str),
+    /// It holds the elements of this tensor, which is written.
+    Written(usize),
 }
 
 /// What one tensor gave to one target.
-pub(super) struct Share {
+#[derive(Debug)]
+pub struct Share {
+    /// Which of the outputs.
     pub target: usize,
     /// Which of its views.
     pub views: Vec<usize>,
 }
 
-impl Entry {
-    fn new(checkpoint: &Checkpoint, target: Target) -> Self {
+impl OutputTensor {
+    fn new(checkpoint: &Checkpoint, format: &dyn Format, target: Target, first_matrix: usize) -> Self {
         let name = Name::parse(&target.name);
         let Target { dtype, shape, stacked, never, .. } = &target;
         let subject = Subject { name: &name, dtype: *dtype, shape, stacked: *stacked, never: *never };
-        let candidate = candidate(subject);
-        let packed = target.packed(checkpoint).filter(|_| candidate.is_ok());
-        Self { name, target, candidate, packed }
+        let candidate = candidate(subject, format);
+        let packed = target.packed(checkpoint, format).filter(|_| candidate.is_ok());
+        let matrices = first_matrix..first_matrix + if candidate.is_ok() { target.views.len() } else { 0 };
+        Self { name, target, candidate, packed, matrices }
     }
 
     /// Bytes of it, if it is kept.
-    pub(super) fn kept_bytes(&self) -> u64 {
+    pub fn kept_bytes(&self) -> u64 {
         let elements: u64 = self.target.shape.iter().product();
         match (self.packed, &self.candidate) {
-            (Some(packed), Ok((matrix, _))) => packed.stored_bytes(matrix.rows, matrix.cols, matrix.float),
+            (Some(packed), Ok((matrix, _))) => packed.stored_bytes(*matrix),
             _ => self.target.dtype.bytes(elements).unwrap_or(u64::MAX),
         }
     }
 
     /// How it is stored, if it is kept.
-    pub(super) fn kept_way(&self, checkpoint: &Checkpoint) -> Way<'static> {
+    pub fn kept_mode(&self, checkpoint: &Checkpoint) -> StoreMode<'static> {
         match (&self.candidate, self.packed) {
-            (Ok((matrix, _)), Some(packed)) => Way::Packed(packed, matrix.float),
-            _ if self.target.copies(checkpoint).is_some() => Way::Copied,
-            _ => Way::Plain,
+            (Ok((matrix, _)), Some(packed)) => StoreMode::PassedThrough(packed, matrix.float),
+            _ if self.target.copies(checkpoint).is_some() => StoreMode::Copied,
+            _ => StoreMode::Converted,
         }
     }
 
     /// Bytes of it in the smallest scheme, or kept if that is smaller or all there is.
-    pub(super) fn smallest_bytes(&self) -> u64 {
+    pub fn smallest_bytes(&self) -> u64 {
         let smallest = self.candidate.as_ref().ok().and_then(|(matrix, schemes)| {
-            schemes.first().map(|scheme| scheme.stored_bytes(matrix.rows, matrix.cols, matrix.float))
+            schemes.first().map(|scheme| scheme.stored_bytes(*matrix))
         });
         smallest.unwrap_or(u64::MAX).min(self.kept_bytes())
     }
 
     /// As an analysis describes it, without its curve.
-    pub(super) fn described(&self, checkpoint: &Checkpoint) -> analysis::Tensor {
+    pub fn described(&self, checkpoint: &Checkpoint) -> analysis::AnalyzedTensor {
         let Target { name, dtype, shape, .. } = &self.target;
         let mut sources: Vec<String> = Vec::new();
         for view in &self.target.views {
@@ -95,7 +124,7 @@ impl Entry {
         if sources == [name.as_str()] {
             sources.clear();
         }
-        analysis::Tensor {
+        analysis::AnalyzedTensor {
             name: name.clone(),
             dtype: dtype.name().to_owned(),
             shape: shape.clone(),
@@ -110,8 +139,8 @@ impl Entry {
     }
 }
 
-impl Source {
-    pub(super) fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
+impl Conversion {
+    pub fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
         let format = format::by_name(format)?;
         let checkpoint = Checkpoint::open(model)?;
         if checkpoint.tensors.is_empty() {
@@ -123,7 +152,7 @@ impl Source {
     }
 
     /// A checkpoint that the format has no layout for, as if everything in it were written under its own name.
-    pub(super) fn untouched(model: &Path, format: &str) -> Result<Self> {
+    pub fn untouched(model: &Path, format: &str) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let arrangement = Arrangement::untouched(&checkpoint);
         Ok(Self::with(checkpoint, format::by_name(format)?, true, arrangement))
@@ -131,14 +160,70 @@ impl Source {
 
     fn with(checkpoint: Checkpoint, format: &'static dyn Format, generic: bool, arrangement: Arrangement) -> Self {
         let Arrangement { targets, treatments } = arrangement;
-        let entries = targets.into_iter().map(|target| Entry::new(&checkpoint, target)).collect();
-        Self { checkpoint, format, generic, treatments, entries }
+        let mut outputs: Vec<OutputTensor> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let first_matrix = outputs.last().map_or(0, |last| last.matrices.end);
+            outputs.push(OutputTensor::new(&checkpoint, format, target, first_matrix));
+        }
+        let mut shares: Vec<Vec<Share>> = checkpoint.tensors.iter().map(|_| Vec::new()).collect();
+        for (target, output) in outputs.iter().enumerate() {
+            for (at, view) in output.target.views.iter().enumerate() {
+                let of_tensor = &mut shares[view.tensor];
+                match of_tensor.last_mut().filter(|share| share.target == target) {
+                    Some(share) => share.views.push(at),
+                    None => of_tensor.push(Share { target, views: vec![at] }),
+                }
+            }
+        }
+        Self { checkpoint, format, generic, treatments, outputs, shares }
+    }
+
+    /// Whether the runtime would refuse what is written as `scheme_of` says, known before any work.
+    ///
+    /// # Errors
+    /// [`Error::Scheme`], for the first tensor that it would refuse.
+    pub fn check_refusals(&self, scheme_of: impl Fn(usize) -> Scheme) -> Result<()> {
+        match self.format.refusals(&self.modules(scheme_of)).into_iter().next() {
+            Some(Refusal { tensor, reason }) => Err(Error::Scheme { tensor, reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// The modules that could be quantized, each in the scheme that `scheme_of` gives its output.
+    pub fn modules(&self, scheme_of: impl Fn(usize) -> Scheme) -> Vec<Module> {
+        let outputs = self.outputs.iter().enumerate().filter(|(_, output)| output.candidate.is_ok());
+        let module = |(at, output): (usize, &OutputTensor)| Module {
+            path: output.name.module.clone(),
+            scheme: scheme_of(at),
+            packed: output.packed,
+        };
+        outputs.map(module).collect()
+    }
+
+    /// What becomes of part `part` of the source.
+    pub fn fate(&self, part: usize) -> Fate<'_> {
+        let (tensor, written) = match self.checkpoint.uses[part] {
+            Use::None(why) => return Fate::Unused(why),
+            Use::Beside(tensor) => (tensor, Fate::Companion(tensor)),
+            Use::Elements(tensor) => (tensor, Fate::Written(tensor)),
+        };
+        match &self.treatments[tensor] {
+            Treatment::Tied(to) => Fate::Tied(to),
+            Treatment::Drop(why) => Fate::Dropped(why),
+            Treatment::Write => written,
+        }
+    }
+
+    /// Whether tensor `tensor` is all of `output`, under its own name and byte for byte.
+    pub fn is_as_it_is(&self, tensor: usize, output: &OutputTensor) -> bool {
+        let (target, source) = (&output.target, &self.checkpoint.tensors[tensor]);
+        target.copies(&self.checkpoint) == Some(tensor) && target.name == source.name && target.shape == source.shape
     }
 
     /// The matrices that schemes exist for, those of one target after those of the one before.
-    pub(super) fn candidates(&self) -> Vec<Candidate<'_>> {
+    pub fn candidates(&self) -> Vec<Candidate<'_>> {
         let mut found = Vec::new();
-        for (target, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.candidate.is_ok()) {
+        for (target, entry) in self.outputs.iter().enumerate().filter(|(_, entry)| entry.candidate.is_ok()) {
             for view in &entry.target.views {
                 if let Some(matrix) = view.matrix(&self.checkpoint) {
                     found.push(Candidate { name: &entry.name, target, view: *view, matrix });
@@ -148,23 +233,8 @@ impl Source {
         found
     }
 
-    /// What each tensor of the checkpoint gives to which targets, in their order.
-    pub(super) fn shares(&self) -> Vec<Vec<Share>> {
-        let mut shares: Vec<Vec<Share>> = self.checkpoint.tensors.iter().map(|_| Vec::new()).collect();
-        for (target, entry) in self.entries.iter().enumerate() {
-            for (at, view) in entry.target.views.iter().enumerate() {
-                let of_tensor = &mut shares[view.tensor];
-                match of_tensor.last_mut().filter(|share| share.target == target) {
-                    Some(share) => share.views.push(at),
-                    None => of_tensor.push(Share { target, views: vec![at] }),
-                }
-            }
-        }
-        shares
-    }
-
     /// The role of part `part`: of one that is read with a weight, that of the weight.
-    pub(super) fn role(&self, part: usize) -> Role {
+    pub fn role(&self, part: usize) -> Role {
         let name = match self.checkpoint.uses[part] {
             Use::Beside(tensor) => &self.checkpoint.tensors[tensor].name,
             Use::Elements(_) | Use::None(_) => &self.checkpoint.parts[part].name,
@@ -173,13 +243,13 @@ impl Source {
     }
 
     /// Weights in it that are written, however they are stored.
-    pub(super) fn parameters(&self) -> u64 {
+    pub fn parameters(&self) -> u64 {
         let tensors = self.checkpoint.tensors.iter().zip(&self.treatments);
         let written = tensors.filter(|(tensor, treatment)| **treatment == Treatment::Write && tensor.dtype.is_float());
         written.map(|(tensor, _)| tensor.elements()).sum()
     }
 
-    pub(super) fn id(&self) -> SourceId {
+    pub fn id(&self) -> SourceId {
         let mut digest = Digest::default();
         for shard in &self.checkpoint.shards {
             digest.text(&shard.name);
@@ -199,13 +269,13 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::Unexplained`].
-    pub(super) fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
+    pub fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
         for (reason, count, bytes) in self.left_out() {
             say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
         }
-        let name = |entry: &Entry| &self.checkpoint.tensors[entry.target.views[0].tensor].name;
+        let name = |entry: &OutputTensor| &self.checkpoint.tensors[entry.target.views[0].tensor].name;
         let mut unexplained = self.unexplained();
-        let names = |entry: &Entry| [entry.target.name.clone(), name(entry).clone()];
+        let names = |entry: &OutputTensor| [entry.target.name.clone(), name(entry).clone()];
         unexplained
             .retain(|(entry, _)| policy.is_none_or(|policy| !names(entry).iter().any(|name| policy.is_about(name))));
         let Some((first, reason)) = unexplained.first() else { return Ok(()) };
@@ -246,8 +316,8 @@ impl Source {
 
     /// What is written although its name says nothing of what it does, and what is kept for its shape although its name
     /// says that it is a matrix.
-    fn unexplained(&self) -> Vec<(&Entry, &'static str)> {
-        let reason = |entry: &Entry| match (&entry.candidate, entry.name.role) {
+    fn unexplained(&self) -> Vec<(&OutputTensor, &'static str)> {
+        let reason = |entry: &OutputTensor| match (&entry.candidate, entry.name.role) {
             _ if Float::of(entry.target.dtype).is_none() => None,
             (Ok(_), Role::Other) => Some("its name says nothing of what it does"),
             (Err(Kept::NoWeight), Role::Other) if entry.target.shape.len() > 1 => {
@@ -261,6 +331,6 @@ impl Source {
             }
             _ => None,
         };
-        self.entries.iter().filter_map(|entry| Some((entry, reason(entry)?))).collect()
+        self.outputs.iter().filter_map(|entry| Some((entry, reason(entry)?))).collect()
     }
 }

@@ -4,26 +4,27 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
-use super::source::Source;
+use super::conversion::Conversion;
 use crate::budget::size;
+use crate::format::CardFacts;
 use crate::name::Role;
 use crate::rate_distortion::Objective;
 use crate::schema::manifest::Manifest;
 use crate::schema::plan::Plan;
-use crate::scheme::Scheme;
 
 /// Where the source's own card goes.
-pub(super) const SOURCE_CARD: &str = "README.source.md";
+pub const SOURCE_CARD: &str = "README.source.md";
 
 /// The card of an output.
 ///
 /// Without a runtime that is promised to load it, it promises none.
-pub(super) fn text(source: &Source, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
+pub fn text(conversion: &Conversion, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
+    let facts = conversion.format.card();
     let mut card = String::from("---\n");
     if has_runtime {
-        card += "library_name: mlx\n";
+        let _ = writeln!(card, "library_name: {}", facts.library);
     }
-    let source_card = fs::read_to_string(source.checkpoint.dir.join("README.md")).unwrap_or_default();
+    let source_card = fs::read_to_string(conversion.checkpoint.dir.join("README.md")).unwrap_or_default();
     for line in licence(&source_card) {
         card += line;
         card.push('\n');
@@ -31,9 +32,13 @@ pub(super) fn text(source: &Source, plan: &Plan, manifest: &Manifest, has_runtim
     if has_runtime {
         card += "pipeline_tag: text-generation\n";
     }
-    card += "tags:\n- mlx\n- ramrs\n---\n\n";
-    let _ = body(&mut card, source, plan, manifest);
-    let _ = ending(&mut card, manifest, has_runtime, !source_card.is_empty());
+    card += "tags:\n";
+    for tag in facts.tags {
+        let _ = writeln!(card, "- {tag}");
+    }
+    card += "- ramrs\n---\n\n";
+    let _ = body(&mut card, conversion, plan, manifest);
+    let _ = ending(&mut card, facts, manifest, has_runtime, !source_card.is_empty());
     card
 }
 
@@ -46,9 +51,9 @@ fn licence(source_card: &str) -> Vec<&str> {
     lines.take_while(|line| *line != "---").filter(|line| line.starts_with("license")).collect()
 }
 
-fn body(card: &mut String, source: &Source, plan: &Plan, manifest: &Manifest) -> std::fmt::Result {
+fn body(card: &mut String, conversion: &Conversion, plan: &Plan, manifest: &Manifest) -> std::fmt::Result {
     let totals = &manifest.totals;
-    let model = source.checkpoint.model_type().unwrap_or("model");
+    let model = conversion.checkpoint.model_type().unwrap_or("model");
     writeln!(card, "# A quantized {model}\n")?;
     writeln!(
         card,
@@ -81,12 +86,12 @@ fn body(card: &mut String, source: &Source, plan: &Plan, manifest: &Manifest) ->
     writeln!(card, "## Where the bits are\n")?;
     writeln!(card, "| role | weights | schemes |\n|---|---|---|")?;
     let mut roles: BTreeMap<Role, (u64, BTreeMap<String, u64>)> = BTreeMap::new();
-    for (entry, planned) in source.entries.iter().zip(&plan.tensors) {
+    for (output, planned) in conversion.outputs.iter().zip(&plan.tensors) {
         let (weights, schemes) = roles.entry(planned.role).or_default();
-        *weights += entry.target.shape.iter().product::<u64>();
-        let scheme = match (planned.scheme, entry.packed) {
-            (Scheme::Kept, Some(packed)) => format!("kept in {packed}"),
-            (scheme, _) => scheme.to_string(),
+        *weights += output.target.shape.iter().product::<u64>();
+        let scheme = match output.packed.filter(|_| planned.scheme.is_kept()) {
+            Some(packed) => format!("kept in {packed}"),
+            None => planned.scheme.to_string(),
         };
         *schemes.entry(scheme).or_default() += 1;
     }
@@ -94,21 +99,15 @@ fn body(card: &mut String, source: &Source, plan: &Plan, manifest: &Manifest) ->
         let schemes: Vec<_> = schemes.into_iter().map(|(scheme, count)| format!("{count} × {scheme}")).collect();
         writeln!(card, "| {role} | {weights} | {} |", schemes.join(", "))?;
     }
-    writeln!(card, "\n`4g64` is 4-bit codes in groups of 64, each with a scale and a bias.\n")
+    writeln!(card, "\n{}\n", conversion.format.card().schemes)
 }
 
 /// What to do with it, and what else there is to know.
-fn ending(card: &mut String, manifest: &Manifest, has_runtime: bool, has_source_card: bool) -> std::fmt::Result {
+fn ending(card: &mut String, facts: CardFacts, manifest: &Manifest, has_runtime: bool, has_source_card: bool) -> std::fmt::Result {
     if has_runtime {
-        writeln!(
-            card,
-            "## Use\n\n```sh\npip install mlx-lm\nmlx_lm.generate --model PATH_TO_THIS_DIRECTORY --prompt \"Hello\"\n```\n"
-        )?;
+        writeln!(card, "## Use\n\n{}\n", facts.usage)?;
     } else {
-        writeln!(
-            card,
-            "## Use\n\nThe tensors have the names of the source and MLX's affine format. No runtime is promised to load them.\n"
-        )?;
+        writeln!(card, "## Use\n\n{} No runtime is promised to load them.\n", facts.generic)?;
     }
     writeln!(
         card,
