@@ -7,6 +7,7 @@ use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor, View};
 use crate::codec::encoder::Encoded;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
+use crate::option::OptionName;
 use crate::scheme::{Affine, Packed, Scheme};
 use crate::simd::Isa;
 use crate::writer::layout::Stored;
@@ -177,6 +178,6 @@ const FORMATS: [&dyn Format; 1] = [&mlx::Mlx];
 pub fn by_name(name: &str) -> Result<&'static dyn Format> {
     FORMATS.into_iter().find(|format| format.name() == name).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().map(|format| format.name()).collect();
-        Error::option("--format", name, format!("not one of: {}", known.join(", ")))
+        Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", ")))
     })
 }
