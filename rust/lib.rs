@@ -5,7 +5,7 @@
 //!
 //! | rank | modules | duty |
 //! |---|---|---|
-//! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; schemes and their exact sizes; exponential, logarithm, sine and cosine; SHA-256 |
+//! | 0 | [`option`] [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | names of options; errors; events and cancellation; element types; schemes and their exact sizes; exponential, logarithm, sine and cosine; SHA-256 |
 //! | 1 | [`simd`] [`name`] [`pool`] | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
 //! | 2 | [`band`] [`codec`] [`checkpoint`] | eight rows side by side; encode, pack, decode; headers, index, shards, prequantized weights, views, streams of rows |
 //! | 3 | [`pass`] [`policy`] [`budget`] [`arch`] | loops over matrices; what may be quantized to what; how large the result may be; which tensor plays which part |
@@ -28,6 +28,7 @@ pub mod error;
 pub mod format;
 pub mod math;
 pub mod name;
+pub mod option;
 pub mod pass;
 pub mod pipeline;
 pub mod policy;

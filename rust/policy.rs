@@ -11,6 +11,7 @@ use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::name::{Name, Role};
+use crate::option::OptionName;
 
 /// Matrices below this signal-to-noise ratio at their output are not fit for use, in decibels.
 pub const FLOOR_DB: f64 = 9.0;
@@ -207,8 +208,18 @@ pub struct Policy {
 struct PolicyRule {
     pattern: Regex,
     spec: Spec,
-    /// As the user wrote it, with the option.
+    /// The option that it was given by.
+    option: OptionName,
+    /// As the user wrote it.
     text: String,
+}
+
+impl PolicyRule {
+    /// The rule as a plan names it. Plans are files: this text is part of their form, whichever front made them.
+    fn described(&self) -> String {
+        let option = if self.option == OptionName::Keep { "--keep" } else { "--tensor" };
+        format!("{option} {}", self.text)
+    }
 }
 
 /// What a plan may do to one candidate.
@@ -281,31 +292,34 @@ impl Policy {
             }
             _ => Ok(bits.map(|bits| Bits::whole(bits.into()))),
         };
-        let (min_bits, max_bits) = (bits("--min-bits", options.min_bits)?, bits("--max-bits", options.max_bits)?);
+        let (min_bits, max_bits) =
+            (bits(OptionName::MinBits, options.min_bits)?, bits(OptionName::MaxBits, options.max_bits)?);
         if let (Some(min), Some(max)) = (min_bits, max_bits)
             && min > max
         {
-            return Err(Error::option("--min-bits", min, format!("is above --max-bits {max}")));
+            return Err(Error::option(OptionName::MinBits, min, format!("is above ⟨max_bits={max}⟩")));
         }
         // Whoever asks for 2 bits gets them, unless a floor was asked for, too.
         let floor_db = options.floor_db.or(min_bits.is_none().then_some(FLOOR_DB));
         if let Some(floor_db) = floor_db.filter(|floor_db| !(-100.0..=100.0).contains(floor_db)) {
-            return Err(Error::option("--floor-db", floor_db, "not between -100 and 100"));
+            return Err(Error::option(OptionName::FloorDb, floor_db, "not between -100 and 100"));
         }
         let mut rules = Vec::new();
         for pattern in &options.keep {
             rules.push(PolicyRule {
-                pattern: regex("--keep", pattern, pattern)?,
+                pattern: regex(OptionName::Keep, pattern, pattern)?,
                 spec: Spec::Kept,
-                text: format!("--keep {pattern}"),
+                option: OptionName::Keep,
+                text: pattern.clone(),
             });
         }
         for rule in &options.tensor {
-            let wrong = |reason: String| Error::option("--tensor", rule, reason);
+            let wrong = |reason: String| Error::option(OptionName::Tensor, rule, reason);
             let (pattern, spec) =
                 rule.rsplit_once('=').ok_or_else(|| wrong("has no `=`: write REGEX=SPEC".to_owned()))?;
             let spec = Spec::parse(spec, schemes).map_err(wrong)?;
-            rules.push(PolicyRule { pattern: regex("--tensor", rule, pattern)?, spec, text: format!("--tensor {rule}") });
+            let pattern = regex(OptionName::Tensor, rule, pattern)?;
+            rules.push(PolicyRule { pattern, spec, option: OptionName::Tensor, text: rule.clone() });
         }
         Ok(Self { min_bits, max_bits, floor_db, rules })
     }
@@ -321,7 +335,7 @@ impl Policy {
             bits: (self.min_bits, self.max_bits),
             kept: self.max_bits.is_none(),
             floor_db: self.floor_db,
-            rule: rule.map(|rule| rule.text.clone()),
+            rule: rule.map(PolicyRule::described),
         };
         match &allowed.spec {
             Some(Spec::Kept) => allowed.kept = true,
@@ -348,16 +362,12 @@ impl Policy {
     pub fn matches<'a>(&self, tensors: &(impl Iterator<Item = &'a str> + Clone)) -> Result<()> {
         match self.rules.iter().find(|rule| !tensors.clone().any(|tensor| rule.pattern.is_match(tensor))) {
             None => Ok(()),
-            Some(rule) => {
-                let (option, value) = rule.text.split_once(' ').unwrap_or(("", &rule.text));
-                let option = if option == "--keep" { "--keep" } else { "--tensor" };
-                Err(Error::option(option, value, "matches no tensor that can be quantized"))
-            }
+            Some(rule) => Err(Error::option(rule.option, &rule.text, "matches no tensor that can be quantized")),
         }
     }
 }
 
-fn regex(option: &'static str, value: &str, pattern: &str) -> Result<Regex> {
+fn regex(option: OptionName, value: &str, pattern: &str) -> Result<Regex> {
     Regex::new(pattern).map_err(|fault| Error::option(option, value, format!("not a regular expression: {fault}")))
 }
 
@@ -428,18 +438,18 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_its_option() {
         for (options, expected) in [
-            (PolicyOptions { min_bits: Some(7), ..Default::default() }, "--min-bits `7`"),
-            (PolicyOptions { max_bits: Some(0), ..Default::default() }, "--max-bits `0`"),
-            (PolicyOptions { min_bits: Some(6), max_bits: Some(3), ..Default::default() }, "--min-bits `6`"),
-            (PolicyOptions { floor_db: Some(f64::NAN), ..Default::default() }, "--floor-db `NaN`"),
-            (PolicyOptions { keep: vec!["(".to_owned()], ..Default::default() }, "--keep `(`"),
-            (PolicyOptions { tensor: vec!["x".to_owned()], ..Default::default() }, "--tensor `x`"),
-            (PolicyOptions { tensor: vec!["x=9".to_owned()], ..Default::default() }, "--tensor `x=9`"),
+            (PolicyOptions { min_bits: Some(7), ..Default::default() }, "⟨min_bits⟩ `7`"),
+            (PolicyOptions { max_bits: Some(0), ..Default::default() }, "⟨max_bits⟩ `0`"),
+            (PolicyOptions { min_bits: Some(6), max_bits: Some(3), ..Default::default() }, "⟨min_bits⟩ `6`"),
+            (PolicyOptions { floor_db: Some(f64::NAN), ..Default::default() }, "⟨floor_db⟩ `NaN`"),
+            (PolicyOptions { keep: vec!["(".to_owned()], ..Default::default() }, "⟨keep⟩ `(`"),
+            (PolicyOptions { tensor: vec!["x".to_owned()], ..Default::default() }, "⟨tensor⟩ `x`"),
+            (PolicyOptions { tensor: vec!["x=9".to_owned()], ..Default::default() }, "⟨tensor⟩ `x=9`"),
         ] {
             let message = Policy::new(&options, schemes()).unwrap_err().to_string();
             assert!(message.starts_with(expected), "{message}");
         }
         let unmatched = policy(&["lm_haed"], &[]).unwrap().matches(&["lm_head.weight"].into_iter()).unwrap_err();
-        assert!(unmatched.to_string().starts_with("--keep `lm_haed`: matches no tensor"), "{unmatched}");
+        assert!(unmatched.to_string().starts_with("⟨keep⟩ `lm_haed`: matches no tensor"), "{unmatched}");
     }
 }

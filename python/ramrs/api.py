@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect as inspect_module
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -229,14 +228,13 @@ def plan(
         ConfigError: The budget, a limit or a rule makes no sense.
     """
     options = locals()
-    with tempfile.TemporaryDirectory(prefix="ramrs-") as scratch:
-        request = _plan(options)
-        if isinstance(model, Analysis) or (Path(model).is_file() and Path(model).suffix == ".json"):
-            _refuse(options, "plan", _ANALYZED, "a saved analysis")
-            request["analysis"] = _saved(model, scratch)
-        else:
-            request["model"] = _analysis(options)
-        return Plan.from_dict(_call("plan", request, progress))
+    request = _plan(options)
+    if isinstance(model, Analysis) or (Path(model).is_file() and Path(model).suffix == ".json"):
+        _refuse(options, "plan", _ANALYZED, "a saved analysis")
+        request["analysis"] = _saved(model)
+    else:
+        request["model"] = _analysis(options)
+    return Plan.from_dict(_call("plan", request, progress))
 
 
 def quantize(
@@ -319,37 +317,36 @@ def quantize(
     options = locals()
     if plan is not None:
         _refuse(options, "quantize", _PLANNED | _ANALYZED - {"sensitivity", "sample_bands"}, "a saved plan")
-    with tempfile.TemporaryDirectory(prefix="ramrs-") as scratch:
-        request = _plan(options)
-        request["model"] = _analysis(options)
-        if analysis is not None:
-            request["analysis"] = _saved(analysis, scratch)
-        saved_plan = None if plan is None else _saved(plan, scratch)
-        place = str(output if output is not None else default_output(model, budget, bits, group_size, plan))
-        whole = {
-            "plan": request,
-            "saved_plan": saved_plan,
-            "output": place,
-            "overwrite": overwrite,
-            "dry_run": dry_run,
-        }
-        try:
-            return QuantizeReport.from_dict(_call("quantize", whole, progress))
-        except CheckpointError as fault:
-            # A saved analysis is of the checkpoint as it is.
-            if fault.slug != "unknown-model" or analysis is not None:
-                raise
-            unknown = fault
-        from ramrs.mlx_layout import laid_out
+    request = _plan(options)
+    request["model"] = _analysis(options)
+    if analysis is not None:
+        request["analysis"] = _saved(analysis)
+    saved_plan = None if plan is None else _saved(plan)
+    place = str(output if output is not None else default_output(model, budget, bits, group_size, plan))
+    whole = {
+        "plan": request,
+        "saved_plan": saved_plan,
+        "output": place,
+        "overwrite": overwrite,
+        "dry_run": dry_run,
+    }
+    try:
+        return QuantizeReport.from_dict(_call("quantize", whole, progress))
+    except CheckpointError as fault:
+        # A saved analysis is of the checkpoint as it is.
+        if fault.slug != "unknown-model" or analysis is not None:
+            raise
+        unknown = fault
+    from ramrs.mlx_layout import laid_out
 
-        with laid_out(
-            Path(model), Path(place), unknown, overwrite=overwrite, dry_run=dry_run, progress=progress
-        ) as layout:
-            request["model"] |= {"model": str(layout.directory), "generic": True}
-            whole["laid_out_by"] = layout.by
-            # The last rule that matches counts.
-            request["policy"]["tensor"] += layout.kept
-            return QuantizeReport.from_dict(_call("quantize", whole, progress))
+    with laid_out(
+        Path(model), Path(place), unknown, overwrite=overwrite, dry_run=dry_run, progress=progress
+    ) as layout:
+        request["model"] |= {"model": str(layout.directory), "generic": True}
+        whole["laid_out_by"] = layout.by
+        # The last rule that matches counts.
+        request["policy"]["tensor"] += layout.kept
+        return QuantizeReport.from_dict(_call("quantize", whole, progress))
 
 
 def verify(
@@ -476,7 +473,7 @@ def _plan(options: Mapping[str, Any]) -> dict[str, Any]:
     policy = {name: options[name] for name in ("min_bits", "max_bits", "floor_db")}
     bits, budget = options["bits"], options["budget"]
     if bits is None and options["group_size"] is not None:
-        raise ConfigError("--group-size: goes with --bits, not with a budget", slug="bad-option")
+        raise ConfigError("⟨group_size⟩: goes with ⟨bits⟩, not with a budget", slug="bad-option")
     return {
         "budget": None if budget is None else str(budget),
         "uniform": None if bits is None else f"{bits}g{options['group_size'] or GROUP_SIZE}",
@@ -490,16 +487,12 @@ def _refuse(options: Mapping[str, Any], verb: str, answered: set[str], by: str) 
     defaults = inspect_module.signature(globals()[verb]).parameters
     for name in sorted(answered & defaults.keys()):
         if options[name] != defaults[name].default:
-            raise ConfigError(f"--{name.replace('_', '-')}: {by} has its own", slug="bad-option")
+            raise ConfigError(f"⟨{name}⟩: {by} has its own", slug="bad-option")
 
 
-def _saved(document: PathLike | Plan | Analysis, scratch: str) -> str:
-    """Return the path of a document, which is written to ``scratch`` if it has none."""
-    if isinstance(document, (Plan, Analysis)):
-        path = Path(scratch) / f"{type(document).__name__.lower()}.json"
-        document.write(path)
-        return str(path)
-    return str(document)
+def _saved(document: PathLike | Plan | Analysis) -> str | dict[str, Any]:
+    """Return a document as a request holds it: its path, or itself."""
+    return document.to_dict() if isinstance(document, (Plan, Analysis)) else str(document)
 
 
 def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import re
+from collections.abc import Callable
 
 __all__ = [
     "BudgetError",
@@ -22,6 +24,24 @@ __all__ = [
 ]
 
 
+_MARK = re.compile(r"⟨(\w+)(?:=([^⟩]*))?⟩")
+
+
+def spell(text: str, spelling: Callable[[str, str | None], str]) -> str:
+    """Replace the marks of options in a message, ``⟨min_bits⟩`` and ``⟨min_bits=2⟩``, by a front's spelling."""
+    return _MARK.sub(lambda mark: spelling(mark[1], mark[2]), text)
+
+
+def keyword(name: str, value: str | None) -> str:
+    """Spell an option as Python does: ``min_bits=2``."""
+    name = "bits" if name == "uniform" else name
+    if value is None:
+        return f"{name}="
+    if value in ("true", "false"):
+        return f"{name}={value.title()}"
+    return f"{name}={value}" if value.replace(".", "", 1).isdigit() else f'{name}="{value}"'
+
+
 class RamrsError(Exception):
     """Anything that stops ramrs, but for what the operating system refuses."""
 
@@ -29,6 +49,8 @@ class RamrsError(Exception):
     hint: str | None = None
     path: str | None = None
     tensor: str | None = None
+    marked: tuple[str, str | None]
+    """Message and hint with the options as marks, for a front with a spelling of its own."""
 
     def __init__(
         self,
@@ -39,13 +61,14 @@ class RamrsError(Exception):
         path: str | None = None,
         tensor: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(spell(message, keyword))
         self.slug = slug or type(self).slug
-        self.hint = hint
+        self.hint = None if hint is None else spell(hint, keyword)
+        self.marked = (message, hint)
         self.path = path
         self.tensor = tensor
 
-    def __reduce__(self) -> tuple[type[RamrsError], tuple[str, ...], dict[str, str | None]]:
+    def __reduce__(self) -> tuple[type[RamrsError], tuple[str, ...], dict[str, object]]:
         return type(self), (str(self),), self.__dict__
 
 
@@ -103,8 +126,9 @@ def from_native(
     # OSError picks its own subclass by the number: FileNotFoundError, PermissionError…
     fault = OSError(errno, os.strerror(errno), path)
     fault.slug = slug  # type: ignore[attr-defined]
-    fault.hint = hint  # type: ignore[attr-defined]
+    fault.hint = None if hint is None else spell(hint, keyword)  # type: ignore[attr-defined]
+    fault.marked = (message, hint)  # type: ignore[attr-defined]
     fault.tensor = tensor  # type: ignore[attr-defined]
     fault.path = path  # type: ignore[attr-defined]
-    fault.add_note(message)
+    fault.add_note(spell(message, keyword))
     return fault

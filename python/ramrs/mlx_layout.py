@@ -85,8 +85,8 @@ def laid_out(
         from mlx_lm import __version__ as version
         from mlx_lm.utils import load_model
     except ImportError as fault:
-        hint = f"pip install 'ramrs[mlx]' has mlx-lm lay it out, if it knows the model; {unknown.hint}"
-        raise CheckpointError(str(unknown), slug=unknown.slug, hint=hint, path=unknown.path) from fault
+        hint = f"pip install 'ramrs[mlx]' has mlx-lm lay it out, if it knows the model; {unknown.marked[1]}"
+        raise CheckpointError(unknown.marked[0], slug=unknown.slug, hint=hint, path=unknown.path) from fault
     output = output.absolute()
     if not output.name:
         raise ConfigError(f"the output {output} is no directory of its own", slug="bad-option", path=str(output))
@@ -123,18 +123,18 @@ def _check_output(model: Path, output: Path, directory: Path, *, overwrite: bool
     existing = existing.resolve()
     if existing.is_relative_to(source) or (output.exists() and source.is_relative_to(existing)):
         message = f"the output {output} is the source, or lies inside it"
-        raise ConfigError(message, slug="output-is-source", hint="give another -o", path=str(output))
+        raise ConfigError(message, slug="output-is-source", hint="give another ⟨output⟩", path=str(output))
     if os.path.lexists(output) and not dry_run:
         if not overwrite:
-            hint = "give another -o, or --overwrite to replace it"
+            hint = "give another ⟨output⟩, or ⟨overwrite=true⟩ to replace it"
             raise ConfigError(f"{output} exists already", slug="output-exists", hint=hint, path=str(output))
         is_empty = output.is_dir() and not any(output.iterdir())
         if not is_empty and not (output / "ramrs-manifest.json").is_file():
-            hint = "--overwrite replaces outputs of ramrs and empty directories: give another -o"
+            hint = "⟨overwrite=true⟩ replaces outputs of ramrs and empty directories: give another ⟨output⟩"
             raise ConfigError(f"{output} is not an output of ramrs", slug="output-foreign", hint=hint, path=str(output))
     if os.path.lexists(directory):
         message = f"{directory} is there: another run is at work in it, or one was killed"
-        hint = "wait for the other run, remove what is there, or give another -o"
+        hint = "wait for the other run, remove what is there, or give another ⟨output⟩"
         raise ConfigError(message, slug="output-busy", hint=hint, path=str(directory))
 
 
@@ -145,7 +145,7 @@ def _load(model: Path, source: Inspection, message: str, unknown: CheckpointErro
 
     def refusal(reason: str) -> CheckpointError:
         reason = textwrap.shorten(reason, 400, placeholder=" …")
-        return CheckpointError(f"{message}: {reason}", slug=unknown.slug, hint=unknown.hint, path=unknown.path)
+        return CheckpointError(f"{message}: {reason}", slug=unknown.slug, hint=unknown.marked[1], path=unknown.path)
 
     # Whatever its version does by default.
     if "model_file" in load_config(model):
@@ -240,7 +240,7 @@ def _check_room(model: Path, source: Inspection, loaded: Any, directory: Path) -
     free = shutil.disk_usage(directory).free
     if free < needed:
         message = f"{directory}: the layout takes {needed} bytes, and the file system has {free} left"
-        hint = "free some space, or give an -o on another file system"
+        hint = "free some space, or give an ⟨output⟩ on another file system"
         path = str(directory)
         raise from_native("io", slug="disk-full", message=message, hint=hint, path=path, tensor=None, errno=None)
 

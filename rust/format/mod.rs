@@ -14,6 +14,7 @@ use crate::container::{Container, StoredTensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::name::Name;
+use crate::option::OptionName;
 
 /// What the output has in place of a tensor of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,6 +247,6 @@ const FORMATS: &[&dyn Format] = &[
 pub fn by_name(name: &str) -> Result<&'static dyn Format> {
     FORMATS.iter().copied().find(|format| format.name() == name).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().map(|format| format.name()).collect();
-        Error::option("--format", name, format!("not one of: {}", known.join(", ")))
+        Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", ")))
     })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::container::file::write_at;
 use crate::error::{Error, Result};
+use crate::option::OptionName;
 
 /// Name of the file whose lock says that a partial output is being written.
 const LOCK: &str = ".ramrs-lock";
@@ -151,14 +152,14 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
 pub fn check_place(path: &Path) -> Result<()> {
     let (parent, _) = places(path)?;
     if path.is_dir() {
-        return Err(Error::option("--output", path.display(), "is a directory, and should be a file"));
+        return Err(Error::option(OptionName::Output, path.display(), "is a directory, and should be a file"));
     }
     fs::metadata(parent).map(drop).map_err(Error::io("writing", path))
 }
 
 /// The directory that `out` goes into, and where it is while it is incomplete.
 fn places(out: &Path) -> Result<(&Path, PathBuf)> {
-    let name = out.file_name().ok_or_else(|| Error::option("--output", out.display(), "is not a name"))?;
+    let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "is not a name"))?;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut partial_name = name.to_owned();
     partial_name.push(".partial");

@@ -1,7 +1,6 @@
 //! `plan`: an analysis and a budget to a scheme for every tensor, exact to the byte.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +10,12 @@ use crate::budget::{Budget, Limit, size};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{self, Format};
+use crate::option::OptionName;
 use crate::policy::{Allowed, Policy, PolicyOptions};
 use crate::progress::{Progress, Stage};
-use crate::schema::Tool;
 use crate::schema::analysis::{Analysis, Curve, Tensor};
 use crate::schema::plan::{self, Plan, Size, Totals, Uniform};
+use crate::schema::{Saved, Tool};
 use crate::scheme::{Affine, Scheme};
 use crate::writer::layout::{Layout, SHARD_BYTES, Stored, lay_out};
 
@@ -25,12 +25,15 @@ const ADDITIVE_BITS: f64 = 3.0;
 /// Sizes in a plan's trade-off.
 const TRADE_OFF_SIZES: usize = 48;
 
+/// Weights of a group in a uniform plan whose group size nobody named: what the MLX tools take.
+pub(super) const GROUP_SIZE: u16 = 64;
+
 /// What is planned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlanRequest {
     /// A saved analysis; none to analyze `model`.
-    pub analysis: Option<PathBuf>,
+    pub analysis: Option<Saved>,
     /// What to analyze, and how.
     pub model: AnalysisRequest,
     /// How large the output may be.
@@ -69,15 +72,16 @@ impl PlanRequest {
             (Some(budget), None) => budget.parse().map(Target::Budget),
             (None, Some(scheme)) => match scheme.parse() {
                 Ok(Scheme::Affine(affine)) => Ok(Target::Uniform(affine)),
-                _ => Err(Error::option("--bits/--group-size", scheme, "bits of 2 3 4 5 6 8, groups of 32 64 128")),
+                _ => Err(Error::option(OptionName::Uniform, scheme, "bits of 2 3 4 5 6 8, groups of 32 64 128")),
             },
             (Some(budget), Some(scheme)) => {
-                let reason = format!("is given, and so is --bits ({scheme} for all matrices): give one of them");
-                Err(Error::option("--budget", budget, &reason))
+                let reason = format!("is given, and so is ⟨uniform⟩ ({scheme} for all matrices): give one of them");
+                Err(Error::option(OptionName::Budget, budget, &reason))
             }
-            (None, None) => {
-                Err(Error::MissingOption { option: "--budget", what: "how large the result may be, as in 4.0 or 24GB" })
-            }
+            (None, None) => Err(Error::MissingOption {
+                option: OptionName::Budget,
+                what: "how large the result may be, as in 4.0 or 24GB",
+            }),
         }
     }
 }
@@ -91,7 +95,7 @@ pub fn plan(request: &PlanRequest, progress: &Progress) -> Result<Plan> {
     let target = request.target()?;
     let policy = Policy::new(&request.policy)?;
     let analysis = match &request.analysis {
-        Some(path) => Analysis::read(path)?,
+        Some(saved) => saved.read()?,
         None => analyze(&request.model, progress)?,
     };
     progress.begin(Stage::Plan, 0);
@@ -315,7 +319,7 @@ impl<'a> Planner<'a> {
         let floored = match self.floored {
             0 => String::new(),
             floored => format!(
-                " ({floored} of them are denied 2 bits by the floor on their signal-to-noise ratio; --min-bits 2 lifts it)"
+                " ({floored} of them are denied 2 bits by the floor on their signal-to-noise ratio; ⟨min_bits=2⟩ lifts it)"
             ),
         };
         let asked = |family: &&Family| matches!(family.points[..], [Point { scheme: Scheme::Kept, .. }]);

@@ -12,6 +12,7 @@ use crate::container::safetensors::compose;
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::option::OptionName;
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Options, Probe};
 use crate::progress::Progress;
@@ -94,7 +95,7 @@ const IMATRIX: &str = "imatrix";
 /// [`Error::Unrunnable`] for a model that the probe cannot run, and those of reading and writing.
 pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport> {
     if ![RAMRS, IMATRIX].contains(&request.format.as_str()) {
-        return Err(Error::option("--format", &request.format, "is neither `ramrs` nor `imatrix`"));
+        return Err(Error::option(OptionName::Format, &request.format, "is neither `ramrs` nor `imatrix`"));
     }
     check(request.probe)?;
     for path in request.output.iter().chain(&request.trace) {

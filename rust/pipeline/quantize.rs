@@ -18,14 +18,15 @@ use crate::checkpoint::directory::INDEX;
 use crate::checkpoint::stream::Pass;
 use crate::codec::encoder::Encoder;
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::format::{Module, Target};
+use crate::option::OptionName;
 use crate::policy::Policy;
 use crate::progress::{Progress, Stage};
 use crate::schema::analysis::{self, Analysis};
 use crate::schema::manifest::{FILE_NAME, FileDigest, LeftOut, Line, Manifest, TensorDigest, VERSION};
 use crate::schema::plan::{self, Plan};
-use crate::schema::{self, Tool};
+use crate::schema::{self, Saved, Tool};
 use crate::scheme::Scheme;
 use crate::sensitivity::MatrixSensitivity;
 use crate::verify::{Slices, compare, content};
@@ -57,7 +58,7 @@ pub struct QuantizeRequest {
     /// What is planned.
     pub plan: PlanRequest,
     /// A saved plan, perhaps edited, in place of that.
-    pub saved_plan: Option<PathBuf>,
+    pub saved_plan: Option<Saved>,
     /// The output directory.
     pub output: PathBuf,
     /// Whether to replace it.
@@ -88,7 +89,7 @@ pub struct QuantizeReport {
 pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<QuantizeReport> {
     // Whatever makes no sense is refused before any work.
     let asked = match &request.saved_plan {
-        Some(path) => Asked::Saved(Box::new(Plan::read(path)?), path),
+        Some(saved) => Asked::Saved(Box::new(saved.read()?), saved.place::<Plan>()),
         None => Asked::Planned(request.plan.target()?),
     };
     let policy = Policy::new(&request.plan.policy)?;
@@ -101,17 +102,17 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         analysis_request.prior = plan.settings.prior;
     }
     let saved_analysis = match (&asked, &request.plan.analysis) {
-        (Asked::Planned(_), Some(path)) => Some((Analysis::read(path)?, path.as_path())),
+        (Asked::Planned(_), Some(saved)) => Some((saved.read::<Analysis>()?, saved.place::<Analysis>())),
         _ => None,
     };
     let saved = match (&asked, &saved_analysis) {
-        (Asked::Saved(plan, path), _) => Some((&plan.settings, *path)),
-        (Asked::Planned(_), Some((analysis, path))) => Some((&analysis.settings, *path)),
+        (Asked::Saved(plan, place), _) => Some((&plan.settings, place)),
+        (Asked::Planned(_), Some((analysis, place))) => Some((&analysis.settings, place)),
         (Asked::Planned(_), None) => None,
     };
-    if let Some((settings, path)) = saved.filter(|_| analysis_request.sensitivity == Path::new(AUTO)) {
-        let reason = || "it was made with a sensitivity file: give that with --sensitivity".to_owned();
-        let again = asked_again(settings).ok_or_else(|| Error::Stale { file: path.to_owned(), reason: reason() })?;
+    if let Some((settings, place)) = saved.filter(|_| analysis_request.sensitivity == Path::new(AUTO)) {
+        let reason = || "it was made with a sensitivity file: give that with ⟨sensitivity⟩".to_owned();
+        let again = asked_again(settings).ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
@@ -128,13 +129,13 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
 
     let sensitivity = measure(pass, &source, &analysis_request)?;
     let plan = match asked {
-        Asked::Saved(plan, path) => {
-            same_source(&plan, path, &source, &sensitivity)?;
-            recount(*plan, path, &source, request.plan.shard_bytes)?
+        Asked::Saved(plan, place) => {
+            same_source(&plan, &place, &source, &sensitivity)?;
+            recount(*plan, &place, &source, request.plan.shard_bytes)?
         }
         Asked::Planned(target) => {
             let analysis = match saved_analysis {
-                Some((analysis, path)) => fitting(analysis, path, &source, &sensitivity)?,
+                Some((analysis, place)) => fitting(analysis, &place, &source, &sensitivity)?,
                 None => curves(pass, &source, &analysis_request, &sensitivity)?,
             };
             progress.begin(Stage::Plan, 0);
@@ -151,8 +152,8 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
 }
 
 /// Where the plan comes from.
-enum Asked<'a> {
-    Saved(Box<Plan>, &'a Path),
+enum Asked {
+    Saved(Box<Plan>, Place),
     Planned(super::plan::Target),
 }
 
@@ -161,7 +162,7 @@ enum Asked<'a> {
 fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Result<()> {
     let (output, overwrite) = (request.output.as_path(), request.overwrite);
     if output.as_os_str().is_empty() {
-        return Err(Error::MissingOption { option: "--output", what: "the directory to write" });
+        return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
     }
     let mut existing = std::path::absolute(output).map_err(Error::io("resolving", output))?;
     while !existing.exists() && existing.pop() {}
@@ -182,8 +183,8 @@ fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Res
 }
 
 /// A saved analysis, if it is of this source and sensitivity.
-fn fitting(analysis: Analysis, path: &Path, source: &Source, sensitivity: &Sensitivity) -> Result<Analysis> {
-    let stale = |reason: &str| Err(Error::Stale { file: path.to_owned(), reason: reason.to_owned() });
+fn fitting(analysis: Analysis, place: &Place, source: &Source, sensitivity: &Sensitivity) -> Result<Analysis> {
+    let stale = |reason: &str| Err(Error::Stale { place: place.clone(), reason: reason.to_owned() });
     if analysis.source != source.id() {
         return stale("it is an analysis of another checkpoint");
     }
@@ -194,20 +195,20 @@ fn fitting(analysis: Analysis, path: &Path, source: &Source, sensitivity: &Sensi
 }
 
 /// A saved plan must be of this source, and of the sensitivity that it will be encoded by.
-fn same_source(plan: &Plan, path: &Path, source: &Source, sensitivity: &Sensitivity) -> Result<()> {
-    let stale = |reason: &str| Err(Error::Stale { file: path.to_owned(), reason: reason.to_owned() });
+fn same_source(plan: &Plan, place: &Place, source: &Source, sensitivity: &Sensitivity) -> Result<()> {
+    let stale = |reason: &str| Err(Error::Stale { place: place.clone(), reason: reason.to_owned() });
     if plan.source != source.id() {
         return stale("it is a plan for another checkpoint");
     }
     if plan.settings.sensitivity_sha256 != sensitivity.settings.sensitivity_sha256 {
-        return stale("it was made with other weights or another sensitivity (give the same --sensitivity)");
+        return stale("it was made with other weights or another sensitivity (give the same ⟨sensitivity⟩)");
     }
     Ok(())
 }
 
 /// A saved plan's schemes, with the sizes they have now.
-fn recount(mut plan: Plan, path: &Path, source: &Source, shard_bytes: u64) -> Result<Plan> {
-    let stale = |reason: String| Error::Stale { file: path.to_owned(), reason };
+fn recount(mut plan: Plan, place: &Place, source: &Source, shard_bytes: u64) -> Result<Plan> {
+    let stale = |reason: String| Error::Stale { place: place.clone(), reason };
     if plan.tensors.len() != source.entries.len() {
         let (listed, written) = (plan.tensors.len(), source.entries.len());
         return Err(stale(format!("it lists {listed} tensors, and {written} are written")));

@@ -10,6 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::option::OptionName;
 use crate::pass::energy::{self, EnergyJob};
 use crate::probe::{self, Options, Probe};
 use crate::progress::Stage;
@@ -79,7 +80,7 @@ pub(super) fn check(options: Options) -> Result<()> {
     /// More tokens would not be better, and take more memory than a model.
     const MOST_TOKENS: usize = 1 << 16;
     if !(1..=MOST_TOKENS).contains(&options.tokens) {
-        return Err(Error::option("--probe-tokens", options.tokens, format!("not between 1 and {MOST_TOKENS}")));
+        return Err(Error::option(OptionName::ProbeTokens, options.tokens, format!("not between 1 and {MOST_TOKENS}")));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
+use crate::option::OptionName;
 use crate::pipeline::{self, AnalysisRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest};
 use crate::progress::Progress;
 
@@ -25,13 +26,25 @@ const TICK: Duration = Duration::from_millis(50);
 #[pyo3(name = "_native")]
 pub mod native {
     #[pymodule_export]
-    use super::{call, cpu_level, version, weights};
+    use super::{call, cpu_level, defaults, options, version, weights};
 }
 
 /// The crate's version.
 #[pyfunction]
 fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
+}
+
+/// The defaults of all verbs' requests, as JSON text.
+#[pyfunction]
+fn defaults(py: Python<'_>) -> PyResult<String> {
+    serde_json::to_string(&pipeline::defaults()).map_err(|fault| exception(py, &Error::Bug(fault.to_string())))
+}
+
+/// The options that messages and hints may name, by a mark `⟨name⟩` or `⟨name=value⟩`.
+#[pyfunction]
+fn options() -> Vec<&'static str> {
+    OptionName::ALL.iter().map(|option| option.name()).collect()
 }
 
 /// The instruction set that kernels run with on this CPU.

@@ -4,18 +4,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, SourceId, Tool};
+use super::{Document, Settings, SourceId, Tool};
 use crate::band::Matrix;
 use crate::codec::Scheme;
 use crate::dtype::{Dtype, Float};
-use crate::error::{Error, FileFault, Result};
+use crate::error::Result;
 use crate::name::Role;
 use crate::sensitivity::Origin;
 
 /// Version of the document.
 pub const VERSION: u32 = 2;
-
-const WHAT: &str = "analysis";
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,10 +105,13 @@ impl Analysis {
     /// # Errors
     /// As [`super::read`], and for sizes and losses that no analysis has.
     pub fn read(path: &Path) -> Result<Self> {
-        let analysis: Self = super::read(path, WHAT, ("ramrs_analysis", VERSION))?;
-        analysis.check().map_err(|reason| Error::file(path, FileFault::Document { what: WHAT, reason }))?;
-        Ok(analysis)
+        super::read(path)
     }
+}
+
+impl Document for Analysis {
+    const WHAT: &'static str = "analysis";
+    const VERSION: (&'static str, u32) = ("ramrs_analysis", VERSION);
 
     /// What follows adds and multiplies sizes, and compares losses: here both are made sure of.
     fn check(&self) -> std::result::Result<(), String> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Totals;
-use super::{Settings, SourceId, Tool};
+use super::{Document, Settings, SourceId, Tool};
 use crate::codec::Scheme;
 use crate::error::Result;
 use crate::name::Role;
@@ -162,6 +162,11 @@ impl Manifest {
     /// # Errors
     /// As [`super::read`].
     pub fn read(path: &Path) -> Result<Self> {
-        super::read(path, "manifest", ("ramrs_manifest", VERSION))
+        super::read(path)
     }
+}
+
+impl Document for Manifest {
+    const WHAT: &'static str = "manifest";
+    const VERSION: (&'static str, u32) = ("ramrs_manifest", VERSION);
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, SourceId, Tool};
+use super::{Document, Settings, SourceId, Tool};
 use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::error::Result;
@@ -127,6 +127,11 @@ impl Plan {
     /// # Errors
     /// As [`super::read`].
     pub fn read(path: &Path) -> Result<Self> {
-        super::read(path, "plan", ("ramrs_plan", VERSION))
+        super::read(path)
     }
+}
+
+impl Document for Plan {
+    const WHAT: &'static str = "plan";
+    const VERSION: (&'static str, u32) = ("ramrs_plan", VERSION);
 }

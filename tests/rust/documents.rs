@@ -1,16 +1,17 @@
 //! Analyses, plans and manifests come back as they were, and nothing else is taken for one.
 
+use std::fs;
 use std::path::Path;
 
 use ramrs::codec::encoder::Effort;
-use ramrs::error::{Error, Result};
+use ramrs::error::{Error, Place, Result};
 use ramrs::name::Role;
 use ramrs::policy::PolicyOptions;
 use ramrs::rate_distortion::Objective;
 use ramrs::schema::analysis::{self, Analysis};
 use ramrs::schema::manifest::{self, Manifest};
 use ramrs::schema::plan::{self, Plan};
-use ramrs::schema::{self, Settings, SourceId, Tool};
+use ramrs::schema::{self, Saved, Settings, SourceId, Tool};
 use ramrs::sensitivity::Origin;
 use ramrs::sensitivity::prior::Prior;
 use serde_json::{Value, json};
@@ -162,7 +163,7 @@ fn a_manifest() -> Manifest {
 fn read<T>(text: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("document.json");
-    std::fs::write(&path, text).unwrap();
+    fs::write(&path, text).unwrap();
     read(&path)
 }
 
@@ -251,4 +252,37 @@ fn a_field_that_is_missing_or_of_another_kind_is_refused() {
 fn a_document_that_is_not_there_is_an_input_error_with_its_path() {
     let fault = Plan::read(Path::new("/no/such/plan.json")).unwrap_err();
     assert_eq!((fault.slug(), fault.path()), ("io", Some(Path::new("/no/such/plan.json"))));
+}
+
+#[test]
+fn a_request_takes_a_document_or_the_path_of_one() {
+    let plan = a_plan();
+    let saved = |value: &Value| serde_json::from_str::<Saved>(&value.to_string()).unwrap();
+    let given = saved(&serde_json::to_value(&plan).unwrap());
+    assert_eq!(given.read::<Plan>().unwrap(), plan);
+    assert_eq!(given.place::<Plan>().to_string(), "the given plan");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a \"plan\".json");
+    fs::write(&path, schema::text(&plan).unwrap()).unwrap();
+    let named = saved(&json!(path));
+    assert_eq!(named, Saved::File(path.clone()));
+    assert_eq!(named.read::<Plan>().unwrap(), plan);
+    assert_eq!(named.place::<Plan>(), Place::File(path));
+    for saved in [given, named] {
+        let again: Saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+        assert_eq!(again, saved);
+    }
+}
+
+#[test]
+fn an_error_about_a_given_document_says_so() {
+    for (value, reason) in
+        [(json!({}), "it has no `ramrs_plan`"), (json!(7), "invalid type"), (json!([]), "invalid type")]
+    {
+        let saved: Saved = serde_json::from_str(&value.to_string()).unwrap();
+        let fault = saved.read::<Plan>().unwrap_err();
+        assert_eq!((fault.slug(), fault.path()), ("bad-document", None));
+        assert!(fault.to_string().starts_with("the given plan is not valid: "), "{fault}");
+        assert!(fault.to_string().contains(reason), "{fault}");
+    }
 }

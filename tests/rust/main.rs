@@ -19,6 +19,8 @@ mod headers;
 #[cfg(test)]
 mod measuring;
 #[cfg(test)]
+mod options;
+#[cfg(test)]
 mod probing;
 #[cfg(test)]
 mod propagation;

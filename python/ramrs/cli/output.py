@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from ramrs.errors import BudgetError, InternalError, RamrsError, VerifyError
+from ramrs.errors import BudgetError, InternalError, RamrsError, VerifyError, spell
 
 if TYPE_CHECKING:
     from ramrs.documents import Analysis, Inspection, Plan, ProbeReport, QuantizeReport, VerifyReport
@@ -26,6 +26,12 @@ DONE, NO, FAILED, BUG, INTERRUPTED = 0, 1, 2, 101, 130
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 _state = {"exit": DONE, "quiet": False}
+
+
+def flag(name: str, value: str | None) -> str:
+    """Spell an option as the command line does: ``--min-bits 2``."""
+    name = "--bits" if name == "uniform" else f"--{name.replace('_', '-')}"
+    return name if value in (None, "true") else f"{name} {value}"
 
 
 def begin() -> None:
@@ -62,14 +68,15 @@ def failure(fault: BaseException, *, as_json: bool) -> int:
         _fault("usage", fault.format_message(), "ramrs COMMAND --help lists the options", as_json=as_json)
         return FAILED
     if isinstance(fault, RamrsError):
-        _fault(fault.slug, str(fault), fault.hint, as_json=as_json, path=fault.path, tensor=fault.tensor)
+        message, hint = (None if text is None else spell(text, flag) for text in fault.marked)
+        _fault(fault.slug, message or "", hint, as_json=as_json, path=fault.path, tensor=fault.tensor)
         if isinstance(fault, BudgetError | VerifyError):
             return NO
         return BUG if isinstance(fault, InternalError) else FAILED
     if isinstance(fault, OSError):
-        message = (getattr(fault, "__notes__", None) or [str(fault)])[0]
-        hint = getattr(fault, "hint", None)
-        _fault(getattr(fault, "slug", "io"), message, hint, as_json=as_json, path=str(fault.filename or ""))
+        marked, hint = getattr(fault, "marked", (str(fault), None))
+        hint = None if hint is None else spell(hint, flag)
+        _fault(getattr(fault, "slug", "io"), spell(marked, flag), hint, as_json=as_json, path=str(fault.filename or ""))
         return FAILED
     if not as_json:
         ERR.print_exception()
