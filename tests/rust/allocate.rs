@@ -1,8 +1,8 @@
 //! Allocations: held against every allocation there is, where there are few.
 
+use crate::allocate::{Family, Outcome, Point, allocate, minimum, trade_off, uniform_choice, uniforms};
+use crate::scheme::{Affine, Scheme};
 use proptest::prelude::*;
-use ramrs::allocate::{Family, Outcome, Point, allocate, minimum, trade_off, uniform_choice, uniforms};
-use ramrs::scheme::{Affine, Scheme};
 
 use super::support::{self, Numbers};
 
@@ -40,12 +40,12 @@ fn matrices(seed: u64, count: usize) -> Vec<Family> {
     let mut numbers = Numbers(seed);
     let family = |_| {
         let weights = 64 * 128 * (1 + numbers.below(200));
-        let weight = weights as f64 * ramrs::math::exp(2.0 * numbers.normal());
+        let weight = weights as f64 * crate::math::exp(2.0 * numbers.normal());
         let mut points: Vec<_> = Affine::all()
             .map(|scheme| {
                 let steps = 1 << (2 * scheme.bits());
                 let grouped = (scheme.group_size() as f64).sqrt() * (0.9 + 0.2 * numbers.unit());
-                let bytes = scheme.stored_bytes(weights / 128, 128, ramrs::dtype::Float::BF16);
+                let bytes = scheme.stored_bytes(weights / 128, 128, crate::dtype::Float::BF16);
                 Point { scheme: Scheme::Affine(scheme), bytes, loss: weight * grouped / f64::from(steps) }
             })
             .collect();
