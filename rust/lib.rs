@@ -44,3 +44,10 @@ pub mod sensitivity;
 pub mod simd;
 pub mod verify;
 pub mod writer;
+
+// The tests in `tests/rust` call the crate `ramrs`, or `crate`.
+#[cfg(test)]
+extern crate self as ramrs;
+#[cfg(test)]
+#[path = "../tests/rust/mod.rs"]
+mod tests;

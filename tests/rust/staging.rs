@@ -1,12 +1,12 @@
 //! Layouts: the reference reader finds every tensor where it was planned, without gaps, whatever is stored.
 
+use crate::checkpoint::Checkpoint;
+use crate::codec::affine::pack;
+use crate::dtype::{Dtype, Float};
+use crate::scheme::{Affine, BITS};
+use crate::simd::Isa;
+use crate::writer::layout::{Stored, index, lay_out};
 use proptest::prelude::*;
-use ramrs::checkpoint::Checkpoint;
-use ramrs::codec::affine::pack;
-use ramrs::dtype::{Dtype, Float};
-use ramrs::scheme::{Affine, BITS};
-use ramrs::simd::Isa;
-use ramrs::writer::layout::{Stored, index, lay_out};
 
 use super::support;
 

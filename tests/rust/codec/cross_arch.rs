@@ -11,7 +11,7 @@ use ramrs::scheme::Affine;
 use ramrs::simd::Isa;
 use ramrs::simd::vector::{BAND_ROWS, Column};
 
-use super::support::Numbers;
+use crate::tests::support::Numbers;
 
 /// Columns: two groups at least.
 const COLS: usize = 256;

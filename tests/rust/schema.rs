@@ -3,17 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-use ramrs::codec::encoder::Effort;
-use ramrs::error::{Error, Place, Result};
-use ramrs::name::Role;
-use ramrs::policy::PolicyOptions;
-use ramrs::rate_distortion::Objective;
-use ramrs::schema::analysis::{self, Analysis};
-use ramrs::schema::manifest::{self, Manifest};
-use ramrs::schema::plan::{self, Plan};
-use ramrs::schema::{self, Saved, Settings, SourceId, Tool};
-use ramrs::sensitivity::Origin;
-use ramrs::sensitivity::prior::Prior;
+use crate::codec::Effort;
+use crate::error::{Error, Place, Result};
+use crate::name::Role;
+use crate::policy::PolicyOptions;
+use crate::rate_distortion::Objective;
+use crate::schema::analysis::{self, Analysis};
+use crate::schema::manifest::{self, Manifest};
+use crate::schema::plan::{self, Plan};
+use crate::schema::{self, Saved, Settings, SourceId, Tool};
+use crate::sensitivity::Origin;
+use crate::sensitivity::prior::Prior;
 use serde_json::{Value, json};
 
 fn source() -> SourceId {

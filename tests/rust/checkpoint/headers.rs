@@ -1,12 +1,12 @@
 //! Safetensors files that are not what they say: each is refused, with the file and the tensor.
 
-use ramrs::checkpoint::{Checkpoint, Shard};
-use ramrs::error::Error;
+use crate::checkpoint::{Checkpoint, Shard};
+use crate::error::Error;
 
-use super::support::{self, file};
+use crate::tests::support::{self, file};
 
 /// What opening a file of these bytes gives.
-fn open(bytes: &[u8]) -> Result<Vec<ramrs::checkpoint::header::Entry>, Error> {
+fn open(bytes: &[u8]) -> Result<Vec<crate::checkpoint::header::Entry>, Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("odd.safetensors");
     std::fs::write(&path, bytes).unwrap();

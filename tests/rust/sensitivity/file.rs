@@ -9,7 +9,7 @@ use ramrs::sensitivity::prior::Prior;
 use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
 use ramrs::simd::Isa;
 
-use super::support::{Crew, Made, Numbers, candidates, checkpoint, made, names, safetensors};
+use crate::tests::support::{Crew, Made, Numbers, candidates, checkpoint, made, names, safetensors};
 
 const SOUND: &str = "\"format\":\"ramrs-sensitivity\",\"version\":\"1\",\"by\":\"a test\"";
 

@@ -1,11 +1,17 @@
 //! Allocations: held against every allocation there is, where there are few.
 
+use crate::allocate::{FusionGroup, SchemeCost, Solution, allocate, minimum, trade_off, uniform_choice, uniforms};
+use crate::band::Matrix;
+use crate::codec::affine::{Affine, AffineCodec};
+use crate::codec::{Codec, Scheme};
+use crate::dtype::Float;
 use proptest::prelude::*;
-use ramrs::allocate::{FusionGroup, Solution, SchemeCost, allocate, minimum, trade_off, uniform_choice, uniforms};
-use ramrs::codec::affine::{Affine, AffineCodec};
-use ramrs::codec::{Codec, Scheme};
 
 use super::support::{self, Numbers};
+
+fn schemes() -> &'static [Scheme] {
+    AffineCodec.schemes()
+}
 
 /// Everything that fits: the least loss, by trying all.
 fn optimum(groups: &[FusionGroup], capacity: u64) -> Option<f64> {
@@ -41,13 +47,15 @@ fn matrices(seed: u64, count: usize) -> Vec<FusionGroup> {
     let mut numbers = Numbers(seed);
     let group = |_| {
         let weights = 64 * 128 * (1 + numbers.below(200));
-        let weight = weights as f64 * ramrs::math::exp(2.0 * numbers.normal());
-        let mut points: Vec<_> = Affine::all()
-            .map(|scheme| {
-                let steps = 1 << (2 * scheme.bits());
-                let grouped = (scheme.group_size() as f64).sqrt() * (0.9 + 0.2 * numbers.unit());
-                let bytes = scheme.stored_bytes(weights / 128, 128, ramrs::dtype::Float::BF16);
-                SchemeCost { scheme: Scheme::Affine(scheme), bytes, loss: weight * grouped / f64::from(steps) }
+        let weight = weights as f64 * crate::math::exp(2.0 * numbers.normal());
+        let mut points: Vec<_> = schemes()
+            .iter()
+            .map(|&scheme| {
+                let affine = Affine::of(scheme).unwrap();
+                let steps = 1 << (2 * affine.bits());
+                let grouped = (affine.group_size() as f64).sqrt() * (0.9 + 0.2 * numbers.unit());
+                let bytes = scheme.stored_bytes(Matrix { rows: weights / 128, cols: 128, float: Float::BF16 });
+                SchemeCost { scheme, bytes, loss: weight * grouped / f64::from(steps) }
             })
             .collect();
         if numbers.below(2) == 0 {

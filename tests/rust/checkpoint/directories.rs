@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use ramrs::checkpoint::Checkpoint;
-use ramrs::dtype::Float;
-use ramrs::error::Error;
+use crate::checkpoint::Checkpoint;
+use crate::dtype::Float;
+use crate::error::Error;
 
-use super::support::{made, safetensors};
+use crate::tests::support::{made, safetensors};
 
 const INDEX: &str = "model.safetensors.index.json";
 

@@ -10,7 +10,7 @@ use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
 use ramrs::simd::Isa;
 use ramrs::simd::elementary::Curve;
 
-use super::support::{Crew, Numbers, candidates, made, names, safetensors};
+use crate::tests::support::{Crew, Numbers, candidates, made, names, safetensors};
 
 const WIDTH: usize = 16;
 const HEADS: usize = 4;

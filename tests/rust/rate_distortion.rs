@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use crate::checkpoint::stream::{CHUNK_BYTES, Reader};
+use crate::checkpoint::{Checkpoint, Matrix, View};
+use crate::codec::affine::{Channels, RowError};
+use crate::codec::encoder::{Band, Effort, Encoded, Encoder};
+use crate::dtype::Float;
+use crate::pass::energy::{Ask, Energy, column_means, energies};
+use crate::rate_distortion::{self, Point};
+use crate::scheme::Affine;
+use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
+use crate::simd::Isa;
+use crate::simd::vector::{BAND_ROWS, Column};
 use proptest::prelude::*;
-use ramrs::checkpoint::stream::{CHUNK_BYTES, Reader};
-use ramrs::checkpoint::{Checkpoint, Matrix, View};
-use ramrs::codec::affine::{Channels, RowError};
-use ramrs::codec::encoder::{Band, Effort, Encoded, Encoder};
-use ramrs::dtype::Float;
-use ramrs::pass::energy::{Ask, Energy, column_means, energies};
-use ramrs::rate_distortion::{self, Point};
-use ramrs::scheme::Affine;
-use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
-use ramrs::simd::Isa;
-use ramrs::simd::vector::{BAND_ROWS, Column};
 
 use super::support::{self, Crew, Numbers, checkpoint, made};
 
 /// Energies of the only tensor, with these threads and chunks.
-fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> ramrs::error::Result<Energy> {
+fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> crate::error::Result<Energy> {
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
     let ask = Ask { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
@@ -107,7 +107,7 @@ fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoin
     let mut numbers = Numbers(9);
     let mut weights = Vec::new();
     for _ in 0..rows {
-        let size = ramrs::math::exp(0.5 * numbers.normal());
+        let size = crate::math::exp(0.5 * numbers.normal());
         weights.extend(numbers.weights(cols, Float::F32).into_iter().map(|w| Float::BF16.round(w * size as f32)));
     }
     let k: Vec<f32> = (0..cols).map(|_| numbers.unit() as f32).collect();

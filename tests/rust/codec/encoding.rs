@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use crate::band;
+use crate::codec::affine::pack;
+use crate::codec::affine::{Channels, RowError};
+use crate::codec::encoder::{Effort, Encoded, Encoder};
+use crate::dtype::{Dtype, Float};
+use crate::scheme::{Affine, BITS, GROUP_SIZES};
+use crate::simd::Isa;
+use crate::simd::vector::{BAND_ROWS, Column};
 use proptest::prelude::*;
-use ramrs::band;
-use ramrs::codec::affine::pack;
-use ramrs::codec::affine::{Channels, RowError};
-use ramrs::codec::encoder::{Effort, Encoded, Encoder};
-use ramrs::dtype::{Dtype, Float};
-use ramrs::scheme::{Affine, BITS, GROUP_SIZES};
-use ramrs::simd::Isa;
-use ramrs::simd::vector::{BAND_ROWS, Column};
 
-use super::support::{self, Numbers, data};
+use crate::tests::support::{self, Numbers, data};
 
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
@@ -170,7 +170,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 let is_odd = matches!(kind, Kind::Constant | Kind::Zero | Kind::Denormal | Kind::Sparse);
                 let kind = if is_tame && is_odd { Kind::Normal } else { kind };
                 for (column, lanes) in band.iter_mut().enumerate() {
-                    let size = ramrs::math::from_decibels(10.0 * (least + share * (most - least)));
+                    let size = crate::math::from_decibels(10.0 * (least + share * (most - least)));
                     let weight = kind.element(column, size, &mut numbers);
                     lanes[row] = float.round(weight as f32);
                 }
@@ -192,7 +192,7 @@ fn cases() -> impl Strategy<Value = Case> {
                         1.0
                     }
                 }
-                _ => ramrs::math::from_decibels(60.0 * numbers.normal()) as f32,
+                _ => crate::math::from_decibels(60.0 * numbers.normal()) as f32,
             });
             let k = k.collect();
             Case { float, scheme, band, k }
