@@ -13,7 +13,7 @@
 
 use std::str::FromStr;
 
-use crate::band::{Matrix, bands, band_bytes, energy};
+use crate::band::{Matrix, band_bytes, bands, energy};
 use crate::checkpoint::View;
 use crate::checkpoint::stream::Pass;
 use crate::codec::{Encoder, Metric, RowError, Scheme, Scratch};
@@ -178,7 +178,12 @@ struct Estimate {
 ///
 /// # Errors
 /// Those of reading.
-pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[StackJob<'_>], sample_bands: u64) -> Result<Vec<Vec<SchemeNoise>>> {
+pub fn curves(
+    pass: Pass<'_>,
+    encoder: Encoder,
+    asks: &[&StackJob<'_>],
+    sample_bands: u64,
+) -> Result<Vec<Vec<SchemeNoise>>> {
     let sampled = |ask: usize, wanted: u64| {
         let of = move |(at, member): (usize, &Member<'_>)| ((ask, at), sample(bands(member.matrix), wanted));
         asks[ask].matrices.iter().enumerate().map(of)
@@ -211,7 +216,7 @@ pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[StackJob<'_>], sample_ba
 fn encode(
     pass: Pass<'_>,
     encoder: Encoder,
-    asks: &[StackJob<'_>],
+    asks: &[&StackJob<'_>],
     sampled: &[(At, Vec<u64>)],
 ) -> Result<Vec<Vec<Estimate>>> {
     let member = |job: usize| asks[sampled[job].0.0].matrices[sampled[job].0.1];

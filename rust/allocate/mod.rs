@@ -224,8 +224,7 @@ pub fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usize> {
     let pick = |group: &FusionGroup| {
         let same = group.points.iter().position(|point| point.scheme == scheme);
         // Points grow by bytes: the first is the smallest.
-        same.or_else(|| group.points.iter().position(enough))
-            .unwrap_or(group.points.len() - 1)
+        same.or_else(|| group.points.iter().position(enough)).unwrap_or(group.points.len() - 1)
     };
     groups.iter().map(pick).collect()
 }

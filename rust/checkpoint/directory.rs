@@ -13,7 +13,6 @@ use super::Config;
 use crate::container::safetensors::INDEX;
 use crate::error::{Error, FileFault, Result, said};
 
-
 /// The longest index or configuration that is read, in bytes.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 

@@ -14,12 +14,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::dtype::{Dtype, Float};
+pub use crate::band::Matrix;
 use crate::container::file::read_at;
+use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
 use prequantized::{Packing, Paired, Use};
-pub use crate::band::Matrix;
 pub use shard::Shard;
 pub use view::View;
 

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::prequantized::{Packing, widen_scales};
+use super::{Checkpoint, Part, Tensor, View};
 use crate::container::file::{PageBuffer, read_at, read_soon};
-use super::{Checkpoint, Matrix, Part, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::pool::Workers;

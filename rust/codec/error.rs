@@ -40,4 +40,3 @@ kernel! {
         errors
     }
 }
-

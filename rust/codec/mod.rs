@@ -30,7 +30,7 @@ pub const CODECS: &[&dyn Codec] = &[
     &passthrough::Int4,
     &passthrough::Mxfp4,
     #[cfg(test)]
-    &crate::tests::toy::codec::Halves,
+    &crate::tests::toy::codec::ToyCodec,
 ];
 
 /// A way of storing rows. Stateless; all that is hot is compiled inside, behind one virtual call for each band.
@@ -70,8 +70,7 @@ pub trait Codec: Sync {
         unreachable!("{scheme} has no fixed part `{part}` for {matrix:?}")
     }
 
-    /// Decodes `rows` rows of `cols` weights, whose scales are stored as `float`, from the data of all parts into `out`,
-    /// row after row. Fixed parts are given whole.
+    /// Decodes as many rows as `out` has room for from the data of all parts, row after row. Fixed parts are given whole.
     fn decode(&self, scheme: Scheme, of: Rows, parts: &[&[u8]], out: &mut [f32]);
 
     /// The encoder, unless rows can only be passed through.
@@ -207,8 +206,6 @@ pub struct Band<'a> {
 /// Rows of a stored matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
-    /// How many.
-    pub count: usize,
     /// Weights in each.
     pub cols: usize,
     /// The type that scales are stored in.

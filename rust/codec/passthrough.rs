@@ -8,11 +8,11 @@ use crate::dtype::{Dtype, Float, e2m1_values, e8m0};
 
 /// Integers from −8 to 7 with a scale for each group: stored as affine codes of 4 bits with biases of −8 scales.
 #[derive(Debug)]
-pub struct Int4;
+pub(super) struct Int4;
 
 /// E2M1 codes and an E8M0 scale for every 32 of them.
 #[derive(Debug)]
-pub struct Mxfp4;
+pub(super) struct Mxfp4;
 
 /// Positions in [`CODECS`](super::CODECS).
 const INT4: u8 = 1;
@@ -104,10 +104,7 @@ impl Codec for Mxfp4 {
 
     fn parts(&self, _scheme: Scheme, matrix: Matrix) -> Vec<PartSpec> {
         let per_row = |kind, dtype, width| PartSpec { kind, dtype, extent: Extent::PerRow(width) };
-        vec![
-            per_row("codes", Dtype::U32, matrix.cols / 8),
-            per_row("scales", Dtype::U8, matrix.cols / MXFP4_BLOCK),
-        ]
+        vec![per_row("codes", Dtype::U32, matrix.cols / 8), per_row("scales", Dtype::U8, matrix.cols / MXFP4_BLOCK)]
     }
 
     fn row_of(&self, _scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {

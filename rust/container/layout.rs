@@ -65,7 +65,10 @@ impl Layout {
     }
 
     /// The tensors of `modules`, which were laid out so, and where each is.
-    pub fn placed<'a>(&'a self, modules: &'a [Vec<StoredTensor>]) -> impl Iterator<Item = (&'a StoredTensor, Location)> {
+    pub fn placed<'a>(
+        &'a self,
+        modules: &'a [Vec<StoredTensor>],
+    ) -> impl Iterator<Item = (&'a StoredTensor, Location)> {
         modules.iter().flatten().zip(self.modules.iter().flatten().copied())
     }
 }
@@ -159,8 +162,12 @@ mod tests {
         let layout = lay_out(&Safetensors, &modules, 100, &[("format", "mlx")]);
         let names: Vec<_> = layout.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(names[0], "model-00001-of-00004.safetensors");
-        assert_eq!(layout.modules.iter().flatten().map(|at| at.file).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]);
-        let index: serde_json::Value = serde_json::from_str(&Safetensors.index(&layout, &modules, 7).unwrap().1).unwrap();
+        assert_eq!(
+            layout.modules.iter().flatten().map(|at| at.file).collect::<Vec<_>>(),
+            [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+        );
+        let index: serde_json::Value =
+            serde_json::from_str(&Safetensors.index(&layout, &modules, 7).unwrap().1).unwrap();
         assert_eq!(index["metadata"]["total_size"], 265);
         assert_eq!(index["weight_map"]["d.weight"], names[2]);
     }

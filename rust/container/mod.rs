@@ -14,7 +14,7 @@ pub use layout::{Layout, Location, PlannedFile, SHARD_BYTES, StoredTensor, lay_o
 pub use safetensors::Safetensors;
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The containers there are.
 const CONTAINERS: &[&dyn Container] = &[&Safetensors];
@@ -27,7 +27,8 @@ pub trait Container: Sync {
     /// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Entry`] for whatever is not as the container demands, [`Error::Io`].
+    /// [`Error::File`](crate::error::Error::File) and [`Error::Entry`](crate::error::Error::Entry) for whatever is not as the
+    /// container demands, [`Error::Io`](crate::error::Error::Io).
     fn read(&self, file: &File, path: &Path, file_bytes: u64) -> Result<Header>;
 
     /// Name of file `at` of `count` that an output consists of.

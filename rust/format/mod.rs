@@ -237,7 +237,7 @@ pub fn stored_tensors(
 const FORMATS: &[&dyn Format] = &[
     &mlx::Mlx,
     #[cfg(test)]
-    &crate::tests::toy::format::Plain,
+    &crate::tests::toy::format::ToyFormat,
 ];
 
 /// The format called `name`.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::encode::StoreMode;
 use crate::band::Matrix;
-use crate::checkpoint::prequantized::Use;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::prequantized::Use;
 use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::dtype::Float;
@@ -105,9 +105,11 @@ impl OutputTensor {
 
     /// Bytes of it in the smallest scheme, or kept if that is smaller or all there is.
     pub fn smallest_bytes(&self) -> u64 {
-        let smallest = self.candidate.as_ref().ok().and_then(|(matrix, schemes)| {
-            schemes.first().map(|scheme| scheme.stored_bytes(*matrix))
-        });
+        let smallest = self
+            .candidate
+            .as_ref()
+            .ok()
+            .and_then(|(matrix, schemes)| schemes.first().map(|scheme| scheme.stored_bytes(*matrix)));
         smallest.unwrap_or(u64::MAX).min(self.kept_bytes())
     }
 
@@ -140,6 +142,10 @@ impl OutputTensor {
 }
 
 impl Conversion {
+    /// Opens the checkpoint at `model`, and arranges it for `format`.
+    ///
+    /// # Errors
+    /// Those of opening it, and of [`Format::arrange`].
     pub fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
         let format = format::by_name(format)?;
         let checkpoint = Checkpoint::open(model)?;
@@ -249,6 +255,7 @@ impl Conversion {
         written.map(|(tensor, _)| tensor.elements()).sum()
     }
 
+    /// Which checkpoint it is.
     pub fn id(&self) -> SourceId {
         let mut digest = Digest::default();
         for shard in &self.checkpoint.shards {

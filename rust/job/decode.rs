@@ -51,9 +51,9 @@ pub fn find<'a>(
     let matrix = Matrix { rows: above.iter().product(), cols, float };
     let shape: Vec<u64> = above.iter().copied().chain([cols]).collect();
     let parts = stored_tensors(format, (target, &shape), matrix, scheme);
-    let found = parts.iter().map(|part| {
-        output.tensor(&part.name).filter(|found| (found.dtype, &found.shape) == (part.dtype, &part.shape))
-    });
+    let found = parts
+        .iter()
+        .map(|part| output.tensor(&part.name).filter(|found| (found.dtype, &found.shape) == (part.dtype, &part.shape)));
     let found = found.collect::<Option<Vec<_>>>()?;
     (scheme.fits(cols) && matrix.rows > 0).then_some((matrix, found))
 }
@@ -130,7 +130,7 @@ fn decode_band(
     }
     buffers.decoded.resize(band.rows * cols, 0.0);
     let data: Vec<&[u8]> = buffers.parts.iter().map(Vec::as_slice).collect();
-    codec.decode(*scheme, Rows { count: band.rows, cols, float: matrix.float }, &data, &mut buffers.decoded);
+    codec.decode(*scheme, Rows { cols, float: matrix.float }, &data, &mut buffers.decoded);
     let not_finite = buffers.decoded.iter().filter(|weight| !weight.is_finite()).count() as u64;
     if band.columns.is_empty() {
         return Ok(Decoded { not_finite, squared_error: 0.0 });

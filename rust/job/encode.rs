@@ -190,9 +190,8 @@ impl Writer<'_> {
             Use::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), units[tensor].as_slice()),
             Use::Beside(_) | Use::None(_) => (None, [].as_slice()),
         };
-        let chunks = |id: UnitId, tensor: &Tensor| {
-            unit::chunks(self.pass, id, &self.jobs[id.output], self.view(id), tensor)
-        };
+        let chunks =
+            |id: UnitId, tensor: &Tensor| unit::chunks(self.pass, id, &self.jobs[id.output], self.view(id), tensor);
         if let (Some(tensor), [only]) = (tensor, units)
             && tensor.packing == Packing::Plain
             && self.view(*only).is_whole(tensor)
@@ -204,7 +203,8 @@ impl Writer<'_> {
             }
             return;
         }
-        let digest = |chunk: DigestChunk| Piece { bytes: chunk.range.end - chunk.range.start, work: Work::Digest(chunk) };
+        let digest =
+            |chunk: DigestChunk| Piece { bytes: chunk.range.end - chunk.range.start, work: Work::Digest(chunk) };
         pieces.extend(source_digest::chunks(self.pass, part).into_iter().map(digest));
         for (id, tensor) in units.iter().flat_map(|id| Some((*id, tensor?))) {
             pieces.extend(chunks(id, tensor).into_iter().map(unit));

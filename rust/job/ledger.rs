@@ -169,7 +169,8 @@ impl WrittenOutput<'_> {
             for (at, part) in written.parts.iter().enumerate() {
                 if written.digest(at, records).is_none() {
                     let views = written.output.target.views.iter().zip(records);
-                    let of_view = views.map(|(view, record)| (view.rows * part.row_bytes, record.parts_sha256[at].clone()));
+                    let of_view =
+                        views.map(|(view, record)| (view.rows * part.row_bytes, record.parts_sha256[at].clone()));
                     slices.insert(part.name.clone(), of_view.collect());
                 }
             }

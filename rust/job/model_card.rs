@@ -103,7 +103,13 @@ fn body(card: &mut String, conversion: &Conversion, plan: &Plan, manifest: &Mani
 }
 
 /// What to do with it, and what else there is to know.
-fn ending(card: &mut String, facts: CardFacts, manifest: &Manifest, has_runtime: bool, has_source_card: bool) -> std::fmt::Result {
+fn ending(
+    card: &mut String,
+    facts: CardFacts,
+    manifest: &Manifest,
+    has_runtime: bool,
+    has_source_card: bool,
+) -> std::fmt::Result {
     if has_runtime {
         writeln!(card, "## Use\n\n{}\n", facts.usage)?;
     } else {

@@ -69,8 +69,11 @@ impl<'a> Sliced<'a> {
 /// [`Error::Io`], and those of [`Shard::open`].
 pub fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progress) -> Result<FileContent> {
     let path = dir.join(name);
-    let entries =
-        if container::of_file(name).is_some() { Shard::open(path.clone(), name.to_owned())?.1.entries } else { Vec::new() };
+    let entries = if container::of_file(name).is_some() {
+        Shard::open(path.clone(), name.to_owned())?.1.entries
+    } else {
+        Vec::new()
+    };
     let mut file = File::open(&path).map_err(Error::io("opening", &path))?;
     let (mut whole, mut bytes) = (Digest::default(), 0_u64);
     let mut tensors: Vec<(TensorEntry, String)> = Vec::with_capacity(entries.len());

@@ -84,7 +84,7 @@ impl Pass<'_> {
         jobs: &[BandJob],
         scratch: impl Fn() -> S + Sync,
         each: impl Fn(&mut S, BandAt<'_>) -> Result<R> + Sync,
-        mut fold: impl FnMut(usize, Vec<R>, bool) -> Result<()>,
+        mut fold: impl FnMut(usize, Vec<R>, bool) -> Result<()> + Send,
     ) -> Result<()> {
         self.workers.in_order(
             self.progress,

@@ -12,13 +12,13 @@ use crate::container::safetensors::compose;
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::job::staging::{check_place, replace};
 use crate::option::OptionName;
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Options, Probe};
 use crate::progress::Progress;
 use crate::sensitivity::file::{self, Probed};
 use crate::sensitivity::imatrix;
-use crate::job::staging::{check_place, replace};
 
 /// What is probed, and what becomes of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AnalysisRequest;
-use super::source::Source;
 use crate::arch::{Decoder, decoder};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::job::conversion::Conversion;
 use crate::option::OptionName;
 use crate::pass::energy::{self, EnergyJob};
 use crate::probe::{self, Options, Probe};
@@ -36,7 +36,7 @@ pub(super) struct Sensitivity {
 }
 
 /// Measures the candidates of `source`, and gives each its sensitivity.
-pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest) -> Result<Sensitivity> {
+pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
     let candidates = &source.candidates();
     check(request.probe)?;
     let (label, measured, probed) = match (request.objective, request.sensitivity.to_str()) {
@@ -116,7 +116,7 @@ type Labelled = (&'static str, Vec<MatrixSensitivity>, Option<Probed>);
 
 fn from_probe(
     pass: Pass<'_>,
-    source: &Source,
+    source: &Conversion,
     candidates: &[Candidate<'_>],
     request: &AnalysisRequest,
 ) -> Result<Labelled> {
@@ -158,8 +158,11 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
     begin(pass, candidates);
     let ones: Vec<Arc<[f32]>> =
         candidates.iter().map(|candidate| vec![1.0; candidate.matrix.cols as usize].into()).collect();
-    let asks: Vec<_> =
-        candidates.iter().zip(&ones).map(|(&Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k }).collect();
+    let asks: Vec<_> = candidates
+        .iter()
+        .zip(&ones)
+        .map(|(&Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k })
+        .collect();
     let energies = energy::energies(pass, &asks)?;
     let measured = |(k, energy): (Arc<[f32]>, energy::Energy)| MatrixSensitivity {
         vectors: Vectors { importance: k, gain: Gain::Same(2.0) },
@@ -171,10 +174,10 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
 }
 
 /// Digest of all vectors.
-fn digest(source: &Source, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
+fn digest(source: &Conversion, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
     let mut digest = Digest::default();
     for (candidate, measured) in candidates.iter().zip(measured) {
-        digest.text(&source.entries[candidate.target].target.name);
+        digest.text(&source.outputs[candidate.target].target.name);
         digest.update(bytemuck::cast_slice(&measured.vectors.importance));
         match &measured.vectors.gain {
             Gain::Same(gain) => digest.update(&gain.to_le_bytes()),

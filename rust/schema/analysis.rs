@@ -135,7 +135,13 @@ impl AnalyzedTensor {
     /// The form in which it is kept.
     #[must_use]
     pub fn packed(&self) -> Option<Scheme> {
-        self.packed.as_ref()?.parse().ok()
+        self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept() && form.encoder().is_none())
+    }
+
+    /// What `scheme` costs, if it has a curve with it.
+    #[must_use]
+    pub fn point(&self, scheme: Scheme) -> Option<&RdPoint> {
+        self.curve.as_ref()?.points.iter().find(|point| point.scheme == scheme)
     }
 
     /// Its names: its own, and those of what it is made of.

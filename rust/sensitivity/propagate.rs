@@ -23,7 +23,7 @@ use crate::checkpoint::View;
 use crate::checkpoint::stream::Pass;
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
-use crate::pass::energy::{self, EnergyJob, Energy};
+use crate::pass::energy::{self, Energy, EnergyJob};
 
 /// Share of a matrix's energy that counts all input channels alike (`docs/method.md`, "Shrinkage").
 pub const FLAT_SHARE: f64 = 0.3;

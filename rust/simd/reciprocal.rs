@@ -31,7 +31,7 @@ pub(super) fn quotient<V: Vector>(of: V, [reciprocal, lacks]: Parts<V>) -> V {
 mod tests {
     use super::super::vector::{BAND_ROWS, Column};
     use super::super::{Isa, kernel};
-    use crate::scheme::BITS;
+    use crate::codec::affine::BITS;
 
     kernel! {
         /// A quotient is only needed for its code. Where that changes, between two integers, the quotient by `divisor` and

@@ -203,7 +203,8 @@ fn the_order_of_the_families_changes_no_loss() {
     let groups = matrices(11, 60);
     let reversed: Vec<_> = groups.iter().rev().cloned().collect();
     let capacity = minimum(&groups) * 3 / 2;
-    let (one, other) = (allocate(&groups, schemes(), capacity).unwrap(), allocate(&reversed, schemes(), capacity).unwrap());
+    let (one, other) =
+        (allocate(&groups, schemes(), capacity).unwrap(), allocate(&reversed, schemes(), capacity).unwrap());
     assert!((one.allocation.loss / other.allocation.loss - 1.0).abs() < 1e-9);
     assert!((one.bound / other.bound - 1.0).abs() < 1e-12);
 }

@@ -22,9 +22,6 @@ mod sensitivity {
     mod file;
     mod propagate;
 }
-mod staging;
+mod container;
 mod support;
-pub(crate) mod toy {
-    pub(crate) mod codec;
-    pub(crate) mod format;
-}
+pub(crate) mod toy;

@@ -38,7 +38,7 @@ fn settings() -> Settings {
 const LOSSES: [f64; 3] = [0.1 + 0.2, 1.0 / 3.0 * 1e-7, 5e-324];
 
 fn an_analysis() -> Analysis {
-    let point = |scheme: &str, loss, standard_error| analysis::Point {
+    let point = |scheme: &str, loss, standard_error| analysis::RdPoint {
         scheme: scheme.parse().unwrap(),
         loss,
         sqnr_db: 12.34,
@@ -49,15 +49,15 @@ fn an_analysis() -> Analysis {
         point("4g64", LOSSES[1], 0.012_345_678_901_234_567),
         point("8g32", LOSSES[2], 0.0),
     ];
-    let curve = analysis::Curve {
+    let curve = analysis::RdCurve {
         family: "a".to_owned(),
         origin: Origin::Propagated,
         signal: 1.5,
         energy: 2.5,
-        matrices: vec![analysis::Stacked { signal: LOSSES[0], energy: LOSSES[1] }],
+        matrices: vec![analysis::StackedEnergy { signal: LOSSES[0], energy: LOSSES[1] }],
         points,
     };
-    let tensor = |name: &str, shape: &[u64], kept: Option<&str>, curve| analysis::Tensor {
+    let tensor = |name: &str, shape: &[u64], kept: Option<&str>, curve| analysis::AnalyzedTensor {
         name: name.to_owned(),
         dtype: "BF16".to_owned(),
         shape: shape.to_vec(),
@@ -99,7 +99,7 @@ fn a_plan() -> Plan {
         },
         schemes_sha256: "0".repeat(64),
         trade_off: vec![plan::Size { effective_bpw: 2.5, tensor_bytes: 7, loss: LOSSES[1] }],
-        tensors: vec![plan::Tensor {
+        tensors: vec![plan::PlannedTensor {
             name: "a".to_owned(),
             role: Role::GateUp,
             layer: None,
@@ -115,7 +115,7 @@ fn a_plan() -> Plan {
 
 fn a_manifest() -> Manifest {
     let file = manifest::FileDigest { name: "config.json".to_owned(), bytes: 7, sha256: "ef".repeat(32) };
-    let line = manifest::Line {
+    let line = manifest::LedgerLine {
         tensor: "a".to_owned(),
         dtype: "F32".to_owned(),
         shape: vec![64, 128],

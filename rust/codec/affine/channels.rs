@@ -2,8 +2,8 @@
 
 use std::cell::OnceCell;
 
-use super::grid::group;
 use super::GROUP_SIZES;
+use super::grid::group;
 
 /// The importance of a matrix's input channels, and for the sizes of groups that were asked for their order by it.
 pub struct Channels<'a> {

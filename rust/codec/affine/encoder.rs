@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::{Affine, BITS, Channels, GROUP_SIZES, Rows, TRIALS};
 use crate::codec::affine;
-use crate::codec::{Band, Effort, RowError};
+use crate::codec::{Effort, RowError};
 use crate::dtype::Float;
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
@@ -58,14 +58,22 @@ fn trials(scheme: Affine) -> &'static [[u16; 2]] {
 }
 
 impl GridEncoder {
-    /// Encodes up to [`BAND_ROWS`] rows by `scheme` into `out`: `k` weighs the columns; none may be negative. Only [`Effort::Normal`] looks at `band` and `k`, and only
-    /// [`Effort::Fast`] at `source`.
+    /// Encodes up to [`BAND_ROWS`] rows by `scheme` into `out`: `source` holds them as they are stored, `columns` side by
+    /// side. `k` weighs the columns; none may be negative. Only [`Effort::Normal`] reads `columns` and `k`, and only
+    /// [`Effort::Fast`] reads `source`.
     ///
     /// # Panics
     /// If the scheme's groups do not divide the columns, `k` is not as long as they are many, or `source` is not aligned to
     /// its type.
-    pub fn encode(self, scheme: Affine, store: Float, band: Band<'_>, k: &[f32], out: &mut Encoded) {
-        let (source, columns, cols) = (band.stored, band.columns, k.len());
+    pub fn encode(
+        self,
+        scheme: Affine,
+        store: Float,
+        (source, columns): (&[u8], &[Column]),
+        k: &[f32],
+        out: &mut Encoded,
+    ) {
+        let cols = k.len();
         assert!(cols.is_multiple_of(scheme.group_size()), "encode: shapes");
         out.resize(cols, scheme.group_size());
         let max_code = scheme.max_code();

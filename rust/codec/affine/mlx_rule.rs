@@ -2,7 +2,8 @@
 //! magnitude, and stretched so that zero lies on it.
 
 use super::Channels;
-use super::grid::{Codes, LEAST_GROUP, MAX_SCHEMES, Range, RowError, RowSums, Rows, group, group_errors, joined};
+use super::grid::{Codes, LEAST_GROUP, MAX_SCHEMES, Range, RowSums, Rows, group, group_errors, joined};
+use crate::codec::RowError;
 use crate::dtype::Float;
 use crate::simd::kernel;
 use crate::simd::paired::Wide;

@@ -39,7 +39,7 @@ pub const GROUP_SIZES: [u16; 3] = [32, 64, 128];
 const CODEC: u8 = 0;
 
 /// Codes of `bits` bits in groups of `group_size` along a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Affine {
     bits: u8,
     group_size: u16,
@@ -57,6 +57,11 @@ impl Affine {
     pub fn of(scheme: Scheme) -> Option<Self> {
         let [bits, group_size] = scheme.params().to_be_bytes();
         Self::new(bits, u16::from(group_size)).filter(|found| found.scheme() == scheme)
+    }
+
+    /// All of them, by bits, then by falling group size: from the fewest bytes to the most.
+    pub fn all() -> impl Iterator<Item = Self> {
+        SCHEMES.iter().filter_map(|&scheme| Self::of(scheme))
     }
 
     /// The scheme with these parameters. Schemes are ordered by bits, then by group size.
@@ -93,7 +98,7 @@ impl Affine {
     }
 
     /// Decodes rows from the data of the three parts into `out`, row after row.
-    fn decode(self, of: super::Rows, parts: &[&[u8]], out: &mut [f32]) {
+    pub(super) fn decode(self, of: super::Rows, parts: &[&[u8]], out: &mut [f32]) {
         let [packed, scales, biases] = parts else { unreachable!("a matrix has three parts") };
         let mut codes = Vec::with_capacity(out.len());
         pack::unpack(self.bits, packed, &mut codes);
@@ -112,9 +117,21 @@ impl Affine {
     }
 
     /// Columns and element type of a matrix whose parts have these types and last dimensions.
-    fn row_of(self, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
+    pub(super) fn row_of(self, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
         let float = Float::of(part("scales")?.0)?;
         Some((part("codes")?.1.checked_mul(32)? / u64::from(self.bits), float))
+    }
+}
+
+impl std::fmt::Display for Affine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}g{}", self.bits, self.group_size)
+    }
+}
+
+impl std::fmt::Debug for Affine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, out)
     }
 }
 
@@ -145,8 +162,7 @@ impl Codec for AffineCodec {
     }
 
     fn spell(&self, scheme: Scheme) -> String {
-        let Affine { bits, group_size } = params(scheme);
-        format!("{bits}g{group_size}")
+        params(scheme).to_string()
     }
 
     fn parse(&self, text: &str) -> Option<Scheme> {
@@ -196,7 +212,7 @@ impl Encode for AffineCodec {
         let (scheme, &mut Context { isa, effort, float, .. }) = (params(scheme), &mut *context);
         let encoder = GridEncoder { isa, effort };
         let encoded: &mut Encoded = context.scratch.of();
-        encoder.encode(scheme, float, band, metric.importance(), encoded);
+        encoder.encode(scheme, float, (band.stored, band.columns), metric.importance(), encoded);
         let share = |all: usize| all / BAND_ROWS * band.rows;
         pack::pack(isa, scheme.bits, &encoded.codes[..share(encoded.codes.len())], codes);
         append(isa, float, &encoded.scales[..share(encoded.scales.len())], scales);

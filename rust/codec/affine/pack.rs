@@ -41,7 +41,7 @@ pub fn unpack(bits: u8, bytes: &[u8], codes: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use super::BITS;
+    use crate::codec::affine::BITS;
 
     /// The rule as it is written above, bit by bit.
     fn by_the_book(bits: u8, codes: &[u8]) -> Vec<u8> {

@@ -12,8 +12,9 @@
 //! because they are small: no cancellation in `f32`.) The best two are fitted once more, rounded to what is stored and
 //! measured as stored; the plain rule's grid is one of the candidates, so the result is never worse.
 
-use super::grid::{Codes, MAX_SCHEMES, RowError, RowSums, Rows, group, group_errors, range};
+use super::grid::{Codes, MAX_SCHEMES, RowSums, Rows, group, group_errors, range};
 use super::mlx_rule::Plain;
+use crate::codec::RowError;
 use crate::dtype::Float;
 use crate::simd::kernel;
 use crate::simd::paired::{MOST_PARTS, Wide};
