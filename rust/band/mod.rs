@@ -55,8 +55,9 @@ kernel! {
     /// Transposes eight rows, which `source` holds one after the other.
     fn load_whole<V: Simd; T: Element>(source: &[T], band: &mut [Column]) {
         let cols = band.len();
+        let rows: [&[T]; BAND_ROWS] = std::array::from_fn(|row| &source[row * cols..][..cols]);
         for (at, columns) in band.as_chunks_mut::<BAND_ROWS>().0.iter_mut().enumerate() {
-            let row = |row: usize| *source[row * cols + at * BAND_ROWS..].first_chunk().expect("a whole row");
+            let row = |row: usize| rows[row].as_chunks().0[at];
             *columns = T::transpose::<V>([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
         }
     }

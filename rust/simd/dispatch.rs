@@ -110,6 +110,7 @@ pub(crate) trait Kernel<A> {
     type Output;
 
     /// Whether it works on a [`Batch`]: only then are wider registers of use.
+    #[cfg(target_arch = "x86_64")]
     const IS_BATCHED: bool;
 
     /// The function. It must be `#[inline(always)]`, see [`kernel!`].
@@ -181,6 +182,7 @@ macro_rules! kernel {
             {
                 type Output = $crate::simd::dispatch::output!($($ret)?);
 
+                #[cfg(target_arch = "x86_64")]
                 const IS_BATCHED: bool = $is_batched;
 
                 #[inline(always)]

@@ -163,15 +163,16 @@ kernel! {
         band: &[Column], k: &[f32], codes: &[u8], scales: &[f32], biases: &[f32],
     ) -> [RowError; BAND_ROWS] {
         let (cols, groups) = (band.len(), band.len() / G);
+        let rows: [&[[u8; G]]; BAND_ROWS] = std::array::from_fn(|row| codes[row * cols..][..cols].as_chunks().0);
         let mut sums = RowSums::ZERO;
         for at in 0..groups {
             let mut columns = [[0; BAND_ROWS]; G];
             for (eight, columns) in columns.as_chunks_mut::<BAND_ROWS>().0.iter_mut().enumerate() {
-                let mut rows = [[0; BAND_ROWS]; BAND_ROWS];
-                for (row, eight_codes) in rows.iter_mut().enumerate() {
-                    *eight_codes = *codes[row * cols + at * G + eight * BAND_ROWS..].first_chunk().expect("whole eights");
+                let mut tile = [[0; BAND_ROWS]; BAND_ROWS];
+                for (codes, row) in tile.iter_mut().zip(rows) {
+                    *codes = row[at].as_chunks().0[eight];
                 }
-                *columns = V::transpose_u8(rows);
+                *columns = V::transpose_u8(tile);
             }
             let [mut scale, mut bias] = [[0.0; BAND_ROWS]; 2];
             for row in 0..BAND_ROWS {
