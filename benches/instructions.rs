@@ -10,7 +10,6 @@ use ramrs::codec::affine::Channels;
 use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
 use ramrs::codec::affine::pack;
 use ramrs::codec::affine::Affine;
-use ramrs::codec::Scheme;
 use ramrs::container::file::PageBuffer;
 use ramrs::dtype::Float;
 use ramrs::simd::Isa;
@@ -35,7 +34,7 @@ fn main() {
     load(isa, Float::BF16, &bytes, &mut row, band);
     let channels = Channels::new(&k);
     let schemes: Vec<Affine> = Affine::all().collect();
-    let Ok(Scheme::Affine(four)) = "4g64".parse() else { panic!("a scheme") };
+    let four = Affine::new(4, 64).expect("a scheme");
     let encoder = |effort| GridEncoder { isa, effort };
     let mut encoded = Encoded::default();
     encoder(Effort::Fast).encode(four, Float::BF16, (&bytes, band), &k, &mut encoded);

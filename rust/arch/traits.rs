@@ -9,7 +9,7 @@ use super::rope::Rotary;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Float;
 use crate::name::{Name, Role};
-use crate::simd::elementary::Curve;
+use crate::simd::math::Activation;
 
 /// Something that the code of a family does and its configuration does not mention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ pub struct Conventions {
     /// Positions.
     pub rotary: Rotary,
     /// The MLP's non-linearity.
-    pub activation: Curve,
+    pub activation: Activation,
     /// The gate is `z · sigmoid(1.702 z)` of `z = min(gate, limit)`, and times one more than the other half, held to
     /// `±limit`.
     pub clamped_gate: Option<f32>,
@@ -254,18 +254,18 @@ fn embedding_type(checkpoint: &Checkpoint) -> Float {
     found.and_then(|tensor| Float::of(tensor.dtype)).unwrap_or(Float::F32)
 }
 
-fn activation(config: Config<'_>, tanh: bool, by_default: bool) -> Result<Curve, String> {
+fn activation(config: Config<'_>, tanh: bool, by_default: bool) -> Result<Activation, String> {
     let silent = if tanh || by_default { "gelu_new" } else { "silu" };
     let keys: &[&str] =
         if tanh { &["hidden_activation"] } else { &["hidden_act", "hidden_activation", "activation_function"] };
     let named = config.text(keys).unwrap_or(silent);
     Ok(match named {
-        "silu" | "swish" => Curve::Silu,
-        "gelu" | "gelu_python" => Curve::Gelu,
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_tanh" => Curve::GeluTanh,
-        "quick_gelu" => Curve::QuickGelu,
-        "relu" => Curve::Relu,
-        "relu2" | "relu_squared" => Curve::Relu2,
+        "silu" | "swish" => Activation::Silu,
+        "gelu" | "gelu_python" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_tanh" => Activation::GeluTanh,
+        "quick_gelu" => Activation::QuickGelu,
+        "relu" => Activation::Relu,
+        "relu2" | "relu_squared" => Activation::Relu2,
         _ => return Err(format!("the activation `{named}` is not known")),
     })
 }

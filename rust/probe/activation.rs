@@ -4,15 +4,15 @@ use super::Session;
 use super::rows::Rows;
 use crate::checkpoint::stream::Pass;
 use crate::error::Result;
-use crate::simd::elementary::{Curve, apply, slope};
+use crate::simd::math::{Activation, apply, slope};
 
 /// What lies between the matrices of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Gating {
     /// `curve(up)`
-    Plain(Curve),
+    Plain(Activation),
     /// `curve(gate) · up`
-    Gated(Curve),
+    Gated(Activation),
     /// `g · σ(1.702 g) · (1 + u)` of `g` = `gate` held to at most the limit, and `u` = `up` held to both sides of it.
     Clamped(f32),
 }
@@ -66,7 +66,7 @@ impl Gating {
                 }
                 (Self::Clamped(limit), Some(gate)) => {
                     let held: Vec<f32> = gate.row(row).iter().map(|gate| gate.min(limit)).collect();
-                    apply(pass.isa, Curve::QuickGelu, &held, out);
+                    apply(pass.isa, Activation::QuickGelu, &held, out);
                     out.iter_mut().zip(up).for_each(|(out, up)| *out *= 1.0 + up.clamp(-limit, limit));
                 }
                 (Self::Plain(curve) | Self::Gated(curve), _) => apply(pass.isa, curve, up, out),
@@ -94,8 +94,8 @@ impl Gating {
             match self {
                 Self::Clamped(limit) => {
                     let held: Vec<f32> = gate.iter().map(|gate| gate.min(limit)).collect();
-                    slope(pass.isa, Curve::QuickGelu, &held, of_gate);
-                    apply(pass.isa, Curve::QuickGelu, &held, of_up);
+                    slope(pass.isa, Activation::QuickGelu, &held, of_gate);
+                    apply(pass.isa, Activation::QuickGelu, &held, of_up);
                     for (at, gradient) in gradients.iter().enumerate() {
                         let other = 1.0 + up[at].clamp(-limit, limit);
                         of_gate[at] *= if gate[at] > limit { 0.0 } else { gradient * other };

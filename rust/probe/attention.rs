@@ -11,7 +11,7 @@ use crate::arch::rope::Turns;
 use crate::checkpoint::stream::Pass;
 use crate::error::Result;
 use crate::simd::Isa;
-use crate::simd::elementary::{exp_minus, soft_cap};
+use crate::simd::math::{exp_minus, soft_cap};
 
 /// Which positions of which windows are computed.
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,7 @@ use crate::checkpoint::stream::Pass;
 use crate::error::Result;
 use crate::progress::Stage;
 use crate::simd::Isa;
-use crate::simd::elementary::exp_minus;
+use crate::simd::math::exp_minus;
 
 /// Tokens of a text.
 const TEXT: usize = 32;

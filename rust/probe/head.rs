@@ -20,7 +20,7 @@ use super::rows::Rows;
 use super::tokens::Signs;
 use crate::arch::Linear;
 use crate::error::{Error, Result};
-use crate::simd::elementary::{exp_minus, soft_cap};
+use crate::simd::math::{exp_minus, soft_cap};
 
 /// Bytes of logits that are held at a time.
 const LOGIT_BYTES: usize = 256 << 20;

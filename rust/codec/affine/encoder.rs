@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::{Affine, BITS, Channels, GROUP_SIZES, Rows, TRIALS};
+use super::{Affine, BITS, Channels, GROUP_SIZES, GroupBuffers, CLIP_GRID};
 use crate::codec::affine;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Float;
@@ -54,7 +54,7 @@ macro_rules! by_group_size {
 
 /// The grids that a search starts from.
 fn trials(scheme: Affine) -> &'static [[u16; 2]] {
-    TRIALS[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()]
+    CLIP_GRID[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()]
 }
 
 impl GridEncoder {
@@ -78,7 +78,7 @@ impl GridEncoder {
         out.resize(cols, scheme.group_size());
         let max_code = scheme.max_code();
         let Encoded { codes, scales, biases } = out;
-        let rows = &mut Rows { codes, scales, biases };
+        let rows = &mut GroupBuffers { codes, scales, biases };
         let isa = self.isa;
         match (self.effort, store) {
             (Effort::Normal, _) => {

@@ -11,7 +11,6 @@
 //! | [`pack`] | codes to bytes and back |
 
 pub mod channels;
-pub mod codes;
 pub mod encoder;
 pub mod grid;
 pub mod mlx_rule;
@@ -19,9 +18,9 @@ pub mod pack;
 pub mod search;
 
 pub use channels::Channels;
-pub use grid::{MAX_SCHEMES, Rows, error, ranges};
+pub use grid::{GroupBuffers, MAX_SCHEMES, error, ranges};
 pub use mlx_rule::{encode_plain, plain_errors};
-pub use search::{TRIALS, encode_search, search_errors};
+pub use search::{CLIP_GRID, encode_search, search_errors};
 
 use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, RowError, Scheme};
 use crate::band::{Matrix, append};

@@ -3,8 +3,8 @@
 //! All row by row, lengths as the names of the arguments say, and each sum as [`crate::probe::matmul::kernel`] does it.
 
 use crate::probe::matmul::kernel::{
-    PANEL, Panels, STEPS, Step, TILE, Tiles, ZERO, accumulate_across, accumulate_along, lay_step, unpack_across,
-    unpack_along,
+    PANEL, PanelStep, Panels, STEPS, TILE, Tiles, ZERO_SUMS, accumulate_across, accumulate_along, lay_step,
+    unpack_across, unpack_along,
 };
 use crate::simd::Isa;
 
@@ -14,7 +14,7 @@ pub(in crate::probe) fn by_rows(isa: Isa, a: &[f32], b: &[f32], depth: usize) ->
     let mut y = vec![0.0; rows * columns];
     let x = Panels::pack(a, depth);
     let tiles = columns.div_ceil(TILE);
-    let mut sums = vec![ZERO; x.groups() * tiles];
+    let mut sums = vec![ZERO_SUMS; x.groups() * tiles];
     for from in (0..depth).step_by(STEPS) {
         accumulate_along(isa, &b[from..], depth, &x, from, &mut sums);
     }
@@ -27,11 +27,11 @@ pub(in crate::probe) fn by_columns(isa: Isa, a: &[f32], b: &[f32], depth: usize)
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Tiles::pack(a, depth);
-    let mut sums = vec![ZERO; x.groups()];
-    let mut panel = [Step::default(); STEPS];
+    let mut sums = vec![ZERO_SUMS; x.groups()];
+    let mut panel = [PanelStep::default(); STEPS];
     for first in (0..columns).step_by(PANEL) {
         let here = first..(first + PANEL).min(columns);
-        sums.fill(ZERO);
+        sums.fill(ZERO_SUMS);
         for from in (0..depth).step_by(STEPS) {
             let panel = &mut panel[..(depth - from).min(STEPS)];
             for (step, row) in panel.iter_mut().zip(b.chunks_exact(columns).skip(from)) {

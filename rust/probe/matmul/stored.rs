@@ -17,8 +17,8 @@ use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::probe::Session;
 use crate::probe::matmul::kernel::{
-    PANEL, Packed, STEPS, Step, Sums, TILE, Tiles, ZERO, accumulate_across, accumulate_along, accumulate_few, lay_step,
-    unpack_across, unpack_along,
+    PANEL, PackedRows, PanelStep, STEPS, TILE, TileSums, Tiles, ZERO_SUMS, accumulate_across, accumulate_along,
+    accumulate_few, lay_step, unpack_across, unpack_along,
 };
 use crate::probe::rows::Rows;
 use crate::simd::Isa;
@@ -90,7 +90,7 @@ impl<'p, 'a> Job<'p, 'a> {
 /// Inputs as products want them, those that are the same once: for each job and part, which; and all.
 struct Inputs<const N: usize> {
     of: BTreeMap<(usize, usize), usize>,
-    packed: Vec<Packed<N>>,
+    packed: Vec<PackedRows<N>>,
 }
 
 impl<const N: usize> Inputs<N> {
@@ -108,12 +108,16 @@ impl<const N: usize> Inputs<N> {
             }
         }
         let pass = session.pass;
-        let packed =
-            pass.workers.map(pass.progress, &distinct, || (), |(), rows| Ok(Packed::pack(&rows.values, rows.width)))?;
+        let packed = pass.workers.map(
+            pass.progress,
+            &distinct,
+            || (),
+            |(), rows| Ok(PackedRows::pack(&rows.values, rows.width)),
+        )?;
         Ok(Self { of, packed })
     }
 
-    fn get(&self, job: usize, part: usize) -> Option<&Packed<N>> {
+    fn get(&self, job: usize, part: usize) -> Option<&PackedRows<N>> {
         self.of.get(&(job, part)).map(|&at| &self.packed[at])
     }
 }
@@ -163,7 +167,7 @@ fn along(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mut
         |(reader, sums, wide), Piece { job, columns }| {
             let tiles = columns.len().div_ceil(TILE);
             sums.clear();
-            sums.resize(jobs[*job].count.div_ceil(PANEL) * tiles, ZERO);
+            sums.resize(jobs[*job].count.div_ceil(PANEL) * tiles, ZERO_SUMS);
             for (part, Part { linear, .. }) in jobs[*job].parts.iter().enumerate() {
                 let x = inputs.get(*job, part).ok_or_else(|| Error::Bug("an input is not there".to_owned()))?;
                 let matrix = linear.matrix;
@@ -223,7 +227,7 @@ struct Read {
 #[derive(Default)]
 struct Laid {
     wide: Vec<f32>,
-    panels: [Vec<Step>; PANELS],
+    panels: [Vec<PanelStep>; PANELS],
 }
 
 impl Laid {
@@ -232,7 +236,7 @@ impl Laid {
         let size = float.bytes();
         let columns_of = columns.clone().step_by(PANEL).map(|from| from..(from + PANEL).min(columns.end));
         for (panel, columns) in self.panels.iter_mut().zip(columns_of) {
-            panel.resize(rows.len() / row_bytes, Step::default());
+            panel.resize(rows.len() / row_bytes, PanelStep::default());
             self.wide.resize(columns.len(), 0.0);
             for (step, row) in panel.iter_mut().zip(rows.chunks_exact(row_bytes)) {
                 widen(isa, float, &row[columns.start * size..columns.end * size], &mut self.wide);
@@ -248,9 +252,9 @@ fn across(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mu
     let inputs = Inputs::<TILE>::new(session, jobs, which)?;
     let pieces = pieces(which, out, PANELS * PANEL);
     let empty = |piece: &Piece| {
-        Mutex::new(vec![ZERO; jobs[piece.job].count.div_ceil(TILE) * piece.columns.len().div_ceil(PANEL)])
+        Mutex::new(vec![ZERO_SUMS; jobs[piece.job].count.div_ceil(TILE) * piece.columns.len().div_ceil(PANEL)])
     };
-    let sums: Vec<Mutex<Vec<Sums>>> = pieces.iter().map(empty).collect();
+    let sums: Vec<Mutex<Vec<TileSums>>> = pieces.iter().map(empty).collect();
     for batch in batches(jobs, which) {
         let held: Vec<(Block, Option<Tiles>)> =
             pass.workers.map(pass.progress, &batch, Reader::default, |reader, read| {
@@ -263,7 +267,7 @@ fn across(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mu
                     Input::Whole(_) => None,
                     Input::Made(make) => {
                         let rows = make(read.rows.start as usize..read.rows.end as usize);
-                        Some(Packed::pack(&rows.values, rows.width))
+                        Some(PackedRows::pack(&rows.values, rows.width))
                     }
                 };
                 Ok((block, made))
@@ -284,7 +288,7 @@ fn across(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mu
                 let row_bytes = matrix.row_bytes() as usize;
                 for (at, rows) in block.bytes().chunks(STEPS * row_bytes).enumerate() {
                     laid.lay(pass.isa, matrix.float, (rows, row_bytes), columns);
-                    let both: [&[Step]; PANELS] = [&laid.panels[0], &laid.panels[1]];
+                    let both: [&[PanelStep]; PANELS] = [&laid.panels[0], &laid.panels[1]];
                     accumulate_across(pass.isa, x, first + at * STEPS, &both[..panels], &mut sums);
                 }
             }

@@ -112,7 +112,7 @@ fn a_budget_is_met_and_mixes_what_it_has_with_what_is_kept() {
     assert!(schemes.contains(&"toy8".to_owned()) && found.totals.effective_bpw <= 12.0, "{schemes:?}");
     // The other format's schemes are none of this one's.
     let request = PlanRequest { uniform: Some("4g64".to_owned()), budget: None, ..request };
-    assert_eq!(plan(&request, &Progress::default()).unwrap_err().slug(), "option");
+    assert_eq!(plan(&request, &Progress::default()).unwrap_err().slug(), "bad-option");
 }
 
 #[test]
