@@ -9,7 +9,7 @@
 //! | `T.x2` | F32 `[inputs]`, may be left out | mean square of the inputs, for encoders that ask for no more |
 //!
 //! A stack of matrices has one row of each for every matrix: `[matrices, columns]` and so on. `__metadata__` holds
-//! `format` = `ramrs-sensitivity`, `version` = `1`, `probe` = [how the probe was made](Probed), if it made the file, and
+//! `format` = `ramrs-sensitivity`, `version` = `1`, `probe` = [how the probe was made](ProbeRecord), if it made the file, and
 //! whatever else its writer likes. Without `T.r` (all that an importance matrix knows) the gain is the
 //! [role prior](super::prior)'s.
 
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::prior::Prior;
-use super::table::{Found, LARGEST, Table, measure};
+use super::table::{LARGEST, Table, TensorVectors, measure};
 use super::{Candidate, MatrixSensitivity, Origin};
 use crate::checkpoint::Shard;
 use crate::checkpoint::Tensor;
@@ -42,13 +42,13 @@ pub const VERSION: &str = "1";
 pub struct SensitivityFile {
     shard: Shard,
     entries: BTreeMap<String, TensorEntry>,
-    probed: Option<Probed>,
+    probed: Option<ProbeRecord>,
 }
 
 /// How vectors were found, if by the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Probed {
+pub struct ProbeRecord {
     /// How the probe works.
     pub version: u32,
     /// Tokens that were asked for.
@@ -59,7 +59,7 @@ pub struct Probed {
     pub draws: usize,
 }
 
-impl Probed {
+impl ProbeRecord {
     /// By a probe with these options.
     #[must_use]
     pub fn by(options: Options) -> Self {
@@ -79,7 +79,7 @@ impl Probed {
 ///
 /// # Errors
 /// [`Error::Bug`] if the options have no JSON form.
-pub fn bytes(table: &Table, probed: Probed) -> Result<Vec<u8>> {
+pub fn bytes(table: &Table, probed: ProbeRecord) -> Result<Vec<u8>> {
     let note = serde_json::to_string(&probed).map_err(|fault| Error::Bug(fault.to_string()))?;
     let mut vectors: Vec<(String, Vec<u64>, &[f32])> = Vec::new();
     for (name, found) in table {
@@ -129,12 +129,12 @@ impl SensitivityFile {
 
     /// How its vectors were found, if by the probe.
     #[must_use]
-    pub fn probed(&self) -> Option<Probed> {
+    pub fn probed(&self) -> Option<ProbeRecord> {
         self.probed
     }
 
     /// The vectors of `tensor`, `None` if the file does not cover it.
-    fn vectors(&self, tensor: &Tensor) -> Result<Option<Found>> {
+    fn vectors(&self, tensor: &Tensor) -> Result<Option<TensorVectors>> {
         let (stack, shape) = match tensor.shape.as_slice() {
             [count, matrix @ ..] if matrix.len() == 2 => (Some(*count), matrix),
             shape => (None, shape),
@@ -143,7 +143,7 @@ impl SensitivityFile {
         let shape = |length| stack.into_iter().chain([length]).collect::<Vec<u64>>();
         let Some(k) = self.read(tensor, "k", &shape(cols))? else { return Ok(None) };
         let r = self.read(tensor, "r", &shape(rows))?.unwrap_or_default();
-        Ok(Some(Found { stack, k, r, x2: Arc::default() }))
+        Ok(Some(TensorVectors { stack, k, r, x2: Arc::default() }))
     }
 
     /// `tensor.which`, which must be floats of that shape.
@@ -201,7 +201,7 @@ impl SensitivityFile {
             ));
         }
         self.warn_of_strays(pass, &covered.into_iter().collect());
-        let last: RefCell<Option<(usize, Option<Found>)>> = RefCell::default();
+        let last: RefCell<Option<(usize, Option<TensorVectors>)>> = RefCell::default();
         measure(pass, candidates, prior, self.origin(), |candidate| {
             let (mut last, view) = (last.borrow_mut(), candidate.view);
             let tensor = candidate.tensor(pass.checkpoint);

@@ -1,17 +1,17 @@
-//! Second moments behind a non-linearity, for Gaussian inputs.
+//! Second moments of the output of a non-linearity, for Gaussian inputs.
 //!
 //! `E[act(g)²]` for `g ~ N(0, s²)`, by the trapezoid rule: for a smooth function under a Gaussian it converges faster
 //! than any power of the step.
 
 use std::sync::LazyLock;
 
+use crate::arch::Activation;
 use crate::math::exp;
-use crate::simd::math::Activation;
 
-/// The value of `curve` at `x`; the tanh form of GELU for all forms of it, which differ by less than 5e-4.
+/// The value of `activation` at `x`. All forms of GELU take the tanh form: they differ by less than 5e-4.
 #[must_use]
-pub fn at(curve: Activation, x: f64) -> f64 {
-    match curve {
+pub fn at(activation: Activation, x: f64) -> f64 {
+    match activation {
         Activation::Silu => x / (1.0 + exp(-x)),
         Activation::QuickGelu => x / (1.0 + exp(-1.702 * x)),
         // ½ x (1 + tanh u) = x / (1 + e^−2u)
@@ -23,21 +23,21 @@ pub fn at(curve: Activation, x: f64) -> f64 {
     }
 }
 
-/// Steps that the trapezoid rule takes on either side, and how wide they are, in standard deviations.
+/// Steps of the trapezoid rule on either side, and their width in standard deviations.
 const STEPS: i32 = 24;
 const STEP: f64 = 0.25;
 
-/// The points of the rule, each with the density there, but for a factor.
+/// The points of the rule, each with the Gaussian density there up to a constant factor.
 static POINTS: LazyLock<Vec<(f64, f64)>> =
     LazyLock::new(|| (-STEPS..=STEPS).map(|step| f64::from(step) * STEP).map(|x| (x, exp(-0.5 * x * x))).collect());
 
 /// `E[act(g)²]` for a Gaussian `g` of mean 0 and variance `variance`.
 #[must_use]
-pub fn second_moment(curve: Activation, variance: f64) -> f64 {
+pub fn second_moment(activation: Activation, variance: f64) -> f64 {
     let deviation = variance.sqrt();
     let (mut sum, mut total) = (0.0, 0.0);
     for &(x, density) in POINTS.iter() {
-        let value = at(curve, deviation * x);
+        let value = at(activation, deviation * x);
         sum += density * value * value;
         total += density;
     }

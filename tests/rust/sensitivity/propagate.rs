@@ -1,5 +1,6 @@
 //! Source `weights`: moments propagated through a small Llama, against the formulas written out.
 
+use ramrs::arch::Activation;
 use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
 use ramrs::dtype::Float;
@@ -8,7 +9,6 @@ use ramrs::sensitivity::prior::Prior;
 use ramrs::sensitivity::propagate::{FLAT_SHARE, derive};
 use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
 use ramrs::simd::Isa;
-use ramrs::simd::math::Activation;
 
 use crate::tests::support::{Crew, Numbers, candidates, made, names, safetensors};
 

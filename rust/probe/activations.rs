@@ -1,21 +1,21 @@
-//! What flows through a model: one vector for each token.
+//! Activations: one vector for each token.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::checkpoint::stream::Pass;
 use crate::error::Result;
 
-/// Tokens whose vectors are computed together, where each is computed alone.
-const TOGETHER: usize = 16;
+/// Rows of one unit of parallel work.
+const CHUNK_ROWS: usize = 16;
 
-/// Vectors of `width` numbers, one after the other.
+/// Rows of `width` numbers, one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Rows {
+pub(super) struct Activations {
     pub(super) width: usize,
     pub(super) values: Vec<f32>,
 }
 
-impl Rows {
+impl Activations {
     pub(super) fn zeros(count: usize, width: usize) -> Self {
         Self { width, values: vec![0.0; count * width] }
     }
@@ -37,15 +37,15 @@ impl Rows {
         &self.values[from * self.width..to * self.width]
     }
 
-    /// `count` rows, each filled by `fill`, which is told which one it is.
-    pub(super) fn made(
+    /// `count` rows, each filled by `fill`, which takes the row's number, in parallel.
+    pub(super) fn computed(
         pass: Pass<'_>,
         count: usize,
         width: usize,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<Self> {
         let mut rows = Self::zeros(count, width);
-        let chunks = rows.values.chunks_mut((TOGETHER * width).max(1)).enumerate();
+        let chunks = rows.values.chunks_mut((CHUNK_ROWS * width).max(1)).enumerate();
         let chunks: Vec<Mutex<(usize, &mut [f32])>> = chunks.map(Mutex::new).collect();
         pass.workers.map(
             pass.progress,
@@ -55,7 +55,7 @@ impl Rows {
                 let mut chunk = chunk.lock().unwrap_or_else(PoisonError::into_inner);
                 let (chunk, rows) = &mut *chunk;
                 for (at, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
-                    fill(*chunk * TOGETHER + at, row);
+                    fill(*chunk * CHUNK_ROWS + at, row);
                 }
                 Ok(())
             },
@@ -80,6 +80,16 @@ impl Rows {
             values.extend_from_slice(&row[from..to]);
         }
         Self { width: to - from, values }
+    }
+
+    /// Reorders each row `[a, b]` of two halves so that their elements alternate, those of `a` first.
+    pub(super) fn interleave_halves(&mut self) {
+        let half = self.width / 2;
+        for row in self.values.chunks_exact_mut(self.width.max(1)) {
+            let (first, second) = row.split_at(half);
+            let alternating: Vec<f32> = first.iter().zip(second).flat_map(|(&a, &b)| [a, b]).collect();
+            row.copy_from_slice(&alternating);
+        }
     }
 
     /// Adds `scale` times `other`.

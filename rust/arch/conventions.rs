@@ -5,11 +5,11 @@
 
 use serde_json::Value;
 
-use super::rope::Rotary;
+use super::Activation;
+use super::rope::RopeConfig;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Float;
 use crate::name::{Name, Role};
-use crate::simd::math::Activation;
 
 /// Something that the code of a family does and its configuration does not mention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,14 +132,14 @@ pub struct Conventions {
     /// How far back the layers look that do not look back all the way; and which these are, layer by layer.
     pub window: Option<(usize, Vec<bool>)>,
     /// Positions.
-    pub rotary: Rotary,
+    pub rope: RopeConfig,
     /// The MLP's non-linearity.
     pub activation: Activation,
     /// The gate is `z · sigmoid(1.702 z)` of `z = min(gate, limit)`, and times one more than the other half, held to
     /// `±limit`.
     pub clamped_gate: Option<f32>,
-    /// A fused gate and up alternate; else the gate comes first.
-    pub alternating: bool,
+    /// The outputs of a fused gate and up alternate, gate first; otherwise all of the gate comes first.
+    pub interleaved: bool,
     /// Attention and MLP both read the block's input.
     pub parallel: bool,
     /// Queries, keys and values are fused head by head; else all queries come first.
@@ -156,7 +156,7 @@ impl Conventions {
     /// # Errors
     /// A sentence that says what is not known.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, String> {
-        let config = Config(checkpoint);
+        let config = ConfigReader(checkpoint);
         let known = checkpoint.model_types().find_map(|found| FAMILIES.iter().find(|(family, _)| *family == found));
         let has = |which: Trait| known.is_some_and(|(_, traits)| traits.contains(&which));
         let width = config.number(&["hidden_size", "n_embd"]).unwrap_or(1.0);
@@ -182,10 +182,10 @@ impl Conventions {
                 .or_else(|| Some(1.0 / config.number(&["query_pre_attn_scalar"])?.sqrt())),
             attention_cap: config.number(&["attn_logit_softcapping"]),
             window: window(config, has(Trait::AlternateWindows)),
-            rotary: Rotary::of(checkpoint, has(Trait::NeighbourPairs)),
+            rope: RopeConfig::of(checkpoint, has(Trait::NeighbourPairs)),
             activation: activation(config, has(Trait::TanhGelu), has(Trait::GeluByDefault))?,
             clamped_gate: has(Trait::ClampedGate).then(|| config.number(&["swiglu_limit"]).unwrap_or(7.0) as f32),
-            alternating: has(Trait::InputMajorStacks),
+            interleaved: has(Trait::InputMajorStacks),
             parallel: has(Trait::Parallel) || config.flag("use_parallel_residual").unwrap_or(false),
             fused_by_head: has(Trait::FusedByHead),
             routing: routing(config, has(Trait::SigmoidRouting), has(Trait::NormalisedShares)),
@@ -212,9 +212,9 @@ const MOST_LAYERS: usize = 1 << 16;
 
 /// Values of a configuration by the names that families give them.
 #[derive(Clone, Copy)]
-pub(super) struct Config<'a>(pub(super) &'a Checkpoint);
+pub(super) struct ConfigReader<'a>(pub(super) &'a Checkpoint);
 
-impl<'a> Config<'a> {
+impl<'a> ConfigReader<'a> {
     pub(super) fn value(self, keys: &[&str]) -> Option<&'a Value> {
         keys.iter().find_map(|key| self.0.config_value(key))
     }
@@ -254,7 +254,7 @@ fn embedding_type(checkpoint: &Checkpoint) -> Float {
     found.and_then(|tensor| Float::of(tensor.dtype)).unwrap_or(Float::F32)
 }
 
-fn activation(config: Config<'_>, tanh: bool, by_default: bool) -> Result<Activation, String> {
+fn activation(config: ConfigReader<'_>, tanh: bool, by_default: bool) -> Result<Activation, String> {
     let silent = if tanh || by_default { "gelu_new" } else { "silu" };
     let keys: &[&str] =
         if tanh { &["hidden_activation"] } else { &["hidden_act", "hidden_activation", "activation_function"] };
@@ -271,7 +271,7 @@ fn activation(config: Config<'_>, tanh: bool, by_default: bool) -> Result<Activa
 }
 
 /// How far back which layers look.
-fn window(config: Config<'_>, alternate: bool) -> Option<(usize, Vec<bool>)> {
+fn window(config: ConfigReader<'_>, alternate: bool) -> Option<(usize, Vec<bool>)> {
     let window = config.size(&["sliding_window"]).filter(|_| config.flag("use_sliding_window") != Some(false))?;
     let layers = config.layers();
     let first = config.size(&["max_window_layers"]).filter(|_| config.flag("use_sliding_window") == Some(true));
@@ -287,7 +287,7 @@ fn window(config: Config<'_>, alternate: bool) -> Option<(usize, Vec<bool>)> {
     Some((window, sliding))
 }
 
-fn routing(config: Config<'_>, sigmoid: bool, normalised: bool) -> Option<Routing> {
+fn routing(config: ConfigReader<'_>, sigmoid: bool, normalised: bool) -> Option<Routing> {
     let chosen = config.size(&["num_experts_per_tok", "num_experts_per_token", "experts_per_token"])?;
     let groups = config.size(&["n_group"]).filter(|groups| *groups > 1);
     Some(Routing {
