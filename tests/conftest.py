@@ -17,7 +17,7 @@ pytest.register_assert_rewrite("oracles")
 
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest: in several processes (``--numprocesses``) the rest goes beside it."""
-    items.sort(key=lambda item: item.get_closest_marker("smollm2") is None)
+    items.sort(key=lambda item: [item.get_closest_marker(marker) is None for marker in ("smollm2", "slow")])
 
 
 @pytest.fixture

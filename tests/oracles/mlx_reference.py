@@ -31,17 +31,17 @@ class Trace:
     """The index that a lookup got: of a token, or of a position."""
 
 
-def family_of(directory, family=None):
-    """Return a family by its name, or by the type of the model in a directory."""
-    if family is not None:
-        return VARIANTS[family]
+def variant_of(directory, variant=None):
+    """Return a variant by its name, or the one of the type of the model in a directory."""
+    if variant is not None:
+        return VARIANTS[variant]
     model_type = json.loads((Path(directory) / "config.json").read_text())["model_type"]
     return next(found for found in VARIANTS.values() if found.config["model_type"] == model_type)
 
 
-def load(directory, family=None):
+def load(directory, variant=None):
     """Load a checkpoint with mlx-lm, to compute in float32 on the CPU."""
-    convert = family_of(directory, family).convert
+    convert = variant_of(directory, variant).convert
 
     def classes(config):
         model_class, args_class = _get_classes(config)
@@ -65,13 +65,13 @@ def load(directory, family=None):
     return model
 
 
-def logits(directory, tokens, family=None):
+def logits(directory, tokens, variant=None):
     """Compute the logits of windows of tokens: windows × length × vocabulary."""
     with mx.stream(mx.cpu):
-        return np.array(load(directory, family)(mx.array(tokens)))
+        return np.array(load(directory, variant)(mx.array(tokens)))
 
 
-def traced(directory, tokens, cotangents, family=None):
+def traced(directory, tokens, cotangents, variant=None):
     """Return what every linear layer saw, by the name of its tensor in the checkpoint.
 
     The scalar is the sum of logits × cotangents. Lookups have `#lookup` after the tensor's name; experts in one tensor
@@ -79,10 +79,10 @@ def traced(directory, tokens, cotangents, family=None):
     """
     cotangents = np.asarray(cotangents, np.float32)
     with mx.stream(mx.cpu):
-        return _traced(load(directory, family), family_of(directory, family), mx.array(tokens), mx.array(cotangents))
+        return _traced(load(directory, variant), variant_of(directory, variant), mx.array(tokens), mx.array(cotangents))
 
 
-def _traced(model, family, tokens, cotangents):
+def _traced(model, variant, tokens, cotangents):
     paths = {id(module): path for path, module in model.named_modules()}
 
     def scalar(shifts):
@@ -104,7 +104,7 @@ def _traced(model, family, tokens, cotangents):
     for path, saw in taps.items():
         module, lookup, _ = path.partition("#")
         name = f"{module}.weight"
-        for pattern, replacement in family.renames:
+        for pattern, replacement in variant.renames:
             name = re.sub(pattern, replacement, name)
         for each, trace in _traces(saw, gradients[path], tokens.size):
             key = name.replace("*", str(each)) + ("#lookup" if lookup else "")

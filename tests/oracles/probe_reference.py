@@ -87,13 +87,13 @@ def vectors(sensitivity, key):
     return [each[int(at)] if at else each for each in found]
 
 
-def assert_probed(model, report, sensitivity, seen, family, special=(), within=1e-4):
+def assert_probed(model, report, sensitivity, seen, variant, special=(), within=1e-4):
     """Hold what a probe of `model` reported, wrote and saw against mlx-lm; logits `within` so much of each other."""
     tokens = seen["tokens"].elements.astype(np.int64)
-    reference = logits(model, tokens, family)
+    reference = logits(model, tokens, variant)
     apart = np.abs(seen["logits"].elements.reshape(reference.shape) - reference).max()
     assert apart <= within
-    expected = Expected(model, family, tokens, seen["gradients"].elements, reference, special)
+    expected = Expected(model, variant, tokens, seen["gradients"].elements, reference, special)
     lookup = next(key for key in expected.sums if key.endswith("#lookup") and "wpe" not in key)
     embedding, lookup = lookup.removesuffix("#lookup"), expected.sums.pop(lookup)
     sums = expected.sums.setdefault(embedding, [0, 0])
@@ -104,7 +104,7 @@ def assert_probed(model, report, sensitivity, seen, family, special=(), within=1
         if key.startswith("wpe.") or expected.loads.get(key, EXPERT_TOKENS) < EXPERT_TOKENS:
             continue
         k, r, *x2 = vectors(sensitivity, key)
-        is_input_major = family in ("gpt2", "gpt_oss") and key.split("[")[0].endswith(INPUT_MAJOR)
+        is_input_major = variant in ("gpt2", "gpt_oss") and key.split("[")[0].endswith(INPUT_MAJOR)
         columns, rows = (outputs, inputs) if is_input_major else (inputs, outputs)
         assert_close(k, columns / columns.mean(), f"{key}.k")
         assert_close(r, times * rows / len(columns), f"{key}.r")

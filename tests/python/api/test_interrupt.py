@@ -17,6 +17,8 @@ from fixtures.models import write_variant
 from fixtures.paths import EXAMPLE
 from fixtures.process import sees_everything
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["open", "write", "probe", "gradients", "measure", "curves", "plan", "encode", "verify"]
 
 

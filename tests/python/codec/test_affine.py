@@ -47,28 +47,6 @@ def quantized(directory, matrices, dtype, **options):
     return read_weights(out), report
 
 
-def group_errors(found, matrix, dtype, scheme):
-    """Squared error of each group."""
-    values = widened(stored(matrix, dtype), dtype).astype(np.float64)
-    off = decoded_module(found, "m", scheme).astype(np.float64) - values
-    return (off**2).reshape(len(matrix), -1, int(scheme.split("g")[1])).sum(axis=-1)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-def test_fast_writes_what_the_rule_of_mx_quantize_gives(dtype, bits, group_size, tmp_path):
-    matrix = awkward_matrix()
-    found, _ = quantized(tmp_path / "m", {"m": matrix}, dtype, bits=bits, group_size=group_size, effort="fast")
-    expected = encode_plain(widened(stored(matrix, dtype), dtype), dtype, bits, group_size)
-    for part, tensor in zip(("weight", "scales", "biases"), expected, strict=True):
-        assert found[f"m.{part}"].dtype == tensor.dtype
-        np.testing.assert_array_equal(
-            found[f"m.{part}"].elements.view(f"u{tensor.elements.itemsize}"),
-            tensor.elements.view(f"u{tensor.elements.itemsize}"),
-        )
-
-
 def mixed(seed, scale, numbers):
     """Random weights where ``numbers`` are 7, those numbers elsewhere."""
     random = np.random.default_rng(seed).standard_normal(numbers.shape, np.float32)
@@ -89,47 +67,19 @@ matrices = st.builds(
 """Random weights with a few arbitrary numbers among them."""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    matrix=matrices,
+    matrix=st.just(awkward_matrix()) | matrices,
     dtype=st.sampled_from(DTYPES),
     bits=st.sampled_from(BITS),
     group_size=st.sampled_from(GROUP_SIZES),
 )
-def test_any_matrix_is_encoded_by_the_rule_and_never_worse_by_the_search(matrix, dtype, bits, group_size, tmp_path):
-    options = {"bits": bits, "group_size": group_size, "objective": "mse"}
-    fast, _ = quantized(tmp_path / "fast", {"m": matrix}, dtype, effort="fast", **options)
+def test_fast_encodes_any_matrix_by_the_rule_of_mx_quantize(matrix, dtype, bits, group_size, tmp_path):
+    found, _ = quantized(tmp_path / "m", {"m": matrix}, dtype, bits=bits, group_size=group_size, effort="fast")
     expected = encode_plain(widened(stored(matrix, dtype), dtype), dtype, bits, group_size)
     for part, tensor in zip(("weight", "scales", "biases"), expected, strict=True):
-        assert fast[f"m.{part}"].elements.tobytes() == tensor.elements.tobytes()
-    normal, _ = quantized(tmp_path / "normal", {"m": matrix}, dtype, effort="normal", **options)
-    scheme = f"{bits}g{group_size}"
-    before, after = (group_errors(found, matrix, dtype, scheme) for found in (fast, normal))
-    # Errors are compared in float32 where they are made: equal within its rounding.
-    assert (after <= before * (1 + 1e-5) + 1e-30).all()
-
-
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", [32, 64])
-def test_normal_is_never_worse_than_fast_on_any_group_of_the_example(bits, group_size, tmp_path):
-    source = read_weights(EXAMPLE)
-    options = {"bits": bits, "group_size": group_size, "objective": "mse"}
-    totals = []
-    for effort in ("fast", "normal"):
-        ramrs.quantize(EXAMPLE, tmp_path / effort, effort=effort, **options)
-    fast, normal = read_weights(tmp_path / "fast"), read_weights(tmp_path / "normal")
-    for module in (name.removesuffix(".scales") for name in fast if name.endswith(".scales")):
-        values = source[f"{module}.weight"].values.astype(np.float64)
-        errors = [
-            ((decoded_module(found, module, f"{bits}g{group_size}") - values) ** 2)
-            .reshape(len(values), -1, group_size)
-            .sum(axis=-1)
-            for found in (fast, normal)
-        ]
-        assert (errors[1] <= errors[0] * (1 + 1e-5)).all(), module
-        totals.append([error.sum() for error in errors])
-    before, after = np.sum(totals, axis=0)
-    assert after < 0.97 * before
+        assert found[f"m.{part}"].dtype == tensor.dtype
+        assert found[f"m.{part}"].elements.tobytes() == tensor.elements.tobytes()
 
 
 def test_the_ledger_states_the_error_of_exactly_what_was_written(example_at_4):

@@ -11,95 +11,27 @@ from fixtures.checkpoints import (
     LLAMA,
     Tensor,
     llama_tensors,
-    random_weight,
     read_weights,
     write_checkpoint,
     write_safetensors,
     write_shards,
 )
+from fixtures.models import MODELS, write_variant
 from fixtures.paths import DATA, EXAMPLE, ROOT
+from fixtures.tiers import slow_but_for
 from oracles.reference import decoded_folder, decoded_module
 
 mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
 mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[eval]")
-from mlx.utils import tree_flatten  # noqa: E402
-from mlx_lm.utils import _get_classes, load_model  # noqa: E402
+from mlx_lm.utils import load_model  # noqa: E402
 
-TINY = {
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-TYPES = {
-    "llama": {"head_dim": 32},
-    "mistral": {},
-    "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {"head_dim": 32},
-    "gemma": {"head_dim": 32, "tie_word_embeddings": True},
-    "gemma2": {
-        "head_dim": 32,
-        "tie_word_embeddings": True,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "query_pre_attn_scalar": 32,
-    },
-    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "sliding_window_pattern": 2},
-    "phi3": {"pad_token_id": 0},
-    "olmo2": {},
-    "smollm3": {"tie_word_embeddings": True, "no_rope_layer_interval": 2},
-    "granite": {
-        "attention_bias": False,
-        "attention_multiplier": 0.125,
-        "embedding_multiplier": 3.0,
-        "logits_scaling": 4.0,
-        "mlp_bias": False,
-        "residual_multiplier": 0.6,
-        "tie_word_embeddings": True,
-    },
-    "glm4": {"attention_bias": True, "head_dim": 32, "partial_rotary_factor": 0.5},
-    "stablelm": {
-        "layer_norm_eps": 1e-5,
-        "partial_rotary_factor": 0.25,
-        "qk_layernorm": False,
-        "rotary_pct": 0.25,
-        "use_parallel_residual": False,
-        "use_qkv_bias": True,
-    },
-    "starcoder2": {"norm_epsilon": 1e-5, "tie_word_embeddings": True},
-    "phi": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
-    "cohere": {
-        "layer_norm_bias": False,
-        "layer_norm_eps": 1e-5,
-        "logit_scale": 0.25,
-        "tie_word_embeddings": True,
-        "use_qk_norm": False,
-    },
-}
-"""What each model type needs beside `TINY`."""
+AS_IS = [name for name, model in MODELS.items() if model.probed and name not in model.releases]
+"""The model types whose tensors have the names and shapes in MLX that their releases have."""
 
 
 def listed_types():
     text = (ROOT / "rust" / "format" / "mlx" / "models.rs").read_text()
     return re.findall(r'"(\w+)"', re.search(r"AS_IS: [^=]*=(.*?);", text, re.DOTALL)[1])
-
-
-def random_model(directory, config, dtype="BF16"):
-    """Write a checkpoint of random weights with the tensors that `mlx-lm` looks for."""
-    model_class, args_class = _get_classes(config)
-    model = model_class(args_class.from_dict(config))
-    shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
-    random = np.random.default_rng(3)
-    tensors = {name: Tensor.of(random_weight(random, shape), dtype) for name, shape in shapes.items()}
-    if config["tie_word_embeddings"]:
-        assert "lm_head.weight" not in tensors
-    return write_checkpoint(directory, tensors, config)
 
 
 def logits(directory, tokens, dtype=None):
@@ -125,20 +57,19 @@ def on_the_cpu():
     mx.set_default_device(mx.cpu)
 
 
-def test_every_model_type_of_the_list_has_a_test():
-    assert sorted(TYPES) == sorted(listed_types())
+def test_every_model_type_of_the_list_has_a_model():
+    assert sorted(AS_IS) == sorted(listed_types())
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_a_model_of_each_type_is_loaded_and_computes_with_what_was_written(model_type, tmp_path):
-    config = TINY | TYPES[model_type] | {"model_type": model_type}
-    source = random_model(tmp_path / "model", config)
+@pytest.mark.parametrize("name", slow_but_for(["llama"], AS_IS))
+def test_a_model_of_each_type_is_loaded_and_computes_with_what_was_written(name, tmp_path):
+    source = write_variant(name, tmp_path / "model", dtype="BF16")
     output = tmp_path / "out"
-    report = ramrs.quantize(source, output, budget=5)
+    report = ramrs.quantize(source, output, budget=5, sensitivity="weights")
     assert report.plan.totals.effective_bpw <= 5
     schemes = {tensor.scheme for tensor in report.plan.tensors if tensor.scheme != "kept"}
     assert len(schemes) > 1
-    assert_same_model(output, tmp_path, config["vocab_size"])
+    assert_same_model(output, tmp_path, MODELS[name].config["vocab_size"])
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

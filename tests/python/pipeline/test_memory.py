@@ -9,6 +9,8 @@ import ramrs
 from fixtures.paths import EXAMPLE, ROOT
 from fixtures.process import sees_everything
 
+pytestmark = pytest.mark.slow
+
 STATUS = Path("/proc/self/status")
 MODEL = ROOT / "models" / "smollm2-135m"
 PROGRAM = """
