@@ -121,7 +121,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     }
     source.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
-        check_output(&analysis_request.model, &source, request)?;
+        may_write(&analysis_request.model, &source.checkpoint.dir, &request.output, request.overwrite)?;
     }
     let engine = Engine::new(&analysis_request.resources)?;
     engine.check_memory(&source, &analysis_request)?;
@@ -157,18 +157,38 @@ enum Asked {
     Planned(super::plan::Target),
 }
 
-/// The output must not be the source, nor inside its directory, nor around it, nor there already. Beside a single file,
-/// `model`, it may be.
-fn check_output(model: &Path, source: &Source, request: &QuantizeRequest) -> Result<()> {
-    let (output, overwrite) = (request.output.as_path(), request.overwrite);
+/// Where an output is to be written, and from what.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputRequest {
+    /// The directory of the checkpoint.
+    pub model: PathBuf,
+    /// The output directory.
+    pub output: PathBuf,
+    /// Whether to replace it.
+    pub overwrite: bool,
+}
+
+/// Checks that [`quantize`] may write the output: for a front that prepares a source by long work of its own.
+///
+/// # Errors
+/// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::Foreign`], [`Error::Busy`], [`Error::Io`].
+pub fn check_output(request: &OutputRequest) -> Result<()> {
+    let dir = request.model.canonicalize().map_err(Error::io("resolving", &request.model))?;
+    may_write(&request.model, &dir, &request.output, request.overwrite)
+}
+
+/// The output must not be the source, nor inside its directory `dir`, nor around it, nor there already. Next to a single
+/// file, `model`, it may be.
+fn may_write(model: &Path, dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
     if output.as_os_str().is_empty() {
         return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
     }
     let mut existing = std::path::absolute(output).map_err(Error::io("resolving", output))?;
     while !existing.exists() && existing.pop() {}
     let existing = existing.canonicalize().map_err(Error::io("resolving", output))?;
-    let inside = existing.starts_with(&source.checkpoint.dir) && !model.is_file();
-    let is_parent = output.exists() && source.checkpoint.dir.starts_with(&existing);
+    let inside = existing.starts_with(dir) && !model.is_file();
+    let is_parent = output.exists() && dir.starts_with(&existing);
     if inside || is_parent {
         return Err(Error::OutputIsSource { path: output.to_owned() });
     }
