@@ -10,7 +10,7 @@ use ramrs::band::{energy, load};
 use ramrs::checkpoint::prequantized::{Blocks, Packing};
 use ramrs::codec::Effort;
 use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
-use ramrs::codec::affine::{Affine, Scheme};
+use ramrs::codec::affine::Affine;
 use ramrs::container::file::PageBuffer;
 use ramrs::dtype::{Float, Float8};
 use ramrs::simd::Isa;
@@ -53,10 +53,7 @@ fn kernels(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Bytes(BYTES as u64));
         for scheme in ["2g64", "3g64", "4g64", "8g64", "4g32", "4g128"] {
-            let scheme: Affine = match scheme.parse() {
-                Ok(Scheme::Affine(affine)) => affine,
-                _ => unreachable!("a scheme"),
-            };
+            let scheme = Affine::all().find(|affine| affine.to_string() == scheme).expect("a scheme");
             for isa in Isa::available() {
                 let encoder = GridEncoder { isa, effort };
                 let mut out = Encoded::default();

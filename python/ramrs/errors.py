@@ -1,6 +1,6 @@
-"""What can go wrong.
+"""The exceptions of ramrs.
 
-Every exception of ramrs carries a ``slug`` that stays the same between releases, and where they apply a ``hint`` that
+Every exception carries a ``slug`` that stays the same between releases, and where they apply a ``hint`` that
 says what to do, the ``path`` of the file and the name of the ``tensor`` it is about. What the operating system refuses
 is an ordinary :class:`OSError`, with the same attributes. A stopped job raises :class:`KeyboardInterrupt`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 __all__ = [
     "BudgetError",
@@ -43,7 +43,7 @@ def keyword(name: str, value: str | None) -> str:
 
 
 class RamrsError(Exception):
-    """Anything that stops ramrs, but for what the operating system refuses."""
+    """Base of all exceptions of ramrs, except those of the operating system."""
 
     slug: str = "error"
     hint: str | None = None
@@ -73,15 +73,15 @@ class RamrsError(Exception):
 
 
 class ConfigError(RamrsError, ValueError):
-    """What was asked for makes no sense."""
+    """An option is not valid, or does not go with the others."""
 
 
 class CheckpointError(RamrsError):
-    """The checkpoint is not sound, or not one that ramrs reads."""
+    """The checkpoint is damaged, or of a kind that ramrs does not read."""
 
 
 class TensorError(RamrsError):
-    """A tensor cannot be dealt with."""
+    """A tensor cannot be processed."""
 
 
 class BudgetError(RamrsError):
@@ -89,11 +89,22 @@ class BudgetError(RamrsError):
 
 
 class VerifyError(RamrsError):
-    """What is there is not what should be."""
+    """A file does not hold what it should."""
 
 
 class InternalError(RamrsError):
     """A bug in ramrs."""
+
+
+def renamed(fault: ConfigError, names: Mapping[str, str]) -> ConfigError:
+    """Return the same error with options under the names that a verb has for them."""
+
+    def mark(name: str, value: str | None) -> str:
+        return f"⟨{names.get(name, name)}{'' if value is None else f'={value}'}⟩"
+
+    message, hint = fault.marked
+    hint = None if hint is None else spell(hint, mark)
+    return ConfigError(spell(message, mark), slug=fault.slug, hint=hint, path=fault.path, tensor=fault.tensor)
 
 
 _KINDS: dict[str, type[RamrsError]] = {

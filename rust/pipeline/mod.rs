@@ -23,7 +23,7 @@ pub use analyze::analyze;
 pub use inspect::{Inspection, inspect};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
-pub use quantize::{QuantizeReport, QuantizeRequest, quantize};
+pub use quantize::{OutputRequest, QuantizeReport, QuantizeRequest, check_output, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
 pub use weights::{Weights, weights};
 

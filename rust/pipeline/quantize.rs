@@ -21,7 +21,7 @@ use crate::job::conversion::Conversion;
 use crate::job::encode::{StoreMode, encode};
 use crate::job::ledger::{WrittenOutput, WrittenTensor};
 use crate::job::model_card;
-use crate::job::place::check_output;
+use crate::job::place::may_write;
 use crate::job::read_back::{Slices, compare, content};
 use crate::job::side_files::{self, put};
 use crate::job::staging::Staging;
@@ -109,7 +109,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     }
     conversion.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
-        check_output(&analysis_request.model, &conversion.checkpoint.dir, &request.output, request.overwrite)?;
+        may_write(&analysis_request.model, &conversion.checkpoint.dir, &request.output, request.overwrite)?;
     }
     let engine = Engine::new(&analysis_request.resources)?;
     engine.check_memory(&conversion, &analysis_request)?;
@@ -137,6 +137,27 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     let job = QuantizeJob { pass, conversion: &conversion, sensitivity: &sensitivity, plan: &plan, request };
     let manifest = job.write()?;
     Ok(QuantizeReport { output, written: true, plan, manifest: Some(manifest) })
+}
+
+/// Where an output is to be written, and from what.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputRequest {
+    /// The directory of the checkpoint.
+    pub model: PathBuf,
+    /// The output directory.
+    pub output: PathBuf,
+    /// Whether to replace it.
+    pub overwrite: bool,
+}
+
+/// Checks that [`quantize`] may write the output: for a front that prepares a source by long work of its own.
+///
+/// # Errors
+/// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::Foreign`], [`Error::Busy`], [`Error::Io`].
+pub fn check_output(request: &OutputRequest) -> Result<()> {
+    let dir = request.model.canonicalize().map_err(Error::io("resolving", &request.model))?;
+    may_write(&request.model, &dir, &request.output, request.overwrite)
 }
 
 /// Where the plan comes from.

@@ -20,7 +20,7 @@ mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[mlx]")
 from mlx import nn  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 from oracles.mlx_outputs import decoded_model, decoded_parameters, logits, parameters, quantized_modules, raw  # noqa: E402
-from ramrs import mlx_layout  # noqa: E402
+from ramrs.formats import mlx_lm as mlx_layout  # noqa: E402
 
 TINY = {
     "hidden_size": 128,
@@ -279,7 +279,7 @@ def test_a_job_that_is_stopped_leaves_nothing(when, fault, source, tmp_path, mon
     native, seen = ramrs.api._native.call, []
 
     def stop(verb, request, callback):
-        if verb == "quantize" and ".layout" in request:
+        if verb == "quantize" and b".layout" in request:
             seen.extend(path.name for path in (tmp_path / "new").iterdir())
             raise fault
         return native(verb, request, callback)

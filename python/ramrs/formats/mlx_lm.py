@@ -1,8 +1,8 @@
-"""Checkpoints of model types that only mlx-lm knows: it lays the tensors out, and ramrs does everything else.
+"""Checkpoints of model types that only mlx-lm knows: mlx-lm lays the tensors out, and ramrs does everything else.
 
-mlx-lm loads the checkpoint as it would to run it, its conversions and all, but lazily. The parameters that come of it
-are written, as plain floats and a shard at a time, to ``<output>.layout``: an ordinary checkpoint with MLX's names,
-which is there only as long as it is being quantized. No code of a checkpoint's own is ever run.
+mlx-lm loads the checkpoint lazily, with the conversions that it would run it with. The resulting parameters are written
+to ``<output>.layout`` as plain floats, a shard at a time: an ordinary checkpoint with MLX's names, which exists only
+while it is being quantized. Code that comes with a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ramrs import api
-from ramrs.documents import Inspection, Progress
+from ramrs._core import Callback, call
 from ramrs.errors import CheckpointError, ConfigError, from_native
+from ramrs.formats import Layout
+from ramrs.types import Inspection, Progress
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["Layout", "laid_out"]
+__all__ = ["laid_out"]
 
 SHARD_GIGABYTES = 1
-"""Of a shard all is in memory at once."""
+"""A shard is in memory as a whole."""
 
 _ROUTERS = {"router", "gate", "classifier"}
-"""Parts of the paths of what chooses experts, if mlx-lm gives it more bits than the rest."""
+"""Path components of routers, which mlx-lm may give more bits than the rest."""
 
 _ENCODINGS = ("quantization", "quantization_config", "compression_config")
 """Keys under which configurations say how weights are stored."""
@@ -42,40 +42,24 @@ _ENCODINGS = ("quantization", "quantization_config", "compression_config")
 _LOG = logging.getLogger("ramrs")
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A checkpoint with the names and shapes of MLX."""
-
-    directory: Path
-    by: str
-    """Who laid it out."""
-    kept: list[str]
-    """Rules for the weights that mlx-lm has no quantized form of."""
-
-
 @contextlib.contextmanager
 def laid_out(
     model: Path,
     output: Path,
     unknown: CheckpointError,
-    *,
-    overwrite: bool,
-    dry_run: bool,
-    progress: Callable[[Progress], object] | None,
+    progress: Callback | None,
 ) -> Iterator[Layout]:
-    """Lay a model out beside the output, for as long as the context lasts.
+    """Lay a model out next to the output, while the context lasts.
 
     Args:
         model: Directory of the checkpoint.
         output: The output that it is for.
-        unknown: What ramrs says of the model type; what is raised if mlx-lm does not know it, either.
-        overwrite: Whether the output may be there already.
-        dry_run: Whether there will be no output.
+        unknown: The core's error about the model type. It is raised if mlx-lm does not know the model, either.
         progress: Called with stage ``layout``.
 
     Raises:
         CheckpointError: mlx-lm is not installed, or does not load the checkpoint.
-        ConfigError: The output, or the layout, is there already.
+        ConfigError: The layout is there already.
         OSError: The disk has no room for the layout.
     """
     if not model.is_dir():
@@ -91,8 +75,12 @@ def laid_out(
     if not output.name:
         raise ConfigError(f"the output {output} is no directory of its own", slug="bad-option", path=str(output))
     directory = output.with_name(f"{output.name}.layout")
-    _check_output(model, output, directory, overwrite=overwrite, dry_run=dry_run)
-    source = api.inspect(model)
+    if os.path.lexists(directory):
+        message = f"{directory} is there: another run is at work in it, or one was killed"
+        hint = "wait for the other run, remove what is there, or give another ⟨output⟩"
+        raise ConfigError(message, slug="output-busy", hint=hint, path=str(directory))
+    call("check_output", {"model": str(model), "output": str(directory)}, type(None))
+    source = _inspected(model, generic=False)
     loaded, config = _load(model, source, f"{unknown}, and mlx-lm {version} does not load it", unknown)
     _LOG.info("model_type `%s` is laid out by mlx-lm %s", source.model_type, version)
     quantizable = _quantizable(loaded)
@@ -105,7 +93,7 @@ def laid_out(
         _write(loaded, config, directory, progress)
         for file in source.other_files:
             _link(model / file, directory / file)
-        found = api.inspect(directory, generic=True)
+        found = _inspected(directory, generic=True)
         kept = [each.name for each in found.tensors if each.becomes == "quantizable" and each.name not in quantizable]
         yield Layout(directory, f"mlx-lm {version}", [f"^{re.escape(name)}$=kept" for name in kept])
     finally:
@@ -115,27 +103,8 @@ def laid_out(
                 parent.rmdir()
 
 
-def _check_output(model: Path, output: Path, directory: Path, *, overwrite: bool, dry_run: bool) -> None:
-    """Refuse what would be refused in the end, before the work."""
-    source, existing = model.resolve(), output
-    while not existing.exists():
-        existing = existing.parent
-    existing = existing.resolve()
-    if existing.is_relative_to(source) or (output.exists() and source.is_relative_to(existing)):
-        message = f"the output {output} is the source, or lies inside it"
-        raise ConfigError(message, slug="output-is-source", hint="give another ⟨output⟩", path=str(output))
-    if os.path.lexists(output) and not dry_run:
-        if not overwrite:
-            hint = "give another ⟨output⟩, or ⟨overwrite=true⟩ to replace it"
-            raise ConfigError(f"{output} exists already", slug="output-exists", hint=hint, path=str(output))
-        is_empty = output.is_dir() and not any(output.iterdir())
-        if not is_empty and not (output / "ramrs-manifest.json").is_file():
-            hint = "⟨overwrite=true⟩ replaces outputs of ramrs and empty directories: give another ⟨output⟩"
-            raise ConfigError(f"{output} is not an output of ramrs", slug="output-foreign", hint=hint, path=str(output))
-    if os.path.lexists(directory):
-        message = f"{directory} is there: another run is at work in it, or one was killed"
-        hint = "wait for the other run, remove what is there, or give another ⟨output⟩"
-        raise ConfigError(message, slug="output-busy", hint=hint, path=str(directory))
+def _inspected(model: Path, *, generic: bool) -> Inspection:
+    return call("inspect", {"model": str(model), "format": "mlx", "generic": generic}, Inspection)
 
 
 def _load(model: Path, source: Inspection, message: str, unknown: CheckpointError) -> tuple[Any, dict[str, Any]]:
@@ -249,7 +218,7 @@ def _write(
     model: Any,  # noqa: ANN401
     config: dict[str, Any],
     directory: Path,
-    progress: Callable[[Progress], object] | None,
+    progress: Callback | None,
 ) -> None:
     """Write a model's parameters and its configuration, and empty it."""
     import mlx.core as mx

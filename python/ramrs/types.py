@@ -1,18 +1,17 @@
 """What the verbs return: frozen dataclasses that mirror the JSON documents, field by field.
 
-Each has ``to_dict()``, and the ones that are files of their own have ``read(path)`` and ``write(path)``. The fields and
-their units are described in ``docs/formats.md``.
+Each has ``to_dict()`` and ``from_dict()``. Documents that are files have ``read(path)`` and ``write(path)``, too.
+msgspec converts them and checks the types. ``docs/formats.md`` describes the fields and their units.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
+
+import msgspec
 
 from ramrs.errors import ConfigError
 
@@ -21,6 +20,7 @@ __all__ = [
     "AnalyzedTensor",
     "Curve",
     "CurvePoint",
+    "Evaluation",
     "FileDigest",
     "InspectedTensor",
     "Inspection",
@@ -51,70 +51,47 @@ __all__ = [
 ]
 
 Scheme = str
-"""``kept``, or bits and group size: ``4g64``."""
+"""How a tensor is stored: ``kept``, or a scheme of the output format, such as ``4g64``."""
+
+Origin = Literal["propagated", "flat", "probe", "file", "unweighted"]
+"""Where a matrix's sensitivity is from."""
 
 
 class _Document:
-    """Conversion between a dataclass and the JSON it mirrors."""
+    """A dataclass with a JSON form, to and from which msgspec converts it."""
+
+    __slots__ = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Make one from its JSON form."""
-        return typing.cast(Self, _build(cls, data))
+        """Make one from its JSON form.
+
+        Raises:
+            ConfigError: It is not one of this version.
+        """
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as fault:
+            raise ConfigError(f"not a {_name(cls)} of this version of ramrs: {fault}", slug="bad-document") from fault
 
     def to_dict(self) -> dict[str, Any]:
         """Return its JSON form."""
-        return typing.cast("dict[str, Any]", _plain(self))
-
-
-def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401
-    """Make a value of type ``kind`` from JSON data."""
-    if value is None or kind is Any:
-        return value
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        return _build(next(arm for arm in typing.get_args(kind) if arm is not type(None)), value)
-    if origin is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(_build(item, element) for element in value)
-    if dataclasses.is_dataclass(kind):
-        make = typing.cast("type[Any]", kind)
-        if isinstance(value, list):
-            return make(*value)
-        hints = _hints(make)
-        return make(**{name: _build(hints[name], element) for name, element in value.items()})
-    return value
-
-
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = typing.get_type_hints(kind)
-    return _HINTS[kind]
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, CurvePoint | StackedMatrix):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(element) for element in value]
-    return value
+        form: dict[str, Any] = msgspec.to_builtins(self)
+        return form
 
 
 class _File(_Document):
     """A document that is a file of its own."""
 
+    __slots__ = ()
+
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read one from a file."""
+        """Read one from a file. Fields that this version does not know are ignored."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (TypeError, KeyError, ValueError) as fault:
-            message = f"{path}: not a {cls.__name__.lower()} of this version of ramrs: {fault}"
+            return msgspec.json.decode(Path(path).read_bytes(), type=cls)
+        except msgspec.DecodeError as fault:
+            message = f"{path}: not a {_name(cls)} of this version of ramrs: {fault}"
             raise ConfigError(message, slug="bad-document", path=str(path)) from fault
 
     def write(self, path: str | Path) -> None:
@@ -122,9 +99,13 @@ class _File(_Document):
         Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _name(kind: type) -> str:
+    return kind.__name__.lower()
+
+
 @dataclass(frozen=True, slots=True)
 class Tool(_Document):
-    """Who made a document."""
+    """The program that made a document."""
 
     name: str
     version: str
@@ -152,7 +133,7 @@ class Probed(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Settings(_Document):
-    """What decides the curves, beside the checkpoint."""
+    """The settings of an analysis: with the checkpoint, they decide its curves."""
 
     format: str
     generic: bool
@@ -227,17 +208,19 @@ class Inspection(_Document):
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StackedMatrix(_Document):
-    """What a matrix of a stack amounts to: the loss of dropping it whole, and its sum of squares."""
+class StackedMatrix(NamedTuple):
+    """A matrix of a stack, ``[signal, energy]`` in JSON: the loss of dropping it whole, and its sum of squares."""
 
     signal: float
     energy: float
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePoint(_Document):
-    """What one scheme costs a matrix: loss in the objective's unit, signal over noise at its output in decibels."""
+class CurvePoint(NamedTuple):
+    """One scheme of a matrix, ``[scheme, loss, sqnr_db, standard_error]`` in JSON.
+
+    ``loss`` is in the objective's unit. ``sqnr_db`` is the ratio of signal to noise at the matrix's output, in
+    decibels. ``standard_error`` is that of the loss, relative to it.
+    """
 
     scheme: Scheme
     loss: float
@@ -247,10 +230,10 @@ class CurvePoint(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Curve(_Document):
-    """What the schemes of a matrix cost."""
+    """The rate–distortion curve of a matrix: the loss of each scheme."""
 
     family: str
-    origin: Literal["propagated", "flat", "probe", "file", "unweighted"]
+    origin: Origin
     signal: float
     energy: float
     matrices: tuple[StackedMatrix, ...]
@@ -259,7 +242,7 @@ class Curve(_Document):
 
 @dataclass(frozen=True, slots=True)
 class AnalyzedTensor(_Document):
-    """A tensor that is written, and the tensors of the source that it is made of, if not the one of its name."""
+    """A tensor of the output. ``sources`` names the tensors it is made of, unless that is the one of its name."""
 
     name: str
     dtype: str
@@ -277,7 +260,7 @@ class AnalyzedTensor(_Document):
 class Analysis(_File):
     """The rate–distortion curve of every matrix, good for any budget and policy."""
 
-    ramrs_analysis: int
+    ramrs_analysis: Literal[2]
     tool: Tool
     source: SourceId
     settings: Settings
@@ -287,7 +270,7 @@ class Analysis(_File):
 
 @dataclass(frozen=True, slots=True)
 class Uniform(_Document):
-    """The best that one scheme for all matrices would do within the budget."""
+    """The best plan within the budget that gives all matrices one scheme."""
 
     scheme: Scheme
     loss: float
@@ -296,7 +279,7 @@ class Uniform(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Totals(_Document):
-    """What a plan amounts to."""
+    """The totals of a plan."""
 
     tensor_bytes: int
     file_bytes: int
@@ -310,7 +293,7 @@ class Totals(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Size(_Document):
-    """A size that could be had, and its loss."""
+    """A point of the trade-off: the size of another plan, and its loss."""
 
     effective_bpw: float
     tensor_bytes: int
@@ -333,9 +316,9 @@ class PlannedTensor(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Plan(_File):
-    """Which scheme every tensor gets, and what that amounts to."""
+    """The scheme of every tensor, and the totals."""
 
-    ramrs_plan: int
+    ramrs_plan: Literal[1]
     tool: Tool
     source: SourceId
     settings: Settings
@@ -378,11 +361,11 @@ class LeftOut(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Quantized(_Document):
-    """How a tensor was quantized, or what of it went into one of several, and the error of exactly what was written."""
+    """How a tensor, or a part of it, was quantized, and the error of the bytes that were written."""
 
     into: str
     scheme: Scheme
-    origin: str
+    origin: Origin
     loss: float
     sqnr_db: float
     squared_error: float
@@ -391,7 +374,7 @@ class Quantized(_Document):
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine(_Document):
-    """What became of a tensor of the source."""
+    """The fate of a tensor of the source."""
 
     tensor: str
     dtype: str
@@ -408,9 +391,9 @@ class LedgerLine(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Manifest(_File):
-    """What was done to which bytes."""
+    """What was done to which bytes: digests of the source and the output, and the ledger between them."""
 
-    ramrs_manifest: int
+    ramrs_manifest: Literal[2]
     tool: Tool
     source: SourceId
     source_files: tuple[FileDigest, ...]
@@ -437,7 +420,7 @@ class QuantizeReport(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Problem(_Document):
-    """Something that is not as the manifest says."""
+    """A difference from the manifest."""
 
     file: str
     tensor: str | None
@@ -474,11 +457,11 @@ class ProbeReport(_Document):
     model_type: str
     probe: Probed
     tokens: int
-    """Tokens that went through the model: more than were asked for, where experts needed more."""
+    """Tokens that ran through the model: more than asked for where experts needed more."""
     matrices: int
     """Matrices that were measured."""
     multiply_adds: int
-    """Multiplications with additions that it took."""
+    """Multiply–add operations."""
     loads: dict[str, list[int]]
     """Tokens of each expert, by layer."""
     written: Written | None
@@ -486,8 +469,32 @@ class ProbeReport(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation(_Document):
+    """How far a model is from its reference on a text.
+
+    KL divergences are in nats per token, of the model from the reference. Perplexities are over windows: ``mean`` is
+    the exponential of the mean negative log-likelihood of all tokens, ``median`` that of the median window.
+    """
+
+    kl_mean: float
+    kl_median: float
+    kl_p99: float
+    perplexity_mean: float
+    perplexity_median: float
+    reference_perplexity_mean: float
+    reference_perplexity_median: float
+    top1_agreement: float
+    windows: int
+    window: int
+    tokens: int
+    bos: int | None
+    bos_note: str
+    computed: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """A moment of a job, as a ``progress=`` callback gets it."""
+    """The state of a job, as a ``progress=`` callback gets it."""
 
     stage: str
     """``layout``, ``open``, ``write``, ``probe``, ``gradients``, ``measure``, ``curves``, ``plan``, ``encode``,

@@ -11,67 +11,32 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramrs.documents import Progress, _Document
+from ramrs._core import Callback
 from ramrs.errors import CheckpointError, ConfigError
+from ramrs.options import EvalOptions
+from ramrs.types import Evaluation, Progress
 
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["evaluate"]
 
 _POSITIONS = 64
 """Positions whose distributions are compared at a time: a vocabulary is large."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation(_Document):
-    """How far a model is from its reference on a text.
-
-    KL divergences are in nats per token, of the model from the reference. Perplexities are over windows: ``mean`` is
-    the exponential of the mean negative log-likelihood of all tokens, ``median`` that of the median window.
-    """
-
-    kl_mean: float
-    kl_median: float
-    kl_p99: float
-    perplexity_mean: float
-    perplexity_median: float
-    reference_perplexity_mean: float
-    reference_perplexity_median: float
-    top1_agreement: float
-    windows: int
-    window: int
-    tokens: int
-    bos: int | None
-    bos_note: str
-    computed: str
-
-
-def evaluate(
-    output: Path,
-    *,
-    reference: Path,
-    text: Path | None,
-    tokens: Path | None,
-    window: int,
-    max_tokens: int | None,
-    bos: int | Literal["auto", "none"],
-    runtime: bool,
-    progress: Callable[[Progress], object] | None,
-) -> Evaluation:
-    """Evaluate ``output`` against ``reference``: see :func:`ramrs.eval`."""
+def evaluate(output: Path, reference: Path, options: EvalOptions, progress: Callback | None) -> Evaluation:
+    """Evaluate ``output`` against ``reference`` with resolved options: see :func:`ramrs.eval`."""
+    window, runtime = options["window"], options["runtime"]
+    text, tokens = (None if path is None else Path(path) for path in (options["text"], options["tokens"]))
     ids = _token_ids(reference, text, tokens)
     for model in (reference, output):
         _in_vocabulary(ids, model)
-    first, note = _bos(reference, bos)
-    windows = _windows(ids, window, max_tokens, first)
+    first, note = _bos(reference, options["bos"])
+    windows = _windows(ids, window, options["max_tokens"], first)
     with _runtime(runtime) as load:
         models = [load(reference), load(output)]
         found = _Sums()
@@ -97,7 +62,7 @@ def _token_ids(reference: Path, text: Path | None, tokens: Path | None) -> NDArr
     elif text is not None and tokens is None:
         ids = _encoded(reference, text)
     else:
-        raise ConfigError("--text or --tokens: give the one or the other", slug="bad-option")
+        raise ConfigError("⟨text⟩ or ⟨tokens⟩: give the one or the other", slug="bad-option")
     return ids
 
 
@@ -112,10 +77,10 @@ def _saved_ids(path: Path) -> NDArray[np.int64]:
     try:
         ids = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as fault:
-        message = f"--tokens `{path}`: not an .npy file: {fault}"
+        message = f"⟨tokens⟩ `{path}`: not an .npy file: {fault}"
         raise ConfigError(message, slug="bad-option", path=str(path)) from fault
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-        message = f"--tokens `{path}`: not a list of token ids, which is an array of integers of one dimension"
+        message = f"⟨tokens⟩ `{path}`: not a list of token ids, which is an array of integers of one dimension"
         raise ConfigError(message, slug="bad-option", path=str(path))
     return np.asarray(ids, dtype=np.int64)
 
@@ -124,12 +89,12 @@ def _encoded(reference: Path, text: Path) -> NDArray[np.int64]:
     try:
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as fault:
-        message = f"--text `{text}`: not UTF-8: {fault.reason} at byte {fault.start}"
+        message = f"⟨text⟩ `{text}`: not UTF-8: {fault.reason} at byte {fault.start}"
         raise ConfigError(message, slug="bad-option", path=str(text)) from fault
     tokenizer = _tokenizer(reference)
     if tokenizer is None:
         message = f"{reference}: no tokenizer.json"
-        hint = "give token ids with --tokens FILE.npy"
+        hint = "give token ids with ⟨tokens=FILE.npy⟩"
         raise CheckpointError(message, slug="no-tokenizer", hint=hint, path=str(reference / "tokenizer.json"))
     return np.asarray(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
 
@@ -178,14 +143,14 @@ def _json(path: Path) -> dict[str, Any]:
 def _windows(ids: NDArray[np.int64], window: int, max_tokens: int | None, first: int | None) -> NDArray[np.int64]:
     """Cut the ids into windows that begin with ``first``; a last one that is not full is left out."""
     if window < 2:
-        raise ConfigError(f"--window `{window}`: a window takes two tokens at least", slug="bad-option")
+        raise ConfigError(f"⟨window⟩ `{window}`: at least two tokens are needed", slug="bad-option")
     if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"--max-tokens `{max_tokens}`: is less than one", slug="bad-option")
+        raise ConfigError(f"⟨max_tokens⟩ `{max_tokens}`: is less than one", slug="bad-option")
     ids = ids[:max_tokens]
     body = window - (first is not None)
     count = len(ids) // body
     if count == 0:
-        message = f"--window `{window}`: the text has {len(ids)} tokens only"
+        message = f"⟨window⟩ `{window}`: the text has {len(ids)} tokens only"
         raise ConfigError(message, slug="bad-option")
     rows = ids[: count * body].reshape(count, body)
     return rows if first is None else np.insert(rows, 0, first, axis=1)
@@ -282,16 +247,12 @@ def _runtime(own_kernels: bool) -> Iterator[Callable[[Path], Any]]:
     if own_kernels:
         yield load
         return
-    from ramrs import _numpy_runtime
+    from ramrs.evaluation import numpy_backend
 
     before = mx.default_device()
     mx.set_default_device(mx.cpu)
     try:
-        with _numpy_runtime.attention():
-            yield lambda path: _numpy_runtime.decoded(load(path))
+        with numpy_backend.attention():
+            yield lambda path: numpy_backend.decoded(load(path))
     finally:
         mx.set_default_device(before)
-
-
-if TYPE_CHECKING:
-    _ = mx

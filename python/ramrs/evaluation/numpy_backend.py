@@ -1,4 +1,4 @@
-"""An MLX model whose matrix products are NumPy's, in float32 on decoded weights.
+"""An MLX model whose matrix products run in NumPy, in float32 on decoded weights.
 
 For evaluation on a CPU. The layers that hold matrices are replaced by ones that hold the decoded matrix; attention is
 replaced while a context lasts. Both are compared with the originals by a test.
