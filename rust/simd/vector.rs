@@ -19,7 +19,8 @@
 //! | [`Quantize`] | rounding to codes |
 //! | [`Pack`] | codes to a bit stream |
 //!
-//! A new instruction set implements the methods without a body (17 in all, most of them one intrinsic) and gets the rest.
+//! A new instruction set implements the methods that have no body: 16 here, most of them one intrinsic, one of `Quantize`, and
+//! `Divide`, for which there is a macro. It may override any other method.
 
 use super::convert::Convert;
 use super::divide::Divide;
