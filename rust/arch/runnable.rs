@@ -7,14 +7,12 @@
 use std::collections::BTreeSet;
 
 use super::conventions::{Conventions, Routing};
+use super::families::Family;
 use super::rope::Rope;
 use super::{FoundAttention, FoundExperts, FoundLayer, FoundMlp, Linear, Model, Norm, ParameterVector};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Float;
 use crate::name::{Name, Role};
-
-/// Endings of names of buffers that older releases store and no forward pass reads.
-const BUFFERS: [&str; 4] = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.masked_bias"];
 
 /// Number of attention heads, and channels of one head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,16 +259,14 @@ impl<'a> Model<'a> {
     /// A sentence that says what is missing, or which tensor has no place.
     pub fn runnable(&self, checkpoint: &Checkpoint) -> Result<Runnable<'a>, String> {
         let Self { embedding, positions, head, heads, conventions, .. } = self;
-        if conventions.family.is_none() {
-            return Err("its forward pass is not one of those that are known".to_owned());
-        }
+        let family = conventions.family.ok_or("its forward pass is not one of those that are known")?;
         let epsilon = conventions.epsilon.ok_or("config.json has no epsilon for its norms")?;
         let counted = checkpoint.config_size("num_hidden_layers").or(checkpoint.config_size("n_layer"));
         if counted != Some(self.layers.len() as u64) {
             return Err(format!("{} layers were found, and config.json counts {counted:?}", self.layers.len()));
         }
         let width = self.width();
-        let mut check = Check { model: self, used: BTreeSet::new() };
+        let mut check = Check { model: self, family, used: BTreeSet::new() };
         check.linear(embedding, width, self.vocabulary())?;
         if let Some(positions) = positions {
             check.linear(positions, width, positions.outputs())?;
@@ -297,6 +293,7 @@ impl<'a> Model<'a> {
 /// A check that is under way: the model, and the names of the tensors that have a place in it.
 struct Check<'m, 'a> {
     model: &'m Model<'a>,
+    family: &'static Family,
     used: BTreeSet<&'a str>,
 }
 
@@ -306,9 +303,7 @@ impl<'a> Check<'_, 'a> {
         let name = Name::parse(&tensor.name);
         let ignored = matches!(name.role, Role::Tower | Role::MultiToken)
             || name.layer.is_some_and(|layer| layer >= self.model.layers.len())
-            || BUFFERS.iter().any(|end| tensor.name.ends_with(end))
-            // The causal mask of GPT-NeoX is called like a bias.
-            || (tensor.name.ends_with(".attention.bias") && Float::of(tensor.dtype).is_none())
+            || self.family.is_buffer(&tensor.name)
             || (name.role == Role::Head && self.model.head.is_none());
         ignored || self.used.contains(tensor.name.as_str())
     }

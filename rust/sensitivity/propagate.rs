@@ -262,13 +262,13 @@ impl<'a> Propagation<'_, 'a, '_> {
     fn behind(&self, norm: Option<Norm<'a>>, stream: &SecondMoments) -> Result<SecondMoments> {
         let mean = stream.iter().sum::<f64>() / stream.len() as f64;
         let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
-        let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
+        let Some(Norm { weight, bias, minus_one }) = norm else { return Ok(normed.collect()) };
         let Some(gain) = self.vector(ParameterVector { tensor: weight, at: 0 }, stream.len())? else {
             return Ok(normed.collect());
         };
         let shift =
             bias.map(|tensor| self.vector(ParameterVector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
-        let one = if self.model.conventions.norm_adds_one { 1.0 } else { 0.0 };
+        let one = if minus_one { 1.0 } else { 0.0 };
         let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
         Ok(match shift {
             None => scaled.collect(),

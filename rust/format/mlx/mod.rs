@@ -10,7 +10,6 @@
 
 mod arrange;
 mod config;
-mod models;
 
 use super::{Arrangement, Format, Module, Rows};
 use crate::band::append;
