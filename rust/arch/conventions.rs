@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::Activation;
-use super::families::{Family, Quirk, family};
+use super::families::{ModelFamily, Quirk, family};
 use super::rope::RopeConfig;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Float;
@@ -13,9 +13,9 @@ use crate::name::{Name, Role};
 /// How a norm centres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
-    /// `RMSNorm`: it divides by the root mean square.
+    /// RMSNorm: it divides by the root mean square.
     Rms,
-    /// `LayerNorm`: it subtracts the mean first.
+    /// LayerNorm: it subtracts the mean first.
     Layer,
 }
 
@@ -36,10 +36,9 @@ pub struct Routing {
 
 /// How the parts of a model are combined.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is independent of the others")]
 pub struct Conventions {
     /// The family, if its forward pass is known.
-    pub family: Option<&'static Family>,
+    pub family: Option<&'static ModelFamily>,
     /// How its norms centre.
     pub norm: NormKind,
     /// Added to a variance before its root is taken.
@@ -109,7 +108,7 @@ impl Conventions {
             rope: RopeConfig::of(checkpoint, has(Quirk::AdjacentPairs)),
             activation: activation(config, has(Quirk::TanhGelu), has(Quirk::GeluByDefault))?,
             clamped_gate: has(Quirk::ClampedGate).then(|| config.number(&["swiglu_limit"]).unwrap_or(7.0) as f32),
-            interleaved: family.is_some_and(Family::interleaves),
+            interleaved: family.is_some_and(ModelFamily::interleaves),
             parallel: has(Quirk::Parallel) || config.flag("use_parallel_residual").unwrap_or(false),
             fused_by_head: has(Quirk::FusedByHead),
             routing: routing(config, has(Quirk::SigmoidRouting), has(Quirk::NormalisedShares)),

@@ -21,7 +21,7 @@ pub enum Quirk {
     GeluByDefault,
     /// Attention and MLP both read the layer's input.
     Parallel,
-    /// `RoPE` pairs are adjacent channels, not half a head apart.
+    /// RoPE pairs are adjacent channels, not half a head apart.
     AdjacentPairs,
     /// Queries, keys and values are fused head by head.
     FusedByHead,
@@ -74,7 +74,7 @@ pub enum Outputs {
 
 /// How tensors are stored whose names match a pattern.
 #[derive(Debug)]
-pub struct Rule {
+pub struct StorageRule {
     stored: &'static str,
     becomes: Becomes,
 }
@@ -98,7 +98,7 @@ pub struct MlxColumn {
     /// What it calls `experts`, the module of stacked experts.
     pub experts: &'static str,
     /// Rules for tensors that it uses in another form than the release.
-    pub rules: &'static [&'static [Rule]],
+    pub rules: &'static [&'static [StorageRule]],
     /// Whether it adds one to gains that are stored minus one.
     pub adds_one: bool,
     /// Matrices that it holds outside of any module, and so cannot read quantized.
@@ -107,38 +107,40 @@ pub struct MlxColumn {
 
 /// Models with common code.
 #[derive(Debug)]
-pub struct Family {
+pub struct ModelFamily {
     /// Their `model_type`s.
     types: &'static [&'static str],
     /// What their forward pass does and their configuration does not say; `None` if their forward pass is not known.
     pub quirks: Option<&'static [Quirk]>,
     /// How their releases store tensors.
-    storage: &'static [&'static [Rule]],
+    storage: &'static [&'static [StorageRule]],
     /// What `mlx-lm` expects.
     pub mlx: MlxColumn,
 }
 
 /// The family of `model_type`.
 #[must_use]
-pub fn family(model_type: &str) -> Option<&'static Family> {
+pub fn family(model_type: &str) -> Option<&'static ModelFamily> {
     FAMILIES.iter().find(|family| family.types.contains(&model_type))
 }
 
-impl Rule {
-    fn find<'n>(mut rules: impl Iterator<Item = &'static Self>, name: &'n str) -> Option<(Becomes, PatternMatch<'n>)> {
+impl StorageRule {
+    fn find(mut rules: impl Iterator<Item = &'static Self>, name: &str) -> Option<(Becomes, PatternMatch<'_>)> {
         rules.find_map(|rule| Some((rule.becomes, matches(rule.stored, name)?)))
     }
 }
 
-impl Family {
+impl ModelFamily {
     /// What the tensor `name` of a release becomes, if it is not used as it is stored.
+    #[must_use]
     pub fn stored<'n>(&self, name: &'n str) -> Option<(Becomes, PatternMatch<'n>)> {
-        Rule::find(self.storage.iter().copied().chain([BUFFERS]).flatten(), name)
+        StorageRule::find(self.storage.iter().copied().chain([BUFFERS]).flatten(), name)
     }
 
     /// What the tensor `name` of a release becomes for `mlx-lm` only.
+    #[must_use]
     pub fn stored_for_mlx<'n>(&self, name: &'n str) -> Option<(Becomes, PatternMatch<'n>)> {
-        Rule::find(self.mlx.rules.iter().copied().flatten(), name)
+        StorageRule::find(self.mlx.rules.iter().copied().flatten(), name)
     }
 
     /// Whether the parts of the tensor `name` are matrices for which `is` holds.
@@ -200,12 +202,12 @@ pub fn llama_cpp_name(role: Role) -> Option<&'static str> {
     LLAMA_CPP.iter().find(|(known, _)| *known == role).map(|(_, name)| *name)
 }
 
-const fn used(stored: &'static str, parts: &'static [(&'static str, Transform)]) -> Rule {
-    Rule { stored, becomes: Becomes::Used(parts) }
+const fn used(stored: &'static str, parts: &'static [(&'static str, Transform)]) -> StorageRule {
+    StorageRule { stored, becomes: Becomes::Used(parts) }
 }
 
-const fn buffer(stored: &'static str) -> Rule {
-    Rule { stored, becomes: Becomes::Buffer }
+const fn buffer(stored: &'static str) -> StorageRule {
+    StorageRule { stored, becomes: Becomes::Buffer }
 }
 
 const fn matrices(input_major: bool, outputs: Outputs) -> Transform {
@@ -216,20 +218,20 @@ const OUTPUT_MAJOR: Transform = matrices(false, Outputs::All);
 const INPUT_MAJOR: Transform = matrices(true, Outputs::All);
 
 /// What older releases of any family store.
-const BUFFERS: &[Rule] = &[buffer("*rotary_emb.inv_freq")];
+const BUFFERS: &[StorageRule] = &[buffer("*rotary_emb.inv_freq")];
 
 /// Norms that are stored minus one, all of a model.
-const NORMS_MINUS_ONE: &[Rule] = &[used("*norm.weight", &[("*norm.weight", Transform::PlusOne)])];
+const NORMS_MINUS_ONE: &[StorageRule] = &[used("*norm.weight", &[("*norm.weight", Transform::PlusOne)])];
 
 /// Experts with a tensor for each matrix.
-const EXPERTS: &[Rule] = &[
+const EXPERTS: &[StorageRule] = &[
     used("*.mlp.experts.#.gate_proj.weight", &[("*.mlp.experts.gate_proj.weight", Transform::Expert)]),
     used("*.mlp.experts.#.up_proj.weight", &[("*.mlp.experts.up_proj.weight", Transform::Expert)]),
     used("*.mlp.experts.#.down_proj.weight", &[("*.mlp.experts.down_proj.weight", Transform::Expert)]),
 ];
 
 /// The same under Mixtral's names.
-const NUMBERED_EXPERTS: &[Rule] = &[
+const NUMBERED_EXPERTS: &[StorageRule] = &[
     used(
         "*.block_sparse_moe.experts.#.w1.weight",
         &[("*.block_sparse_moe.experts.gate_proj.weight", Transform::Expert)],
@@ -242,7 +244,7 @@ const NUMBERED_EXPERTS: &[Rule] = &[
 ];
 
 /// Stacked experts, the outputs of gate and up one after the other.
-const FUSED_EXPERTS: &[Rule] = &[
+const FUSED_EXPERTS: &[StorageRule] = &[
     used(
         "*.mlp.experts.gate_up_proj",
         &[
@@ -254,7 +256,7 @@ const FUSED_EXPERTS: &[Rule] = &[
 ];
 
 /// Norms of Qwen 3 Next that are stored minus one. Those of its linear attention are not.
-const QWEN_NEXT_NORMS: &[Rule] = &[
+const QWEN_NEXT_NORMS: &[StorageRule] = &[
     used("*.input_layernorm.weight", &[("*.input_layernorm.weight", Transform::PlusOne)]),
     used("*.post_attention_layernorm.weight", &[("*.post_attention_layernorm.weight", Transform::PlusOne)]),
     used("*.q_norm.weight", &[("*.q_norm.weight", Transform::PlusOne)]),
@@ -264,7 +266,7 @@ const QWEN_NEXT_NORMS: &[Rule] = &[
 ];
 
 /// Experts of gpt-oss, as released (MXFP4) and as unpacked.
-const GPT_OSS: &[Rule] = &[
+const GPT_OSS: &[StorageRule] = &[
     used(
         "*.mlp.experts.gate_up_proj_blocks",
         &[
@@ -292,7 +294,7 @@ const GPT_OSS: &[Rule] = &[
 ];
 
 /// Experts of Llama 4.
-const LLAMA4: &[Rule] = &[
+const LLAMA4: &[StorageRule] = &[
     used(
         "*.feed_forward.experts.gate_up_proj",
         &[
@@ -303,26 +305,27 @@ const LLAMA4: &[Rule] = &[
     used("*.feed_forward.experts.down_proj", &[("*.feed_forward.experts.down_proj.weight", INPUT_MAJOR)]),
 ];
 
-const GPT2: &[Rule] = &[
+const GPT2: &[StorageRule] = &[
     used("*.attn.c_attn.weight", &[("*.attn.c_attn.weight", INPUT_MAJOR)]),
     used("*.attn.c_proj.weight", &[("*.attn.c_proj.weight", INPUT_MAJOR)]),
     used("*.mlp.c_fc.weight", &[("*.mlp.c_fc.weight", INPUT_MAJOR)]),
     used("*.mlp.c_proj.weight", &[("*.mlp.c_proj.weight", INPUT_MAJOR)]),
     buffer("*.attn.bias"),
     buffer("*.attn.masked_bias"),
-    Rule { stored: "*lm_head.weight", becomes: Becomes::TiedHead },
+    StorageRule { stored: "*lm_head.weight", becomes: Becomes::TiedHead },
 ];
 
 /// The causal mask of GPT-NeoX is called like a bias.
-const GPT_NEOX: &[Rule] = &[buffer("*.attention.bias"), buffer("*.attention.masked_bias")];
+const GPT_NEOX: &[StorageRule] = &[buffer("*.attention.bias"), buffer("*.attention.masked_bias")];
 
 /// Convolutions, which `mlx-lm` stores with the channels last.
-const MLX_LINEAR_ATTENTION: &[Rule] =
+const MLX_LINEAR_ATTENTION: &[StorageRule] =
     &[used("*.linear_attn.conv1d.weight", &[("*.linear_attn.conv1d.weight", Transform::SwappedAxes)])];
-const MLX_MAMBA2: &[Rule] = &[used("*.mixer.conv1d.weight", &[("*.mixer.conv1d.weight", Transform::SwappedAxes)])];
+const MLX_MAMBA2: &[StorageRule] =
+    &[used("*.mixer.conv1d.weight", &[("*.mixer.conv1d.weight", Transform::SwappedAxes)])];
 
 /// Keys and values of multi-head latent attention, which `mlx-lm` multiplies with queries and outputs.
-const MLX_LATENT: &[Rule] = &[used(
+const MLX_LATENT: &[StorageRule] = &[used(
     "*.self_attn.kv_b_proj.weight",
     &[
         ("*.self_attn.embed_q.weight", Transform::LatentKeys),
@@ -347,20 +350,20 @@ const MLX: MlxColumn = MlxColumn { prefixes: &[], experts: "experts", rules: &[]
 const MLX_SWITCH: MlxColumn = MlxColumn { experts: "switch_mlp", ..MLX };
 
 /// A family whose tensors are stored as they are used.
-const fn like_llama(model_type: &'static [&'static str], quirks: &'static [Quirk]) -> Family {
-    Family { types: model_type, quirks: Some(quirks), storage: &[], mlx: MLX }
+const fn like_llama(model_type: &'static [&'static str], quirks: &'static [Quirk]) -> ModelFamily {
+    ModelFamily { types: model_type, quirks: Some(quirks), storage: &[], mlx: MLX }
 }
 
 /// The families. A test makes, quantizes and loads a model of each type.
-const FAMILIES: &[Family] = {
+const FAMILIES: &[ModelFamily] = {
     use Quirk::{
         AdjacentPairs, AlternateWindows, ClampedGate, FusedByHead, GeluByDefault, NormalisedShares, Parallel,
         RoundedScale, ScaledEmbedding, SigmoidRouting, TanhGelu,
     };
     /// Gemma's norms add one to their gains, here and in `mlx-lm`.
-    const fn gemma(model_type: &'static [&'static str], quirks: &'static [Quirk]) -> Family {
+    const fn gemma(model_type: &'static [&'static str], quirks: &'static [Quirk]) -> ModelFamily {
         let mlx = MlxColumn { adds_one: true, ..MLX };
-        Family { storage: &[NORMS_MINUS_ONE], mlx, ..like_llama(model_type, quirks) }
+        ModelFamily { storage: &[NORMS_MINUS_ONE], mlx, ..like_llama(model_type, quirks) }
     }
     &[
         like_llama(&["llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "granite", "stablelm"], &[]),
@@ -371,59 +374,64 @@ const FAMILIES: &[Family] = {
         gemma(&["gemma"], &[ScaledEmbedding, TanhGelu]),
         gemma(&["gemma2"], &[ScaledEmbedding, TanhGelu, AlternateWindows]),
         gemma(&["gemma3_text"], &[ScaledEmbedding, RoundedScale, TanhGelu]),
-        Family {
+        ModelFamily {
             types: &["mixtral"],
             quirks: Some(&[NormalisedShares]),
             storage: &[NUMBERED_EXPERTS],
             mlx: MLX_SWITCH,
         },
-        Family { types: &["minimax_m2"], quirks: None, storage: &[NUMBERED_EXPERTS], mlx: MLX_SWITCH },
-        Family {
+        ModelFamily { types: &["minimax_m2"], quirks: None, storage: &[NUMBERED_EXPERTS], mlx: MLX_SWITCH },
+        ModelFamily {
             types: &["qwen2_moe", "qwen3_moe", "olmoe"],
             quirks: Some(&[]),
             storage: &[EXPERTS, FUSED_EXPERTS],
             mlx: MLX_SWITCH,
         },
-        Family {
+        ModelFamily {
             types: &["glm4_moe"],
             quirks: Some(&[SigmoidRouting]),
             storage: &[EXPERTS, FUSED_EXPERTS],
             mlx: MlxColumn { raw: RAW_ROUTER, ..MLX_SWITCH },
         },
-        Family {
+        ModelFamily {
             types: &["deepseek_v2"],
             quirks: None,
             storage: &[EXPERTS, FUSED_EXPERTS],
             mlx: MlxColumn { raw: RAW_ROUTER, ..MLX_SWITCH },
         },
-        Family {
+        ModelFamily {
             types: &["deepseek_v3", "kimi_k2", "kimi_k25"],
             quirks: None,
             storage: &[EXPERTS, FUSED_EXPERTS],
             mlx: MlxColumn { raw: RAW_ROUTER, rules: &[MLX_LATENT], ..MLX_SWITCH },
         },
-        Family {
+        ModelFamily {
             types: &["qwen3_next"],
             quirks: None,
             storage: &[EXPERTS, FUSED_EXPERTS, QWEN_NEXT_NORMS],
             mlx: MlxColumn { rules: &[MLX_LINEAR_ATTENTION], ..MLX_SWITCH },
         },
-        Family {
+        ModelFamily {
             types: &["qwen3_5", "qwen3_5_moe"],
             quirks: None,
             storage: &[EXPERTS, FUSED_EXPERTS, QWEN_NEXT_NORMS],
             mlx: MlxColumn { prefixes: LANGUAGE_MODEL, rules: &[MLX_LINEAR_ATTENTION], ..MLX_SWITCH },
         },
-        Family { types: &["gpt_oss"], quirks: Some(&[ClampedGate, NormalisedShares]), storage: &[GPT_OSS], mlx: MLX },
-        Family { types: &["llama4"], quirks: None, storage: &[LLAMA4], mlx: MLX },
-        Family { types: &["mamba2"], quirks: None, storage: &[], mlx: MlxColumn { rules: &[MLX_MAMBA2], ..MLX } },
-        Family {
+        ModelFamily {
+            types: &["gpt_oss"],
+            quirks: Some(&[ClampedGate, NormalisedShares]),
+            storage: &[GPT_OSS],
+            mlx: MLX,
+        },
+        ModelFamily { types: &["llama4"], quirks: None, storage: &[LLAMA4], mlx: MLX },
+        ModelFamily { types: &["mamba2"], quirks: None, storage: &[], mlx: MlxColumn { rules: &[MLX_MAMBA2], ..MLX } },
+        ModelFamily {
             types: &["gpt2"],
             quirks: Some(&[GeluByDefault]),
             storage: &[GPT2],
             mlx: MlxColumn { prefixes: &[("model.", "model."), ("transformer.", "model."), ("", "model.")], ..MLX },
         },
-        Family {
+        ModelFamily {
             types: &["gpt_neox"],
             quirks: Some(&[FusedByHead, GeluByDefault]),
             storage: &[GPT_NEOX],

@@ -196,7 +196,7 @@ impl<'a> Resolver<'a, '_> {
         })
     }
 
-    /// FoundExperts that are stacked in tensors of three dimensions.
+    /// Experts that are stored as stacks, in tensors of three dimensions.
     fn stacked(self, group: &Group<'a>) -> Vec<FoundMlp<'a>> {
         let of = |role: Role| {
             let fits = |(name, _): &&(Name, &Tensor)| name.role == role && is_expert(name);

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::conventions::{Conventions, Routing};
-use super::families::Family;
+use super::families::ModelFamily;
 use super::rope::Rope;
 use super::{FoundAttention, FoundExperts, FoundLayer, FoundMlp, Linear, Model, Norm, ParameterVector};
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -293,7 +293,7 @@ impl<'a> Model<'a> {
 /// A check that is under way: the model, and the names of the tensors that have a place in it.
 struct Check<'m, 'a> {
     model: &'m Model<'a>,
-    family: &'static Family,
+    family: &'static ModelFamily,
     used: BTreeSet<&'a str>,
 }
 

@@ -10,7 +10,7 @@ use super::analyze::curves;
 use super::encode::{self, Done, Outcome, Output, Task, Way};
 use super::ledger::{Written, digests};
 use super::plan::{PlanRequest, from_analysis, modules};
-use super::sensitivity::{AUTO, Sensitivity, asked_again, measure};
+use super::sensitivity::{AUTO, Sensitivity, measure, same_sensitivity_request};
 use super::source::Source;
 use super::{Engine, card};
 use crate::checkpoint::View;
@@ -111,7 +111,8 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     };
     if let Some((settings, path)) = saved.filter(|_| analysis_request.sensitivity == Path::new(AUTO)) {
         let reason = || "it was made with a sensitivity file: give that with --sensitivity".to_owned();
-        let again = asked_again(settings).ok_or_else(|| Error::Stale { file: path.to_owned(), reason: reason() })?;
+        let again = same_sensitivity_request(settings)
+            .ok_or_else(|| Error::Stale { file: path.to_owned(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let source = Source::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;

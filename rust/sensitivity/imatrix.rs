@@ -105,7 +105,11 @@ fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
         }
         put(Role::Output, "", &[attention.output]);
         match &layer.ffn {
-            Ffn::Dense(mlp) => named(mlp).into_iter().for_each(|(role, linear)| put(role, "", &[linear])),
+            Ffn::Dense(mlp) => {
+                for (role, linear) in named(mlp) {
+                    put(role, "", &[linear]);
+                }
+            }
             Ffn::Mixture(experts) => mixture(experts, &mut put),
         }
     }
@@ -126,7 +130,9 @@ fn mixture(mixture: &Experts<'_>, put: &mut dyn FnMut(Role, &str, &[Linear<'_>])
         if let Some(gate) = shared.gate {
             put(Role::Router, "_shexp", &[gate]);
         }
-        named(&shared.mlp).into_iter().for_each(|(role, linear)| put(role, "_shexp", &[linear]));
+        for (role, linear) in named(&shared.mlp) {
+            put(role, "_shexp", &[linear]);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::arch::families::{Becomes, Family, Outputs, Transform, family};
+use crate::arch::families::{Becomes, ModelFamily, Outputs, Transform, family};
 use crate::arch::pattern::matches;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
@@ -111,14 +111,14 @@ struct Stack {
 
 struct Arranging<'a> {
     checkpoint: &'a Checkpoint,
-    family: Option<&'static Family>,
+    family: Option<&'static ModelFamily>,
     targets: Vec<Target>,
     stacks: BTreeMap<String, Stack>,
 }
 
 /// A tensor of the output, and how it is made of one of the source.
 #[derive(Debug, PartialEq)]
-struct Use {
+struct UsedAs {
     name: String,
     transform: Transform,
     /// Number of the expert that it is.
@@ -126,14 +126,14 @@ struct Use {
 }
 
 /// What `mlx-lm` uses the tensor `name` of a release as, or why it does not use it.
-fn uses(family: &Family, name: &str) -> std::result::Result<Vec<Use>, &'static str> {
+fn uses(family: &ModelFamily, name: &str) -> std::result::Result<Vec<UsedAs>, &'static str> {
     let column = family.mlx;
     let renamed = |name: &str| {
         let found = column.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
         found.unwrap_or_else(|| name.to_owned())
     };
     let Some((becomes, found)) = family.stored_for_mlx(name).or_else(|| family.stored(name)) else {
-        return Ok(vec![Use { name: renamed(name), transform: Transform::Same, expert: None }]);
+        return Ok(vec![UsedAs { name: renamed(name), transform: Transform::Same, expert: None }]);
     };
     let parts = match becomes {
         Becomes::Used(parts) => parts,
@@ -144,7 +144,7 @@ fn uses(family: &Family, name: &str) -> std::result::Result<Vec<Use>, &'static s
         let name = pattern.replacen(".experts.", &format!(".{}.", column.experts), 1);
         let name = renamed(&name.replacen('*', found.beginning, 1));
         let transform = if transform == Transform::PlusOne && column.adds_one { Transform::Same } else { transform };
-        Use { name, transform, expert: found.number }
+        UsedAs { name, transform, expert: found.number }
     };
     Ok(parts.iter().map(of).collect())
 }
@@ -201,7 +201,7 @@ impl Arranging<'_> {
     }
 
     /// Adds the target that tensor `at` is used as, or the matrix of a stack that it is.
-    fn add(&mut self, at: usize, Use { name, transform, expert }: Use) -> Result<()> {
+    fn add(&mut self, at: usize, UsedAs { name, transform, expert }: UsedAs) -> Result<()> {
         let checkpoint = self.checkpoint;
         let tensor = &checkpoint.tensors[at];
         let misfit = |reason: &str| self.misfit(tensor, format!("is {:?}: {reason}", tensor.shape));
