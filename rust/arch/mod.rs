@@ -5,6 +5,7 @@
 //! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies What a configuration implies
 //! without saying it comes from the table of [`families`].
 
+mod check;
 pub mod conventions;
 pub mod families;
 pub mod pattern;
