@@ -38,6 +38,7 @@ test: .venv/tests lint
 # `make test`. It takes minutes.
 NEON := aarch64-unknown-linux-gnu
 test-neon: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
+test-neon: export CARGO_PROFILE_TEST_OPT_LEVEL ?= 3
 test-neon: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER ?= qemu-aarch64-static -L /usr/aarch64-linux-gnu
 test-neon:
 	@if cargo clippy --version >/dev/null 2>&1; then \

@@ -316,6 +316,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SPOILT)
 def test_a_spoilt_checkpoint_is_refused_by_name_and_nothing_is_left(fault, model, ramrs_cli):
     expected = SPOILT[fault](model)

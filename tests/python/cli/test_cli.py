@@ -92,6 +92,7 @@ def test_a_verb_tells_programs_one_json_document(command, output, ramrs_cli):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in TOLD if command != "eval"])
 def test_quiet_leaves_stderr_empty_and_stdout_as_it_is(command, output, ramrs_cli):
     loud = ramrs_cli(*commands(output)[command])

@@ -15,6 +15,8 @@ from fixtures.process import ramrs_process
 mx = pytest.importorskip("mlx.core", reason="needs ramrs[eval]")
 mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[eval]")
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"max_tokens": 400, "window": 64}
 
 

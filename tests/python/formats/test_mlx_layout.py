@@ -22,6 +22,8 @@ from mlx_lm.utils import load_model  # noqa: E402
 from oracles.mlx_outputs import decoded_model, decoded_parameters, logits, parameters, quantized_modules, raw  # noqa: E402
 from ramrs.formats import mlx_lm as mlx_layout  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "hidden_size": 128,
     "intermediate_size": 192,
