@@ -4,9 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help example test test-neon check-macos lint models bench clean
+.PHONY: help example check test lint test-neon check-macos models bench clean
 help:
 	@echo 'make example   install ramrs into .venv and quantize the bundled example model to 4 bits per weight'
+	@echo 'make check     lints and quick tests: less than two minutes, once everything was built'
 	@echo 'make test      install everything into .venv and run every test'
 	@echo 'make test-neon the tests in Rust on an emulated AArch64 (needs an emulator: see the Makefile)'
 	@echo 'make check-macos  what a machine of another kind can tell of the library on macOS: that it compiles'
@@ -16,6 +17,13 @@ help:
 
 example: .venv/ramrs
 	$(BIN)/ramrs quantize examples/llama2xs-280k --budget 4.0 --output build/llama2xs-280k-4bpw --overwrite
+
+# Lints, all tests in Rust, and the tests in Python that are not marked as slow. The library that this leaves in .venv is
+# not optimized much: `make test` and `make bench` build their own.
+check: .venv/tests lint
+	$(BIN)/maturin develop --locked --quiet
+	cargo test --locked --quiet
+	$(BIN)/pytest --quiet --numprocesses 2 -m 'not slow'
 
 test: .venv/tests lint
 	@$(MAKE) --no-print-directory models || echo 'models/smollm2-135m was not made: the tests that need it will be skipped'

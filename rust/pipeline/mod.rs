@@ -4,15 +4,13 @@
 //! same things in the same words.
 
 mod analyze;
-mod card;
-mod encode;
+mod explain;
 mod inspect;
-mod ledger;
 mod plan;
 mod probe;
 mod quantize;
+mod saved;
 mod sensitivity;
-mod source;
 mod verify;
 mod weights;
 
@@ -32,8 +30,9 @@ pub use weights::{Weights, weights};
 use crate::budget::{bytes, size};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
-use crate::codec::encoder::Effort;
+use crate::codec::Effort;
 use crate::error::{Error, Result};
+use crate::job::conversion::Conversion;
 use crate::option::OptionName;
 use crate::pool::Workers;
 use crate::probe::Options;
@@ -41,7 +40,6 @@ use crate::progress::Progress;
 use crate::rate_distortion::{Objective, SAMPLE_BANDS};
 use crate::sensitivity::prior::Prior;
 use crate::simd::Isa;
-use source::Source;
 
 /// What a job may use. None of it changes a byte of any output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -180,7 +178,7 @@ impl Engine {
     }
 
     /// Whether the sensitivity of `source` is within the limit, and what the probe keeps of a run with `request`.
-    fn check_memory(&self, source: &Source, request: &AnalysisRequest) -> Result<()> {
+    fn check_memory(&self, source: &Conversion, request: &AnalysisRequest) -> Result<()> {
         let Some(spare) = self.spare_bytes else { return Ok(()) };
         let vectors: u64 = source.candidates().iter().map(|found| 4 * (found.matrix.rows + found.matrix.cols)).sum();
         let of_model = |key: &str| source.checkpoint.config_size(key).unwrap_or(0);

@@ -12,10 +12,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::codec::encoder::Effort;
+use crate::codec::Effort;
 use crate::error::{Error, FileFault, Place, Result};
 use crate::rate_distortion::Objective;
-use crate::sensitivity::file::Probed;
+use crate::sensitivity::file::ProbeRecord;
 use crate::sensitivity::prior::Prior;
 
 /// Who made a document.
@@ -67,7 +67,7 @@ pub struct Settings {
     /// SHA-256 of all sensitivity vectors.
     pub sensitivity_sha256: String,
     /// How the probe worked, if it did.
-    pub probe: Option<Probed>,
+    pub probe: Option<ProbeRecord>,
     /// The prior, where one is used.
     pub prior: Prior,
     /// Version of its table.

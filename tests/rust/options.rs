@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ramrs::option::OptionName;
-use ramrs::pipeline::defaults;
+use crate::option::OptionName;
+use crate::pipeline::defaults;
 use serde_json::Value;
 
 /// The string literals of a source, roughly: what stands between quotes on a line that is no comment.

@@ -3,15 +3,15 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::stream::{HELD_BYTES, Pass};
+use crate::checkpoint::{Checkpoint, Tensor, View};
+use crate::dtype::Float;
+use crate::name::Name;
+use crate::pool::Workers;
+use crate::progress::Progress;
+use crate::sensitivity::Candidate;
+use crate::simd::Isa;
 use proptest::test_runner::Config as ProptestConfig;
-use ramrs::checkpoint::stream::{HELD_BYTES, Pass};
-use ramrs::checkpoint::{Checkpoint, Tensor, View};
-use ramrs::dtype::Float;
-use ramrs::name::Name;
-use ramrs::pool::Workers;
-use ramrs::progress::Progress;
-use ramrs::sensitivity::Candidate;
-use ramrs::simd::Isa;
 
 /// So many cases, and no files where one fails: the message has the input.
 pub(crate) fn config(cases: u32) -> ProptestConfig {

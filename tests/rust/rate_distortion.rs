@@ -1,0 +1,271 @@
+//! Energies of weights and rate–distortion curves, held against plain loops in `f64`.
+
+use std::collections::BTreeMap;
+
+use crate::checkpoint::stream::{CHUNK_BYTES, Reader};
+use crate::checkpoint::{Checkpoint, Matrix, View};
+use crate::codec::affine::Affine;
+use crate::codec::affine::encoder::{Encoded, GridEncoder};
+use crate::codec::{Bits, Effort, Encoder};
+use crate::codec::{Channels, RowError};
+use crate::dtype::Float;
+use crate::pass::energy::{Energy, EnergyJob, column_means, energies};
+use crate::rate_distortion::{self, SchemeNoise};
+use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
+use crate::simd::Isa;
+use crate::simd::vector::{BAND_ROWS, Column};
+use proptest::prelude::*;
+
+use super::support::{self, Crew, Numbers, checkpoint, made};
+
+/// Energies of the only tensor, with these threads and chunks.
+fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> crate::error::Result<Energy> {
+    let crew = Crew::new(threads, chunk_bytes);
+    let tensor = &checkpoint.tensors[0];
+    let ask = EnergyJob { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
+    Ok(energies(crew.pass(checkpoint, Isa::detect()), &[ask])?.remove(0))
+}
+
+fn is_close(found: f64, expected: f64) -> bool {
+    (found - expected).abs() <= 1e-5 * expected
+}
+
+proptest! {
+    #![proptest_config(support::config(60))]
+
+    #[test]
+    fn energies_are_the_sums_of_squares(
+        rows in 1..40_usize, cols in 1..200_usize, seed: u64,
+        float in prop::sample::select([Float::F32, Float::F16, Float::BF16].as_slice()),
+    ) {
+        let mut numbers = Numbers(seed);
+        let weights = numbers.weights(rows * cols, float);
+        let k: Vec<f32> = (0..cols).map(|_| numbers.unit() as f32).collect();
+        let (_dir, checkpoint) = checkpoint(&[made("w", float, &[rows as u64, cols as u64], &weights)]);
+        let found = measured(&checkpoint, &k, 2, CHUNK_BYTES).unwrap();
+        prop_assert_eq!(found.rows.len(), rows);
+        let (mut weighted, mut plain) = (0.0, 0.0);
+        for (row, energy) in weights.chunks(cols).zip(&found.rows) {
+            let squares = || row.iter().map(|&w| f64::from(w) * f64::from(w));
+            let expected: f64 = squares().zip(&k).map(|(square, &k)| square * f64::from(k)).sum();
+            prop_assert!(is_close(*energy, expected), "{energy} {expected}");
+            weighted += expected;
+            plain += squares().sum::<f64>();
+        }
+        prop_assert!(is_close(found.weighted, weighted) && is_close(found.plain, plain), "{:?}", found);
+        // However it is cut, and by however many: the same bits.
+        for (threads, chunk_bytes) in [(1, 1), (2, 1_000), (1, 1 << 30)] {
+            prop_assert_eq!(&measured(&checkpoint, &k, threads, chunk_bytes).unwrap(), &found);
+        }
+        let crew = Crew::new(2, 1_000);
+        let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
+        let means = column_means(crew.pass(&checkpoint, Isa::detect()), View::whole(0, tensor), matrix).unwrap();
+        for (column, mean) in means.iter().enumerate() {
+            let squares = weights.iter().skip(column).step_by(cols).map(|&w| f64::from(w) * f64::from(w));
+            prop_assert!(is_close(*mean, squares.sum::<f64>() / rows as f64));
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
+    for (bad, float) in [(f32::NAN, Float::BF16), (f32::INFINITY, Float::F16), (f32::NEG_INFINITY, Float::F32)] {
+        let (rows, cols) = (21, 70);
+        let mut weights = Numbers(4).weights(rows * cols, float);
+        // Row 18 holds the first; both are in the third band, rows 16 to 20.
+        weights[18 * cols + 65] = bad;
+        weights[19 * cols] = bad;
+        let tensors = [made("model.q_proj.weight", float, &[rows as u64, cols as u64], &weights)];
+        let (_dir, checkpoint) = checkpoint(&tensors);
+        for (threads, chunk_bytes) in [(1, 1), (2, CHUNK_BYTES)] {
+            let fault = measured(&checkpoint, &vec![1.0; cols], threads, chunk_bytes).unwrap_err();
+            assert_eq!((fault.slug(), fault.tensor()), ("non-finite", Some("model.q_proj.weight")));
+            assert!(fault.path().unwrap().ends_with("model.safetensors"));
+            let message = fault.to_string();
+            assert!(message.contains("2 non-finite values among rows 16..21, first at [18, 65]"), "{message}");
+        }
+        // Not even where nothing depends on it.
+        assert_eq!(measured(&checkpoint, &vec![0.0; cols], 1, CHUNK_BYTES).unwrap_err().slug(), "non-finite");
+        let crew = Crew::new(1, CHUNK_BYTES);
+        let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
+        let fault = column_means(crew.pass(&checkpoint, Isa::detect()), View::whole(0, tensor), matrix).unwrap_err();
+        assert_eq!(fault.slug(), "non-finite");
+    }
+}
+
+#[test]
+fn weights_too_large_to_square_are_named() {
+    let mut weights = Numbers(5).weights(9 * 32, Float::BF16);
+    weights[8 * 32 + 3] = -3e38;
+    let (_dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[9, 32], &weights)]);
+    let fault = measured(&checkpoint, &[1.0; 32], 1, CHUNK_BYTES).unwrap_err();
+    assert_eq!((fault.slug(), fault.tensor()), ("too-large", Some("w")));
+    assert!(fault.to_string().contains("e38 at row 8 is too large"), "{fault}");
+}
+
+/// A matrix whose rows are of many sizes, and its sensitivity.
+fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoint, MatrixSensitivity) {
+    let mut numbers = Numbers(9);
+    let mut weights = Vec::new();
+    for _ in 0..rows {
+        let size = crate::math::exp(0.5 * numbers.normal());
+        weights.extend(numbers.weights(cols, Float::F32).into_iter().map(|w| Float::BF16.round(w * size as f32)));
+    }
+    let k: Vec<f32> = (0..cols).map(|_| numbers.unit() as f32).collect();
+    let r: Vec<f32> = (0..rows).map(|_| 2.0 * numbers.unit() as f32).collect();
+    let (dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[rows as u64, cols as u64], &weights)]);
+    let energy = measured(&checkpoint, &k, 2, CHUNK_BYTES).unwrap();
+    let r = if each { Gain::Each(r.into()) } else { Gain::Same(3.0) };
+    let signal = energy.rows.iter().enumerate().map(|(row, energy)| 0.5 * r.of(row) * energy).sum();
+    let vectors = Vectors { importance: k.into(), gain: r };
+    (dir, checkpoint, MatrixSensitivity { vectors, signal, energy: energy.plain, origin: Origin::File })
+}
+
+fn curve(
+    checkpoint: &Checkpoint,
+    measured: &MatrixSensitivity,
+    sample_bands: u64,
+    threads: usize,
+    chunk_bytes: u64,
+) -> Vec<SchemeNoise> {
+    let crew = Crew::new(threads, chunk_bytes);
+    let tensor = &checkpoint.tensors[0];
+    let matrix: Matrix = tensor.matrix().unwrap();
+    let schemes = Affine::all().map(Affine::scheme).filter(|scheme| scheme.fits(matrix.cols)).collect();
+    let member = rate_distortion::Member { view: View::whole(0, tensor), matrix, measured };
+    let ask = rate_distortion::StackJob { name: "w", matrices: vec![member], schemes };
+    let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
+    rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[&ask], sample_bands).unwrap().remove(0)
+}
+
+/// The errors of a band's rows as they are encoded.
+fn of_what_is_written(
+    encoder: GridEncoder,
+    (scheme, float): (Affine, Float),
+    (source, band): (&[u8], &[Column]),
+    k: &[f32],
+) -> [RowError; BAND_ROWS] {
+    let mut encoded = Encoded::default();
+    encoder.encode(scheme, float, (source, band), k, &mut encoded);
+    encoder.error(scheme, band, k, &encoded)
+}
+
+#[test]
+fn a_curve_of_all_bands_has_no_error_and_a_sampled_one_is_within_a_few_of_its_own() {
+    for each in [false, true] {
+        let (_dir, checkpoint, measured) = matrix(16_001, 64, each);
+        let full = curve(&checkpoint, &measured, 0, 2, CHUNK_BYTES);
+        assert!(full.len() == 12 && full.iter().all(|point| point.standard_error == 0.0));
+        assert!(full.windows(2).all(|pair| pair[1].noises[0].weighted < pair[0].noises[0].weighted));
+        let sampled = curve(&checkpoint, &measured, 60, 2, CHUNK_BYTES);
+        for (full, sampled) in full.iter().zip(&sampled) {
+            assert!(0.0 < sampled.standard_error && sampled.standard_error <= 0.011, "{}", sampled.standard_error);
+            let off = (sampled.noises[0].weighted / full.noises[0].weighted - 1.0).abs() / sampled.standard_error;
+            assert!(off < 3.5, "{}: {off} standard errors off", full.scheme);
+            assert!((sampled.noises[0].plain / full.noises[0].plain - 1.0).abs() < 0.1);
+        }
+    }
+}
+
+#[test]
+fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
+    let (_dir, checkpoint, measured) = matrix(21, 128, true);
+    let (tensor, crew) = (&checkpoint.tensors[0], Crew::new(1, CHUNK_BYTES));
+    let matrix = tensor.matrix().unwrap();
+    let encoder = GridEncoder { isa: Isa::detect(), effort: Effort::Fast };
+    for point in curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES) {
+        let affine = Affine::of(point.scheme).unwrap();
+        let (mut weighted, mut plain) = (0.0, 0.0);
+        let mut reader = Reader::default();
+        let pass = crew.pass(&checkpoint, Isa::detect());
+        let sum = |rows: std::ops::Range<u64>, band: &[Column], source: &[u8]| {
+            let errors =
+                of_what_is_written(encoder, (affine, matrix.float), (source, band), &measured.vectors.importance);
+            for (row, error) in rows.zip(errors) {
+                weighted += 0.5 * measured.vectors.gain.of(row as usize) * error.weighted;
+                plain += error.plain;
+            }
+            Ok(())
+        };
+        reader.bands((pass.checkpoint, pass.isa), View::whole(0, tensor), &(0..3), sum).unwrap();
+        // Another order of sums, and of a weight between two codes either: of 2,688, the more the narrower a step.
+        let most = match affine.bits() {
+            2 | 3 => 2e-6,
+            4 => 1e-3,
+            _ => 1e-2,
+        };
+        assert!((point.noises[0].weighted / weighted - 1.0).abs() < most, "{}", point.scheme);
+        assert!((point.noises[0].plain / plain - 1.0).abs() < most, "{}", point.scheme);
+    }
+}
+
+/// Weights lie in the middle between two codes more often than numbers at random do, and a curve does not ask which of them
+/// is written.
+#[test]
+fn curves_of_a_real_model_are_those_of_what_is_written() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama2xs-280k");
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let encoder = GridEncoder { isa: Isa::detect(), effort: Effort::Fast };
+    let (mut reader, mut written) = (Reader::default(), BTreeMap::new());
+    for (at, tensor) in checkpoint.tensors.iter().enumerate() {
+        let Some(matrix) = tensor.matrix().filter(|matrix| matrix.cols % 32 == 0) else { continue };
+        let schemes: Vec<_> = Affine::all().filter(|of| matrix.cols % of.group_size() as u64 == 0).collect();
+        let k: Vec<f32> = (0..matrix.cols).map(|at| 1.0 + (at * 37 % 101) as f32).collect();
+        let channels = Channels::new(&k);
+        let sum = |_, band: &[Column], source: &[u8]| {
+            let all = encoder.errors(&schemes, matrix.float, band, &channels);
+            for (&scheme, found) in schemes.iter().zip(all) {
+                let errors = of_what_is_written(encoder, (scheme, matrix.float), (source, band), &k);
+                let sums: &mut [[f64; 2]; 2] = written.entry(scheme.scheme()).or_default();
+                for (sums, errors) in sums.iter_mut().zip([found, errors]) {
+                    for error in errors {
+                        sums[0] += error.weighted;
+                        sums[1] += error.plain;
+                    }
+                }
+            }
+            Ok(())
+        };
+        let whole = 0..matrix.rows / BAND_ROWS as u64;
+        reader.bands((&checkpoint, Isa::detect()), View::whole(at, tensor), &whole, sum).unwrap();
+    }
+    assert!(written.len() == 12);
+    for (scheme, [found, written]) in written {
+        for (found, written) in found.into_iter().zip(written) {
+            let off = (found / written - 1.0).abs();
+            assert!(off < if scheme.code_bits() <= Some(Bits::whole(4)) { 2e-5 } else { 1e-3 }, "{scheme}: {off}");
+        }
+    }
+}
+
+#[test]
+fn a_curve_is_the_same_however_the_work_is_cut_and_by_however_many() {
+    let (_dir, checkpoint, measured) = matrix(500, 96, true);
+    for sample_bands in [0, 7, 40] {
+        let expected = curve(&checkpoint, &measured, sample_bands, 1, CHUNK_BYTES);
+        for (threads, chunk_bytes) in [(1, 1), (2, CHUNK_BYTES), (2, 4_000), (3, 1)] {
+            assert_eq!(curve(&checkpoint, &measured, sample_bands, threads, chunk_bytes), expected);
+        }
+    }
+}
+
+#[test]
+fn one_sampled_band_says_nothing_of_its_error_so_all_are_encoded() {
+    let (_dir, checkpoint, measured) = matrix(64, 64, false);
+    assert_eq!(curve(&checkpoint, &measured, 1, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
+}
+
+#[test]
+fn sampled_bands_that_are_all_zero_say_nothing_of_the_rest() {
+    // 64 bands, of which the sample of four takes the 8th, 24th, 40th and 56th.
+    let mut weights = Numbers(3).weights(512 * 64, Float::BF16);
+    for band in [8, 24, 40, 56] {
+        weights[band * 8 * 64..][..8 * 64].fill(0.0);
+    }
+    let (_dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[512, 64], &weights)]);
+    let k = [1.0; 64];
+    let energy = measured(&checkpoint, &k, 1, CHUNK_BYTES).unwrap();
+    let vectors = Vectors { importance: k.to_vec().into(), gain: Gain::Same(2.0) };
+    let measured = MatrixSensitivity { vectors, signal: energy.weighted, energy: energy.plain, origin: Origin::Flat };
+    assert_eq!(curve(&checkpoint, &measured, 4, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
+}
