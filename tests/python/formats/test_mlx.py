@@ -30,8 +30,9 @@ AS_IS = [name for name, model in MODELS.items() if model.probed and name not in 
 
 
 def listed_types():
-    text = (ROOT / "rust" / "format" / "mlx" / "models.rs").read_text()
-    return re.findall(r'"(\w+)"', re.search(r"AS_IS: [^=]*=(.*?);", text, re.DOTALL)[1])
+    text = (ROOT / "rust" / "arch" / "families" / "table.rs").read_text()
+    lists = re.findall(r"(?:like_llama|gemma)\(\s*&\[(.*?)\]", text, re.DOTALL)
+    return [model_type for types in lists for model_type in re.findall(r'"(\w+)"', types)]
 
 
 def logits(directory, tokens, dtype=None):
