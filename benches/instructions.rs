@@ -5,12 +5,13 @@
 use std::hint::black_box;
 
 use ramrs::band::{energy, load};
-use ramrs::checkpoint::shard::PageBuffer;
+use ramrs::codec::Effort;
 use ramrs::codec::affine::Channels;
+use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
 use ramrs::codec::affine::pack;
-use ramrs::codec::encoder::{Effort, Encoded, Encoder};
+use ramrs::codec::affine::Affine;
+use ramrs::container::file::PageBuffer;
 use ramrs::dtype::Float;
-use ramrs::scheme::{Affine, Scheme};
 use ramrs::simd::Isa;
 use ramrs::simd::vector::Column;
 
@@ -33,8 +34,8 @@ fn main() {
     load(isa, Float::BF16, &bytes, &mut row, band);
     let channels = Channels::new(&k);
     let schemes: Vec<Affine> = Affine::all().collect();
-    let Ok(Scheme::Affine(four)) = "4g64".parse() else { panic!("a scheme") };
-    let encoder = |effort| Encoder { isa, effort };
+    let four = Affine::new(4, 64).expect("a scheme");
+    let encoder = |effort| GridEncoder { isa, effort };
     let mut encoded = Encoded::default();
     encoder(Effort::Fast).encode(four, Float::BF16, (&bytes, band), &k, &mut encoded);
     let mut packed = Vec::new();

@@ -8,10 +8,11 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ramrs::band::{energy, load};
 use ramrs::checkpoint::prequantized::{Blocks, Packing};
-use ramrs::checkpoint::shard::PageBuffer;
-use ramrs::codec::encoder::{Effort, Encoded, Encoder};
+use ramrs::codec::Effort;
+use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
+use ramrs::codec::affine::Affine;
+use ramrs::container::file::PageBuffer;
 use ramrs::dtype::{Float, Float8};
-use ramrs::scheme::{Affine, Scheme};
 use ramrs::simd::Isa;
 use ramrs::simd::vector::{BAND_ROWS, Column};
 
@@ -52,12 +53,9 @@ fn kernels(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Bytes(BYTES as u64));
         for scheme in ["2g64", "3g64", "4g64", "8g64", "4g32", "4g128"] {
-            let scheme: Affine = match scheme.parse() {
-                Ok(Scheme::Affine(affine)) => affine,
-                _ => unreachable!("a scheme"),
-            };
+            let scheme = Affine::all().find(|affine| affine.to_string() == scheme).expect("a scheme");
             for isa in Isa::available() {
-                let encoder = Encoder { isa, effort };
+                let encoder = GridEncoder { isa, effort };
                 let mut out = Encoded::default();
                 group.bench_function(BenchmarkId::new(scheme.to_string(), isa.name()), |bench| {
                     bench.iter(|| {

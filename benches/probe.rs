@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use ramrs::arch::decoder;
+use ramrs::arch::runnable;
 use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use ramrs::checkpoint::{Checkpoint, Tensor};
 use ramrs::pool::Workers;
@@ -73,8 +73,7 @@ fn main() {
         _ => vec![Mode::Random, Mode::Written],
     };
     let checkpoint = Checkpoint::open(Path::new(&model)).expect("a checkpoint");
-    let decoder = decoder(&checkpoint).expect("a decoder");
-    decoder.complete(&checkpoint).expect("a decoder that can be run");
+    let runnable = runnable(&checkpoint).expect("a model that can be run");
     let workers = Workers::new(NonZeroUsize::new(threads)).expect("threads");
     let rate = multiply_adds_per_second();
     println!("one core: {:.1} billion multiply-adds a second in registers", rate / 1e9);
@@ -91,7 +90,7 @@ fn main() {
             held_bytes: HELD_BYTES,
         };
         let (start, processor) = (Instant::now(), processor_seconds());
-        let found = probe(pass, &decoder, Options { tokens, mode, ..Options::default() }).expect("a probe");
+        let found = probe(pass, &runnable, Options { tokens, mode, ..Options::default() }).expect("a probe");
         let (wall, processor) = (start.elapsed().as_secs_f64(), processor_seconds() - processor);
         let reached = found.multiply_adds as f64 / processor;
         println!(

@@ -16,17 +16,19 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use ramrs::checkpoint::shard::{PageBuffer, read_at};
+use ramrs::band::append;
 use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut, rows_of};
 use ramrs::checkpoint::{Checkpoint, Matrix, View};
-use ramrs::codec::encoder::{Effort, Encoded, Encoder};
+use ramrs::codec::affine::Affine;
+use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
+use ramrs::codec::affine::pack;
+use ramrs::codec::{Effort, Encoder, PartSpec};
+use ramrs::container::file::{PageBuffer, read_at};
 use ramrs::dtype::Float;
-use ramrs::format::{Rows, by_name};
 use ramrs::pass::energy::{self, energies};
 use ramrs::pool::Workers;
 use ramrs::progress::Progress;
-use ramrs::rate_distortion::{Ask, Member, curves};
-use ramrs::scheme::Affine;
+use ramrs::rate_distortion::{Member, StackJob, curves};
 use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
 use ramrs::simd::Isa;
 use ramrs::simd::vector::{BAND_ROWS, Column};
@@ -121,7 +123,8 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(checkpoint: &'a Checkpoint, isa: Isa) -> Self {
         let weight = |(index, tensor): (usize, &'a ramrs::checkpoint::Tensor)| {
-            let fits = |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.fits(matrix.cols));
+            let fits =
+                |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.scheme().fits(matrix.cols));
             let matrix = tensor.matrix().filter(fits)?;
             let k = importance(matrix.cols as usize).into();
             let vectors = Vectors { importance: k, gain: Gain::Same(1.0) };
@@ -181,8 +184,9 @@ impl<'a> Bench<'a> {
 
     fn energies(&self, pass: Pass<'_>) -> u64 {
         let of = self.weights.iter();
-        let asks: Vec<_> =
-            of.map(|it| energy::Ask { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance }).collect();
+        let asks: Vec<_> = of
+            .map(|it| energy::EnergyJob { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance })
+            .collect();
         black_box(energies(pass, &asks).expect("energies"));
         self.bytes()
     }
@@ -190,20 +194,21 @@ impl<'a> Bench<'a> {
     fn curves(&self, pass: Pass<'_>) -> u64 {
         let of = self.weights.iter();
         let asks: Vec<_> = of
-            .map(|it| Ask {
+            .map(|it| StackJob {
                 name: it.name,
                 matrices: vec![Member { view: it.view, matrix: it.matrix, measured: &it.measured }],
-                schemes: Affine::all().collect(),
+                schemes: Affine::all().map(Affine::scheme).collect(),
             })
             .collect();
         let encoder = Encoder { isa: pass.isa, effort: Effort::Fast };
+        let asks: Vec<_> = asks.iter().collect();
         black_box(curves(pass, encoder, &asks, 0).expect("curves"));
         self.bytes()
     }
 
     /// Reads, encodes and packs into the parts of a chunk, and lets them go: nothing is hashed or written.
     fn pack(&self, pass: Pass<'_>, effort: Effort) -> u64 {
-        let (encoder, format) = (Encoder { isa: pass.isa, effort }, by_name("mlx").expect("the format"));
+        let encoder = GridEncoder { isa: pass.isa, effort };
         let scheme = Affine::new(4, 64).expect("a scheme");
         let of = self.weights.iter();
         let pieces: Vec<_> = of
@@ -216,22 +221,25 @@ impl<'a> Bench<'a> {
                     (weight, range): &(&Weight<'_>, std::ops::Range<u64>)| {
             let (store, k) = (weight.matrix.float, &weight.measured.vectors.importance);
             let rows = rows_of(weight.matrix, range);
-            let above = [rows.end - rows.start];
-            let made = Rows { name: weight.name, above: &above, cols: weight.matrix.cols, float: store };
-            let made = format.parts(made, scheme);
-            let mut parts: Vec<_> = made.iter().map(|part| Vec::with_capacity(part.bytes as usize)).collect();
-            let mut append = |source: &[u8], band: &[Column]| {
+            let made = scheme.parts(weight.matrix);
+            let room = |part: &PartSpec| Vec::with_capacity(part.bytes(rows.end - rows.start) as usize);
+            let mut parts: Vec<Vec<u8>> = made.iter().map(room).collect();
+            let mut encode = |source: &[u8], band: &[Column]| {
                 encoder.encode(scheme, store, (source, band), k, encoded);
                 let rows = source.len() / weight.matrix.row_bytes() as usize;
-                format.append(pass.isa, (scheme, store), encoded, rows, &mut parts);
+                let share = |all: usize| all / BAND_ROWS * rows;
+                let Encoded { codes, scales, biases } = &*encoded;
+                pack::pack(pass.isa, scheme.bits(), &codes[..share(codes.len())], &mut parts[0]);
+                append(pass.isa, store, &scales[..share(scales.len())], &mut parts[1]);
+                append(pass.isa, store, &biases[..share(biases.len())], &mut parts[2]);
             };
             if effort == Effort::Fast {
                 // It looks at no band: none is laid.
                 let source = reader.rows(pass.checkpoint, weight.view, &rows)?;
-                source.chunks(BAND_ROWS * weight.matrix.row_bytes() as usize).for_each(|source| append(source, &[]));
+                source.chunks(BAND_ROWS * weight.matrix.row_bytes() as usize).for_each(|source| encode(source, &[]));
             } else {
                 reader.bands((pass.checkpoint, pass.isa), weight.view, range, |_, band, source| {
-                    append(source, band);
+                    encode(source, band);
                     Ok(())
                 })?;
             }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
+use crate::option::OptionName;
 
 /// A budget as it was asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,7 +90,7 @@ impl FromStr for Budget {
     /// `4.0` or `4.0bpw` (bits per weight of all that is written), `24GB`, `24GiB`, `900MB`… (files of weights), `30%`
     /// (of the source's files).
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = |reason: &str| Error::option("--budget", text, reason);
+        let wrong = |reason: &str| Error::option(OptionName::Budget, text, reason);
         let trimmed = text.trim();
         let lower = trimmed.to_ascii_lowercase();
         let ends = |unit: &str| lower.strip_suffix(&unit.to_ascii_lowercase()).map(str::trim);
@@ -183,7 +184,7 @@ mod tests {
         for text in ["", "four", "4.0.0", "-1", "0", "0GB", "nan", "inf", "infGB", "4 apples", "%", "GB", "1e9", "24G"]
         {
             let error = text.parse::<Budget>().unwrap_err();
-            assert!(error.to_string().starts_with(&format!("--budget `{text}`: ")), "{error}");
+            assert!(error.to_string().starts_with(&format!("⟨budget⟩ `{text}`: ")), "{error}");
         }
     }
 

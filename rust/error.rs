@@ -1,10 +1,13 @@
 //! What can go wrong, where, and what to do about it.
 //!
 //! Every error names the file, the tensor or the option it is about, carries a [slug](Error::slug) that does not
-//! change between releases, and where there is one a [hint](Error::hint) that says what to do.
+//! change between releases, and where there is one a [hint](Error::hint) that says what to do. Messages and hints name
+//! options by [marks](crate::option).
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::option::OptionName;
 
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -149,21 +152,21 @@ pub enum Error {
     /// An option's value makes no sense.
     #[error("{option} `{value}`: {reason}")]
     Option {
-        /// The option, as the command line spells it.
-        option: &'static str,
+        /// The option.
+        option: OptionName,
         /// The value given.
         value: String,
         /// Why it cannot be.
         reason: String,
     },
-    /// Options that are of no use as they are: of a wrong type, out of all range, or a path that is no text.
-    #[error("an option makes no sense: {0}")]
+    /// A request that does not parse: a field of a wrong type, out of range, or a path that is not text.
+    #[error("invalid option: {0}")]
     Request(String),
     /// An option that there must be is not there.
     #[error("{option} is missing: {what}")]
     MissingOption {
-        /// The option, as the command line spells it.
-        option: &'static str,
+        /// The option.
+        option: OptionName,
         /// What it should say.
         what: &'static str,
     },
@@ -289,11 +292,19 @@ pub enum Error {
         reason: String,
     },
     /// A saved analysis or plan was made from something else.
-    #[error("{}: {reason}", file.display())]
+    #[error("{place}: {reason}")]
     Stale {
-        /// The file.
-        file: PathBuf,
+        /// Where the document is.
+        place: Place,
         /// What differs.
+        reason: String,
+    },
+    /// A saved analysis or plan that a request holds does not read as one.
+    #[error("the given {what} is not valid: {reason}")]
+    Document {
+        /// What it should be.
+        what: &'static str,
+        /// Why it is not.
         reason: String,
     },
     /// A plan's scheme cannot be given to a tensor.
@@ -376,6 +387,24 @@ pub enum Error {
     Bug(String),
 }
 
+/// Where a saved document is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a file.
+    File(PathBuf),
+    /// In the request: an analysis, a plan.
+    Given(&'static str),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(out),
+            Self::Given(what) => write!(out, "the given {what}"),
+        }
+    }
+}
+
 /// What kind of thing went wrong: decides the exit code, and the exception in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -418,7 +447,7 @@ impl Error {
 
     /// An [`Error::Option`].
     #[expect(clippy::needless_pass_by_value, reason = "a number, a text or a path's display are all given as they are")]
-    pub fn option(option: &'static str, value: impl ToString, reason: impl Into<String>) -> Self {
+    pub fn option(option: OptionName, value: impl ToString, reason: impl Into<String>) -> Self {
         Self::Option { option, value: value.to_string(), reason: reason.into() }
     }
 
@@ -433,6 +462,7 @@ impl Error {
             | Self::Busy { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }
+            | Self::Document { .. }
             | Self::Stale { .. } => Kind::Config,
             Self::NoCheckpoint { .. }
             | Self::File { .. }
@@ -501,6 +531,7 @@ impl Error {
             Self::Unexplained { .. } => "unexplained",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
             Self::Stale { .. } => "stale-document",
+            Self::Document { .. } => "bad-document",
             Self::Scheme { .. } => "bad-scheme",
             Self::BudgetTooSmall { .. } => "budget-too-small",
             Self::OutputExists { .. } => "output-exists",
@@ -536,24 +567,24 @@ impl Error {
                 "the checkpoint is damaged: compare its digests with the publisher's; ramrs does not guess weights",
             ),
             Self::UnknownModel { .. } => {
-                Some("--generic writes its tensors under their own names; no runtime is promised")
+                Some("⟨generic=true⟩ writes its tensors under their own names; no runtime is promised")
             }
-            Self::Unrunnable { .. } => Some("--sensitivity weights needs no forward pass"),
+            Self::Unrunnable { .. } => Some("⟨sensitivity=weights⟩ needs no forward pass"),
             Self::Layout { .. } => Some(
                 "the checkpoint is incomplete or of a form that is not known: fetch it again, or give the release in BF16",
             ),
             Self::Unexplained { .. } => {
-                Some("`ramrs inspect --tensors` lists all; without --strict they are only told of")
+                Some("`inspect` lists all tensors; without ⟨strict⟩ they are only warned about")
             }
             Self::AlreadyQuantized { .. } => Some("give the original checkpoint: quantizing twice loses twice"),
             Self::BudgetTooSmall { .. } => Some("raise the budget, or loosen what sets the minimum"),
-            Self::OutputExists { .. } => Some("give another -o, or --overwrite to replace it"),
+            Self::OutputExists { .. } => Some("give another ⟨output⟩, or ⟨overwrite=true⟩ to replace it"),
             Self::Foreign { .. } => Some(
-                "--overwrite replaces outputs of ramrs and empty directories: remove it yourself, or give another -o",
+                "⟨overwrite=true⟩ replaces outputs of ramrs and empty directories: remove it yourself, or give another ⟨output⟩",
             ),
-            Self::Busy { .. } => Some("wait for the other run, remove what is there, or give another -o"),
-            Self::OutputIsSource { .. } => Some("give another -o"),
-            Self::DiskFull { .. } => Some("free some space, or give an -o on another file system"),
+            Self::Busy { .. } => Some("wait for the other run, remove what is there, or give another ⟨output⟩"),
+            Self::OutputIsSource { .. } => Some("give another ⟨output⟩"),
+            Self::DiskFull { .. } => Some("free some space, or give an ⟨output⟩ on another file system"),
             Self::Stale { .. } => Some("analyze the checkpoint again"),
             Self::Bug(_) => Some("please report it, with the command and the manifest or the header of the checkpoint"),
             _ => None,
@@ -578,13 +609,15 @@ impl Error {
             | Self::Layout { file, .. }
             | Self::Unexplained { file, .. }
             | Self::Sensitivity { file, .. }
-            | Self::Stale { file, .. }
+            | Self::Stale { place: Place::File(file), .. }
             | Self::Verify { file, .. } => Some(file),
             Self::DuplicateTensor { second, .. } => Some(second),
             Self::AlreadyQuantized { config, .. } => Some(config),
             Self::Option { .. }
             | Self::MissingOption { .. }
             | Self::Request(_)
+            | Self::Stale { place: Place::Given(_), .. }
+            | Self::Document { .. }
             | Self::UnknownModel { .. }
             | Self::Unrunnable { .. }
             | Self::Scheme { .. }

@@ -5,14 +5,14 @@
 //!
 //! | rank | modules | duty |
 //! |---|---|---|
-//! | 0 | [`error`] [`progress`] [`dtype`] [`scheme`] [`math`] [`digest`] | errors; events and cancellation; element types; schemes and their exact sizes; exponential, logarithm, sine and cosine; SHA-256 |
+//! | 0 | [`mod@option`] [`error`] [`progress`] [`dtype`] [`math`] [`digest`] | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
 //! | 1 | [`simd`] [`name`] [`pool`] | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
-//! | 2 | [`band`] [`codec`] [`checkpoint`] | eight rows side by side; encode, pack, decode; headers, index, shards, prequantized weights, views, streams of rows |
-//! | 3 | [`pass`] [`policy`] [`budget`] [`arch`] | loops over matrices; what may be quantized to what; how large the result may be; which tensor plays which part |
-//! | 4 | [`probe`] [`sensitivity`] | the model run on its own vocabulary; how much an error matters: two vectors for each matrix, from any source |
-//! | 5 | [`rate_distortion`] [`allocate`] [`writer`] | rate–distortion curves; budget → allocation with a bound; planned, atomic writing |
-//! | 6 | [`mod@format`] [`schema`] | one folder for each output format; analyses, plans, manifests |
-//! | 7 | [`verify`] | read back and compare |
+//! | 2 | [`band`] [`codec`] [`container`] [`checkpoint`] | eight rows side by side; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
+//! | 3 | [`pass`] [`arch`] [`mod@format`] | the loop over bands; which tensor plays which part; one folder for each output format |
+//! | 4 | [`policy`] [`budget`] [`probe`] [`sensitivity`] | what may be quantized to what; how large the result may be; the model run on its own vocabulary; how much an error matters |
+//! | 5 | [`rate_distortion`] [`allocate`] | rate–distortion curves; budget → allocation with a bound |
+//! | 6 | [`schema`] | analyses, plans, manifests |
+//! | 7 | [`job`] | units of work that write, and reading back what they wrote |
 //! | 8 | [`pipeline`] | the verbs, and the only place that knows the order of the stages |
 //! | 9 | `py` | the Python door (feature `python`) |
 
@@ -22,12 +22,15 @@ pub mod band;
 pub mod budget;
 pub mod checkpoint;
 pub mod codec;
+pub mod container;
 pub mod digest;
 pub mod dtype;
 pub mod error;
 pub mod format;
+pub mod job;
 pub mod math;
 pub mod name;
+pub mod option;
 pub mod pass;
 pub mod pipeline;
 pub mod policy;
@@ -38,11 +41,8 @@ pub mod progress;
 mod py;
 pub mod rate_distortion;
 pub mod schema;
-pub mod scheme;
 pub mod sensitivity;
 pub mod simd;
-pub mod verify;
-pub mod writer;
 
 // The tests in `tests/rust` call the crate `ramrs`, or `crate`.
 #[cfg(test)]

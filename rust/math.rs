@@ -97,6 +97,12 @@ pub fn from_decibels(decibels: f64) -> f64 {
     exp(decibels * (LN_10 / 10.0))
 }
 
+/// Rounded to two decimals, for numbers that are read.
+#[must_use]
+pub fn round2(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "the system's library is what ours is compared with")]
 mod tests {

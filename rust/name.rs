@@ -1,6 +1,6 @@
-//! What a tensor's name says about it: its role, its layer, its expert.
+//! What a tensor's name says about it: its role, its layer, its expert, the place of a norm.
 //!
-//! A new architecture needs at most a line in `ROLES`.
+//! A new architecture needs at most a line in `ROLES` or `NORMS`.
 
 use std::fmt;
 
@@ -22,11 +22,11 @@ pub enum Role {
     QueryKeyValue,
     /// Attention: heads back to the residual stream.
     Output,
-    /// MLP: the activated half.
+    /// MLP: the activated gate.
     Gate,
-    /// MLP: the other half, or the only one.
+    /// MLP: the factor of the activated gate, or the only first matrix.
     Up,
-    /// MLP: both halves in one matrix, gate first.
+    /// MLP: gate and up in one matrix.
     GateUp,
     /// MLP: back to the residual stream.
     Down,
@@ -38,9 +38,9 @@ pub enum Role {
     Convolution,
     /// Positions: tables and frequencies.
     Position,
-    /// Parameters of a recurrence, attention sinks, and other small things that are added or exponentiated.
+    /// Parameters of a recurrence, attention sinks, and other small vectors that are added or exponentiated.
     Parameter,
-    /// A part that is not the language model: vision, audio, the projector between.
+    /// A part outside the language model: vision, audio, projectors.
     Tower,
     /// A head that predicts tokens further ahead.
     MultiToken,
@@ -82,7 +82,49 @@ impl fmt::Display for Role {
     }
 }
 
-/// Any part of the path that puts a tensor outside the language model.
+/// Where in a model a norm is applied, as its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlace {
+    /// To the input of attention.
+    BeforeAttention,
+    /// To the output of attention.
+    AfterAttention,
+    /// Called "post attention": to the input of the MLP in most families, to the output of attention in others.
+    PostAttention,
+    /// To the input of the MLP.
+    BeforeMlp,
+    /// To the output of the MLP.
+    AfterMlp,
+    /// To the input of the head.
+    BeforeHead,
+    /// To queries.
+    Query,
+    /// To keys.
+    Key,
+}
+
+/// Last part of a norm's module, and the norm's place.
+const NORMS: [(&str, NormPlace); 17] = [
+    ("input_layernorm", NormPlace::BeforeAttention),
+    ("ln_1", NormPlace::BeforeAttention),
+    ("attention_norm", NormPlace::BeforeAttention),
+    ("post_self_attn_layernorm", NormPlace::AfterAttention),
+    ("post_attention_layernorm", NormPlace::PostAttention),
+    ("pre_feedforward_layernorm", NormPlace::BeforeMlp),
+    ("ln_2", NormPlace::BeforeMlp),
+    ("ffn_norm", NormPlace::BeforeMlp),
+    ("post_feedforward_layernorm", NormPlace::AfterMlp),
+    ("post_mlp_layernorm", NormPlace::AfterMlp),
+    ("norm", NormPlace::BeforeHead),
+    ("ln_f", NormPlace::BeforeHead),
+    ("norm_f", NormPlace::BeforeHead),
+    ("final_layernorm", NormPlace::BeforeHead),
+    ("final_layer_norm", NormPlace::BeforeHead),
+    ("q_norm", NormPlace::Query),
+    ("k_norm", NormPlace::Key),
+];
+
+/// Parts of a path that put a tensor outside the language model.
 const PARTS: [(&str, Role); 12] = [
     ("visual", Role::Tower),
     ("vision_tower", Role::Tower),
@@ -98,9 +140,9 @@ const PARTS: [(&str, Role); 12] = [
     ("mtp", Role::MultiToken),
 ];
 
-/// End of a module's path, and the role. The first that matches counts.
+/// Ending of a module's path, and its role. The first match counts.
 const ROLES: [(&str, Role); 66] = [
-    // Attention and MLP of GPT-2 share a name, and so do others: the parent tells.
+    // Names that attention and MLP share are told apart by their parent module.
     ("attn.c_proj", Role::Output),
     ("attn.c_attn", Role::QueryKeyValue),
     ("attention.dense", Role::Output),
@@ -169,7 +211,7 @@ const ROLES: [(&str, Role); 66] = [
     ("sinks", Role::Parameter),
 ];
 
-/// Parameters that are no module of their own, and what gives a recurrence its own, token by token.
+/// Parameters that are not modules, and the projections that compute parameters of a recurrence for each token.
 const PARAMETERS: [&str; 8] =
     ["A_log", "D", "dt_bias", "sinks", "e_score_correction_bias", "in_proj_a", "in_proj_b", "in_proj_ba"];
 
@@ -182,6 +224,8 @@ pub struct Name {
     pub is_weight: bool,
     /// Its role.
     pub role: Role,
+    /// Its place, if it is a norm that has one of those that are known.
+    pub norm: Option<NormPlace>,
     /// Index of its layer.
     pub layer: Option<usize>,
     /// Index of its expert.
@@ -192,7 +236,7 @@ impl Name {
     /// Reads `name`, as a checkpoint spells it.
     #[must_use]
     pub fn parse(name: &str) -> Self {
-        // The codes of a weight stand for it.
+        // Packed codes have the role of the weight.
         let name = name.strip_suffix("_blocks").unwrap_or(name);
         let (module, is_weight) = match name.rsplit_once('.') {
             Some((module, "weight" | "weight_packed")) => (module, true),
@@ -204,8 +248,11 @@ impl Name {
             parts.by_ref().find(|part| words.contains(part))?;
             parts.next()?.parse().ok()
         };
+        let role = role(module);
+        let norm = NORMS.iter().find(|(last, _)| role == Role::Norm && last_part(module) == *last);
         Self {
-            role: role(module),
+            role,
+            norm: norm.map(|(_, place)| *place),
             layer: number_after(&["layers", "h", "blocks", "layer", "block"]),
             expert: number_after(&["experts"]),
             module: module.to_owned(),
@@ -214,11 +261,15 @@ impl Name {
     }
 }
 
+fn last_part(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
 fn role(module: &str) -> Role {
     if let Some(&(_, role)) = PARTS.iter().find(|(part, _)| module.split('.').any(|here| here == *part)) {
         return role;
     }
-    let last = module.rsplit('.').next().unwrap_or(module);
+    let last = last_part(module);
     if PARAMETERS.contains(&last) {
         return Role::Parameter;
     }
@@ -284,6 +335,16 @@ mod tests {
             let read = Name::parse(name);
             assert_eq!((read.role, read.layer, read.expert), (role, layer, expert), "{name}");
         }
+    }
+
+    #[test]
+    fn every_norm_with_a_place_is_a_norm() {
+        for (last, place) in NORMS {
+            let name = Name::parse(&format!("model.layers.3.{last}.weight"));
+            assert_eq!((name.role, name.norm), (Role::Norm, Some(place)), "{last}");
+        }
+        assert_eq!(Name::parse("model.visual.norm.weight").norm, None);
+        assert_eq!(Name::parse("model.layers.3.mixer.group_norm.weight").norm, None);
     }
 
     #[test]

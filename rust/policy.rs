@@ -5,17 +5,19 @@
 
 use regex::Regex;
 
-use crate::checkpoint::Matrix;
+use crate::band::Matrix;
+use crate::codec::{Bits, Scheme};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
+use crate::format::Format;
 use crate::name::{Name, Role};
-use crate::scheme::{Affine, BITS, GROUP_SIZES, Scheme};
+use crate::option::OptionName;
 
 /// Matrices below this signal-to-noise ratio at their output are not fit for use, in decibels.
 pub const FLOOR_DB: f64 = 9.0;
 
 /// Routers get at least this many bits: a wrong choice of expert is worse than any rounding.
-const ROUTER_BITS: u8 = 8;
+const ROUTER_BITS: Bits = Bits::whole(8);
 
 /// Why a tensor is kept as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +30,13 @@ pub enum Kept {
     NoFloat(Dtype),
     /// Its role forbids it.
     Role(Role),
-    /// No group size divides its rows.
-    Columns(u64),
+    /// Its rows divide into none of what the format's codecs encode together.
+    Columns {
+        /// How long they are.
+        cols: u64,
+        /// Into what they should divide.
+        blocks: &'static str,
+    },
     /// The runtime has no quantized form of it, for this reason.
     Runtime(&'static str),
     /// The user said so; with the rule.
@@ -45,7 +52,7 @@ impl std::fmt::Display for Kept {
             Self::NoMatrix(shape) => write!(out, "not a matrix: shape {shape:?}"),
             Self::NoFloat(dtype) => write!(out, "{dtype} is not a float type"),
             Self::Role(role) => write!(out, "{role}: never quantized"),
-            Self::Columns(cols) => write!(out, "rows of {cols} do not divide into groups of 32, 64 or 128"),
+            Self::Columns { cols, blocks } => write!(out, "rows of {cols} do not divide into {blocks}"),
             Self::Runtime(reason) => out.write_str(reason),
             Self::Asked(rule) => write!(out, "asked for by {rule}"),
             Self::Chosen => out.write_str("worth its bytes: chosen by the allocation"),
@@ -68,11 +75,11 @@ pub struct Subject<'a> {
     pub never: Option<&'static str>,
 }
 
-/// All rows of a tensor as one matrix and the schemes that exist for it, by growing size, or why there are none.
+/// All rows of a tensor as one matrix and the schemes that `format` has for it, by growing size, or why there are none.
 ///
 /// # Errors
 /// The reason.
-pub fn candidate(subject: Subject<'_>) -> std::result::Result<(Matrix, Vec<Affine>), Kept> {
+pub fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::result::Result<(Matrix, Vec<Scheme>), Kept> {
     let Subject { name, dtype, shape, stacked, never } = subject;
     match name.role {
         Role::Norm | Role::Convolution | Role::Position | Role::Parameter | Role::Tower | Role::MultiToken => {
@@ -92,44 +99,82 @@ pub fn candidate(subject: Subject<'_>) -> std::result::Result<(Matrix, Vec<Affin
     if matrix.elements() == 0 {
         return Err(Kept::NoFloat(dtype));
     }
-    let schemes: Vec<_> = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
-    if schemes.is_empty() { Err(Kept::Columns(matrix.cols)) } else { Ok((matrix, schemes)) }
+    let schemes = format.candidates(name, matrix);
+    if schemes.is_empty() {
+        let codec = format.schemes().first().and_then(|scheme| scheme.codec());
+        return Err(Kept::Columns { cols, blocks: codec.map_or("blocks of a codec", |codec| codec.blocks()) });
+    }
+    Ok((matrix, schemes))
 }
 
 /// What a rule gives a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spec {
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Spec {
     /// The source's own bytes.
     Kept,
-    /// Bits in a range, and a group size if one is named.
+    /// Schemes whose codes have bits in a range.
     Bits {
-        /// At least.
-        min: u8,
-        /// At most.
-        max: u8,
-        /// Only this group size.
-        group_size: Option<u16>,
+        min: Bits,
+        max: Bits,
+        /// Only those that are spelled so after the bits: `g64`.
+        suffix: Option<String>,
     },
+    /// This scheme, spelled as its codec spells it.
+    Exact(Scheme),
+}
+
+/// What is spelled after the bits of a scheme.
+fn suffix(scheme: Scheme) -> String {
+    scheme.to_string().trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
+}
+
+/// Distinct values of `of` for `schemes`, in their order, as a list.
+fn listed<T: ToString>(schemes: &[Scheme], of: impl Fn(Scheme) -> T) -> String {
+    let mut found: Vec<String> = Vec::new();
+    for text in schemes.iter().map(|&scheme| of(scheme).to_string()) {
+        if !found.contains(&text) {
+            found.push(text);
+        }
+    }
+    found.join(" ")
+}
+
+/// The widths of codes that `schemes` have, as a list.
+fn widths(schemes: &[Scheme]) -> String {
+    listed(schemes, |scheme| scheme.code_bits().map_or(String::new(), |bits| bits.to_string()))
+}
+
+/// Whether some of `schemes` has codes of `bits` bits.
+fn has_width(schemes: &[Scheme], bits: Bits) -> bool {
+    schemes.iter().any(|scheme| scheme.code_bits() == Some(bits))
 }
 
 impl Spec {
-    /// Reads `kept`, `4`, `4g64`, `3-6` or `3-6g64`.
-    fn parse(text: &str) -> std::result::Result<Self, String> {
+    /// Reads `kept`, a scheme of `schemes`, or a range of bits: `4`, `3-6` or `3-6g64`.
+    fn parse(text: &str, schemes: &[Scheme]) -> std::result::Result<Self, String> {
         if ["kept", "keep", "f16", "bf16", "f32", "16"].contains(&text) {
             return Ok(Self::Kept);
         }
-        let (bits, group_size) = match text.split_once('g') {
-            Some((bits, group_size)) => {
-                let size = group_size.parse().ok().filter(|size| GROUP_SIZES.contains(size));
-                (bits, Some(size.ok_or_else(|| format!("`{group_size}` is not a group size: 32, 64 or 128"))?))
-            }
-            None => (text, None),
-        };
+        let (bits, after) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(text.len()));
+        if bits.is_empty()
+            && let Some(&exact) = schemes.iter().find(|scheme| scheme.to_string() == text)
+        {
+            return Ok(Self::Exact(exact));
+        }
+        if !after.is_empty() && !schemes.iter().any(|&scheme| suffix(scheme) == after) {
+            return Err(format!("`{after}` is none of {}", listed(schemes, suffix)));
+        }
         let (min, max) = bits.split_once('-').unwrap_or((bits, bits));
-        let [min, max] = [min, max].map(|bits| bits.parse().ok().filter(|bits| BITS.contains(bits)));
-        match (min, max) {
-            (Some(min), Some(max)) if min <= max => Ok(Self::Bits { min, max, group_size }),
-            _ => Err(format!("`{text}` is not a scheme: kept, BITS, BITSgGROUP or MIN-MAX, with bits of 2 3 4 5 6 8")),
+        let width = |bits: &str| bits.parse().ok().map(Bits::whole).filter(|bits| has_width(schemes, *bits));
+        match (width(min), width(max)) {
+            (Some(min), Some(max)) if min <= max => {
+                Ok(Self::Bits { min, max, suffix: (!after.is_empty()).then(|| after.to_owned()) })
+            }
+            _ => Err(format!(
+                "`{text}` is not a scheme: kept, BITS or MIN-MAX of {}, perhaps followed by one of {}",
+                widths(schemes),
+                listed(schemes, suffix)
+            )),
         }
     }
 }
@@ -153,124 +198,152 @@ pub struct PolicyOptions {
 /// What the user asks for, checked.
 #[derive(Debug)]
 pub struct Policy {
-    min_bits: Option<u8>,
-    max_bits: Option<u8>,
+    min_bits: Option<Bits>,
+    max_bits: Option<Bits>,
     floor_db: Option<f64>,
-    rules: Vec<Rule>,
+    rules: Vec<PolicyRule>,
 }
 
 #[derive(Debug)]
-struct Rule {
+struct PolicyRule {
     pattern: Regex,
     spec: Spec,
-    /// As the user wrote it, with the option.
+    /// The option that it was given by.
+    option: OptionName,
+    /// As the user wrote it.
     text: String,
+}
+
+impl PolicyRule {
+    /// The rule as a plan names it. Plans are files: this text is part of their form, whichever front made them.
+    fn described(&self) -> String {
+        let option = if self.option == OptionName::Keep { "--keep" } else { "--tensor" };
+        format!("{option} {}", self.text)
+    }
 }
 
 /// What a plan may do to one candidate.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Allowed {
-    min_bits: u8,
-    max_bits: u8,
-    group_size: Option<u16>,
+pub struct Limits {
+    spec: Option<Spec>,
+    /// No fewer bits, and no more.
+    bits: (Option<Bits>, Option<Bits>),
     /// Whether it may be kept.
     pub kept: bool,
     /// Schemes whose ratio at the output is lower are out, in decibels.
     pub floor_db: Option<f64>,
     /// The rule of the user that says so, if there is one.
     pub rule: Option<String>,
-    must_keep: bool,
 }
 
-impl Allowed {
+impl Limits {
     /// Why it becomes `scheme`.
     #[must_use]
     pub fn why(&self, scheme: Scheme) -> String {
-        let is_told = self.must_keep || (self.min_bits == self.max_bits && self.group_size.is_some());
-        match (&self.rule, scheme) {
-            (Some(rule), _) if is_told => Kept::Asked(rule.clone()).to_string(),
-            (Some(rule), _) => format!("the allocation, within {rule}"),
-            (None, Scheme::Kept) => Kept::Chosen.to_string(),
-            (None, Scheme::Affine(_)) => "the allocation".to_owned(),
+        let is_told = match &self.spec {
+            Some(Spec::Kept | Spec::Exact(_)) => true,
+            Some(Spec::Bits { min, max, suffix }) => min == max && suffix.is_some(),
+            None => false,
+        };
+        match &self.rule {
+            Some(rule) if is_told => Kept::Asked(rule.clone()).to_string(),
+            Some(rule) => format!("the allocation, within {rule}"),
+            None if scheme.is_kept() => Kept::Chosen.to_string(),
+            None => "the allocation".to_owned(),
         }
     }
 
     /// Whether the plan may choose `scheme`, floor aside.
     #[must_use]
     pub fn admits(&self, scheme: Scheme) -> bool {
-        match scheme {
-            Scheme::Kept => self.kept,
-            Scheme::Affine(affine) => {
-                !self.must_keep
-                    && (self.min_bits..=self.max_bits).contains(&affine.bits())
-                    && self.group_size.is_none_or(|size| usize::from(size) == affine.group_size())
+        let Some(bits) = scheme.code_bits() else { return self.kept };
+        let within = |min: Option<Bits>, max: Option<Bits>| {
+            min.is_none_or(|min| bits >= min) && max.is_none_or(|max| bits <= max)
+        };
+        match &self.spec {
+            Some(Spec::Kept) => false,
+            Some(Spec::Exact(exact)) => scheme == *exact,
+            Some(Spec::Bits { min, max, suffix: wanted }) => {
+                within(Some(*min), Some(*max)) && wanted.as_ref().is_none_or(|wanted| suffix(scheme) == *wanted)
             }
+            None => within(self.bits.0, self.bits.1),
         }
+    }
+
+    /// Whether `scheme` needs a signal-to-noise ratio, and has less than that.
+    ///
+    /// The floor is for codes of less than 3 bits: what is below it with more is so by nature, a router of noise, say.
+    #[must_use]
+    pub fn is_below_floor(&self, scheme: Scheme, sqnr_db: f64) -> bool {
+        let is_coarse = scheme.code_bits().is_some_and(|bits| bits < Bits::whole(3));
+        is_coarse && self.floor_db.is_some_and(|least| sqnr_db < least)
     }
 }
 
 impl Policy {
-    /// Checks `options`.
+    /// Checks `options` for a format that has `schemes`.
     ///
     /// # Errors
     /// [`Error::Option`].
-    pub fn new(options: &PolicyOptions) -> Result<Self> {
+    pub fn new(options: &PolicyOptions, schemes: &[Scheme]) -> Result<Self> {
         let bits = |option, bits: Option<u8>| match bits {
-            Some(bits) if !BITS.contains(&bits) => Err(Error::option(option, bits, "not one of 2 3 4 5 6 8")),
-            _ => Ok(bits),
+            Some(bits) if !has_width(schemes, Bits::whole(bits.into())) => {
+                Err(Error::option(option, bits, format!("not one of {}", widths(schemes))))
+            }
+            _ => Ok(bits.map(|bits| Bits::whole(bits.into()))),
         };
-        let (min_bits, max_bits) = (bits("--min-bits", options.min_bits)?, bits("--max-bits", options.max_bits)?);
+        let (min_bits, max_bits) =
+            (bits(OptionName::MinBits, options.min_bits)?, bits(OptionName::MaxBits, options.max_bits)?);
         if let (Some(min), Some(max)) = (min_bits, max_bits)
             && min > max
         {
-            return Err(Error::option("--min-bits", min, format!("is above --max-bits {max}")));
+            return Err(Error::option(OptionName::MinBits, min, format!("is above ⟨max_bits={max}⟩")));
         }
         // Whoever asks for 2 bits gets them, unless a floor was asked for, too.
         let floor_db = options.floor_db.or(min_bits.is_none().then_some(FLOOR_DB));
         if let Some(floor_db) = floor_db.filter(|floor_db| !(-100.0..=100.0).contains(floor_db)) {
-            return Err(Error::option("--floor-db", floor_db, "not between -100 and 100"));
+            return Err(Error::option(OptionName::FloorDb, floor_db, "not between -100 and 100"));
         }
         let mut rules = Vec::new();
         for pattern in &options.keep {
-            rules.push(Rule {
-                pattern: regex("--keep", pattern, pattern)?,
+            rules.push(PolicyRule {
+                pattern: regex(OptionName::Keep, pattern, pattern)?,
                 spec: Spec::Kept,
-                text: format!("--keep {pattern}"),
+                option: OptionName::Keep,
+                text: pattern.clone(),
             });
         }
         for rule in &options.tensor {
-            let wrong = |reason: String| Error::option("--tensor", rule, reason);
+            let wrong = |reason: String| Error::option(OptionName::Tensor, rule, reason);
             let (pattern, spec) =
                 rule.rsplit_once('=').ok_or_else(|| wrong("has no `=`: write REGEX=SPEC".to_owned()))?;
-            let spec = Spec::parse(spec).map_err(wrong)?;
-            rules.push(Rule { pattern: regex("--tensor", rule, pattern)?, spec, text: format!("--tensor {rule}") });
+            let spec = Spec::parse(spec, schemes).map_err(wrong)?;
+            let pattern = regex(OptionName::Tensor, rule, pattern)?;
+            rules.push(PolicyRule { pattern, spec, option: OptionName::Tensor, text: rule.clone() });
         }
         Ok(Self { min_bits, max_bits, floor_db, rules })
     }
 
     /// What a plan may do to a candidate that goes by `names`: its own, and those of what it is made of.
     #[must_use]
-    pub fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str>, role: Role) -> Allowed {
+    pub fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str>, role: Role) -> Limits {
         let names: Vec<&str> = names.into_iter().collect();
-        let matches = |rule: &&Rule| names.iter().any(|name| rule.pattern.is_match(name));
+        let matches = |rule: &&PolicyRule| names.iter().any(|name| rule.pattern.is_match(name));
         let rule = self.rules.iter().rev().find(matches);
-        let (min_bits, max_bits) = (self.min_bits.unwrap_or(2), self.max_bits.unwrap_or(8));
-        let mut allowed = Allowed {
-            min_bits,
-            max_bits,
-            group_size: None,
+        let mut allowed = Limits {
+            spec: rule.map(|rule| rule.spec.clone()),
+            bits: (self.min_bits, self.max_bits),
             kept: self.max_bits.is_none(),
             floor_db: self.floor_db,
-            rule: rule.map(|rule| rule.text.clone()),
-            must_keep: false,
+            rule: rule.map(PolicyRule::described),
         };
-        match rule.map(|rule| rule.spec) {
-            Some(Spec::Kept) => (allowed.kept, allowed.must_keep) = (true, true),
-            Some(Spec::Bits { min, max, group_size }) => {
-                (allowed.min_bits, allowed.max_bits, allowed.group_size) = (min, max, group_size);
-                (allowed.kept, allowed.floor_db) = (false, None);
+        match &allowed.spec {
+            Some(Spec::Kept) => allowed.kept = true,
+            Some(Spec::Bits { .. } | Spec::Exact(_)) => (allowed.kept, allowed.floor_db) = (false, None),
+            None if role == Role::Router => {
+                let least = self.max_bits.map_or(ROUTER_BITS, |max| ROUTER_BITS.min(max));
+                allowed.bits.0 = Some(self.min_bits.map_or(least, |min| min.max(least)));
             }
-            None if role == Role::Router => allowed.min_bits = min_bits.max(ROUTER_BITS.min(max_bits)),
             None => {}
         }
         allowed
@@ -289,16 +362,12 @@ impl Policy {
     pub fn matches<'a>(&self, tensors: &(impl Iterator<Item = &'a str> + Clone)) -> Result<()> {
         match self.rules.iter().find(|rule| !tensors.clone().any(|tensor| rule.pattern.is_match(tensor))) {
             None => Ok(()),
-            Some(rule) => {
-                let (option, value) = rule.text.split_once(' ').unwrap_or(("", &rule.text));
-                let option = if option == "--keep" { "--keep" } else { "--tensor" };
-                Err(Error::option(option, value, "matches no tensor that can be quantized"))
-            }
+            Some(rule) => Err(Error::option(rule.option, &rule.text, "matches no tensor that can be quantized")),
         }
     }
 }
 
-fn regex(option: &'static str, value: &str, pattern: &str) -> Result<Regex> {
+fn regex(option: OptionName, value: &str, pattern: &str) -> Result<Regex> {
     Regex::new(pattern).map_err(|fault| Error::option(option, value, format!("not a regular expression: {fault}")))
 }
 
@@ -308,20 +377,28 @@ mod tests {
 
     fn policy(keep: &[&str], tensor: &[&str]) -> Result<Policy> {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
-        Policy::new(&PolicyOptions { keep: owned(keep), tensor: owned(tensor), ..PolicyOptions::default() })
+        Policy::new(&PolicyOptions { keep: owned(keep), tensor: owned(tensor), ..PolicyOptions::default() }, schemes())
     }
 
     fn scheme(text: &str) -> Scheme {
         text.parse().unwrap()
     }
 
+    fn schemes() -> &'static [Scheme] {
+        crate::format::by_name("mlx").unwrap().schemes()
+    }
+
     #[test]
     fn specs_read_as_documented() {
-        assert_eq!(Spec::parse("kept"), Ok(Spec::Kept));
-        assert_eq!(Spec::parse("4"), Ok(Spec::Bits { min: 4, max: 4, group_size: None }));
-        assert_eq!(Spec::parse("3-6g64"), Ok(Spec::Bits { min: 3, max: 6, group_size: Some(64) }));
-        for text in ["", "7", "4g", "4g48", "6-3", "1-4", "four", "-4"] {
-            assert!(Spec::parse(text).is_err(), "{text}");
+        let spec = |text| Spec::parse(text, schemes());
+        let bits = |min, max, suffix: Option<&str>| {
+            Ok(Spec::Bits { min: Bits::whole(min), max: Bits::whole(max), suffix: suffix.map(str::to_owned) })
+        };
+        assert_eq!(spec("kept"), Ok(Spec::Kept));
+        assert_eq!(spec("4"), bits(4, 4, None));
+        assert_eq!(spec("3-6g64"), bits(3, 6, Some("g64")));
+        for text in ["", "7", "4g", "4g48", "6-3", "1-4", "four", "-4", "4g64g64"] {
+            assert!(spec(text).is_err(), "{text}");
         }
     }
 
@@ -330,14 +407,14 @@ mod tests {
         let policy = policy(&["lm_head"], &["mlp=3", "down_proj=5-8g32"]).unwrap();
         let down = policy.allowed(["model.layers.0.mlp.down_proj.weight"], Role::Down);
         assert!(down.admits(scheme("6g32")) && !down.admits(scheme("6g64")) && !down.admits(scheme("3g32")));
-        assert!(!down.admits(Scheme::Kept) && down.floor_db.is_none());
+        assert!(!down.admits(Scheme::KEPT) && down.floor_db.is_none());
         let up = policy.allowed(["model.layers.0.mlp.up_proj.weight"], Role::Up);
         assert!(up.admits(scheme("3g128")) && !up.admits(scheme("4g128")));
         let head = policy.allowed(["lm_head.weight"], Role::Head);
-        assert!(head.admits(Scheme::Kept) && !head.admits(scheme("8g32")));
+        assert!(head.admits(Scheme::KEPT) && !head.admits(scheme("8g32")));
         assert_eq!(head.rule.as_deref(), Some("--keep lm_head"));
         let query = policy.allowed(["model.layers.0.self_attn.q_proj.weight"], Role::Query);
-        assert!(query.admits(scheme("2g128")) && query.admits(Scheme::Kept));
+        assert!(query.admits(scheme("2g128")) && query.admits(Scheme::KEPT));
         assert_eq!(query.floor_db, Some(FLOOR_DB));
     }
 
@@ -345,34 +422,34 @@ mod tests {
     fn routers_get_eight_bits_unless_told_otherwise() {
         let gate = "model.layers.0.mlp.gate.weight";
         let default = policy(&[], &[]).unwrap().allowed([gate], Role::Router);
-        assert!(!default.admits(scheme("6g32")) && default.admits(scheme("8g64")) && default.admits(Scheme::Kept));
+        assert!(!default.admits(scheme("6g32")) && default.admits(scheme("8g64")) && default.admits(Scheme::KEPT));
         let told = policy(&[], &["gate=4"]).unwrap().allowed([gate], Role::Router);
         assert!(told.admits(scheme("4g64")));
         let capped = PolicyOptions { max_bits: Some(4), ..PolicyOptions::default() };
-        assert!(Policy::new(&capped).unwrap().allowed([gate], Role::Router).admits(scheme("4g64")));
+        assert!(Policy::new(&capped, schemes()).unwrap().allowed([gate], Role::Router).admits(scheme("4g64")));
     }
 
     #[test]
     fn asking_for_two_bits_lifts_the_floor() {
         let asked = PolicyOptions { min_bits: Some(2), ..PolicyOptions::default() };
-        assert_eq!(Policy::new(&asked).unwrap().allowed(["x"], Role::Other).floor_db, None);
+        assert_eq!(Policy::new(&asked, schemes()).unwrap().allowed(["x"], Role::Other).floor_db, None);
     }
 
     #[test]
     fn nonsense_is_refused_with_its_option() {
         for (options, expected) in [
-            (PolicyOptions { min_bits: Some(7), ..Default::default() }, "--min-bits `7`"),
-            (PolicyOptions { max_bits: Some(0), ..Default::default() }, "--max-bits `0`"),
-            (PolicyOptions { min_bits: Some(6), max_bits: Some(3), ..Default::default() }, "--min-bits `6`"),
-            (PolicyOptions { floor_db: Some(f64::NAN), ..Default::default() }, "--floor-db `NaN`"),
-            (PolicyOptions { keep: vec!["(".to_owned()], ..Default::default() }, "--keep `(`"),
-            (PolicyOptions { tensor: vec!["x".to_owned()], ..Default::default() }, "--tensor `x`"),
-            (PolicyOptions { tensor: vec!["x=9".to_owned()], ..Default::default() }, "--tensor `x=9`"),
+            (PolicyOptions { min_bits: Some(7), ..Default::default() }, "⟨min_bits⟩ `7`"),
+            (PolicyOptions { max_bits: Some(0), ..Default::default() }, "⟨max_bits⟩ `0`"),
+            (PolicyOptions { min_bits: Some(6), max_bits: Some(3), ..Default::default() }, "⟨min_bits⟩ `6`"),
+            (PolicyOptions { floor_db: Some(f64::NAN), ..Default::default() }, "⟨floor_db⟩ `NaN`"),
+            (PolicyOptions { keep: vec!["(".to_owned()], ..Default::default() }, "⟨keep⟩ `(`"),
+            (PolicyOptions { tensor: vec!["x".to_owned()], ..Default::default() }, "⟨tensor⟩ `x`"),
+            (PolicyOptions { tensor: vec!["x=9".to_owned()], ..Default::default() }, "⟨tensor⟩ `x=9`"),
         ] {
-            let message = Policy::new(&options).unwrap_err().to_string();
+            let message = Policy::new(&options, schemes()).unwrap_err().to_string();
             assert!(message.starts_with(expected), "{message}");
         }
         let unmatched = policy(&["lm_haed"], &[]).unwrap().matches(&["lm_head.weight"].into_iter()).unwrap_err();
-        assert!(unmatched.to_string().starts_with("--keep `lm_haed`: matches no tensor"), "{unmatched}");
+        assert!(unmatched.to_string().starts_with("⟨keep⟩ `lm_haed`: matches no tensor"), "{unmatched}");
     }
 }

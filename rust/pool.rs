@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::option::OptionName;
 use crate::progress::Progress;
 
 /// How many pieces per thread may be done, or in work, ahead of the one whose turn it is.
@@ -57,7 +58,7 @@ impl Workers {
     /// [`Error::Option`] for more than [`MAX_THREADS`], [`Error::Io`] if the system gives none.
     pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
         if let Some(threads) = threads.filter(|threads| threads.get() > MAX_THREADS) {
-            return Err(Error::option("--threads", threads, format!("more than {MAX_THREADS}")));
+            return Err(Error::option(OptionName::Threads, threads, format!("more than {MAX_THREADS}")));
         }
         let available = std::thread::available_parallelism().ok();
         let threads = threads.or(available).map_or(1, NonZeroUsize::get).min(MAX_THREADS);
@@ -280,7 +281,7 @@ mod tests {
     #[test]
     fn thousands_of_threads_are_refused() {
         let fault = Workers::new(NonZeroUsize::new(MAX_THREADS + 1)).unwrap_err();
-        assert_eq!(fault.to_string(), "--threads `513`: more than 512");
+        assert_eq!(fault.to_string(), "⟨threads⟩ `513`: more than 512");
     }
 
     #[test]

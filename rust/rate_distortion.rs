@@ -13,16 +13,14 @@
 
 use std::str::FromStr;
 
-use crate::band::energy;
-use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands};
-use crate::checkpoint::{Matrix, View};
-use crate::codec::affine::{Channels, RowError};
-use crate::codec::encoder::Encoder;
+use crate::band::{Matrix, band_bytes, bands, energy};
+use crate::checkpoint::View;
+use crate::checkpoint::stream::Pass;
+use crate::codec::{Encoder, Metric, RowError, Scheme, Scratch};
 use crate::error::{Error, Result};
 use crate::math::decibels;
-use crate::scheme::Affine;
+use crate::pass::{BandAt, BandJob, Which};
 use crate::sensitivity::{Gain, MatrixSensitivity};
-use crate::simd::vector::BAND_ROWS;
 
 /// Bands of a matrix that are encoded for its curve at first, unless the caller says otherwise.
 pub const SAMPLE_BANDS: u64 = 64;
@@ -119,11 +117,11 @@ pub fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a MatrixSensitivity)
     decibels(signal / noise)
 }
 
-/// One scheme of a curve.
+/// What one scheme does to a stack of matrices.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Point {
+pub struct SchemeNoise {
     /// The scheme.
-    pub scheme: Affine,
+    pub scheme: Scheme,
     /// What it does to each matrix.
     pub noises: Vec<Noise>,
     /// Standard error of the weighted noise of all of them, relatively; 0 where all bands were encoded.
@@ -131,13 +129,13 @@ pub struct Point {
 }
 
 /// Matrices to encode in each of `schemes`: one, or a stack of them.
-pub struct Ask<'a> {
+pub struct StackJob<'a> {
     /// What they are stored in.
     pub name: &'a str,
     /// Each of them, and its sensitivity.
     pub matrices: Vec<Member<'a>>,
     /// The schemes.
-    pub schemes: Vec<Affine>,
+    pub schemes: Vec<Scheme>,
 }
 
 /// A matrix of a stack, or the only one.
@@ -161,15 +159,6 @@ fn bands_each(wanted: u64, count: usize) -> u64 {
 /// Which matrix: of which ask, which one.
 type At = (usize, usize);
 
-/// Some of the sampled bands of one matrix.
-struct Piece {
-    at: At,
-    bands: Vec<u64>,
-    is_last: bool,
-    /// Whether they are a sample, and not some of all there are.
-    is_sample: bool,
-}
-
 /// Signal and noise of one band: of a sample the matrix's own, which else nobody asks for, then one entry per scheme.
 struct BandSums {
     signal: f64,
@@ -189,7 +178,12 @@ struct Estimate {
 ///
 /// # Errors
 /// Those of reading.
-pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[Ask<'_>], sample_bands: u64) -> Result<Vec<Vec<Point>>> {
+pub fn curves(
+    pass: Pass<'_>,
+    encoder: Encoder,
+    asks: &[&StackJob<'_>],
+    sample_bands: u64,
+) -> Result<Vec<Vec<SchemeNoise>>> {
     let sampled = |ask: usize, wanted: u64| {
         let of = move |(at, member): (usize, &Member<'_>)| ((ask, at), sample(bands(member.matrix), wanted));
         asks[ask].matrices.iter().enumerate().map(of)
@@ -197,7 +191,7 @@ pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[Ask<'_>], sample_bands: 
     let each = |ask: usize| bands_each(sample_bands, asks[ask].matrices.len());
     let first: Vec<_> = (0..asks.len()).flat_map(|ask| sampled(ask, each(ask))).collect();
     let mut estimates = encode(pass, encoder, asks, &first)?.into_iter();
-    let mut curves: Vec<Vec<Point>> =
+    let mut curves: Vec<Vec<SchemeNoise>> =
         asks.iter().map(|ask| points(ask, &estimates.by_ref().take(ask.matrices.len()).collect::<Vec<_>>())).collect();
     let (mut again, mut which) = (Vec::new(), Vec::new());
     for (at, curve) in curves.iter().enumerate() {
@@ -222,46 +216,35 @@ pub fn curves(pass: Pass<'_>, encoder: Encoder, asks: &[Ask<'_>], sample_bands: 
 fn encode(
     pass: Pass<'_>,
     encoder: Encoder,
-    asks: &[Ask<'_>],
+    asks: &[&StackJob<'_>],
     sampled: &[(At, Vec<u64>)],
 ) -> Result<Vec<Vec<Estimate>>> {
-    let mut pieces: Vec<Piece> = Vec::new();
-    for (at, bands) in sampled {
-        let matrix = asks[at.0].matrices[at.1].matrix;
-        let step = usize::try_from(chunk_bands(matrix, pass.chunk_bytes)).unwrap_or(1);
-        let is_sample = (bands.len() as u64) < self::bands(matrix);
-        let piece = |bands: &[u64]| Piece { at: *at, bands: bands.to_vec(), is_last: false, is_sample };
-        pieces.extend(bands.chunks(step).map(piece));
-        if let Some(last) = pieces.last_mut() {
-            last.is_last = true;
-        }
-    }
+    let member = |job: usize| asks[sampled[job].0.0].matrices[sampled[job].0.1];
+    let job = |(at, (_, sample)): (usize, &(At, Vec<u64>))| {
+        let Member { view, matrix, .. } = member(at);
+        BandJob { matrix, view: Some(view), which: Which::Sampled(sample.clone()) }
+    };
+    let jobs: Vec<BandJob> = sampled.iter().enumerate().map(job).collect();
     let mut estimates = Vec::with_capacity(sampled.len());
     let mut measured = Vec::new();
-    pass.workers.in_order(
-        pass.progress,
-        &pieces,
-        || (Reader::default(), None),
-        |(reader, channels), piece| {
-            let ask = &asks[piece.at.0];
-            let member = ask.matrices[piece.at.1];
-            // Of the last matrix this thread was at: most pieces are of the same.
-            let channels = match channels {
-                Some((at, channels)) if *at == piece.at => channels,
-                other => &other.insert((piece.at, Channels::new(&member.measured.vectors.importance))).1,
+    pass.fold_bands(
+        &jobs,
+        || (None, Scratch::default()),
+        |(metric, scratch), band| {
+            let (at, sample) = &sampled[band.job];
+            let member = member(band.job);
+            // Of the last matrix this thread was at: most bands are of the same.
+            let metric = match metric {
+                Some((other, metric)) if other == at => &*metric,
+                other => &other.insert((*at, Metric::diagonal(&member.measured.vectors.importance))).1,
             };
-            let mut sums = Vec::with_capacity(piece.bands.len());
-            for &band in &piece.bands {
-                sums.push(measure((pass, encoder), &ask.schemes, (member, channels), band, piece.is_sample, reader)?);
-                pass.progress.advance(member.matrix.row_bytes() * BAND_ROWS as u64);
-            }
-            Ok(sums)
+            let is_sample = (sample.len() as u64) < bands(member.matrix);
+            Ok(measure((pass, encoder), &asks[at.0].schemes, (member, metric), &band, is_sample, scratch))
         },
-        |piece, sums| {
+        |job, sums, is_last| {
             measured.extend(sums);
-            if piece.is_last {
-                let ask = &asks[piece.at.0];
-                estimates.push(estimated(ask, ask.matrices[piece.at.1], &measured)?);
+            if is_last {
+                estimates.push(estimated(&asks[sampled[job].0.0], member(job), &measured)?);
                 measured.clear();
             }
             Ok(())
@@ -274,7 +257,7 @@ fn encode(
 #[must_use]
 pub fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> u64 {
     let each = sample(bands(matrix), bands_each(sample_bands, count)).len() as u64;
-    each * matrix.row_bytes() * BAND_ROWS as u64
+    each * band_bytes(matrix)
 }
 
 /// At most `wanted` of `bands` bands, evenly spaced; all, if `wanted` is 0.
@@ -289,37 +272,33 @@ fn sample(bands: u64, wanted: u64) -> Vec<u64> {
 /// Encodes one band in every scheme.
 fn measure(
     (pass, encoder): (Pass<'_>, Encoder),
-    schemes: &[Affine],
-    (member, channels): (Member<'_>, &Channels<'_>),
-    at: u64,
+    schemes: &[Scheme],
+    (member, metric): (Member<'_>, &Metric<'_>),
+    BandAt { rows, band, .. }: &BandAt<'_>,
     is_sample: bool,
-    reader: &mut Reader,
-) -> Result<BandSums> {
-    let Member { view, matrix, measured } = member;
-    let vectors = &measured.vectors;
+    scratch: &mut Scratch,
+) -> BandSums {
+    let gain = &member.measured.vectors.gain;
+    let first = rows.start as usize;
     let mut sums = BandSums { signal: 0.0, energy: 0.0, noise: Vec::with_capacity(schemes.len()) };
-    reader.bands((pass.checkpoint, pass.isa), view, &(at..at + 1), |rows, band, _| {
-        let first = usize::try_from(rows.start).map_err(|_| Error::Bug("row".to_owned()))?;
-        let length = usize::try_from(rows.end - rows.start).map_err(|_| Error::Bug("rows".to_owned()))?;
-        if is_sample {
-            for (row, found) in energy(pass.isa, band, channels.k).iter().take(length).enumerate() {
-                sums.signal += 0.5 * vectors.gain.of(first + row) * found.weighted;
-                sums.energy += found.plain;
-            }
+    if is_sample {
+        let found = energy(pass.isa, band.columns, metric.importance());
+        for (row, found) in found.iter().take(band.rows).enumerate() {
+            sums.signal += 0.5 * gain.of(first + row) * found.weighted;
+            sums.energy += found.plain;
         }
-        let errors = encoder.errors(schemes, matrix.float, band, channels);
-        sums.noise.extend(errors.iter().map(|errors| Noise::of(&errors[..length], &vectors.gain, first)));
-        Ok(())
-    })?;
-    Ok(sums)
+    }
+    let errors = encoder.errors(schemes, (member.matrix.float, scratch), *band, metric);
+    sums.noise.extend(errors.iter().map(|errors| Noise::of(&errors[..band.rows], gain, first)));
+    sums
 }
 
 /// The curve of `ask`, from what was found of each of its matrices.
-fn points(ask: &Ask<'_>, matrices: &[Vec<Estimate>]) -> Vec<Point> {
-    let point = |(at, &scheme): (usize, &Affine)| {
+fn points(ask: &StackJob<'_>, matrices: &[Vec<Estimate>]) -> Vec<SchemeNoise> {
+    let point = |(at, &scheme): (usize, &Scheme)| {
         let noises: Vec<Noise> = matrices.iter().map(|schemes| schemes[at].noise).collect();
         let standard_error = if let [only] = matrices { only[at].error } else { together(at, matrices) };
-        Point { scheme, noises, standard_error }
+        SchemeNoise { scheme, noises, standard_error }
     };
     ask.schemes.iter().enumerate().map(point).collect()
 }
@@ -337,7 +316,7 @@ fn together(at: usize, matrices: &[Vec<Estimate>]) -> f64 {
 }
 
 /// What every scheme of `ask` does to one of its matrices, from the bands that were encoded.
-fn estimated(ask: &Ask<'_>, member: Member<'_>, encoded: &[BandSums]) -> Result<Vec<Estimate>> {
+fn estimated(ask: &StackJob<'_>, member: Member<'_>, encoded: &[BandSums]) -> Result<Vec<Estimate>> {
     let (measured, all) = (member.measured, bands(member.matrix));
     let signal: f64 = encoded.iter().map(|band| band.signal).sum();
     let energy: f64 = encoded.iter().map(|band| band.energy).sum();

@@ -12,17 +12,6 @@ needed, no GPU is used, nothing is downloaded.
 
 from ramrs._native import version as _version
 from ramrs.api import analyze, eval, inspect, plan, probe, quantize, verify, weights  # noqa: A004
-from ramrs.documents import (
-    Analysis,
-    Inspection,
-    Manifest,
-    Plan,
-    Policy,
-    ProbeReport,
-    Progress,
-    QuantizeReport,
-    VerifyReport,
-)
 from ramrs.errors import (
     BudgetError,
     CheckpointError,
@@ -32,6 +21,18 @@ from ramrs.errors import (
     TensorError,
     VerifyError,
 )
+from ramrs.types import (
+    Analysis,
+    Evaluation,
+    Inspection,
+    Manifest,
+    Plan,
+    Policy,
+    ProbeReport,
+    Progress,
+    QuantizeReport,
+    VerifyReport,
+)
 
 __version__ = _version()
 
@@ -40,6 +41,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "ConfigError",
+    "Evaluation",
     "Inspection",
     "InternalError",
     "Manifest",

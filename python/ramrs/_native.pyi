@@ -2,10 +2,16 @@
 
 from collections.abc import Callable
 
-__all__ = ["call", "cpu_level", "version", "weights"]
+__all__ = ["call", "cpu_level", "defaults", "options", "version", "weights"]
 
-def call(verb: str, request: str, progress: Callable[[str, int, int], object] | None = None) -> str:
-    """Do ``verb`` on the JSON text ``request``; return the report as JSON text."""
+def call(verb: str, request: bytes, progress: Callable[[str, int, int], object] | None = None) -> bytes:
+    """Run ``verb`` on the JSON text ``request``; return the report as JSON text."""
+
+def defaults() -> bytes:
+    """Return the defaults of all verbs' requests as JSON text."""
+
+def options() -> list[str]:
+    """Return the options that messages may name, by a mark ``⟨name⟩`` or ``⟨name=value⟩``."""
 
 def version() -> str:
     """Version of the crate."""

@@ -1,6 +1,6 @@
-"""What can go wrong.
+"""The exceptions of ramrs.
 
-Every exception of ramrs carries a ``slug`` that stays the same between releases, and where they apply a ``hint`` that
+Every exception carries a ``slug`` that stays the same between releases, and where they apply a ``hint`` that
 says what to do, the ``path`` of the file and the name of the ``tensor`` it is about. What the operating system refuses
 is an ordinary :class:`OSError`, with the same attributes. A stopped job raises :class:`KeyboardInterrupt`.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import re
+from collections.abc import Callable, Mapping
 
 __all__ = [
     "BudgetError",
@@ -22,13 +24,33 @@ __all__ = [
 ]
 
 
+_MARK = re.compile(r"⟨(\w+)(?:=([^⟩]*))?⟩")
+
+
+def spell(text: str, spelling: Callable[[str, str | None], str]) -> str:
+    """Replace the marks of options in a message, ``⟨min_bits⟩`` and ``⟨min_bits=2⟩``, by a front's spelling."""
+    return _MARK.sub(lambda mark: spelling(mark[1], mark[2]), text)
+
+
+def keyword(name: str, value: str | None) -> str:
+    """Spell an option as Python does: ``min_bits=2``."""
+    name = "bits" if name == "uniform" else name
+    if value is None:
+        return f"{name}="
+    if value in ("true", "false"):
+        return f"{name}={value.title()}"
+    return f"{name}={value}" if value.replace(".", "", 1).isdigit() else f'{name}="{value}"'
+
+
 class RamrsError(Exception):
-    """Anything that stops ramrs, but for what the operating system refuses."""
+    """Base of all exceptions of ramrs, except those of the operating system."""
 
     slug: str = "error"
     hint: str | None = None
     path: str | None = None
     tensor: str | None = None
+    marked: tuple[str, str | None]
+    """Message and hint with the options as marks, for a front with a spelling of its own."""
 
     def __init__(
         self,
@@ -39,26 +61,27 @@ class RamrsError(Exception):
         path: str | None = None,
         tensor: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(spell(message, keyword))
         self.slug = slug or type(self).slug
-        self.hint = hint
+        self.hint = None if hint is None else spell(hint, keyword)
+        self.marked = (message, hint)
         self.path = path
         self.tensor = tensor
 
-    def __reduce__(self) -> tuple[type[RamrsError], tuple[str, ...], dict[str, str | None]]:
+    def __reduce__(self) -> tuple[type[RamrsError], tuple[str, ...], dict[str, object]]:
         return type(self), (str(self),), self.__dict__
 
 
 class ConfigError(RamrsError, ValueError):
-    """What was asked for makes no sense."""
+    """An option is not valid, or does not go with the others."""
 
 
 class CheckpointError(RamrsError):
-    """The checkpoint is not sound, or not one that ramrs reads."""
+    """The checkpoint is damaged, or of a kind that ramrs does not read."""
 
 
 class TensorError(RamrsError):
-    """A tensor cannot be dealt with."""
+    """A tensor cannot be processed."""
 
 
 class BudgetError(RamrsError):
@@ -66,11 +89,22 @@ class BudgetError(RamrsError):
 
 
 class VerifyError(RamrsError):
-    """What is there is not what should be."""
+    """A file does not hold what it should."""
 
 
 class InternalError(RamrsError):
     """A bug in ramrs."""
+
+
+def renamed(fault: ConfigError, names: Mapping[str, str]) -> ConfigError:
+    """Return the same error with options under the names that a verb has for them."""
+
+    def mark(name: str, value: str | None) -> str:
+        return f"⟨{names.get(name, name)}{'' if value is None else f'={value}'}⟩"
+
+    message, hint = fault.marked
+    hint = None if hint is None else spell(hint, mark)
+    return ConfigError(spell(message, mark), slug=fault.slug, hint=hint, path=fault.path, tensor=fault.tensor)
 
 
 _KINDS: dict[str, type[RamrsError]] = {
@@ -103,8 +137,9 @@ def from_native(
     # OSError picks its own subclass by the number: FileNotFoundError, PermissionError…
     fault = OSError(errno, os.strerror(errno), path)
     fault.slug = slug  # type: ignore[attr-defined]
-    fault.hint = hint  # type: ignore[attr-defined]
+    fault.hint = None if hint is None else spell(hint, keyword)  # type: ignore[attr-defined]
+    fault.marked = (message, hint)  # type: ignore[attr-defined]
     fault.tensor = tensor  # type: ignore[attr-defined]
     fault.path = path  # type: ignore[attr-defined]
-    fault.add_note(message)
+    fault.add_note(spell(message, keyword))
     return fault

@@ -1,19 +1,19 @@
 //! The least loss within a capacity, where few choices are left open.
 //!
-//! At the multiplier `λ` of the dual bound every point has a reduced cost, `loss + λ · bytes` less the least of its family:
+//! At the multiplier `λ` of the dual bound every point has a reduced cost, `loss + λ · bytes` less the least of its group:
 //! what choosing it adds to the bound. The reduced costs of an allocation, and `λ` for every byte it leaves, add up to its
 //! distance from the bound. So a point whose reduced cost is more than the distance of an allocation that is known is in
-//! no better one. Of the points that remain all allocations are built, family by family, but those that are further from
+//! no better one. Of the points that remain all allocations are built, group by group, but those that are further from
 //! the bound already, and those that another beats in bytes and in loss.
 
-use super::Family;
+use super::FusionGroup;
 
-/// Partial allocations that are carried on from one family to the next. If there are more, those closest to the bound
+/// Prefix allocations that are carried on from one group to the next. If there are more, those closest to the bound
 /// are, and what is found need not be the least.
 const CARRIED: usize = 2_048;
 
 /// What was found.
-pub(super) struct Found {
+pub(super) struct Exact {
     /// An allocation better than the one that was known.
     pub choice: Option<Vec<usize>>,
     /// Whether no other is better still.
@@ -29,53 +29,53 @@ struct Open {
     reduced: f64,
 }
 
-/// An allocation of the families up to some one.
+/// An allocation of the groups up to some one.
 #[derive(Clone, Copy)]
-struct Partial {
+struct Prefix {
     bytes: u64,
     loss: f64,
     reduced: f64,
     /// The one it continues.
     from: usize,
-    /// By which of the family's open points.
+    /// By which of the group's open points.
     by: usize,
 }
 
 /// Looks for an allocation of at most `capacity` bytes with less loss than `known`.
-pub(super) fn search(families: &[Family], capacity: u64, multiplier: f64, known: f64) -> Found {
-    let of = |family: &Family| {
-        let cost = |at: usize| family.points[at].loss + multiplier * family.points[at].bytes as f64;
-        (0..family.points.len()).map(cost).fold(f64::INFINITY, f64::min)
+pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, known: f64) -> Exact {
+    let of = |group: &FusionGroup| {
+        let cost = |at: usize| group.points[at].loss + multiplier * group.points[at].bytes as f64;
+        (0..group.points.len()).map(cost).fold(f64::INFINITY, f64::min)
     };
-    let least: Vec<f64> = families.iter().map(of).collect();
+    let least: Vec<f64> = groups.iter().map(of).collect();
     let bound = least.iter().sum::<f64>() - multiplier * capacity as f64;
     // Sums in another order round otherwise.
     let distance = known - bound + 1e-9 * known.abs();
     let open: Vec<Vec<Open>> =
-        families.iter().zip(&least).map(|(family, least)| open(family, multiplier, *least, distance)).collect();
+        groups.iter().zip(&least).map(|(group, least)| open(group, multiplier, *least, distance)).collect();
     // Few choices first: they tell most about the rest.
-    let mut order: Vec<usize> = (0..families.len()).collect();
-    order.sort_by_key(|&family| open[family].len());
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by_key(|&group| open[group].len());
 
     let mut rest_least: u64 = open.iter().filter_map(|open| open.first()).map(|open| open.bytes).sum();
     let mut rest_most: u64 = open.iter().filter_map(|open| open.last()).map(|open| open.bytes).sum();
-    let mut stages: Vec<Vec<Partial>> = vec![vec![Partial { bytes: 0, loss: 0.0, reduced: 0.0, from: 0, by: 0 }]];
+    let mut stages: Vec<Vec<Prefix>> = vec![vec![Prefix { bytes: 0, loss: 0.0, reduced: 0.0, from: 0, by: 0 }]];
     let mut is_least = true;
-    for &family in &order {
-        let open = &open[family];
+    for &group in &order {
+        let open = &open[group];
         let (Some(first), Some(last)) = (open.first(), open.last()) else {
-            return Found { choice: None, is_least: true };
+            return Exact { choice: None, is_least: true };
         };
         rest_least -= first.bytes;
         rest_most -= last.bytes;
-        let may_be_better = |partial: &Partial| {
+        let may_be_better = |partial: &Prefix| {
             let left = capacity.saturating_sub(partial.bytes + rest_most);
             partial.bytes + rest_least <= capacity && partial.reduced + multiplier * left as f64 <= distance
         };
         let before = stages.last().map_or(&[][..], Vec::as_slice);
         let mut next = Vec::with_capacity(before.len() * open.len());
         for (from, partial) in before.iter().enumerate() {
-            next.extend(open.iter().enumerate().map(|(by, open)| Partial {
+            next.extend(open.iter().enumerate().map(|(by, open)| Prefix {
                 bytes: partial.bytes + open.bytes,
                 loss: partial.loss + open.loss,
                 reduced: partial.reduced + open.reduced,
@@ -95,19 +95,19 @@ pub(super) fn search(families: &[Family], capacity: u64, multiplier: f64, known:
     }
     let best = stages.last().and_then(|last| last.iter().enumerate().min_by(|a, b| a.1.loss.total_cmp(&b.1.loss)));
     let Some((mut at, _)) = best.filter(|(_, best)| best.loss < known) else {
-        return Found { choice: None, is_least };
+        return Exact { choice: None, is_least };
     };
-    let mut choice = vec![0; families.len()];
-    for (&family, stage) in order.iter().zip(&stages[1..]).rev() {
-        choice[family] = open[family][stage[at].by].point;
+    let mut choice = vec![0; groups.len()];
+    for (&group, stage) in order.iter().zip(&stages[1..]).rev() {
+        choice[group] = open[group][stage[at].by].point;
         at = stage[at].from;
     }
-    Found { choice: Some(choice), is_least }
+    Exact { choice: Some(choice), is_least }
 }
 
-/// The points of a family that may be in a better allocation, by growing bytes.
-fn open(family: &Family, multiplier: f64, least: f64, distance: f64) -> Vec<Open> {
-    let all = family.points.iter().enumerate().map(|(at, point)| Open {
+/// The points of a group that may be in a better allocation, by growing bytes.
+fn open(group: &FusionGroup, multiplier: f64, least: f64, distance: f64) -> Vec<Open> {
+    let all = group.points.iter().enumerate().map(|(at, point)| Open {
         point: at,
         bytes: point.bytes,
         loss: point.loss,

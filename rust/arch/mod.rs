@@ -1,50 +1,55 @@
-//! A checkpoint seen as a decoder: which tensor plays which part, and how its configuration says they go together.
+//! Architectures: which tensor of a checkpoint has which place in the model, and how its configuration combines them.
 //!
-//! Parts are found by role and layer, not by architecture. What the configuration implies and does not say is a table
-//! ([`traits`]). Two readers: the source `weights` takes what it finds and leaves out the rest, the probe runs a
-//! model only if [`Decoder::complete`] finds everything in its place.
+//! [`model`] finds tensors by role and layer, not by architecture, and leaves out what it does not find: the sensitivity
+//! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and gives a [`Runnable`], in
+//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies
+//! without saying it comes from the table of [`families`].
 
+pub mod conventions;
 mod resolve;
 pub mod rope;
 mod runnable;
-pub mod traits;
 
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-pub use resolve::decoder;
-use traits::Conventions;
+pub use crate::simd::math::Activation;
+use conventions::Conventions;
+pub use resolve::model;
+pub use runnable::{
+    Attention, Expansion, Experts, Ffn, HeadShape, Layer, Mixer, Mlp, Projection, Runnable, SharedExpert,
+};
 
 /// A linear layer: its matrix, and its bias if it has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
-    /// The weight.
+    /// The tensor that holds the matrix.
     pub weight: &'a Tensor,
-    /// Which of the matrices of `weight`, if that is a stack of them; else 0.
+    /// Index of the matrix in `weight` if that is a stack of matrices, else 0.
     pub at: u64,
-    /// Its shape, as it is stored.
+    /// Shape of the matrix as it is stored.
     pub matrix: Matrix,
-    /// Whether it is stored with a row for each input, and not for each output.
+    /// Whether a stored row belongs to an input, not to an output.
     pub transposed: bool,
-    /// The bias, one element per output.
-    pub bias: Option<Vector<'a>>,
+    /// One element per output.
+    pub bias: Option<ParameterVector<'a>>,
 }
 
 impl Linear<'_> {
-    /// Length of what it takes.
+    /// Number of input channels.
     #[must_use]
     pub fn inputs(&self) -> usize {
         (if self.transposed { self.matrix.rows } else { self.matrix.cols }) as usize
     }
 
-    /// Length of what it gives.
+    /// Number of output channels.
     #[must_use]
     pub fn outputs(&self) -> usize {
         (if self.transposed { self.matrix.cols } else { self.matrix.rows }) as usize
     }
 
-    /// Where it is, with a row for each output.
+    /// The matrix as a view with one row per output.
     #[must_use]
     pub fn view(&self, checkpoint: &Checkpoint) -> Option<View> {
         let whole = View::whole(checkpoint.position(&self.weight.name)?, self.weight);
@@ -53,35 +58,41 @@ impl Linear<'_> {
         Some(if self.transposed { stored.transposed() } else { stored })
     }
 
-    /// Where its data begin in those of `weight`, in bytes.
+    /// Offset of the matrix within the data of `weight`, in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.at * self.matrix.rows * self.matrix.row_bytes()
+    }
+
+    /// Bytes of the matrix.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.matrix.rows * self.matrix.row_bytes()
     }
 }
 
 /// A vector of parameters, or one of several that a tensor holds one after the other.
 #[derive(Clone, Copy, Debug)]
-pub struct Vector<'a> {
+pub struct ParameterVector<'a> {
     /// The tensor.
     pub tensor: &'a Tensor,
-    /// Which of them; 0 for the only one.
+    /// Index of the vector in it; 0 for the only one.
     pub at: u64,
 }
 
-/// A norm: its gain, and its shift if it has one.
+/// A normalisation layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// The gain, or the gain less one.
+    /// The gain, or the gain minus one.
     pub weight: &'a Tensor,
-    /// The shift.
+    /// The shift, if it has one.
     pub bias: Option<&'a Tensor>,
 }
 
-/// Attention. A part that is not there, or not as expected, is `None`.
+/// Attention as it was found. `None` where a part is missing or ambiguous.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "the parts are named as in the literature")]
-pub struct Attention<'a> {
+pub struct FoundAttention<'a> {
     pub query: Option<Linear<'a>>,
     pub key: Option<Linear<'a>>,
     pub value: Option<Linear<'a>>,
@@ -92,109 +103,70 @@ pub struct Attention<'a> {
     pub output: Option<Linear<'a>>,
 }
 
-/// A feed-forward network, or one expert of a mixture.
+/// A feed-forward network, or one expert, as it was found.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "the parts are named as in the literature")]
-pub struct Mlp<'a> {
+pub struct FoundMlp<'a> {
     pub gate: Option<Linear<'a>>,
     pub up: Option<Linear<'a>>,
     pub gate_up: Option<Linear<'a>>,
     pub down: Option<Linear<'a>>,
 }
 
-/// A mixture of experts.
+/// A mixture of experts as it was found.
 #[derive(Clone, Debug)]
-pub struct Experts<'a> {
-    /// Which expert a token goes to.
+pub struct FoundExperts<'a> {
+    /// Scores the experts for each token.
     pub router: Option<Linear<'a>>,
-    /// Added to the router's scores for choosing, and for nothing else.
+    /// Added to the router's scores when experts are chosen, and only then.
     pub correction: Option<&'a Tensor>,
-    /// The experts.
-    pub experts: Vec<Mlp<'a>>,
-    /// The expert that every token goes to.
-    pub shared: Option<Mlp<'a>>,
-    /// How much of it, per token.
+    /// The routed experts.
+    pub experts: Vec<FoundMlp<'a>>,
+    /// The expert that processes every token.
+    pub shared: Option<FoundMlp<'a>>,
+    /// Scales the output of the shared expert per token.
     pub shared_gate: Option<Linear<'a>>,
 }
 
-/// One layer.
+/// One layer as it was found.
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "the parts are named as in the literature")]
-pub struct Block<'a> {
+pub struct FoundLayer<'a> {
     pub index: usize,
     pub attention_in: Option<Norm<'a>>,
-    pub attention: Attention<'a>,
+    pub attention: FoundAttention<'a>,
     pub attention_out: Option<Norm<'a>>,
     pub mlp_in: Option<Norm<'a>>,
-    /// The feed-forward network, if there are no experts.
-    pub mlp: Mlp<'a>,
-    pub experts: Option<Experts<'a>>,
+    /// The dense feed-forward network; empty where there are experts.
+    pub mlp: FoundMlp<'a>,
+    pub experts: Option<FoundExperts<'a>>,
     pub mlp_out: Option<Norm<'a>>,
 }
 
-impl<'a> Mlp<'a> {
-    /// Its matrices.
-    #[must_use]
-    pub fn linears(&self) -> Vec<Linear<'a>> {
-        [self.gate, self.up, self.gate_up, self.down].into_iter().flatten().collect()
-    }
-}
-
-impl<'a> Block<'a> {
-    /// Its matrices.
-    #[must_use]
-    pub fn linears(&self) -> Vec<Linear<'a>> {
-        let Attention { query, key, value, query_key_value, output, .. } = self.attention;
-        let mut found: Vec<Linear<'a>> = [query, key, value, query_key_value, output].into_iter().flatten().collect();
-        found.extend(self.mlp.linears());
-        if let Some(experts) = &self.experts {
-            found.extend(experts.router.into_iter().chain(experts.shared_gate));
-            found.extend(experts.experts.iter().chain(&experts.shared).flat_map(Mlp::linears));
-        }
-        found
-    }
-
-    /// Bytes of its matrices.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.linears().iter().map(|linear| linear.matrix.rows * linear.matrix.row_bytes()).sum()
-    }
-}
-
-/// A decoder: embedding, blocks, final norm, head.
+/// A decoder-only model as it was found in a checkpoint: embedding, layers, final norm, head.
 #[derive(Clone, Debug)]
-pub struct Decoder<'a> {
-    /// The embedding.
+pub struct Model<'a> {
+    /// The token embedding.
     pub embedding: Linear<'a>,
-    /// Embeddings of positions, where they are learned.
+    /// Learned position embeddings, if any.
     pub positions: Option<Linear<'a>>,
-    /// The layers, in order.
-    pub blocks: Vec<Block<'a>>,
+    /// The layers in order.
+    pub layers: Vec<FoundLayer<'a>>,
     /// The norm before the head.
     pub final_norm: Option<Norm<'a>>,
-    /// The head, unless it is the embedding.
+    /// The head; `None` if it is tied to the embedding.
     pub head: Option<Linear<'a>>,
-    /// Elements of one attention head.
-    pub head_size: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// How they go together.
+    /// Number and size of the attention heads.
+    pub heads: HeadShape,
+    /// How the parts are combined.
     pub conventions: Conventions,
 }
 
-impl Decoder<'_> {
-    /// Length of the residual stream.
+impl Model<'_> {
+    /// Width of the residual stream.
     #[must_use]
     pub fn width(&self) -> usize {
         self.embedding.matrix.cols as usize
-    }
-
-    /// Bytes of the matrices of all layers.
-    #[must_use]
-    pub fn body_bytes(&self) -> u64 {
-        self.blocks.iter().map(Block::bytes).sum()
     }
 
     /// Rows of the embedding.
@@ -204,12 +176,20 @@ impl Decoder<'_> {
     }
 }
 
-/// The elements of `vector`, `None` if there are not `length` floats for it.
+/// The model in `checkpoint`, if everything that a forward pass needs is there and nothing is left over.
+///
+/// # Errors
+/// A sentence that says what is missing, or which tensor has no place.
+pub fn runnable(checkpoint: &Checkpoint) -> std::result::Result<Runnable<'_>, String> {
+    model(checkpoint)?.runnable(checkpoint)
+}
+
+/// The elements of `vector`; `None` if the tensor does not hold whole vectors of `length` floats.
 ///
 /// # Errors
 /// [`Error::NonFinite`], and those of reading.
-pub fn vector(pass: Pass<'_>, vector: Vector<'_>, length: usize) -> Result<Option<Vec<f32>>> {
-    let Vector { tensor, at } = vector;
+pub fn read_vector(pass: Pass<'_>, vector: ParameterVector<'_>, length: usize) -> Result<Option<Vec<f32>>> {
+    let ParameterVector { tensor, at } = vector;
     let rows = tensor.elements().checked_div(length as u64).unwrap_or(0);
     let fits = at < rows && tensor.elements() == rows * length as u64;
     let Some(float) = Float::of(tensor.dtype).filter(|_| fits) else { return Ok(None) };

@@ -1,125 +1,109 @@
-//! Finding the parts of a decoder by role, layer and the last word of the module.
+//! Finds the parts of a model by role, layer and place in the layer.
 //!
-//! A place (one layer, or what is in none) is the list of its tensors with what their names say; a part is the one
-//! tensor there that fits. What fits twice is no part: better none than the wrong one.
+//! The tensors of a checkpoint are grouped by layer; a part is the one tensor of its group whose name fits. If several
+//! fit, the part counts as not found: no part is better than the wrong one.
 
 use std::collections::BTreeMap;
 
-use super::traits::{Config, Conventions};
-use super::{Attention, Block, Decoder, Experts, Linear, Mlp, Norm, Vector};
+use super::conventions::{ConfigReader, Conventions};
+use super::{FoundAttention, FoundExperts, FoundLayer, FoundMlp, HeadShape, Linear, Model, Norm, ParameterVector};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Matrix, Tensor};
 use crate::dtype::Float;
-use crate::name::{Name, Role};
+use crate::name::{Name, NormPlace, Role};
 
-/// Names of the norm in front of attention.
-const ATTENTION_IN: [&str; 3] = ["input_layernorm", "ln_1", "attention_norm"];
-/// Behind it.
-const ATTENTION_OUT: [&str; 1] = ["post_self_attn_layernorm"];
-/// In front of the MLP, where no other name has that place; behind attention, where one has.
-const BETWEEN: [&str; 1] = ["post_attention_layernorm"];
-/// In front of the MLP.
-const MLP_IN: [&str; 3] = ["pre_feedforward_layernorm", "ln_2", "ffn_norm"];
-/// Behind it.
-const MLP_OUT: [&str; 2] = ["post_feedforward_layernorm", "post_mlp_layernorm"];
-/// In front of the head.
-const FINAL: [&str; 5] = ["norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm"];
+/// The tensors of one layer, or those outside of all layers.
+type Group<'a> = Vec<(Name, &'a Tensor)>;
 
-/// The tensors of one layer, or of none.
-type Place<'a> = Vec<(Name, &'a Tensor)>;
-
-/// The decoder in `checkpoint`, or what is missing to see one.
+/// The model in `checkpoint`, as far as its parts are found.
 ///
 /// # Errors
 /// A sentence that says what is missing.
-pub fn decoder(checkpoint: &Checkpoint) -> Result<Decoder<'_>, String> {
-    let mut places: BTreeMap<Option<usize>, Place<'_>> = BTreeMap::new();
+pub fn model(checkpoint: &Checkpoint) -> Result<Model<'_>, String> {
+    let mut groups: BTreeMap<Option<usize>, Group<'_>> = BTreeMap::new();
     for tensor in &checkpoint.tensors {
         let name = Name::parse(&tensor.name);
         if !matches!(name.role, Role::Tower | Role::MultiToken) {
-            places.entry(name.layer).or_default().push((name, tensor));
+            groups.entry(name.layer).or_default().push((name, tensor));
         }
     }
-    let config = Config(checkpoint);
-    let heads = config.size(&["num_attention_heads", "n_head"]).ok_or("config.json has no num_attention_heads")?;
-    let outside = places.remove(&None).unwrap_or_default();
+    let config = ConfigReader(checkpoint);
+    let queries = config.size(&["num_attention_heads", "n_head"]).ok_or("config.json has no num_attention_heads")?;
+    let outside = groups.remove(&None).unwrap_or_default();
     let conventions = Conventions::of(checkpoint)?;
-    let view = View { checkpoint, width: 0, conventions: &conventions };
+    let resolver = Resolver { checkpoint, width: 0, conventions: &conventions };
     let embedding =
-        view.linear(&outside, |name| name.role == Role::Embedding).ok_or("no single embedding was found")?;
-    let view = View { width: embedding.matrix.cols, ..view };
-    // A layer beyond those that the configuration counts predicts tokens further ahead.
-    let layers = Some(config.layers()).filter(|layers| *layers > 0).unwrap_or(usize::MAX);
-    let counted = places.iter().filter_map(|(index, place)| Some(((*index)?, place)));
-    let blocks: Vec<Block<'_>> =
-        counted.filter(|(index, _)| *index < layers).map(|(index, place)| view.block(index, place)).collect();
-    if blocks.iter().enumerate().any(|(at, block)| block.index != at) {
+        resolver.linear(&outside, |name| name.role == Role::Embedding).ok_or("no single embedding was found")?;
+    let resolver = Resolver { width: embedding.matrix.cols, ..resolver };
+    // Layers beyond those that the configuration counts predict several tokens at once.
+    let counted = Some(config.layers()).filter(|layers| *layers > 0).unwrap_or(usize::MAX);
+    let numbered = groups.iter().filter_map(|(index, group)| Some(((*index)?, group)));
+    let layers: Vec<FoundLayer<'_>> =
+        numbered.filter(|(index, _)| *index < counted).map(|(index, group)| resolver.layer(index, group)).collect();
+    if layers.iter().enumerate().any(|(at, layer)| layer.index != at) {
         return Err("the layers are not numbered from 0 without gaps".to_owned());
     }
-    let head_size = blocks
+    let size = layers
         .iter()
-        .find_map(|block| Some(block.attention.output?.inputs()))
-        .filter(|width| width.is_multiple_of(heads))
+        .find_map(|layer| Some(layer.attention.output?.inputs()))
+        .filter(|width| width.is_multiple_of(queries))
         .ok_or("no attention output of num_attention_heads heads was found")?
-        / heads;
-    Ok(Decoder {
+        / queries;
+    Ok(Model {
         embedding,
-        positions: view.linear(&outside, |name| name.module.ends_with("wpe")),
-        blocks,
-        final_norm: view.norm(&outside, &FINAL),
-        // A copy of a tied embedding is not a matrix of its own.
-        head: view.linear(&outside, |name| name.role == Role::Head).filter(|_| checkpoint.is_tied() != Some(true)),
-        head_size,
-        heads,
-        kv_heads: config.size(&["num_key_value_heads"]).unwrap_or(heads),
+        positions: resolver.linear(&outside, |name| name.module.ends_with("wpe")),
+        layers,
+        final_norm: resolver.norm(&outside, NormPlace::BeforeHead),
+        // A stored copy of a tied embedding is not a matrix of its own.
+        head: resolver.linear(&outside, |name| name.role == Role::Head).filter(|_| checkpoint.is_tied() != Some(true)),
+        heads: HeadShape { queries, keys: config.size(&["num_key_value_heads"]).unwrap_or(queries), size },
         conventions,
     })
 }
 
-/// Whether `name` is of one expert, or of a stack of them.
+/// Whether `name` belongs to a routed expert, or to a stack of them.
 fn is_expert(name: &Name) -> bool {
     name.module.split('.').any(|part| part == "experts")
 }
 
-/// Whether `name` is of the expert that every token goes to.
+/// Whether `name` belongs to the shared expert.
 fn is_shared(name: &Name) -> bool {
     name.module.split('.').any(|part| part.starts_with("shared_expert") && part != "shared_expert_gate")
 }
 
-/// A dense part of `role`.
+/// Fits a part of `role` that belongs to no expert.
 fn dense(role: Role) -> impl Fn(&Name) -> bool {
     move |name| name.role == role && !is_expert(name) && !is_shared(name)
 }
 
 #[derive(Clone, Copy)]
-struct View<'a, 'c> {
+struct Resolver<'a, 'c> {
     checkpoint: &'a Checkpoint,
-    /// Length of the residual stream.
+    /// Width of the residual stream.
     width: u64,
     conventions: &'c Conventions,
 }
 
-impl<'a> View<'a, '_> {
+impl<'a> Resolver<'a, '_> {
     fn bias(self, weight: &Tensor) -> Option<&'a Tensor> {
         self.checkpoint.tensor(&format!("{}.bias", Name::parse(&weight.name).module))
     }
 
     /// The one linear layer whose name `fits`, if there is exactly one.
-    fn linear(self, place: &Place<'a>, fits: impl Fn(&Name) -> bool) -> Option<Linear<'a>> {
-        let mut found = place.iter().filter(|(name, _)| name.is_weight && fits(name));
+    fn linear(self, group: &Group<'a>, fits: impl Fn(&Name) -> bool) -> Option<Linear<'a>> {
+        let mut found = group.iter().filter(|(name, _)| name.is_weight && fits(name));
         let (_, weight) = *found.next()?;
         if found.next().is_some() {
             return None;
         }
-        let bias = self.bias(weight).map(|tensor| Vector { tensor, at: 0 });
+        let bias = self.bias(weight).map(|tensor| ParameterVector { tensor, at: 0 });
         let (matrix, transposed) = (weight.matrix()?, self.conventions.transposed(&weight.name));
         Some(Linear { weight, at: 0, matrix, transposed, bias })
     }
 
-    /// The one norm that goes by one of `names`.
-    fn norm(self, place: &Place<'a>, names: &[&str]) -> Option<Norm<'a>> {
-        let last = |name: &Name| name.module.rsplit('.').next().is_some_and(|last| names.contains(&last));
-        let mut found = place.iter().filter(|(name, _)| name.is_weight && name.role == Role::Norm && last(name));
+    /// The one norm whose name has `place`.
+    fn norm(self, group: &Group<'a>, place: NormPlace) -> Option<Norm<'a>> {
+        let mut found = group.iter().filter(|(name, _)| name.is_weight && name.norm == Some(place));
         let (_, weight) = *found.next()?;
         if found.next().is_some() {
             return None;
@@ -127,65 +111,65 @@ impl<'a> View<'a, '_> {
         Some(Norm { weight, bias: self.bias(weight) })
     }
 
-    fn block(self, index: usize, place: &Place<'a>) -> Block<'a> {
-        let attention_in = self.norm(place, &ATTENTION_IN);
-        let before_mlp = self.norm(place, &MLP_IN);
-        let between = self.norm(place, &BETWEEN);
-        let after_attention = self.norm(place, &ATTENTION_OUT);
-        let mlp_out = self.norm(place, &MLP_OUT);
-        // Llama calls the norm before the MLP "post attention"; where another norm has that place, or where blocks
-        // have no norm in front at all, the name means what it says.
-        let means_it = before_mlp.is_some() || (attention_in.is_none() && mlp_out.is_some());
-        let experts = self.experts(place);
-        Block {
+    fn layer(self, index: usize, group: &Group<'a>) -> FoundLayer<'a> {
+        let attention_in = self.norm(group, NormPlace::BeforeAttention);
+        let before_mlp = self.norm(group, NormPlace::BeforeMlp);
+        let post_attention = self.norm(group, NormPlace::PostAttention);
+        let after_attention = self.norm(group, NormPlace::AfterAttention);
+        let mlp_out = self.norm(group, NormPlace::AfterMlp);
+        // Llama calls the norm before the MLP "post attention". Where another norm has that place, or where the layer has
+        // no norms before its halves at all, such a norm is applied to the output of attention, as its name says.
+        let is_literal = before_mlp.is_some() || (attention_in.is_none() && mlp_out.is_some());
+        let experts = self.experts(group);
+        FoundLayer {
             index,
             attention_in,
-            attention: self.attention(place),
-            attention_out: after_attention.or(between.filter(|_| means_it)),
-            mlp_in: if means_it { before_mlp } else { between.or(before_mlp) },
-            mlp: self.mlp(place, &dense),
+            attention: self.attention(group),
+            attention_out: after_attention.or(post_attention.filter(|_| is_literal)),
+            mlp_in: if is_literal { before_mlp } else { post_attention.or(before_mlp) },
+            mlp: self.mlp(group, &dense),
             experts,
             mlp_out,
         }
     }
 
-    fn attention(self, place: &Place<'a>) -> Attention<'a> {
+    fn attention(self, group: &Group<'a>) -> FoundAttention<'a> {
         let sinks =
-            place.iter().find(|(name, _)| name.module.rsplit('.').next() == Some("sinks")).map(|(_, tensor)| *tensor);
-        Attention {
-            query: self.linear(place, dense(Role::Query)),
-            key: self.linear(place, dense(Role::Key)),
-            value: self.linear(place, dense(Role::Value)),
-            query_key_value: self.linear(place, dense(Role::QueryKeyValue)),
-            query_norm: self.norm(place, &["q_norm"]),
-            key_norm: self.norm(place, &["k_norm"]),
+            group.iter().find(|(name, _)| name.module.rsplit('.').next() == Some("sinks")).map(|(_, tensor)| *tensor);
+        FoundAttention {
+            query: self.linear(group, dense(Role::Query)),
+            key: self.linear(group, dense(Role::Key)),
+            value: self.linear(group, dense(Role::Value)),
+            query_key_value: self.linear(group, dense(Role::QueryKeyValue)),
+            query_norm: self.norm(group, NormPlace::Query),
+            key_norm: self.norm(group, NormPlace::Key),
             sinks,
-            output: self.linear(place, dense(Role::Output)),
+            output: self.linear(group, dense(Role::Output)),
         }
     }
 
-    /// The feed-forward network of the parts that `of` a role lets through.
-    fn mlp<F: Fn(&Name) -> bool>(self, place: &Place<'a>, of: &dyn Fn(Role) -> F) -> Mlp<'a> {
-        Mlp {
-            gate: self.linear(place, of(Role::Gate)),
-            up: self.linear(place, of(Role::Up)),
-            gate_up: self.linear(place, of(Role::GateUp)),
-            down: self.linear(place, of(Role::Down)),
+    /// The feed-forward network of the tensors that fit `of` a role.
+    fn mlp<F: Fn(&Name) -> bool>(self, group: &Group<'a>, of: &dyn Fn(Role) -> F) -> FoundMlp<'a> {
+        FoundMlp {
+            gate: self.linear(group, of(Role::Gate)),
+            up: self.linear(group, of(Role::Up)),
+            gate_up: self.linear(group, of(Role::GateUp)),
+            down: self.linear(group, of(Role::Down)),
         }
     }
 
-    /// The mixture in `place`, if there is one.
-    fn experts(self, place: &Place<'a>) -> Option<Experts<'a>> {
-        let mut by_expert: BTreeMap<usize, Place<'a>> = BTreeMap::new();
-        for (name, tensor) in place.iter().filter(|(name, _)| is_expert(name)) {
+    /// The mixture in `group`, if there is one.
+    fn experts(self, group: &Group<'a>) -> Option<FoundExperts<'a>> {
+        let mut by_expert: BTreeMap<usize, Group<'a>> = BTreeMap::new();
+        for (name, tensor) in group.iter().filter(|(name, _)| is_expert(name)) {
             if let Some(expert) = name.expert {
                 by_expert.entry(expert).or_default().push((name.clone(), tensor));
             }
         }
         let any = |role: Role| move |name: &Name| name.role == role;
-        let mut experts: Vec<Mlp<'a>> = by_expert.values().map(|place| self.mlp(place, &any)).collect();
+        let mut experts: Vec<FoundMlp<'a>> = by_expert.values().map(|group| self.mlp(group, &any)).collect();
         if experts.is_empty() {
-            experts = self.stacked(place);
+            experts = self.stacked(group);
         }
         if experts.is_empty() {
             return None;
@@ -193,30 +177,30 @@ impl<'a> View<'a, '_> {
         let shared = |role: Role| move |name: &Name| name.role == role && is_shared(name);
         let gate = |name: &Name| name.role == Role::Router && name.module.ends_with("shared_expert_gate");
         let router = |name: &Name| name.role == Role::Router && !name.module.ends_with("shared_expert_gate");
-        let shared = self.mlp(place, &shared);
-        Some(Experts {
-            router: self.linear(place, router),
-            correction: place
+        let shared = self.mlp(group, &shared);
+        Some(FoundExperts {
+            router: self.linear(group, router),
+            correction: group
                 .iter()
                 .find(|(name, _)| name.module.ends_with("e_score_correction_bias"))
                 .map(|(_, tensor)| *tensor),
             experts,
             shared: shared.down.is_some().then_some(shared),
-            shared_gate: self.linear(place, gate),
+            shared_gate: self.linear(group, gate),
         })
     }
 
-    /// Experts that are stacked in tensors of three dimensions.
-    fn stacked(self, place: &Place<'a>) -> Vec<Mlp<'a>> {
+    /// FoundExperts that are stacked in tensors of three dimensions.
+    fn stacked(self, group: &Group<'a>) -> Vec<FoundMlp<'a>> {
         let of = |role: Role| {
             let fits = |(name, _): &&(Name, &Tensor)| name.role == role && is_expert(name);
-            place.iter().filter(fits).map(|(_, tensor)| *tensor).find(|tensor| tensor.shape.len() == 3)
+            group.iter().filter(fits).map(|(_, tensor)| *tensor).find(|tensor| tensor.shape.len() == 3)
         };
         let stacks = [Role::Gate, Role::Up, Role::GateUp, Role::Down].map(of);
         let count = stacks.iter().flatten().map(|tensor| tensor.shape[0]).max().unwrap_or(0);
         let expert = |at: u64| {
             let [gate, up, gate_up, down] = stacks.map(|stack| self.slice(stack?, at));
-            Mlp { gate, up, gate_up, down }
+            FoundMlp { gate, up, gate_up, down }
         };
         (0..count).map(expert).collect()
     }
@@ -225,13 +209,14 @@ impl<'a> View<'a, '_> {
     fn slice(self, weight: &'a Tensor, at: u64) -> Option<Linear<'a>> {
         let &[count, rows, cols] = weight.shape.as_slice() else { return None };
         let float = Float::of(weight.dtype).filter(|_| at < count && rows > 0 && cols > 0)?;
-        // A stack is stored either way; only one of them takes (or gives) the residual stream. Codes run along inputs.
+        // Stacks are stored in either orientation. The width of the residual stream tells which, where it differs from the
+        // inner width. The codes of a packed stack run along inputs.
         let Name { role, module, .. } = Name::parse(&weight.name);
         let is_transposed =
             if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
         let transposed = weight.packing == Packing::Plain && (self.conventions.stacks_transposed() || is_transposed);
         let bias = self.checkpoint.tensor(&format!("{module}_bias"));
-        let bias = bias.map(|tensor| Vector { tensor, at });
+        let bias = bias.map(|tensor| ParameterVector { tensor, at });
         Some(Linear { weight, at, matrix: Matrix { rows, cols, float }, transposed, bias })
     }
 }

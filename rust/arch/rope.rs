@@ -1,64 +1,74 @@
-//! Rotary positions: by which angle each pair of a head's channels turns at each position.
+//! Rotary position embeddings (RoPE): the angle by which each pair of a head's channels is rotated at each position.
 
 use serde_json::Value;
 
-use super::traits::Config;
+use super::conventions::ConfigReader;
 use crate::checkpoint::Checkpoint;
 use crate::math::{ln, pow, sin_cos};
 
 /// What a configuration says of rotary positions.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rotary {
+pub struct RopeConfig {
     /// Base of the frequencies.
     theta: f64,
-    /// Base in layers that look back a window only, where it is another.
+    /// Base in sliding-window layers, where it differs.
     local_theta: Option<f64>,
-    /// Which layers these are.
+    /// Per layer, whether it is a sliding-window layer.
     sliding: Vec<bool>,
-    /// Share of a head's channels that turn.
+    /// Fraction of a head's channels that are rotated.
     fraction: f64,
-    /// Pairs are neighbours; else half of the turning channels apart.
-    neighbours: bool,
-    /// Layers without positions.
+    /// Whether a pair is two adjacent channels (GPT-J); otherwise they are half of the rotated channels apart (NeoX).
+    adjacent: bool,
+    /// Per layer, whether it has no positions (NoPE).
     without: Vec<bool>,
-    scaling: Scaling,
+    scaling: RopeScaling,
 }
 
 /// How frequencies are changed for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
-enum Scaling {
-    /// Not at all, or only beyond the length that the model was made for.
+enum RopeScaling {
+    /// Unchanged, or changed only beyond the original context.
     None,
     /// Divided by a factor.
     Linear { factor: f64 },
-    /// The low ones divided by a factor, the high ones left, what is between in between.
+    /// NTK-by-parts as in Llama 3: low frequencies divided by a factor, high ones unchanged, interpolated in between.
     Llama3 { factor: f64, low: f64, high: f64, context: f64 },
-    /// The same by channel, and everything multiplied by `attention`.
+    /// YaRN: NTK-by-parts with bounds in channels, and cosines and sines multiplied by `attention`.
     Yarn { factor: f64, fast: f64, slow: f64, context: f64, attention: f64 },
-    /// Each divided by a factor of its own, and everything multiplied by `attention`.
+    /// `LongRoPE`: a factor for each frequency, and cosines and sines multiplied by `attention`.
     Each { factors: Vec<f64>, attention: f64 },
     /// A kind that is not known.
     Unknown(String),
 }
 
-/// The turns of one layer: a cosine and a sine for each position and pair.
+/// The rotary positions of one layer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Turns {
-    /// Pairs of a head that turn.
+pub struct Rope {
+    /// Radians per position, for each pair of a head that is rotated.
+    frequencies: Vec<f64>,
+    /// Factor of all cosines and sines.
+    attention: f64,
+    adjacent: bool,
+}
+
+/// A cosine and a sine for each position and pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeTable {
+    /// Rotated pairs of a head.
     pub pairs: usize,
-    /// Whether pairs are neighbours; else `pairs` apart.
-    pub neighbours: bool,
-    /// `[position][pair]`, each times the factor that scaling puts on queries and keys.
+    /// Whether a pair is two adjacent channels; otherwise they are `pairs` apart.
+    pub adjacent: bool,
+    /// `[position][pair]`, times the scaling's factor.
     pub cosines: Vec<f32>,
-    /// Likewise.
+    /// `[position][pair]`, times the scaling's factor.
     pub sines: Vec<f32>,
 }
 
-impl Rotary {
-    pub(super) fn of(checkpoint: &Checkpoint, neighbours: bool) -> Self {
-        let config = Config(checkpoint);
+impl RopeConfig {
+    pub(super) fn of(checkpoint: &Checkpoint, adjacent: bool) -> Self {
+        let config = ConfigReader(checkpoint);
         let parameters = config.value(&["rope_parameters"]);
-        // Newer configurations keep one set for each kind of layer.
+        // Newer configurations have one set of parameters for each kind of layer.
         let of_kind = |kind: &str| parameters.and_then(|all| all.get(kind));
         let global = of_kind("full_attention").or(parameters);
         let theta = |set: Option<&Value>| set.and_then(|set| set.get("rope_theta")?.as_f64());
@@ -74,7 +84,7 @@ impl Rotary {
             sliding: sliding
                 .unwrap_or_else(|| (0..config.layers()).map(|layer| !(layer + 1).is_multiple_of(pattern)).collect()),
             fraction: fraction.unwrap_or(1.0),
-            neighbours,
+            adjacent,
             without: match (listed("no_rope_layers"), interval) {
                 (Some(list), _) if !list.is_empty() => list.iter().map(|layer| layer.as_u64() == Some(0)).collect(),
                 (_, Some(interval)) if interval > 0 => {
@@ -82,42 +92,48 @@ impl Rotary {
                 }
                 _ => Vec::new(),
             },
-            scaling: Scaling::of(config, config.value(&["rope_scaling"]).or(global)),
+            scaling: RopeScaling::of(config, config.value(&["rope_scaling"]).or(global)),
         }
     }
 
-    /// The turns of `layer` for heads of `head_size` channels, none where the layer has no positions.
+    /// The rotary positions of `layer` for heads of `head_size` channels; `None` if the layer has no positions.
     ///
     /// # Errors
     /// A sentence that says what is not known.
-    pub fn turns(&self, layer: usize, head_size: usize, positions: usize) -> Result<Option<Turns>, String> {
+    pub fn of_layer(&self, layer: usize, head_size: usize) -> Result<Option<Rope>, String> {
         if self.without.get(layer) == Some(&true) {
             return Ok(None);
         }
         let is_local = self.local_theta.is_some() && self.sliding.get(layer) == Some(&true);
         let (theta, scaling) = match self.local_theta {
-            Some(local) if is_local => (local, &Scaling::None),
+            Some(local) if is_local => (local, &RopeScaling::None),
             _ => (self.theta, &self.scaling),
         };
         #[expect(clippy::cast_sign_loss, reason = "a count")]
         let pairs = (head_size as f64 * self.fraction) as usize / 2;
-        let attention = scaling.attention();
-        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
-        let frequencies: Vec<f64> =
-            (0..pairs).map(|pair| scaling.frequency(theta, pair, pairs)).collect::<Result<_, _>>()?;
-        for position in 0..positions {
-            for frequency in &frequencies {
-                let (sine, cosine) = sin_cos(position as f64 * frequency);
-                cosines.push((attention * cosine) as f32);
-                sines.push((attention * sine) as f32);
-            }
-        }
-        Ok(Some(Turns { pairs, neighbours: self.neighbours, cosines, sines }))
+        let frequencies = (0..pairs).map(|pair| scaling.frequency(theta, pair, pairs)).collect::<Result<_, _>>()?;
+        Ok(Some(Rope { frequencies, attention: scaling.attention(), adjacent: self.adjacent }))
     }
 }
 
-impl Scaling {
-    fn of(config: Config<'_>, set: Option<&Value>) -> Self {
+impl Rope {
+    /// The table of the positions `0..positions`.
+    #[must_use]
+    pub fn table(&self, positions: usize) -> RopeTable {
+        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        for position in 0..positions {
+            for frequency in &self.frequencies {
+                let (sine, cosine) = sin_cos(position as f64 * frequency);
+                cosines.push((self.attention * cosine) as f32);
+                sines.push((self.attention * sine) as f32);
+            }
+        }
+        RopeTable { pairs: self.frequencies.len(), adjacent: self.adjacent, cosines, sines }
+    }
+}
+
+impl RopeScaling {
+    fn of(config: ConfigReader<'_>, set: Option<&Value>) -> Self {
         let Some(set) = set else { return Self::None };
         let number = |key: &str| set.get(key).and_then(Value::as_f64);
         let kind = ["rope_type", "type"].iter().find_map(|key| set.get(*key)?.as_str()).unwrap_or("default");
@@ -129,7 +145,7 @@ impl Scaling {
         // 0.1 · weight · ln(factor) + 1
         let damped = |weight: f64| if factor > 1.0 { 0.1 * weight * ln(factor) + 1.0 } else { 1.0 };
         match kind {
-            // Beyond the length that the model was made for, and no window is that long.
+            // `dynamic` changes frequencies beyond the original context only, and no window is that long.
             "default" | "dynamic" => Self::None,
             "linear" => Self::Linear { factor },
             "llama3" => Self::Llama3 {
@@ -177,13 +193,13 @@ impl Scaling {
             Self::None => plain,
             Self::Linear { factor } => plain / factor,
             Self::Llama3 { factor, low, high, context } => {
-                // Turns within the context: few are divided, many are left.
+                // Frequencies with few rotations within the context are divided, those with many unchanged.
                 let turns = context * plain / TAU;
                 let left = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 left * plain + (1.0 - left) * plain / factor
             }
             Self::Yarn { factor, fast, slow, context, .. } => {
-                // The pair that makes so many turns within the context.
+                // The pair that makes `turns` rotations within the context.
                 let at = |turns: f64| pairs as f64 * ln(context / (turns * TAU)) / ln(theta);
                 let (from, to) = (at(*fast).floor().max(0.0), at(*slow).ceil().min(2.0 * pairs as f64 - 1.0));
                 let to = if to == from { from + 0.001 } else { to };

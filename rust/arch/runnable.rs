@@ -1,132 +1,409 @@
-//! Whether a decoder is one that can be run: everything found, everything that was found in its place, and nothing over.
+//! A model that can be run: every part found and of the right shape, and no tensor left over.
 //!
-//! A forward pass that is almost right is worse than none: what is not understood is said, and the model is not run.
+//! A forward pass that is almost right is worse than none, so [`Model::runnable`] refuses whatever it does not
+//! understand, with a reason. What it returns has no missing parts: an `Option` in these types stands for something that
+//! models have or do not have, such as a shared expert.
 
 use std::collections::BTreeSet;
 
-use super::{Attention, Block, Decoder, Experts, Linear, Mlp, Norm, Vector};
+use super::conventions::{Conventions, Routing};
+use super::rope::Rope;
+use super::{FoundAttention, FoundExperts, FoundLayer, FoundMlp, Linear, Model, Norm, ParameterVector};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Float;
 use crate::name::{Name, Role};
 
-/// Ends of names of what older releases store, and nothing reads.
+/// Endings of names of buffers that older releases store and no forward pass reads.
 const BUFFERS: [&str; 4] = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.masked_bias"];
 
-/// Tensors that have a place, by name.
-type Used<'d> = BTreeSet<&'d str>;
+/// Number of attention heads, and channels of one head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads: each serves the same number of query heads.
+    pub keys: usize,
+    /// Channels of one head.
+    pub size: usize,
+}
 
-impl<'a> Decoder<'a> {
-    /// Whether everything is there to run it, and everything that is there is of use.
+/// Queries, keys and values: three things, or all three in one.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the parts are named as in the literature")]
+pub enum Projection<T> {
+    Split { query: T, key: T, value: T },
+    Fused(T),
+}
+
+/// Attention over the residual stream.
+#[derive(Clone, Debug)]
+pub struct Attention<'a> {
+    /// The matrices before attention.
+    pub projection: Projection<Linear<'a>>,
+    /// Norm of the queries, over each head or over all.
+    pub query_norm: Option<Norm<'a>>,
+    /// Norm of the keys.
+    pub key_norm: Option<Norm<'a>>,
+    /// One score per head that joins the softmax and has no value.
+    pub sinks: Option<&'a Tensor>,
+    /// The matrix after attention.
+    pub output: Linear<'a>,
+    /// Number and size of its heads.
+    pub heads: HeadShape,
+    /// Rotary positions; `None` where the layer has none.
+    pub rope: Option<Rope>,
+}
+
+/// What mixes information between positions.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Mixer<'a> {
+    /// Softmax attention with a key and a value per position.
+    Attention(Attention<'a>),
+}
+
+/// The first matrices of a feed-forward network, or something that there is one of for each of them.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the parts are named as in the literature")]
+pub enum Expansion<T> {
+    /// `act(up)`
+    Plain(T),
+    /// `act(gate) · up`
+    Gated { gate: T, up: T },
+    /// The same, gate and up in one.
+    FusedGated(T),
+}
+
+/// A feed-forward network, or one expert.
+#[derive(Clone, Copy, Debug)]
+pub struct Mlp<'a> {
+    /// From the residual stream to the inner width.
+    pub expansion: Expansion<Linear<'a>>,
+    /// Back to the residual stream.
+    pub down: Linear<'a>,
+}
+
+/// The expert that processes every token.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedExpert<'a> {
+    /// Its network.
+    pub mlp: Mlp<'a>,
+    /// Scales its output per token, through a sigmoid.
+    pub gate: Option<Linear<'a>>,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug)]
+pub struct Experts<'a> {
+    /// Scores the experts for each token.
+    pub router: Linear<'a>,
+    /// Added to the scores when experts are chosen, and only then.
+    pub correction: Option<&'a Tensor>,
+    /// How experts are chosen.
+    pub routing: Routing,
+    /// The routed experts, all of one form.
+    pub experts: Vec<Mlp<'a>>,
+    /// The shared expert.
+    pub shared: Option<SharedExpert<'a>>,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each layer")]
+#[expect(missing_docs, reason = "the parts are named as in the literature")]
+pub enum Ffn<'a> {
+    Dense(Mlp<'a>),
+    Mixture(Experts<'a>),
+}
+
+/// One layer. Each half has a norm before it, after it, or both; in a parallel layer the second half may have none and
+/// then reads what the first reads.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the parts are named as in the literature")]
+pub struct Layer<'a> {
+    pub index: usize,
+    pub mixer_in: Option<Norm<'a>>,
+    pub mixer: Mixer<'a>,
+    pub mixer_out: Option<Norm<'a>>,
+    pub ffn_in: Option<Norm<'a>>,
+    pub ffn: Ffn<'a>,
+    pub ffn_out: Option<Norm<'a>>,
+}
+
+/// A model that can be run.
+#[derive(Clone, Debug)]
+pub struct Runnable<'a> {
+    /// The token embedding.
+    pub embedding: Linear<'a>,
+    /// Learned position embeddings, if positions are not rotary.
+    pub positions: Option<Linear<'a>>,
+    /// The layers in order.
+    pub layers: Vec<Layer<'a>>,
+    /// The norm before the head.
+    pub final_norm: Norm<'a>,
+    /// The head's own matrix; `None` if it is tied to the embedding.
+    pub own_head: Option<Linear<'a>>,
+    /// Added to a variance before its root is taken.
+    pub epsilon: f64,
+    /// How the parts are combined.
+    pub conventions: Conventions,
+}
+
+impl<T> Projection<T> {
+    /// All of them, in the order query, key, value.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        let (first, others) = match self {
+            Self::Split { query, key, value } => (query, Some([key, value])),
+            Self::Fused(all) => (all, None),
+        };
+        std::iter::once(first).chain(others.into_iter().flatten())
+    }
+}
+
+impl<T> Expansion<T> {
+    /// All of them, the gate first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        let (first, second) = match self {
+            Self::Plain(one) | Self::FusedGated(one) => (one, None),
+            Self::Gated { gate, up } => (gate, Some(up)),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// All of them, the gate first.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let (first, second) = match self {
+            Self::Plain(one) | Self::FusedGated(one) => (one, None),
+            Self::Gated { gate, up } => (gate, Some(up)),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// The same form with what `make` makes of each.
+    pub fn map<U>(self, mut make: impl FnMut(T) -> U) -> Expansion<U> {
+        match self {
+            Self::Plain(up) => Expansion::Plain(make(up)),
+            Self::Gated { gate, up } => Expansion::Gated { gate: make(gate), up: make(up) },
+            Self::FusedGated(both) => Expansion::FusedGated(make(both)),
+        }
+    }
+}
+
+impl<'a> Attention<'a> {
+    /// Its matrices.
+    pub fn linears(&self) -> impl Iterator<Item = Linear<'a>> {
+        self.projection.iter().copied().chain([self.output])
+    }
+}
+
+impl<'a> Mlp<'a> {
+    /// Its matrices.
+    pub fn linears(&self) -> impl Iterator<Item = Linear<'a>> {
+        self.expansion.iter().copied().chain([self.down])
+    }
+}
+
+impl<'a> Layer<'a> {
+    /// Its matrices.
+    #[must_use]
+    pub fn linears(&self) -> Vec<Linear<'a>> {
+        let Mixer::Attention(attention) = &self.mixer;
+        let mut found: Vec<Linear<'a>> = attention.linears().collect();
+        match &self.ffn {
+            Ffn::Dense(mlp) => found.extend(mlp.linears()),
+            Ffn::Mixture(experts) => {
+                let shared = experts.shared.iter();
+                found.push(experts.router);
+                found.extend(shared.clone().filter_map(|shared| shared.gate));
+                found.extend(experts.experts.iter().chain(shared.map(|shared| &shared.mlp)).flat_map(Mlp::linears));
+            }
+        }
+        found
+    }
+
+    /// Bytes of its matrices.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.linears().iter().map(Linear::bytes).sum()
+    }
+}
+
+impl<'a> Runnable<'a> {
+    /// The matrix that gives logits: the head's own, or the embedding.
+    #[must_use]
+    pub fn head(&self) -> Linear<'a> {
+        self.own_head.unwrap_or(self.embedding)
+    }
+
+    /// Width of the residual stream.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.embedding.matrix.cols as usize
+    }
+
+    /// Rows of the embedding.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.embedding.matrix.rows as usize
+    }
+
+    /// Bytes of the matrices of all layers.
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        self.layers.iter().map(Layer::bytes).sum()
+    }
+}
+
+impl<'a> Model<'a> {
+    /// The same model, if everything that a forward pass needs is there and nothing is left over.
     ///
     /// # Errors
-    /// A sentence that says what is missing, or what has no place.
-    pub fn complete(&self, checkpoint: &Checkpoint) -> Result<(), String> {
-        if self.conventions.family.is_none() {
+    /// A sentence that says what is missing, or which tensor has no place.
+    pub fn runnable(&self, checkpoint: &Checkpoint) -> Result<Runnable<'a>, String> {
+        let Self { embedding, positions, head, heads, conventions, .. } = self;
+        if conventions.family.is_none() {
             return Err("its forward pass is not one of those that are known".to_owned());
         }
-        if self.conventions.epsilon.is_none() {
-            return Err("config.json has no epsilon for its norms".to_owned());
-        }
+        let epsilon = conventions.epsilon.ok_or("config.json has no epsilon for its norms")?;
         let counted = checkpoint.config_size("num_hidden_layers").or(checkpoint.config_size("n_layer"));
-        if counted != Some(self.blocks.len() as u64) {
-            return Err(format!("{} layers were found, and config.json counts {counted:?}", self.blocks.len()));
+        if counted != Some(self.layers.len() as u64) {
+            return Err(format!("{} layers were found, and config.json counts {counted:?}", self.layers.len()));
         }
         let width = self.width();
-        let mut used = Used::new();
-        linear(&mut used, &self.embedding, width, self.vocabulary())?;
-        if let Some(positions) = &self.positions {
-            linear(&mut used, positions, width, positions.outputs())?;
+        let mut check = Check { model: self, used: BTreeSet::new() };
+        check.linear(embedding, width, self.vocabulary())?;
+        if let Some(positions) = positions {
+            check.linear(positions, width, positions.outputs())?;
         }
-        self.conventions.rotary.turns(0, self.head_size, 1)?;
-        norm(&mut used, self.final_norm.as_ref().ok_or("the norm in front of the head is missing")?, &[width])?;
-        if let Some(head) = &self.head {
-            linear(&mut used, head, width, self.vocabulary())?;
+        conventions.rope.of_layer(0, heads.size)?;
+        let final_norm = self.final_norm.ok_or("the norm in front of the head is missing")?;
+        check.norm(&final_norm, &[width])?;
+        if let Some(head) = head {
+            check.linear(head, width, self.vocabulary())?;
         }
-        for block in &self.blocks {
-            self.block(&mut used, block).map_err(|reason| format!("layer {}: {reason}", block.index))?;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            layers.push(check.layer(layer).map_err(|reason| format!("layer {}: {reason}", layer.index))?);
         }
-        match checkpoint.tensors.iter().find(|tensor| !self.has_place(&used, tensor)) {
-            None => Ok(()),
-            Some(tensor) => Err(format!("`{}` has no place in its forward pass", tensor.name)),
+        if let Some(tensor) = checkpoint.tensors.iter().find(|tensor| !check.has_place(tensor)) {
+            return Err(format!("`{}` has no place in its forward pass", tensor.name));
         }
+        let (embedding, positions, own_head) = (*embedding, *positions, *head);
+        let conventions = conventions.clone();
+        Ok(Runnable { embedding, positions, layers, final_norm, own_head, epsilon, conventions })
     }
+}
 
-    /// Whether `tensor` is of use, or of none on purpose.
-    fn has_place(&self, used: &Used<'_>, tensor: &Tensor) -> bool {
+/// A check that is under way: the model, and the names of the tensors that have a place in it.
+struct Check<'m, 'a> {
+    model: &'m Model<'a>,
+    used: BTreeSet<&'a str>,
+}
+
+impl<'a> Check<'_, 'a> {
+    /// Whether `tensor` is used, or is known to have no use.
+    fn has_place(&self, tensor: &Tensor) -> bool {
         let name = Name::parse(&tensor.name);
-        let aside = matches!(name.role, Role::Tower | Role::MultiToken)
-            || name.layer.is_some_and(|layer| layer >= self.blocks.len())
+        let ignored = matches!(name.role, Role::Tower | Role::MultiToken)
+            || name.layer.is_some_and(|layer| layer >= self.model.layers.len())
             || BUFFERS.iter().any(|end| tensor.name.ends_with(end))
-            // The causal mask of GPT-NeoX, which is no bias of anything.
+            // The causal mask of GPT-NeoX is called like a bias.
             || (tensor.name.ends_with(".attention.bias") && Float::of(tensor.dtype).is_none())
-            || (name.role == Role::Head && self.head.is_none());
-        aside || used.contains(tensor.name.as_str())
+            || (name.role == Role::Head && self.model.head.is_none());
+        ignored || self.used.contains(tensor.name.as_str())
     }
 
-    fn block<'d>(&self, used: &mut Used<'d>, block: &'d Block<'a>) -> Result<(), String> {
-        let width = self.width();
-        for found in [&block.attention_in, &block.attention_out, &block.mlp_in, &block.mlp_out].into_iter().flatten() {
-            norm(used, found, &[width])?;
+    fn layer(&mut self, found: &FoundLayer<'a>) -> Result<Layer<'a>, String> {
+        let FoundLayer { index, attention_in, attention_out, mlp_in, mlp_out, .. } = *found;
+        let width = self.model.width();
+        for norm in [attention_in, attention_out, mlp_in, mlp_out].iter().flatten() {
+            self.norm(norm, &[width])?;
         }
-        let parallel = self.conventions.parallel;
-        if (block.attention_in.is_none() && block.attention_out.is_none())
-            || (block.mlp_in.is_none() && block.mlp_out.is_none() && !parallel)
-        {
+        let parallel = self.model.conventions.parallel;
+        if (attention_in.is_none() && attention_out.is_none()) || (mlp_in.is_none() && mlp_out.is_none() && !parallel) {
             return Err("a norm is missing".to_owned());
         }
-        self.attention(used, &block.attention)?;
-        match &block.experts {
-            None => self.mlp(used, &block.mlp),
-            Some(experts) => self.experts(used, experts),
-        }
+        let mixer = Mixer::Attention(self.attention(index, &found.attention)?);
+        let ffn = match &found.experts {
+            None => Ffn::Dense(self.mlp(&found.mlp)?),
+            Some(experts) => Ffn::Mixture(self.experts(experts)?),
+        };
+        Ok(Layer {
+            index,
+            mixer_in: attention_in,
+            mixer,
+            mixer_out: attention_out,
+            ffn_in: mlp_in,
+            ffn,
+            ffn_out: mlp_out,
+        })
     }
 
-    fn attention<'d>(&self, used: &mut Used<'d>, attention: &'d Attention<'a>) -> Result<(), String> {
-        let (width, size) = (self.width(), self.head_size);
-        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(format!("{} heads do not share {} key heads", self.heads, self.kv_heads));
+    fn attention(&mut self, layer: usize, found: &FoundAttention<'a>) -> Result<Attention<'a>, String> {
+        let (width, heads) = (self.model.width(), self.model.heads);
+        if heads.keys == 0 || !heads.queries.is_multiple_of(heads.keys) {
+            return Err(format!("{} heads do not share {} key heads", heads.queries, heads.keys));
         }
-        let (queries, keys) = (self.heads * size, self.kv_heads * size);
-        match (&attention.query, &attention.key, &attention.value, &attention.query_key_value) {
+        let (queries, keys) = (heads.queries * heads.size, heads.keys * heads.size);
+        let FoundAttention { query, key, value, query_key_value, query_norm, key_norm, sinks, output } = *found;
+        let projection = match (query, key, value, query_key_value) {
             (Some(query), Some(key), Some(value), None) => {
-                linear(used, query, width, queries)?;
-                linear(used, key, width, keys)?;
-                linear(used, value, width, keys)?;
+                self.linear(&query, width, queries)?;
+                self.linear(&key, width, keys)?;
+                self.linear(&value, width, keys)?;
+                Projection::Split { query, key, value }
             }
-            (None, None, None, Some(fused)) => linear(used, fused, width, queries + 2 * keys)?,
+            (None, None, None, Some(fused)) => {
+                self.linear(&fused, width, queries + 2 * keys)?;
+                Projection::Fused(fused)
+            }
             _ => return Err("queries, keys and values were not found".to_owned()),
+        };
+        let output = output.ok_or("the output of attention was not found")?;
+        self.linear(&output, queries, width)?;
+        if let Some(norm) = &query_norm {
+            self.norm(norm, &[heads.size, queries])?;
         }
-        linear(used, attention.output.as_ref().ok_or("the output of attention was not found")?, queries, width)?;
-        if let Some(found) = &attention.query_norm {
-            norm(used, found, &[size, queries])?;
+        if let Some(norm) = &key_norm {
+            self.norm(norm, &[heads.size, keys])?;
         }
-        if let Some(found) = &attention.key_norm {
-            norm(used, found, &[size, keys])?;
+        if let Some(sinks) = sinks {
+            self.floats(sinks, heads.queries as u64)?;
         }
-        if let Some(sinks) = attention.sinks {
-            floats(used, sinks, self.heads as u64)?;
-        }
-        Ok(())
+        let rope = match self.model.positions {
+            Some(_) => None,
+            None => self.model.conventions.rope.of_layer(layer, heads.size)?,
+        };
+        Ok(Attention { projection, query_norm, key_norm, sinks, output, heads, rope })
     }
 
-    fn mlp<'d>(&self, used: &mut Used<'d>, mlp: &'d Mlp<'a>) -> Result<(), String> {
-        let width = self.width();
-        let down = mlp.down.as_ref().ok_or("the last matrix of the MLP was not found")?;
+    fn mlp(&mut self, found: &FoundMlp<'a>) -> Result<Mlp<'a>, String> {
+        let width = self.model.width();
+        let down = found.down.ok_or("the last matrix of the MLP was not found")?;
         let inner = down.inputs();
-        linear(used, down, inner, width)?;
-        match (&mlp.gate, &mlp.up, &mlp.gate_up) {
-            (gate, Some(up), None) => {
-                linear(used, up, width, inner)?;
-                gate.as_ref().map_or(Ok(()), |gate| linear(used, gate, width, inner))
+        self.linear(&down, inner, width)?;
+        let expansion = match (found.gate, found.up, found.gate_up) {
+            (Some(gate), Some(up), None) => {
+                self.linear(&up, width, inner)?;
+                self.linear(&gate, width, inner)?;
+                Expansion::Gated { gate, up }
             }
-            (None, None, Some(fused)) => linear(used, fused, width, 2 * inner),
-            _ => Err("the first matrices of the MLP were not found".to_owned()),
-        }
+            (None, Some(up), None) if self.model.conventions.clamped_gate.is_none() => {
+                self.linear(&up, width, inner)?;
+                Expansion::Plain(up)
+            }
+            (None, None, Some(fused)) => {
+                self.linear(&fused, width, 2 * inner)?;
+                Expansion::FusedGated(fused)
+            }
+            _ => return Err("the first matrices of the MLP were not found".to_owned()),
+        };
+        Ok(Mlp { expansion, down })
     }
 
-    fn experts<'d>(&self, used: &mut Used<'d>, experts: &'d Experts<'a>) -> Result<(), String> {
-        let (width, count) = (self.width(), experts.experts.len());
-        let routing = self.conventions.routing.as_ref().ok_or("config.json does not say how experts are chosen")?;
+    fn experts(&mut self, found: &FoundExperts<'a>) -> Result<Experts<'a>, String> {
+        let (width, count) = (self.model.width(), found.experts.len());
+        let routing = self.model.conventions.routing.ok_or("config.json does not say how experts are chosen")?;
         if routing.chosen == 0 || routing.chosen > count {
             return Err(format!("{} of {count} experts cannot be chosen", routing.chosen));
         }
@@ -135,50 +412,63 @@ impl<'a> Decoder<'a> {
         {
             return Err(format!("{count} experts are not {groups} groups of which {kept} are kept"));
         }
-        linear(used, experts.router.as_ref().ok_or("the router was not found")?, width, count)?;
-        if let Some(correction) = experts.correction {
-            floats(used, correction, count as u64)?;
+        let router = found.router.ok_or("the router was not found")?;
+        self.linear(&router, width, count)?;
+        if let Some(correction) = found.correction {
+            self.floats(correction, count as u64)?;
         }
-        for mlp in &experts.experts {
-            self.mlp(used, mlp)?;
+        let experts: Vec<Mlp<'a>> = found.experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_, _>>()?;
+        let form = |mlp: &Mlp<'a>| std::mem::discriminant(&mlp.expansion);
+        if experts.windows(2).any(|pair| form(&pair[0]) != form(&pair[1])) {
+            return Err("its experts do not have the same matrices".to_owned());
         }
-        if let Some(shared) = &experts.shared {
-            self.mlp(used, shared)?;
+        let shared = match &found.shared {
+            None => None,
+            Some(mlp) => {
+                let (mlp, gate) = (self.mlp(mlp)?, found.shared_gate);
+                if let Some(gate) = &gate {
+                    self.linear(gate, width, 1)?;
+                }
+                Some(SharedExpert { mlp, gate })
+            }
+        };
+        Ok(Experts { router, correction: found.correction, routing, experts, shared })
+    }
+
+    /// Records a linear layer as used, and checks its numbers of inputs and outputs.
+    fn linear(&mut self, found: &Linear<'a>, inputs: usize, outputs: usize) -> Result<(), String> {
+        if (found.inputs(), found.outputs()) != (inputs, outputs) {
+            let name = &found.weight.name;
+            return Err(format!("`{name}` is {:?}, and should take {inputs} and give {outputs}", found.weight.shape));
         }
-        experts.shared_gate.as_ref().map_or(Ok(()), |gate| linear(used, gate, width, 1))
+        self.used.insert(&found.weight.name);
+        if let Some(ParameterVector { tensor, .. }) = found.bias {
+            let stacked = if found.weight.shape.len() == 3 { found.weight.shape[0] } else { 1 };
+            self.floats(tensor, stacked * outputs as u64)?;
+        }
+        Ok(())
     }
-}
 
-/// Takes down a linear layer, which must take and give so many.
-fn linear<'d>(used: &mut Used<'d>, found: &'d Linear<'_>, inputs: usize, outputs: usize) -> Result<(), String> {
-    if (found.inputs(), found.outputs()) != (inputs, outputs) {
-        let name = &found.weight.name;
-        return Err(format!("`{name}` is {:?}, and should take {inputs} and give {outputs}", found.weight.shape));
+    /// Records a norm as used, and checks that it is over one of `spans`.
+    fn norm(&mut self, found: &Norm<'a>, spans: &[usize]) -> Result<(), String> {
+        let span = found.weight.shape.last().map_or(0, |length| *length as usize);
+        let length = found.weight.elements();
+        if !spans.contains(&span) || spans.iter().all(|&span| length != span as u64) {
+            return Err(format!("`{}` is {:?}, and should be over {spans:?}", found.weight.name, found.weight.shape));
+        }
+        self.floats(found.weight, length)?;
+        found.bias.map_or(Ok(()), |bias| self.floats(bias, length))
     }
-    used.insert(&found.weight.name);
-    if let Some(Vector { tensor, .. }) = &found.bias {
-        let stacked = if found.weight.shape.len() == 3 { found.weight.shape[0] } else { 1 };
-        floats(used, tensor, stacked * outputs as u64)?;
-    }
-    Ok(())
-}
 
-/// Takes down a norm, whose gains must be over one of `spans`.
-fn norm<'d>(used: &mut Used<'d>, found: &'d Norm<'_>, spans: &[usize]) -> Result<(), String> {
-    let span = found.weight.shape.last().map_or(0, |length| *length as usize);
-    let length = found.weight.elements();
-    if !spans.contains(&span) || spans.iter().all(|&span| length != span as u64) {
-        return Err(format!("`{}` is {:?}, and should be over {spans:?}", found.weight.name, found.weight.shape));
+    /// Records a tensor as used, and checks that it holds `count` floats.
+    fn floats(&mut self, tensor: &'a Tensor, count: u64) -> Result<(), String> {
+        if tensor.elements() != count || Float::of(tensor.dtype).is_none() {
+            return Err(format!(
+                "`{}` is {} {:?}, and should be {count} floats",
+                tensor.name, tensor.dtype, tensor.shape
+            ));
+        }
+        self.used.insert(&tensor.name);
+        Ok(())
     }
-    floats(used, found.weight, length)?;
-    found.bias.map_or(Ok(()), |bias| floats(used, bias, length))
-}
-
-/// Takes down a tensor, which must be so many floats.
-fn floats<'d>(used: &mut Used<'d>, tensor: &'d Tensor, count: u64) -> Result<(), String> {
-    if tensor.elements() != count || Float::of(tensor.dtype).is_none() {
-        return Err(format!("`{}` is {} {:?}, and should be {count} floats", tensor.name, tensor.dtype, tensor.shape));
-    }
-    used.insert(&tensor.name);
-    Ok(())
 }

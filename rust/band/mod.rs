@@ -1,4 +1,8 @@
-//! Rows of a file into a band, and sums over a band.
+//! Bands: tiles of eight rows, transposed. Rows of a file into a band, and sums over a band.
+
+mod matrix;
+
+pub use matrix::{Matrix, band_bytes, bands, chunk_bands, cut, rows_of};
 
 use half::{bf16, f16};
 
@@ -6,12 +10,12 @@ use crate::dtype::{Float, bf16_bits};
 use crate::simd::vector::{BAND_ROWS, Column};
 use crate::simd::{Isa, kernel};
 
-/// Columns summed in `f32` before the sum goes on in `f64`.
+/// Columns that are summed in `f32` before the sum continues in `f64`.
 const SUM_COLUMNS: usize = 64;
 
 kernel! {
-    /// Widens bfloat16: the upper halves of `f32`.
-    fn widen_bf16<V: Vector>(source: &[u16], out: &mut [f32]) {
+    /// Widens bfloat16, whose bits are the upper halves of `f32`.
+    fn widen_bf16<V: Simd>(source: &[u16], out: &mut [f32]) {
         for (wide, &bits) in out.iter_mut().zip(source) {
             *wide = f32::from_bits(u32::from(bits) << 16);
         }
@@ -32,8 +36,8 @@ pub fn widen(isa: Isa, float: Float, source: &[u8], out: &mut [f32]) {
 }
 
 kernel! {
-    /// Appends the nearest of bfloat16.
-    fn append_bf16<V: Vector>(values: &[f32], out: &mut Vec<u8>) {
+    /// Appends the nearest bfloat16 numbers.
+    fn append_bf16<V: Simd>(values: &[f32], out: &mut Vec<u8>) {
         let from = out.len();
         out.resize(from + values.len() * size_of::<bf16>(), 0);
         for (bytes, &value) in out[from..].as_chunks_mut().0.iter_mut().zip(values) {
@@ -52,23 +56,24 @@ pub fn append(isa: Isa, float: Float, values: &[f32], out: &mut Vec<u8>) {
 }
 
 kernel! {
-    /// Lays eight whole rows, one after the other in `source`, side by side.
-    fn load_whole<V: Vector; T: Element>(source: &[T], band: &mut [Column]) {
+    /// Transposes eight rows, which `source` holds one after the other.
+    fn load_whole<V: Simd; T: Element>(source: &[T], band: &mut [Column]) {
         let cols = band.len();
+        let rows: [&[T]; BAND_ROWS] = std::array::from_fn(|row| &source[row * cols..][..cols]);
         for (at, columns) in band.as_chunks_mut::<BAND_ROWS>().0.iter_mut().enumerate() {
-            let row = |row: usize| *source[row * cols + at * BAND_ROWS..].first_chunk().expect("a whole row");
-            *columns = T::columns::<V>([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
+            let row = |row: usize| rows[row].as_chunks().0[at];
+            *columns = T::transpose::<V>([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
         }
     }
 }
 
-/// Lays up to [`BAND_ROWS`] rows side by side: `source` holds them one after the other, as many elements each as `band` has
-/// columns. Rows that are not there are zero.
+/// Loads up to [`BAND_ROWS`] rows into a band: `source` holds them one after the other, each with as many elements as `band` has
+/// columns. Missing rows are zero. `row` is scratch space.
 ///
-/// Kernels are faster on a band whose columns each lie in one line of the cache.
+/// Kernels are faster if each column of the band lies in one cache line.
 ///
 /// # Panics
-/// If `source` is not whole rows, is more than [`BAND_ROWS`] of them, or is not aligned to the element.
+/// If `source` does not hold whole rows, holds more than [`BAND_ROWS`] of them, or is not aligned to the element.
 pub fn load(isa: Isa, float: Float, source: &[u8], row: &mut Vec<f32>, band: &mut [Column]) {
     let cols = band.len();
     let row_bytes = cols * float.bytes();
@@ -96,13 +101,13 @@ pub fn load(isa: Isa, float: Float, source: &[u8], row: &mut Vec<f32>, band: &mu
 pub struct RowEnergy {
     /// `Σ_j k_j w_j²`
     pub weighted: f64,
-    /// `Σ_j w_j²`; not finite if an element is not, or if its square is not.
+    /// `Σ_j w_j²`; not finite if an element or its square is not.
     pub plain: f64,
 }
 
 kernel! {
     /// Sums of squares of each row of a band, weighted by `k` and plain.
-    pub fn energy<V: Vector>(band: &[Column], k: &[f32]) -> [RowEnergy; BAND_ROWS] {
+    pub fn energy<V: Simd>(band: &[Column], k: &[f32]) -> [RowEnergy; BAND_ROWS] {
         let mut rows = [RowEnergy::default(); BAND_ROWS];
         for (band, k) in band.chunks(SUM_COLUMNS).zip(k.chunks(SUM_COLUMNS)) {
             let (mut weighted, mut plain) = (V::splat(0.0), V::splat(0.0));
@@ -127,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_appended_is_what_the_type_appends() {
+    fn every_isa_appends_what_float_append_does() {
         let high = [0, 0x8000, 0x3f80, 0xbf81, 0x7f7f, 0x7f80, 0xff80, 0x7fc0, 1, 0x0080];
         let low = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
         let values: Vec<f32> = high.iter().flat_map(|&high| low.map(|low| f32::from_bits(high << 16 | low))).collect();
@@ -145,14 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn bands_are_alike_however_they_are_laid() {
+    fn bands_hold_the_transposed_rows_on_every_path() {
         for (rows, cols) in [(8, 64), (8, 24), (8, 12), (5, 64), (1, 8)] {
             for float in [Float::BF16, Float::F16, Float::F32] {
                 let values: Vec<f32> = (0..rows * cols).map(|at| (at * 2_654 % 4_093) as f32 - 2_047.0).collect();
                 let mut source = Vec::new();
                 float.append(&values, &mut source);
                 for isa in Isa::available() {
-                    // What was there before must not show.
+                    // Previous contents must not show.
                     let (mut row, mut band) = (vec![7.0; 99], vec![[7.0; BAND_ROWS]; cols]);
                     load(isa, float, &source, &mut row, &mut band);
                     for (column, lanes) in band.iter().enumerate() {

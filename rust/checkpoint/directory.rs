@@ -10,10 +10,8 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::Config;
+use crate::container::safetensors::INDEX;
 use crate::error::{Error, FileFault, Result, said};
-
-/// Name of the index of a sharded checkpoint.
-pub const INDEX: &str = "model.safetensors.index.json";
 
 /// The longest index or configuration that is read, in bytes.
 const MAX_JSON_BYTES: u64 = 256 << 20;

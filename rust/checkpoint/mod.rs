@@ -1,11 +1,10 @@
 //! A checkpoint on disk: its shards, its tensors, its configuration, its other files.
 //!
-//! Opening one reads headers and small JSON only, and checks all of it: see [`header`] for a shard and [`directory`]
+//! Opening one reads headers and small JSON only, and checks all of it: see [`Container::read`](crate::container::Container::read) for a shard and [`directory`]
 //! for what may lie where. What a shard holds is a [`Part`]; what it means is a [`Tensor`]: most often the same, but where
 //! weights are stored as codes beside scales ([`prequantized`]). Weights are streamed, by [`stream`].
 
 pub mod directory;
-pub mod header;
 pub mod prequantized;
 pub mod shard;
 pub mod stream;
@@ -15,6 +14,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+pub use crate::band::Matrix;
+use crate::container::file::read_at;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
@@ -76,31 +77,6 @@ impl Tensor {
     }
 }
 
-/// The shape of a matrix of floats: `rows` outputs of `cols` inputs each, rows contiguous.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Matrix {
-    /// Output channels.
-    pub rows: u64,
-    /// Input channels.
-    pub cols: u64,
-    /// Element type.
-    pub float: Float,
-}
-
-impl Matrix {
-    /// Number of elements.
-    #[must_use]
-    pub fn elements(self) -> u64 {
-        self.rows * self.cols
-    }
-
-    /// Bytes of one row.
-    #[must_use]
-    pub fn row_bytes(self) -> u64 {
-        self.cols * self.float.bytes() as u64
-    }
-}
-
 /// A checkpoint whose headers, index and configuration were read and checked.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
@@ -129,7 +105,7 @@ impl Checkpoint {
     /// Opens the checkpoint in directory `path`, or the single shard at `path`.
     ///
     /// # Errors
-    /// Whatever is not sound about it: see [`header`] and [`directory`].
+    /// Whatever is not sound about it: see [`Shard::open`] and [`directory`].
     pub fn open(path: &Path) -> Result<Self> {
         let Directory { dir, shards: names, index, config, other_files } = Directory::open(path)?;
         let mut shards = Vec::with_capacity(names.len());
@@ -269,7 +245,7 @@ fn misshapen(shards: &[Shard], parts: &[Part], tensors: &[Tensor]) -> Result<Vec
         let mut said = [0; 32];
         let said = &mut said[..usize::try_from(bytes).unwrap_or(usize::MAX).min(32)];
         if let Some((_, file)) = &open {
-            shard::read_at(file, &shards[shard].path, said, offset)?;
+            read_at(file, &shards[shard].path, said, offset)?;
         }
         let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
         let said: Vec<u64> = said.chunks_exact((dtype.bits() / 8) as usize).map(number).collect();

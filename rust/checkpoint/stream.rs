@@ -7,8 +7,8 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::prequantized::{Packing, widen_scales};
-use super::shard::{PageBuffer, read_at, read_soon};
-use super::{Checkpoint, Matrix, Part, Tensor, View};
+use super::{Checkpoint, Part, Tensor, View};
+use crate::container::file::{PageBuffer, read_at, read_soon};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::pool::Workers;
@@ -22,28 +22,7 @@ pub const CHUNK_BYTES: u64 = 1 << 20;
 /// Bytes that may be held to save time, unless the caller says otherwise.
 pub const HELD_BYTES: u64 = 320 << 20;
 
-/// Bands of a matrix, the last perhaps with fewer rows.
-#[must_use]
-pub fn bands(matrix: Matrix) -> u64 {
-    matrix.rows.div_ceil(BAND_ROWS as u64)
-}
-
-/// Bands of about `chunk_bytes` bytes, at least one.
-#[must_use]
-pub fn chunk_bands(matrix: Matrix, chunk_bytes: u64) -> u64 {
-    (chunk_bytes / (matrix.row_bytes() * BAND_ROWS as u64)).max(1)
-}
-
-/// Cuts `0..length` into ranges of `step`, the last perhaps shorter.
-pub fn cut(length: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
-    (0..length.div_ceil(step)).map(move |at| at * step..((at + 1) * step).min(length))
-}
-
-/// The rows of a range of bands.
-#[must_use]
-pub fn rows_of(matrix: Matrix, bands: &Range<u64>) -> Range<u64> {
-    bands.start * BAND_ROWS as u64..(bands.end * BAND_ROWS as u64).min(matrix.rows)
-}
+pub use crate::band::{bands, chunk_bands, cut, rows_of};
 
 /// What every pass over a checkpoint needs.
 #[derive(Clone, Copy)]
@@ -280,26 +259,5 @@ impl Reader {
         }
         (self.row, self.band) = (row, band);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bands_and_chunks_cover_every_row_once() {
-        for rows in [1, 7, 8, 9, 64, 1_001] {
-            let matrix = Matrix { rows, cols: 96, float: Float::BF16 };
-            for chunk_bytes in [1, 1_536, 5_000, 1 << 30] {
-                let mut reached = 0;
-                for range in cut(bands(matrix), chunk_bands(matrix, chunk_bytes)) {
-                    let rows = rows_of(matrix, &range);
-                    assert_eq!(rows.start, reached);
-                    reached = rows.end;
-                }
-                assert_eq!(reached, rows);
-            }
-        }
     }
 }

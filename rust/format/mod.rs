@@ -1,15 +1,20 @@
-//! Output formats, one folder each.
+//! Output formats: what one runtime wants. Names, order, refusals, files beside the weights; no bytes of weights.
+//!
+//! A format is a folder here and one line of [`FORMATS`]. It says in which [container](crate::container) tensors are
+//! stored, and which [schemes](crate::codec) a tensor may have.
 
 pub mod mlx;
 
+use std::borrow::Cow;
+
 use crate::checkpoint::prequantized::Packing;
-use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor, View};
-use crate::codec::encoder::Encoded;
-use crate::dtype::{Dtype, Float};
+use crate::checkpoint::{Checkpoint, Config, Matrix, View};
+use crate::codec::{Extent, Scheme};
+use crate::container::{Container, StoredTensor};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::scheme::{Affine, Packed, Scheme};
-use crate::simd::Isa;
-use crate::writer::layout::Stored;
+use crate::name::Name;
+use crate::option::OptionName;
 
 /// What the output has in place of a tensor of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,19 +71,15 @@ impl Target {
         same.then_some(view.tensor)
     }
 
-    /// The form all of it is stored in, if a runtime may take it as it is.
+    /// The form that `format` takes all of it over in, as the source stores it, if there is one.
     #[must_use]
-    pub fn packed(&self, checkpoint: &Checkpoint) -> Option<Packed> {
-        let mut forms = self.views.iter().map(|view| match checkpoint.tensors[view.tensor].packing {
-            Packing::Mxfp4 { .. } if view.col_stride == 1 => Some(Packed::Mxfp4),
-            // The scales are taken over, too.
-            Packing::Int4 { group_size, scales, .. }
-                if view.col_stride == 1 && self.dtype == checkpoint.parts[scales].dtype =>
-            {
-                Affine::new(4, group_size.try_into().ok()?).map(Packed::Int4)
-            }
-            _ => None,
-        });
+    pub fn packed(&self, checkpoint: &Checkpoint, format: &dyn Format) -> Option<Scheme> {
+        let of = |view: &View| {
+            let packing = &checkpoint.tensors[view.tensor].packing;
+            let scales = packing.scales().map(|part| checkpoint.parts[part].dtype)?;
+            format.passes(packing, scales, self.dtype).filter(|_| view.col_stride == 1)
+        };
+        let mut forms = self.views.iter().map(of);
         let first = forms.next()??;
         let fits = self.views.iter().all(|view| first.fits(view.cols));
         (fits && !self.adds_one && forms.all(|form| form == Some(first))).then_some(first)
@@ -114,20 +115,48 @@ pub struct Module {
     /// What it became.
     pub scheme: Scheme,
     /// The form in which it was kept, if not as plain numbers.
-    pub packed: Option<Packed>,
+    pub packed: Option<Scheme>,
 }
 
-/// The rows of a tensor that is to be stored: as many as its dimensions but the last make, and as long as that.
+impl Module {
+    /// The scheme that its bytes are stored in: none for plain numbers.
+    #[must_use]
+    pub fn stored_in(&self) -> Option<Scheme> {
+        if self.scheme.is_kept() { self.packed } else { Some(self.scheme) }
+    }
+}
+
+/// What a model card says of a format.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
-    /// The tensor's name.
-    pub name: &'a str,
-    /// Its dimensions but the last.
-    pub above: &'a [u64],
-    /// The last.
-    pub cols: u64,
-    /// The type that scales are stored in.
-    pub float: Float,
+pub struct CardFacts {
+    /// `library_name` of the card's front matter.
+    pub library: &'static str,
+    /// Tags of the front matter.
+    pub tags: &'static [&'static str],
+    /// A sentence on how schemes are spelled.
+    pub schemes: &'static str,
+    /// How to run it, if the runtime is promised to load it.
+    pub usage: &'static str,
+    /// What it is, if no runtime is promised to load it.
+    pub generic: &'static str,
+}
+
+/// A file beside the weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SideFile {
+    /// Its name in the output directory.
+    pub name: &'static str,
+    /// Its content.
+    pub text: String,
+}
+
+/// Why a runtime would not load an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The tensor or module that it stumbles over.
+    pub tensor: String,
+    /// The rule, and what to do.
+    pub reason: String,
 }
 
 /// An output format.
@@ -135,48 +164,89 @@ pub trait Format: Sync {
     /// Its name on the command line.
     fn name(&self) -> &'static str;
 
-    /// What becomes of `checkpoint`. With `generic`, names and tensors are not touched, whatever the model is.
+    /// The container of its weights.
+    fn container(&self) -> &'static dyn Container;
+
+    /// Texts in each file of weights.
+    fn metadata(&self) -> &'static [(&'static str, &'static str)];
+
+    /// The schemes it has, by growing bytes. What a tensor may have of them is asked of [`candidates`](Self::candidates).
+    fn schemes(&self) -> &'static [Scheme];
+
+    /// The schemes that `matrix`, the rows of a tensor of that name, may have, by growing bytes.
+    fn candidates(&self, _name: &Name, matrix: Matrix) -> Vec<Scheme> {
+        self.schemes().iter().copied().filter(|scheme| scheme.fits(matrix.cols)).collect()
+    }
+
+    /// The scheme in which it takes over what a release stores as `packing` with scales of type `scales`, if the output
+    /// is of type `dtype`; none if it must be decoded.
+    fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme>;
+
+    /// Canonical tensors to tensors of the output. With `generic`, names and tensors are not touched, whatever the model is.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::AlreadyQuantized`], [`Error::Layout`].
     fn arrange(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement>;
 
-    /// The tensors that hold `rows` in `scheme`.
-    fn parts(&self, rows: Rows<'_>, scheme: Affine) -> Vec<Stored>;
+    /// Tensors of one fusion group must share a scheme: its name, for a tensor of this name. By default each module is one
+    /// of its own.
+    fn fusion_group<'n>(&self, name: &'n Name) -> Cow<'n, str> {
+        Cow::Borrowed(&name.module)
+    }
 
-    /// Appends the first `rows` rows of a band, encoded by a scheme and stored as a type, to the parts' data.
-    fn append(&self, isa: Isa, by: (Affine, Float), encoded: &Encoded, rows: usize, parts: &mut [Vec<u8>]);
+    /// The name under which the part `kind` of the tensor called `tensor` is stored.
+    fn part_name(&self, tensor: &str, kind: &str) -> String;
 
-    /// The codes and grids of `rows` rows, from the parts' data; of the other rows of the band they are 0.
-    fn extract(&self, scheme: Affine, store: Float, parts: &[&[u8]], rows: usize, encoded: &mut Encoded);
+    /// What the runtime would refuse, known before any work: of modules that may be quantized (`scheme` kept), or as they
+    /// are planned.
+    fn refusals(&self, _modules: &[Module]) -> Vec<Refusal> {
+        Vec::new()
+    }
 
-    /// The parts in `output` of the tensor called `target` in `scheme`, and all its rows as one matrix; `None` if they are
-    /// not all there, of the right types and shapes.
-    fn stored<'a>(&self, output: &'a Checkpoint, target: &str, scheme: Affine) -> Option<(Matrix, Vec<&'a Tensor>)>;
-
-    /// The tensors that hold `rows` as the source packs them.
-    fn packed_parts(&self, rows: Rows<'_>, packed: Packed) -> Vec<Stored>;
-
-    /// Appends whole rows of the source's codes and scales to the parts' data.
-    fn append_packed(&self, packed: Packed, store: Float, codes: &[u8], scales: &[u8], parts: &mut [Vec<u8>]);
+    /// The configuration and other files beside the weights, for the quantized `modules`.
+    fn side_files(&self, source: Option<&Config>, modules: &[Module], generic: bool) -> Vec<SideFile>;
 
     /// The scheme of each module that a configuration describes, by its path; an empty path stands for all others.
     fn described(&self, config: &Config) -> Vec<(String, Scheme)>;
 
-    /// The text of `config.json` for the quantized `modules`.
-    fn config(&self, source: &Config, modules: &[Module], generic: bool) -> String;
+    /// What a model card says of it.
+    fn card(&self) -> CardFacts;
+}
+
+/// What `format` stores for the tensor `name` of dimensions `shape`, whose rows are `matrix`, in `scheme`.
+#[must_use]
+pub fn stored_tensors(
+    format: &dyn Format,
+    (name, shape): (&str, &[u64]),
+    matrix: Matrix,
+    scheme: Scheme,
+) -> Vec<StoredTensor> {
+    let above = shape.split_last().map_or(&[][..], |(_, above)| above);
+    let stored = |part: crate::codec::PartSpec| {
+        let shape = match &part.extent {
+            Extent::PerRow(width) => above.iter().copied().chain([*width]).collect(),
+            Extent::Fixed(shape) => shape.clone(),
+        };
+        let (bytes, row_bytes) = (part.bytes(matrix.rows), part.row_bytes());
+        StoredTensor { name: format.part_name(name, part.kind), dtype: part.dtype, shape, bytes, row_bytes }
+    };
+    scheme.parts(matrix).into_iter().map(stored).collect()
 }
 
 /// The formats there are.
-const FORMATS: [&dyn Format; 1] = [&mlx::Mlx];
+const FORMATS: &[&dyn Format] = &[
+    &mlx::Mlx,
+    #[cfg(test)]
+    &crate::tests::toy::format::ToyFormat,
+];
 
 /// The format called `name`.
 ///
 /// # Errors
 /// [`Error::Option`].
 pub fn by_name(name: &str) -> Result<&'static dyn Format> {
-    FORMATS.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+    FORMATS.iter().copied().find(|format| format.name() == name).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().map(|format| format.name()).collect();
-        Error::option("--format", name, format!("not one of: {}", known.join(", ")))
+        Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", ")))
     })
 }

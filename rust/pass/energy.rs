@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use crate::band::{RowEnergy, energy};
-use crate::checkpoint::stream::{Pass, Reader, bands, chunk_bands, cut};
+use super::fold::{BandAt, BandJob, Which};
+use crate::band::energy;
+use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, View};
 use crate::error::{Error, Result};
 use crate::simd::vector::{BAND_ROWS, Column};
 
 /// A matrix to measure, and one weight per column to measure it with.
 #[derive(Clone, Copy)]
-pub struct Ask<'a> {
+pub struct EnergyJob<'a> {
     /// Where it is.
     pub view: View,
     /// Its shape.
@@ -30,52 +31,27 @@ pub struct Energy {
     pub plain: f64,
 }
 
-/// A range of bands of one of the matrices.
-struct Piece {
-    ask: usize,
-    bands: Range<u64>,
-}
-
-fn pieces(asks: &[Ask<'_>], chunk_bytes: u64) -> Vec<Piece> {
-    let of = |(ask, matrix): (usize, Matrix)| {
-        cut(bands(matrix), chunk_bands(matrix, chunk_bytes)).map(move |bands| Piece { ask, bands })
-    };
-    asks.iter().map(|ask| ask.matrix).enumerate().flat_map(of).collect()
-}
-
 /// Measures each of `asks`.
 ///
 /// # Errors
 /// [`Error::NonFinite`] and [`Error::TooLarge`] for weights that are none; [`Error::Io`].
-pub fn energies(pass: Pass<'_>, asks: &[Ask<'_>]) -> Result<Vec<Energy>> {
-    let mut energies: Vec<Energy> = asks
-        .iter()
-        .map(|ask| Energy {
-            rows: Vec::with_capacity(usize::try_from(ask.matrix.rows).unwrap_or(0)),
-            ..Energy::default()
-        })
-        .collect();
-    pass.workers.in_order(
-        pass.progress,
-        &pieces(asks, pass.chunk_bytes),
-        Reader::default,
-        |reader, piece| {
-            let Ask { view, matrix, k } = asks[piece.ask];
-            let mut rows: Vec<RowEnergy> = Vec::new();
-            reader.bands((pass.checkpoint, pass.isa), view, &piece.bands, |range, band, source| {
-                let found = energy(pass.isa, band, k);
-                if found.iter().any(|row| !row.plain.is_finite()) {
-                    return Err(not_weights(pass, view, range, band));
-                }
-                rows.extend(found.iter().take(source.len() / (matrix.row_bytes() as usize)));
-                Ok(())
-            })?;
-            pass.progress.advance(rows.len() as u64 * matrix.row_bytes());
-            Ok(rows)
+pub fn energies(pass: Pass<'_>, asks: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
+    let rows = |ask: &EnergyJob<'_>| Vec::with_capacity(usize::try_from(ask.matrix.rows).unwrap_or(0));
+    let mut energies: Vec<Energy> = asks.iter().map(|ask| Energy { rows: rows(ask), ..Energy::default() }).collect();
+    let jobs: Vec<BandJob> = asks.iter().map(|ask| all(ask.view, ask.matrix)).collect();
+    pass.fold_bands(
+        &jobs,
+        || (),
+        |(), BandAt { job, rows, band }| {
+            let found = energy(pass.isa, band.columns, asks[job].k);
+            if found.iter().any(|row| !row.plain.is_finite()) {
+                return Err(not_weights(pass, asks[job].view, rows, band.columns));
+            }
+            Ok((band.rows, found))
         },
-        |piece, rows| {
-            let energy = &mut energies[piece.ask];
-            for row in rows {
+        |job, found, _| {
+            let energy = &mut energies[job];
+            for row in found.iter().flat_map(|(count, rows)| &rows[..*count]) {
                 energy.rows.push(row.weighted);
                 energy.weighted += row.weighted;
                 energy.plain += row.plain;
@@ -86,35 +62,32 @@ pub fn energies(pass: Pass<'_>, asks: &[Ask<'_>]) -> Result<Vec<Energy>> {
     Ok(energies)
 }
 
+fn all(view: View, matrix: Matrix) -> BandJob {
+    BandJob { matrix, view: Some(view), which: Which::All }
+}
+
 /// Mean square of each column of a matrix.
 ///
 /// # Errors
 /// As [`energies`].
 pub fn column_means(pass: Pass<'_>, view: View, matrix: Matrix) -> Result<Vec<f64>> {
     let cols = usize::try_from(matrix.cols).map_err(|_| Error::Bug("columns".to_owned()))?;
-    let ask = Ask { view, matrix, k: &[] };
     let mut sums = vec![0.0; cols];
-    pass.workers.in_order(
-        pass.progress,
-        &pieces(&[ask], pass.chunk_bytes),
-        Reader::default,
-        |reader, piece| {
-            let mut partial: Vec<f32> = Vec::new();
-            reader.bands((pass.checkpoint, pass.isa), view, &piece.bands, |range, band, _| {
-                let squares = |lanes: &Column| lanes.iter().fold(0.0, |sum, w| sum + w * w);
-                let from = partial.len();
-                partial.extend(band.iter().map(squares));
-                if partial[from..].iter().all(|sum| sum.is_finite()) {
-                    Ok(())
-                } else {
-                    Err(not_weights(pass, view, range, band))
-                }
-            })?;
-            Ok(partial)
+    pass.fold_bands(
+        &[all(view, matrix)],
+        || (),
+        |(), BandAt { rows, band, .. }| {
+            let squares = |lanes: &Column| lanes.iter().fold(0.0, |sum, w| sum + w * w);
+            let squares: Vec<f32> = band.columns.iter().map(squares).collect();
+            if squares.iter().all(|sum| sum.is_finite()) {
+                Ok(squares)
+            } else {
+                Err(not_weights(pass, view, rows, band.columns))
+            }
         },
-        |_, partial| {
-            for band in partial.chunks_exact(cols) {
-                for (sum, &square) in sums.iter_mut().zip(band) {
+        |_, found, _| {
+            for band in found {
+                for (sum, square) in sums.iter_mut().zip(band) {
                     *sum += f64::from(square);
                 }
             }

@@ -5,11 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::source::{Entry, Share, Source};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::prequantized::Use;
 use crate::error::{Error, Result};
-use crate::format::Treatment;
+use crate::job::conversion::{Conversion, Fate, OutputTensor};
 use crate::name::{Name, Role};
 use crate::schema::SourceId;
 
@@ -92,21 +91,20 @@ pub struct TensorLine {
 /// # Errors
 /// Those of opening it.
 pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> {
-    let (source, unsupported) = match Source::open(model, format, generic) {
+    let (source, unsupported) = match Conversion::open(model, format, generic) {
         Err(fault @ (Error::UnknownModel { .. } | Error::AlreadyQuantized { .. } | Error::Layout { .. })) => {
-            (Source::untouched(model, format)?, Some(fault.to_string()))
+            (Conversion::untouched(model, format)?, Some(fault.to_string()))
         }
         Err(fault @ Error::NoCheckpoint { .. }) => match Checkpoint::open(model) {
-            Ok(_) => (Source::untouched(model, format)?, Some(fault.to_string())),
+            Ok(_) => (Conversion::untouched(model, format)?, Some(fault.to_string())),
             Err(fault) => return Err(fault),
         },
         opened => (opened?, None),
     };
     let mut roles: BTreeMap<(Role, &str), RoleLine> = BTreeMap::new();
-    let shares = source.shares();
     let mut tensors = Vec::with_capacity(source.checkpoint.parts.len());
     for (at, part) in source.checkpoint.parts.iter().enumerate() {
-        let Fate { becomes, why, into } = fate(&source, &shares, at);
+        let PartFate { becomes, why, into } = part_fate(&source, at);
         let role = source.role(at);
         let elements = match source.checkpoint.uses[at] {
             Use::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
@@ -136,7 +134,7 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
             into,
         });
     }
-    let smallest: u64 = source.entries.iter().map(Entry::smallest_bytes).sum();
+    let smallest: u64 = source.outputs.iter().map(OutputTensor::smallest_bytes).sum();
     let mut warnings = Vec::new();
     source.check(false, None, |warning| warnings.push(warning))?;
     let id = source.id();
@@ -155,36 +153,29 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
 }
 
 /// What becomes of a part, why, and into what.
-struct Fate {
+struct PartFate {
     becomes: &'static str,
     why: Option<String>,
     into: Vec<String>,
 }
 
-/// The fate of part `part`, where tensors give `shares` to targets.
-fn fate(source: &Source, shares: &[Vec<Share>], part: usize) -> Fate {
-    let checkpoint = &source.checkpoint;
-    let nothing = |becomes, why: String| Fate { becomes, why: Some(why), into: Vec::new() };
-    let tensor = match checkpoint.uses[part] {
-        Use::None(why) => return nothing("dropped", why.to_owned()),
-        Use::Beside(tensor) => return nothing("consumed", format!("read with {}", checkpoint.tensors[tensor].name)),
-        Use::Elements(tensor) => tensor,
+/// The fate of part `part`, in words.
+fn part_fate(source: &Conversion, part: usize) -> PartFate {
+    let nothing = |becomes, why: String| PartFate { becomes, why: Some(why), into: Vec::new() };
+    let tensor = match source.fate(part) {
+        Fate::Unused(why) => return nothing("consumed", why.to_owned()),
+        Fate::Companion(of) => return nothing("consumed", format!("read with {}", source.checkpoint.tensors[of].name)),
+        Fate::Tied(to) => return nothing("tied", format!("the same as {to}")),
+        Fate::Dropped(why) => return nothing("dropped", why.to_owned()),
+        Fate::Written(tensor) => tensor,
     };
-    match &source.treatments[tensor] {
-        Treatment::Tied(to) => return nothing("tied", format!("the same as {to}")),
-        Treatment::Drop(why) => return nothing("dropped", (*why).to_owned()),
-        Treatment::Write => {}
-    }
-    let entries: Vec<&Entry> = shares[tensor].iter().map(|share| &source.entries[share.target]).collect();
-    let into = entries.iter().map(|entry| entry.target.name.clone()).collect();
-    let why = entries.iter().find_map(|entry| entry.candidate.as_ref().err()).map(ToString::to_string);
-    let as_it_is = entries.iter().all(|entry| {
-        entry.target.copies(checkpoint) == Some(tensor) && entry.target.name == checkpoint.tensors[tensor].name
-    });
+    let outputs: Vec<&OutputTensor> = source.shares[tensor].iter().map(|share| &source.outputs[share.target]).collect();
+    let into = outputs.iter().map(|output| output.target.name.clone()).collect();
+    let why = outputs.iter().find_map(|output| output.candidate.as_ref().err()).map(ToString::to_string);
     let becomes = match why {
         None => "quantizable",
-        Some(_) if as_it_is => "kept",
+        Some(_) if outputs.iter().all(|output| source.is_as_it_is(tensor, output)) => "kept",
         Some(_) => "converted",
     };
-    Fate { becomes, why, into }
+    PartFate { becomes, why, into }
 }

@@ -4,15 +4,13 @@
 //! same things in the same words.
 
 mod analyze;
-mod card;
-mod encode;
+mod explain;
 mod inspect;
-mod ledger;
 mod plan;
 mod probe;
 mod quantize;
+mod saved;
 mod sensitivity;
-mod source;
 mod verify;
 mod weights;
 
@@ -25,22 +23,23 @@ pub use analyze::analyze;
 pub use inspect::{Inspection, inspect};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
-pub use quantize::{QuantizeReport, QuantizeRequest, quantize};
+pub use quantize::{OutputRequest, QuantizeReport, QuantizeRequest, check_output, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
 pub use weights::{Weights, weights};
 
 use crate::budget::{bytes, size};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
-use crate::codec::encoder::Effort;
+use crate::codec::Effort;
 use crate::error::{Error, Result};
+use crate::job::conversion::Conversion;
+use crate::option::OptionName;
 use crate::pool::Workers;
 use crate::probe::Options;
 use crate::progress::Progress;
 use crate::rate_distortion::{Objective, SAMPLE_BANDS};
 use crate::sensitivity::prior::Prior;
 use crate::simd::Isa;
-use source::Source;
 
 /// What a job may use. None of it changes a byte of any output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +107,27 @@ impl Default for AnalysisRequest {
     }
 }
 
+/// The requests with every option at its default: what a front leaves out has these values.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Defaults {
+    /// Of [`inspect()`] and [`analyze()`].
+    pub analyze: AnalysisRequest,
+    /// Of [`probe()`].
+    pub probe: ProbeRequest,
+    /// Of [`quantize()`], with that of [`plan()`] in it.
+    pub quantize: QuantizeRequest,
+    /// Of [`verify()`].
+    pub verify: VerifyRequest,
+    /// Of a uniform scheme's group.
+    pub group_size: u16,
+}
+
+/// The defaults of all verbs.
+#[must_use]
+pub fn defaults() -> Defaults {
+    Defaults { group_size: plan::GROUP_SIZE, ..Defaults::default() }
+}
+
 /// What the program takes before it works on anything, an interpreter included.
 const PROGRAM_BYTES: u64 = 64 << 20;
 
@@ -130,7 +150,7 @@ struct Engine {
 impl Engine {
     fn new(resources: &Resources) -> Result<Self> {
         if resources.chunk_bytes == 0 {
-            return Err(Error::option("--chunk-bytes", 0, "nothing can be read"));
+            return Err(Error::option(OptionName::ChunkBytes, 0, "nothing can be read"));
         }
         let workers = Workers::new(resources.threads)?;
         let isa = if resources.simd { Isa::detect() } else { Isa::PORTABLE };
@@ -144,7 +164,7 @@ impl Engine {
 
     /// The same within `text` of memory: with smaller chunks, and less held to save time.
     fn within(self, text: &str) -> Result<Self> {
-        let wrong = |reason: String| Error::option("--max-memory", text, reason);
+        let wrong = |reason: String| Error::option(OptionName::MaxMemory, text, reason);
         let limit = bytes(text).ok_or_else(|| wrong("write a size (2GB, 900MiB)".to_owned()))?;
         let threads = self.workers.threads() as u64;
         let least = PROGRAM_BYTES + 2 * threads * CHUNKS * LEAST_CHUNK_BYTES;
@@ -158,7 +178,7 @@ impl Engine {
     }
 
     /// Whether the sensitivity of `source` is within the limit, and what the probe keeps of a run with `request`.
-    fn check_memory(&self, source: &Source, request: &AnalysisRequest) -> Result<()> {
+    fn check_memory(&self, source: &Conversion, request: &AnalysisRequest) -> Result<()> {
         let Some(spare) = self.spare_bytes else { return Ok(()) };
         let vectors: u64 = source.candidates().iter().map(|found| 4 * (found.matrix.rows + found.matrix.cols)).sum();
         let of_model = |key: &str| source.checkpoint.config_size(key).unwrap_or(0);
@@ -177,7 +197,7 @@ impl Engine {
             size(spare),
             size(2 * needed + PROGRAM_BYTES)
         );
-        Err(Error::option("--max-memory", limit, reason))
+        Err(Error::option(OptionName::MaxMemory, limit, reason))
     }
 
     fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, progress: &'a Progress) -> Pass<'a> {

@@ -8,16 +8,17 @@ use serde::{Deserialize, Serialize};
 use super::sensitivity::{check, probed_table, runnable};
 use super::{Engine, Resources};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::header::compose;
+use crate::container::safetensors::compose;
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::job::staging::{check_place, replace};
+use crate::option::OptionName;
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Options, Probe};
 use crate::progress::Progress;
-use crate::sensitivity::file::{self, Probed};
+use crate::sensitivity::file::{self, ProbeRecord};
 use crate::sensitivity::imatrix;
-use crate::writer::partial::{check_place, replace};
 
 /// What is probed, and what becomes of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub struct ProbeReport {
     /// `model_type` of the configuration.
     pub model_type: String,
     /// How it was probed.
-    pub probe: Probed,
+    pub probe: ProbeRecord,
     /// Tokens that went through: more than were asked for, where experts needed more.
     pub tokens: u64,
     /// Matrices that were measured.
@@ -67,14 +68,14 @@ pub struct ProbeReport {
     /// Tokens of each expert, by layer.
     pub loads: BTreeMap<usize, Vec<u64>>,
     /// The file that was written, if one was asked for.
-    pub written: Option<Written>,
+    pub written: Option<WrittenFile>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
 
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Written {
+pub struct WrittenFile {
     /// Where.
     pub path: String,
     /// As what.
@@ -94,18 +95,18 @@ const IMATRIX: &str = "imatrix";
 /// [`Error::Unrunnable`] for a model that the probe cannot run, and those of reading and writing.
 pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport> {
     if ![RAMRS, IMATRIX].contains(&request.format.as_str()) {
-        return Err(Error::option("--format", &request.format, "is neither `ramrs` nor `imatrix`"));
+        return Err(Error::option(OptionName::Format, &request.format, "is neither `ramrs` nor `imatrix`"));
     }
     check(request.probe)?;
     for path in request.output.iter().chain(&request.trace) {
         check_place(path)?;
     }
     let checkpoint = Checkpoint::open(&request.model)?;
-    let decoder = runnable(&checkpoint)?;
+    let model = runnable(&checkpoint)?;
     let engine = Engine::new(&request.resources)?;
-    let options = Options { seeing: request.trace.is_some(), ..request.probe.of(&decoder) };
-    let (table, found) = probed_table(engine.pass(&checkpoint, progress), &decoder, options)?;
-    let probed = Probed::by(options);
+    let options = Options { seeing: request.trace.is_some(), ..request.probe.of(&model) };
+    let (table, found) = probed_table(engine.pass(&checkpoint, progress), &model, options)?;
+    let probed = ProbeRecord::by(options);
     if let Some(path) = &request.trace {
         replace(path, &trace(&found, probed.draws))?;
     }
@@ -113,10 +114,10 @@ pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport>
         None => None,
         Some(path) => {
             let content =
-                if request.format == IMATRIX { imatrix::bytes(&decoder, &found) } else { file::bytes(&table, probed)? };
+                if request.format == IMATRIX { imatrix::bytes(&model, &found) } else { file::bytes(&table, probed)? };
             progress.check()?;
             replace(path, &content)?;
-            Some(Written {
+            Some(WrittenFile {
                 path: path.display().to_string(),
                 format: request.format.clone(),
                 bytes: content.len() as u64,
@@ -138,14 +139,14 @@ pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport>
 
 /// What was seen on the way, as a file.
 fn trace(found: &Probe, draws: usize) -> Vec<u8> {
-    let Some(seen) = &found.seen else { return Vec::new() };
+    let Some(trace) = &found.trace else { return Vec::new() };
     let (tokens, window) = (found.tokens.len() as u64, WINDOW as u64);
-    let vocabulary = seen.logits.len() as u64 / tokens.max(1);
+    let vocabulary = trace.logits.len() as u64 / tokens.max(1);
     let shapes = [vec![tokens / window, window], vec![tokens, vocabulary], vec![tokens, draws as u64, vocabulary]];
     let data: [&[u8]; 3] = [
         bytemuck::cast_slice(&found.tokens),
-        bytemuck::cast_slice(&seen.logits),
-        bytemuck::cast_slice(&seen.gradients),
+        bytemuck::cast_slice(&trace.logits),
+        bytemuck::cast_slice(&trace.gradients),
     ];
     let names = ["tokens", "logits", "gradients"].into_iter().zip([Dtype::U32, Dtype::F32, Dtype::F32]);
     let listed = names.zip(&shapes).zip(&data);

@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::AnalysisRequest;
-use super::source::Source;
-use crate::arch::{Decoder, decoder};
+use crate::arch::{self, Runnable};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::pass::energy::{self, Ask};
+use crate::job::conversion::Conversion;
+use crate::option::OptionName;
+use crate::pass::energy::{self, EnergyJob};
 use crate::probe::{self, Options, Probe};
 use crate::progress::Stage;
 use crate::rate_distortion::Objective;
 use crate::schema::Settings;
-use crate::sensitivity::file::{Probed, SensitivityFile};
+use crate::sensitivity::file::{ProbeRecord, SensitivityFile};
 use crate::sensitivity::table::{self, Table};
 use crate::sensitivity::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, from_probe, prior, propagate};
 
@@ -35,7 +36,7 @@ pub(super) struct Sensitivity {
 }
 
 /// Measures the candidates of `source`, and gives each its sensitivity.
-pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest) -> Result<Sensitivity> {
+pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
     let candidates = &source.candidates();
     check(request.probe)?;
     let (label, measured, probed) = match (request.objective, request.sensitivity.to_str()) {
@@ -67,7 +68,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Source, request: &AnalysisRequest
 
 /// What a saved document says of its sensitivity, as a request asks for it; `None` for a file of the user's.
 pub(super) fn asked_again(settings: &Settings) -> Option<(PathBuf, Options)> {
-    let options = settings.probe.map_or_else(Options::default, Probed::options);
+    let options = settings.probe.map_or_else(Options::default, ProbeRecord::options);
     (settings.sensitivity != FILE).then(|| {
         let asked = if settings.sensitivity == "none" { AUTO } else { &settings.sensitivity };
         (asked.into(), options)
@@ -79,20 +80,18 @@ pub(super) fn check(options: Options) -> Result<()> {
     /// More tokens would not be better, and take more memory than a model.
     const MOST_TOKENS: usize = 1 << 16;
     if !(1..=MOST_TOKENS).contains(&options.tokens) {
-        return Err(Error::option("--probe-tokens", options.tokens, format!("not between 1 and {MOST_TOKENS}")));
+        return Err(Error::option(OptionName::ProbeTokens, options.tokens, format!("not between 1 and {MOST_TOKENS}")));
     }
     Ok(())
 }
 
-/// The decoder in `checkpoint`, if the probe can run it.
+/// The model in `checkpoint`, if the probe can run it.
 ///
 /// # Errors
 /// [`Error::Unrunnable`].
-pub(super) fn runnable(checkpoint: &Checkpoint) -> Result<Decoder<'_>> {
+pub(super) fn runnable(checkpoint: &Checkpoint) -> Result<Runnable<'_>> {
     let model_type = checkpoint.model_type().unwrap_or("unknown").to_owned();
-    decoder(checkpoint)
-        .and_then(|decoder| decoder.complete(checkpoint).map(|()| decoder))
-        .map_err(|reason| Error::Unrunnable { model_type, reason })
+    arch::runnable(checkpoint).map_err(|reason| Error::Unrunnable { model_type, reason })
 }
 
 /// Whether `request` has the model of `checkpoint` run.
@@ -101,33 +100,33 @@ pub(super) fn runs(checkpoint: &Checkpoint, request: &AnalysisRequest) -> bool {
     asked && request.objective == Objective::Output && runnable(checkpoint).is_ok()
 }
 
-/// Runs the model of `decoder`; its vectors, and all that was found.
-pub(super) fn probed_table(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<(Table, Probe)> {
-    let probe = probe::probe(pass, decoder, options)?;
-    let (table, warnings) = from_probe::table(decoder, &probe);
+/// Probes `model`: the vectors of its matrices, and everything that was measured.
+pub(super) fn probed_table(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<(Table, Probe)> {
+    let probe = probe::probe(pass, model, options)?;
+    let (table, warnings) = from_probe::table(model, &probe);
     for warning in warnings {
         pass.progress.warn(warning);
     }
     Ok((table, probe))
 }
 
-type Labelled = (&'static str, Vec<MatrixSensitivity>, Option<Probed>);
+type Labelled = (&'static str, Vec<MatrixSensitivity>, Option<ProbeRecord>);
 
 fn from_probe(
     pass: Pass<'_>,
-    source: &Source,
+    source: &Conversion,
     candidates: &[Candidate<'_>],
     request: &AnalysisRequest,
 ) -> Result<Labelled> {
-    let decoder = runnable(&source.checkpoint)?;
-    let options = request.probe.of(&decoder);
-    let (table, _) = probed_table(pass, &decoder, options)?;
+    let model = runnable(&source.checkpoint)?;
+    let options = request.probe.of(&model);
+    let (table, _) = probed_table(pass, &model, options)?;
     begin(pass, candidates);
     let measured = table::measure(pass, candidates, request.prior, Origin::Probe, |candidate| {
         let tensor = candidate.tensor(pass.checkpoint);
         Ok(table.get(&tensor.name).and_then(|found| found.of(tensor, candidate.view)))
     })?;
-    Ok((PROBE, measured, Some(Probed::by(options))))
+    Ok((PROBE, measured, Some(ProbeRecord::by(options))))
 }
 
 fn from_weights(
@@ -157,8 +156,11 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
     begin(pass, candidates);
     let ones: Vec<Arc<[f32]>> =
         candidates.iter().map(|candidate| vec![1.0; candidate.matrix.cols as usize].into()).collect();
-    let asks: Vec<_> =
-        candidates.iter().zip(&ones).map(|(&Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
+    let asks: Vec<_> = candidates
+        .iter()
+        .zip(&ones)
+        .map(|(&Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k })
+        .collect();
     let energies = energy::energies(pass, &asks)?;
     let measured = |(k, energy): (Arc<[f32]>, energy::Energy)| MatrixSensitivity {
         vectors: Vectors { importance: k, gain: Gain::Same(2.0) },
@@ -170,10 +172,10 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
 }
 
 /// Digest of all vectors.
-fn digest(source: &Source, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
+fn digest(source: &Conversion, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
     let mut digest = Digest::default();
     for (candidate, measured) in candidates.iter().zip(measured) {
-        digest.text(&source.entries[candidate.target].target.name);
+        digest.text(&source.outputs[candidate.target].target.name);
         digest.update(bytemuck::cast_slice(&measured.vectors.importance));
         match &measured.vectors.gain {
             Gain::Same(gain) => digest.update(&gain.to_le_bytes()),

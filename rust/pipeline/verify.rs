@@ -5,17 +5,20 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::encode::{Task, kept_digests};
-use super::plan::modules;
-use super::source::Source;
 use super::{Engine, Resources};
 use crate::checkpoint::Checkpoint;
+use crate::codec::Scheme;
+use crate::container;
 use crate::error::{Error, Result};
 use crate::format::{self, Format};
+use crate::job::conversion::Conversion;
+use crate::job::decode::{DecodeJob, Decoded, decode, find};
+use crate::job::encode::kept_digests;
+use crate::job::read_back::{Problem, Slices, compare, content};
+use crate::job::stored::stored;
+use crate::job::unit::WriteJob;
 use crate::progress::{Progress, Stage};
-use crate::schema::manifest::{Became, FILE_NAME, Line, Manifest, Quantized};
-use crate::scheme::Scheme;
-use crate::verify::{Decoded, Problem, Slices, Stored, compare, content, decode};
+use crate::schema::manifest::{Became, FILE_NAME, LedgerLine, Manifest, Quantized};
 
 /// What is verified.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,7 +96,7 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
         problems: compare(&manifest, &found),
         ..VerifyReport::default()
     };
-    for stray in report.unlisted.iter().filter(|name| name.ends_with(".safetensors")) {
+    for stray in report.unlisted.iter().filter(|name| container::of_file(name).is_some()) {
         report.problems.push(Problem::file(stray, "is not in the manifest, and a loader would read it"));
     }
     if report.problems.is_empty() {
@@ -134,7 +137,7 @@ fn decoded(
     let output = Checkpoint::open(&request.output)?;
     let format = format::by_name(&manifest.settings.format)?;
     let source = match &request.source {
-        Some(path) => Some(Source::open(path, &manifest.settings.format, manifest.settings.generic)?),
+        Some(path) => Some(Conversion::open(path, &manifest.settings.format, manifest.settings.generic)?),
         None => None,
     };
     if let Some(source) = &source
@@ -145,10 +148,10 @@ fn decoded(
     }
     let claims = claims(manifest);
     check_config(&claims, format, &output, &mut report.problems);
-    let mut stored = Vec::with_capacity(claims.len());
+    let mut jobs = Vec::with_capacity(claims.len());
     for (target, claim) in &claims {
-        match parts(&output, format, target, claim, source.as_ref()) {
-            Ok(parts) => stored.push(parts),
+        match decode_job(&output, format, target, claim, source.as_ref()) {
+            Ok(job) => jobs.push(job),
             Err(problem) => report.problems.push(problem),
         }
     }
@@ -156,17 +159,17 @@ fn decoded(
         return Ok(());
     }
     let read = source.as_ref().map_or(&output, |source| &source.checkpoint);
-    progress.begin(Stage::Verify, stored.iter().map(|stored| stored.matrix.rows * stored.matrix.row_bytes()).sum());
-    let found = decode(engine.pass(read, progress), &output, format, &stored)?;
+    progress.begin(Stage::Verify, jobs.iter().map(|job| job.matrix.rows * job.matrix.row_bytes()).sum());
+    let found = decode(engine.pass(read, progress), &output, &jobs)?;
     report.decoded = found.len();
-    for (((target, claim), stored), found) in claims.iter().zip(&stored).zip(&found) {
+    for (((target, claim), job), found) in claims.iter().zip(&jobs).zip(&found) {
         let not_finite: u64 = found.iter().map(|matrix| matrix.not_finite).sum();
         if not_finite > 0 {
-            let what = format!("{not_finite} groups decode to numbers that are not finite");
+            let what = format!("{not_finite} weights decode to numbers that are not finite");
             report.problems.push(Problem::tensor(&claim.lines[0].0.file, target, what));
         }
         if let Some(source) = &source {
-            check_errors(source, claim, stored, found, report);
+            check_errors(source, claim, job, found, report);
         }
     }
     if let Some(source) = &source {
@@ -176,18 +179,18 @@ fn decoded(
 }
 
 /// What a manifest says of a quantized tensor of the output: its scheme, and the lines of what it was made of.
-struct Claim<'a> {
+struct TensorClaim<'a> {
     scheme: Scheme,
-    lines: Vec<(&'a Line, &'a Quantized)>,
+    lines: Vec<(&'a LedgerLine, &'a Quantized)>,
 }
 
 /// The claims of `manifest`, by the tensor's name.
-fn claims(manifest: &Manifest) -> BTreeMap<&str, Claim<'_>> {
-    let mut claims: BTreeMap<&str, Claim<'_>> = BTreeMap::new();
+fn claims(manifest: &Manifest) -> BTreeMap<&str, TensorClaim<'_>> {
+    let mut claims: BTreeMap<&str, TensorClaim<'_>> = BTreeMap::new();
     for line in &manifest.ledger {
         for quantized in &line.quantized {
             let claim = claims.entry(&quantized.into);
-            let claim = claim.or_insert_with(|| Claim { scheme: quantized.scheme, lines: Vec::new() });
+            let claim = claim.or_insert_with(|| TensorClaim { scheme: quantized.scheme, lines: Vec::new() });
             claim.lines.push((line, quantized));
         }
     }
@@ -195,11 +198,17 @@ fn claims(manifest: &Manifest) -> BTreeMap<&str, Claim<'_>> {
 }
 
 /// Whether the errors against the source are those that were claimed.
-fn check_errors(source: &Source, claim: &Claim<'_>, stored: &Stored<'_>, found: &[Decoded], report: &mut VerifyReport) {
+fn check_errors(
+    source: &Conversion,
+    claim: &TensorClaim<'_>,
+    job: &DecodeJob<'_>,
+    found: &[Decoded],
+    report: &mut VerifyReport,
+) {
     for (line, quantized) in &claim.lines {
         let mut squared_error = 0.0;
         let tensor = source.checkpoint.position(&line.tensor);
-        for (_, matrix) in stored.views.iter().zip(found).filter(|(view, _)| Some(view.tensor) == tensor) {
+        for (_, matrix) in job.views.iter().zip(found).filter(|(view, _)| Some(view.tensor) == tensor) {
             squared_error += matrix.squared_error;
         }
         if squared_error.to_bits() != quantized.squared_error.to_bits() {
@@ -212,20 +221,20 @@ fn check_errors(source: &Source, claim: &Claim<'_>, stored: &Stored<'_>, found: 
 }
 
 /// The parts of a quantized tensor, checked for type and shape.
-fn parts<'a>(
+fn decode_job<'a>(
     output: &'a Checkpoint,
     format: &dyn Format,
     target: &str,
-    claim: &Claim<'_>,
-    source: Option<&'a Source>,
-) -> std::result::Result<Stored<'a>, Problem> {
+    claim: &TensorClaim<'_>,
+    source: Option<&'a Conversion>,
+) -> std::result::Result<DecodeJob<'a>, Problem> {
     let (line, _) = claim.lines[0];
     let problem = |what: String| Problem::tensor(&line.file, target, what);
-    let found = claim.scheme.affine().and_then(|scheme| Some((scheme, format.stored(output, target, scheme)?)));
-    let Some((scheme, (matrix, parts))) = found else {
+    let scheme = claim.scheme;
+    let Some((matrix, parts)) = find(format, output, target, scheme) else {
         return Err(problem(format!("is not stored as {}", claim.scheme)));
     };
-    let entry = source.map(|source| source.entries.iter().find(|entry| entry.target.name == target));
+    let entry = source.map(|source| source.outputs.iter().find(|entry| entry.target.name == target));
     let views = match entry {
         None => Vec::new(),
         Some(Some(entry)) if entry.candidate.as_ref().is_ok_and(|(whole, _)| *whole == matrix) => {
@@ -233,12 +242,12 @@ fn parts<'a>(
         }
         Some(_) => return Err(problem("is not what the source would become".to_owned())),
     };
-    Ok(Stored { parts, scheme, matrix, views })
+    Ok(DecodeJob { parts, scheme, matrix, views })
 }
 
 /// Whether `config.json` tells a loader the schemes of the ledger.
 fn check_config(
-    claims: &BTreeMap<&str, Claim<'_>>,
+    claims: &BTreeMap<&str, TensorClaim<'_>>,
     format: &dyn Format,
     output: &Checkpoint,
     problems: &mut Vec<Problem>,
@@ -257,7 +266,7 @@ fn check_config(
 
 /// Whether the source's tensors are those that were read, and those that were kept the same.
 fn compare_source(
-    source: &Source,
+    source: &Conversion,
     manifest: &Manifest,
     engine: &Engine,
     progress: &Progress,
@@ -289,17 +298,16 @@ fn compare_source(
     }
     let quantized = claims(manifest);
     let pass = engine.pass(&source.checkpoint, progress);
-    for entry in source.entries.iter().filter(|entry| !quantized.contains_key(entry.target.name.as_str())) {
-        let copied = entry.target.copies(&source.checkpoint).map(|tensor| &source.checkpoint.tensors[tensor]);
-        if copied.is_some_and(|tensor| tensor.name == entry.target.name && tensor.shape == entry.target.shape) {
+    for entry in source.outputs.iter().filter(|entry| !quantized.contains_key(entry.target.name.as_str())) {
+        let copied = entry.target.copies(&source.checkpoint);
+        if copied.is_some_and(|tensor| source.is_as_it_is(tensor, entry)) {
             // Its line in the ledger says the same.
             continue;
         }
-        let described = entry.described(&source.checkpoint);
-        let stored = modules(source.format, &[described], &[Scheme::Kept])?;
-        let (way, parts) = (entry.kept_way(&source.checkpoint), &stored[0]);
-        let task = Task { target: &entry.target, way, parts, locations: &[] };
-        for (part, sha256) in parts.iter().zip(kept_digests(pass, source.format, &task)?) {
+        let parts = stored(source.format, &entry.described(&source.checkpoint), Scheme::KEPT)?;
+        let mode = entry.kept_mode(&source.checkpoint);
+        let job = WriteJob { target: &entry.target, mode, parts: &parts, locations: &[] };
+        for (part, sha256) in parts.iter().zip(kept_digests(pass, &job)?) {
             if written.get(part.name.as_str()) != Some(&sha256.as_str()) {
                 let what = "is not what the source has, laid out anew";
                 report.problems.push(Problem::tensor("", &part.name, what));

@@ -8,6 +8,7 @@ use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Part};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::option::OptionName;
 
 /// A tensor's elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +34,8 @@ pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
         return fault(&checkpoint.parts[*part], reason.clone());
     }
     let found = checkpoint.tensor(tensor);
-    let found = found.ok_or_else(|| Error::option("tensor", tensor, "is not one of the checkpoint's weights"))?;
+    let found =
+        found.ok_or_else(|| Error::option(OptionName::Tensor, tensor, "is not one of the checkpoint's weights"))?;
     let Some(float) = Float::of(found.dtype) else {
         return fault(&checkpoint.parts[found.part], format!("is {}, not a float type that is decoded", found.dtype));
     };

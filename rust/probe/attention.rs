@@ -1,101 +1,118 @@
-//! Attention within windows, forward and back, head by head.
+//! Softmax attention within windows, forward and back, head by head.
 //!
-//! `p = softmax(cap(scale · q kᵀ))` over the keys that a query sees, `y = p v`. With sinks, each head has one more score
-//! in the softmax's sum, and nothing behind it. Back: `dv = pᵀ dy`, `dp = dy vᵀ`, `ds = p (dp − Σ p dp)` (times the slope
+//! `p = softmax(cap(scale · q kᵀ))` over the keys that a query sees, `y = p v`. A sink is one more score of a head in the
+//! softmax's sum, without a value. Back: `dv = pᵀ dy`, `dp = dy vᵀ`, `ds = p (dp − Σ p dp)` (times the slope
 //! of the cap), `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 
 use super::Session;
-use super::matmul::dense::{by_both, by_columns, by_rows};
-use super::rows::Rows;
-use crate::arch::rope::Turns;
+use super::activations::Activations;
+use super::matmul::dense::{matmul_nn, matmul_nt, matmul_tn};
+use crate::arch::rope::RopeTable;
 use crate::checkpoint::stream::Pass;
 use crate::error::Result;
 use crate::simd::Isa;
-use crate::simd::elementary::{exp_minus, soft_cap};
+use crate::simd::math::{exp_minus, soft_cap};
 
-/// Which positions of which windows are computed.
+/// The positions of the windows that are computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) windows: usize,
-    /// Positions before the first.
+    /// Positions of a window that were computed before.
     pub(super) before: usize,
-    /// Positions.
+    /// Positions of a window that are computed now.
     pub(super) now: usize,
 }
 
 impl Span {
-    /// How many tokens that is.
+    /// Number of tokens that are computed.
     pub(super) fn count(self) -> usize {
         self.windows * self.now
     }
 }
 
 /// The heads of one layer.
-pub(super) struct Heads {
-    /// Heads of queries.
+pub(super) struct AttentionHeads {
+    /// AttentionHeads of queries.
     pub(super) queries: usize,
-    /// Heads of keys and values.
+    /// AttentionHeads of keys and values.
     pub(super) keys: usize,
     pub(super) size: usize,
     pub(super) scale: f32,
     pub(super) cap: Option<f32>,
-    /// How many keys a query sees, itself included, if not all.
+    /// Keys that a query sees, its own included, in a sliding-window layer.
     pub(super) window: Option<usize>,
-    /// One score for each head, if there are any.
+    /// One score for each head; empty if there are none.
     pub(super) sinks: Vec<f32>,
 }
 
-/// Turns the heads of `x` by their positions, or back.
-pub(super) fn turned(pass: Pass<'_>, x: &Rows, size: usize, turns: &Turns, span: Span, back: bool) -> Result<Rows> {
-    let tokens = span.count();
-    Rows::made(pass, x.count(), x.width, |row, out| {
-        out.copy_from_slice(x.row(row));
-        let position = span.before + row % tokens % span.now;
-        let at = position * turns.pairs..(position + 1) * turns.pairs;
-        let (cosines, sines) = (&turns.cosines[at.clone()], &turns.sines[at]);
-        for head in out.chunks_exact_mut(size) {
-            for (pair, (&cosine, &sine)) in cosines.iter().zip(sines).enumerate() {
-                let (a, b) = if turns.neighbours { (2 * pair, 2 * pair + 1) } else { (pair, pair + turns.pairs) };
-                let sine = if back { -sine } else { sine };
-                (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[b] * cosine + head[a] * sine);
-            }
-        }
-    })
+/// Which way rotary positions are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rotation {
+    /// To queries and keys.
+    Forward,
+    /// To their gradients: by the opposite angles.
+    Back,
 }
 
 /// Gradients at queries, keys and values.
-pub(super) struct Gradients {
-    pub(super) query: Rows,
-    pub(super) key: Rows,
-    pub(super) value: Rows,
+pub(super) struct QkvGradients {
+    pub(super) query: Activations,
+    pub(super) key: Activations,
+    pub(super) value: Activations,
 }
 
-/// One window, and the query heads that share a key head.
+/// One window of the query heads that share a key head.
 #[derive(Clone, Copy)]
-struct Task {
+struct HeadGroup {
     window: usize,
     kv_head: usize,
 }
 
-/// Softmaxed scores of a task: `[query head][query][key]`, and the slope of the cap at each, if there is one.
+/// Softmax of the scores of a [`HeadGroup`], `[query head][query][key]`, and the derivative of the cap at each, if there is
+/// a cap.
 struct Scores {
     shares: Vec<f32>,
     slopes: Vec<f32>,
 }
 
-impl Heads {
-    /// Query heads to a key head.
+impl AttentionHeads {
+    /// Rotates the heads of `x` by their positions.
+    pub(super) fn apply_rope(
+        &self,
+        pass: Pass<'_>,
+        x: &Activations,
+        table: &RopeTable,
+        span: Span,
+        rotation: Rotation,
+    ) -> Result<Activations> {
+        let tokens = span.count();
+        Activations::computed(pass, x.count(), x.width, |row, out| {
+            out.copy_from_slice(x.row(row));
+            let position = span.before + row % tokens % span.now;
+            let at = position * table.pairs..(position + 1) * table.pairs;
+            let (cosines, sines) = (&table.cosines[at.clone()], &table.sines[at]);
+            for head in out.chunks_exact_mut(self.size) {
+                for (pair, (&cosine, &sine)) in cosines.iter().zip(sines).enumerate() {
+                    let (a, b) = if table.adjacent { (2 * pair, 2 * pair + 1) } else { (pair, pair + table.pairs) };
+                    let sine = if rotation == Rotation::Back { -sine } else { sine };
+                    (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[b] * cosine + head[a] * sine);
+                }
+            }
+        })
+    }
+
+    /// Query heads that share a key head.
     fn group(&self) -> usize {
         self.queries / self.keys
     }
 
-    fn tasks(&self, windows: usize) -> Vec<Task> {
-        let of = |window| (0..self.keys).map(move |kv_head| Task { window, kv_head });
+    fn groups(&self, windows: usize) -> Vec<HeadGroup> {
+        let of = |window| (0..self.keys).map(move |kv_head| HeadGroup { window, kv_head });
         (0..windows).flat_map(of).collect()
     }
 
-    /// `heads` heads from `first` on, of the rows `from..from + count`: `[head][row]`.
-    fn gather(&self, x: &Rows, (from, count): (usize, usize), (first, heads): (usize, usize)) -> Vec<f32> {
+    /// The heads `first..first + heads` of the rows `from..from + count`: `[head][row]`.
+    fn gather(&self, x: &Activations, (from, count): (usize, usize), (first, heads): (usize, usize)) -> Vec<f32> {
         let mut values = Vec::with_capacity(heads * count * self.size);
         for head in first..first + heads {
             for row in from..from + count {
@@ -106,7 +123,7 @@ impl Heads {
     }
 
     /// The inverse of [`gather`](Self::gather).
-    fn scatter(&self, values: &[f32], x: &mut Rows, (from, count): (usize, usize), first: usize) {
+    fn scatter(&self, values: &[f32], x: &mut Activations, (from, count): (usize, usize), first: usize) {
         for (head, values) in values.chunks_exact(count * self.size).enumerate() {
             for (row, values) in values.chunks_exact(self.size).enumerate() {
                 let at = (first + head) * self.size;
@@ -117,7 +134,7 @@ impl Heads {
 
     fn scores(&self, isa: Isa, query: &[f32], key: &[f32], span: Span, first_head: usize) -> Scores {
         let keys = span.before + span.now;
-        let mut scores = by_rows(isa, query, key, self.size);
+        let mut scores = matmul_nt(isa, query, key, self.size);
         for score in &mut scores {
             *score *= self.scale;
         }
@@ -149,54 +166,54 @@ impl Heads {
         Scores { shares: scores, slopes }
     }
 
-    /// What the heads give for queries of the positions in `span`, and keys and values of these and all before.
+    /// The outputs for the queries of `span`, from the keys and values of these positions and all before.
     pub(super) fn forward(
         &self,
         session: &Session<'_>,
-        query: &Rows,
-        key: &Rows,
-        value: &Rows,
+        query: &Activations,
+        key: &Activations,
+        value: &Activations,
         span: Span,
-    ) -> Result<Rows> {
+    ) -> Result<Activations> {
         let (keys, group) = (span.before + span.now, self.group());
-        let mut out = Rows::zeros(span.count(), self.queries * self.size);
+        let mut out = Activations::zeros(span.count(), self.queries * self.size);
         session.count(2 * self.queries * self.size * span.count() * keys);
         session.pass.workers.in_order(
             session.pass.progress,
-            &self.tasks(span.windows),
+            &self.groups(span.windows),
             || (),
-            |(), &Task { window, kv_head }| {
+            |(), &HeadGroup { window, kv_head }| {
                 let query = self.gather(query, (window * span.now, span.now), (kv_head * group, group));
                 let [key, value] = [key, value].map(|x| self.gather(x, (window * keys, keys), (kv_head, 1)));
                 let scores = self.scores(session.pass.isa, &query, &key, span, kv_head * group);
-                Ok(by_columns(session.pass.isa, &scores.shares, &value, keys))
+                Ok(matmul_nn(session.pass.isa, &scores.shares, &value, keys))
             },
-            |task, values| {
-                self.scatter(&values, &mut out, (task.window * span.now, span.now), task.kv_head * group);
+            |of, values| {
+                self.scatter(&values, &mut out, (of.window * span.now, span.now), of.kv_head * group);
                 Ok(())
             },
         )?;
         Ok(out)
     }
 
-    /// Gradients at queries, keys and values from those at the output, of which there are several for each token.
+    /// Gradients at queries, keys and values from those at the output, several for each token.
     pub(super) fn back(
         &self,
         session: &Session<'_>,
-        [query, key, value]: [&Rows; 3],
-        gradients: &Rows,
+        [query, key, value]: [&Activations; 3],
+        gradients: &Activations,
         span: Span,
-    ) -> Result<Gradients> {
+    ) -> Result<QkvGradients> {
         let (group, now, isa) = (self.group(), span.now, session.pass.isa);
         let draws = gradients.count() / span.count();
-        let rows = |width| Rows::zeros(gradients.count(), width * self.size);
-        let mut out = Gradients { query: rows(self.queries), key: rows(self.keys), value: rows(self.keys) };
+        let rows = |width| Activations::zeros(gradients.count(), width * self.size);
+        let mut out = QkvGradients { query: rows(self.queries), key: rows(self.keys), value: rows(self.keys) };
         session.count((1 + 4 * draws) * self.queries * self.size * span.count() * now);
         session.pass.workers.in_order(
             session.pass.progress,
-            &self.tasks(span.windows),
+            &self.groups(span.windows),
             || (),
-            |(), &Task { window, kv_head }| {
+            |(), &HeadGroup { window, kv_head }| {
                 let query = self.gather(query, (window * now, now), (kv_head * group, group));
                 let [key, value] = [key, value].map(|x| self.gather(x, (window * now, now), (kv_head, 1)));
                 let Scores { shares, slopes } = self.scores(isa, &query, &key, span, kv_head * group);
@@ -204,8 +221,8 @@ impl Heads {
                 for draw in 0..draws {
                     let from = draw * span.count() + window * now;
                     let gradient = self.gather(gradients, (from, now), (kv_head * group, group));
-                    let of_value = by_both(isa, &shares, &gradient, group * now);
-                    let mut of_scores = by_rows(isa, &gradient, &value, self.size);
+                    let of_value = matmul_tn(isa, &shares, &gradient, group * now);
+                    let mut of_scores = matmul_nt(isa, &gradient, &value, self.size);
                     for (row, shares) in of_scores.chunks_exact_mut(now).zip(shares.chunks_exact(now)) {
                         let both = row.iter().zip(shares);
                         let mean = both.map(|(of, share)| f64::from(*of) * f64::from(*share)).sum::<f64>() as f32;
@@ -216,18 +233,18 @@ impl Heads {
                     for (of, slope) in of_scores.iter_mut().zip(&slopes) {
                         *of *= slope;
                     }
-                    let of_query = by_columns(isa, &of_scores, &key, now);
-                    let of_key = by_both(isa, &of_scores, &query, group * now);
+                    let of_query = matmul_nn(isa, &of_scores, &key, now);
+                    let of_key = matmul_tn(isa, &of_scores, &query, group * now);
                     found.push((of_query, of_key, of_value));
                 }
                 Ok(found)
             },
-            |task, found| {
+            |of, found| {
                 for (draw, (query, key, value)) in found.iter().enumerate() {
-                    let rows = (draw * span.count() + task.window * now, now);
-                    self.scatter(query, &mut out.query, rows, task.kv_head * group);
-                    self.scatter(key, &mut out.key, rows, task.kv_head);
-                    self.scatter(value, &mut out.value, rows, task.kv_head);
+                    let rows = (draw * span.count() + of.window * now, now);
+                    self.scatter(query, &mut out.query, rows, of.kv_head * group);
+                    self.scatter(key, &mut out.key, rows, of.kv_head);
+                    self.scatter(value, &mut out.value, rows, of.kv_head);
                 }
                 Ok(())
             },

@@ -1,79 +1,74 @@
-//! The end of the model: from the stream to the distribution of the next token, and back from there.
+//! The output of the model: from the residual stream to the distribution of the next token, and back.
 //!
-//! The Fisher matrix of a position's logits is `diag(p) − p pᵀ`. What is sent back is random and has that covariance:
+//! The Fisher matrix of a position's logits is `diag(p) − p pᵀ`. The gradients that go back are random with that covariance:
 //!
 //! ```text
 //! u_v = √p_v e_v − p_v Σ_w √p_w e_w,        e_v = ±1
 //! ```
 //!
-//! Labels drawn from `p`, `u = onehot(label) − p`, have it, too, and are rarer and larger where `p` is small: the same
-//! expectation from the same passes with more noise (`docs/method.md`, "The probe"). Of the head's own matrix the
-//! expectation is known, and nothing needs to be drawn: `E[u_v²] = p_v (1 − p_v)`.
+//! Sampled labels, `u = onehot(label) − p`, have the same covariance but a higher variance of the squares where `p` is small:
+//! the same expectation from the same passes, with more noise (`docs/method.md`, "Source `probe`"). For the head's own
+//! matrix the expectation has a closed form, and nothing is drawn: `E[u_v²] = p_v (1 − p_v)`.
 
 use std::ops::Range;
 
 use super::Session;
-use super::matmul::stored::{Direction, Input, Job, Part, products};
+use super::activations::Activations;
+use super::matmul::stored::{Direction, Input, Operand, product};
 use super::moments::Moments;
-use super::norm::Loaded;
-use super::rows::Rows;
+use super::norm::NormLayer;
 use super::tokens::Signs;
 use crate::arch::Linear;
-use crate::error::{Error, Result};
-use crate::simd::elementary::{exp_minus, soft_cap};
+use crate::error::Result;
+use crate::simd::math::{exp_minus, soft_cap};
 
 /// Bytes of logits that are held at a time.
 const LOGIT_BYTES: usize = 256 << 20;
 
-/// Logits of some tokens, and what makes distributions of them.
+/// Logits of some tokens, and what normalises them to probabilities.
 struct Logits {
-    /// Behind cap and scale.
-    rows: Rows,
-    /// The greatest of each row.
+    /// Logits after scale and cap.
+    rows: Activations,
+    /// Maximum of each row.
     most: Vec<f32>,
-    /// The sum of each row's exponentials below it.
+    /// Sum of the exponentials of each row, relative to its maximum.
     sum: Vec<f64>,
 }
 
-/// What one block of tokens gives back.
-pub(super) struct Ends {
-    /// Gradients at the stream, draw after draw.
-    pub(super) stream: Rows,
-    /// Of the head's matrix.
+/// Gradients from the head.
+pub(super) struct HeadGradients {
+    /// At the residual stream after the last layer, draw after draw.
+    pub(super) stream: Activations,
+    /// Moments of the head's matrix.
     pub(super) moments: Moments,
-    /// What was seen at the logits, if it was asked for.
-    pub(super) seen: Option<Seen>,
+    /// The logits and the gradients at them, if they were asked for.
+    pub(super) trace: Option<LogitTrace>,
 }
 
-/// Logits, and the random gradients there: what a run can be held against another by.
+/// Logits and the random gradients at them, for comparing a run with another implementation.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
+pub struct LogitTrace {
     /// `[token][entry]`
     pub logits: Vec<f32>,
     /// `[token][draw][entry]`
     pub gradients: Vec<f32>,
 }
 
-/// The matrix that gives logits.
-pub(super) fn head<'a>(session: &Session<'a>) -> Linear<'a> {
-    session.decoder.head.unwrap_or(session.decoder.embedding)
-}
-
-/// Bytes of weights that [`ends`] reads for `count` tokens.
+/// Bytes of weights that [`back_through_head`] reads for `count` tokens.
 pub(super) fn visited_bytes(session: &Session<'_>, count: usize) -> u64 {
-    let matrix = head(session).matrix;
+    let matrix = session.model.head().matrix;
     2 * matrix.rows * matrix.row_bytes() * count.div_ceil(block(session)) as u64
 }
 
 /// Tokens whose logits are held at a time.
 fn block(session: &Session<'_>) -> usize {
-    (LOGIT_BYTES / (4 * head(session).outputs())).max(1)
+    (LOGIT_BYTES / (4 * session.model.head().outputs())).max(1)
 }
 
-/// Logits of the rows `x`, which are behind the final norm.
-pub(super) fn logits(session: &Session<'_>, x: &Rows) -> Result<Rows> {
-    let conventions = &session.decoder.conventions;
-    let mut rows = session.linear(&head(session), x)?;
+/// Logits for the rows `x` of outputs of the final norm.
+pub(super) fn logits(session: &Session<'_>, x: &Activations) -> Result<Activations> {
+    let conventions = &session.model.conventions;
+    let mut rows = session.forward_one(session.model.head(), x)?;
     let scale = conventions.logit_scale as f32;
     if scale != 1.0 {
         rows.values.iter_mut().for_each(|logit| *logit *= scale);
@@ -84,16 +79,17 @@ pub(super) fn logits(session: &Session<'_>, x: &Rows) -> Result<Rows> {
     Ok(rows)
 }
 
-/// The stream behind the final norm.
-pub(super) fn last_states(session: &Session<'_>, x: &Rows) -> Result<Rows> {
-    match session.decoder.final_norm {
-        Some(norm) => Loaded::new(session, norm, x.width)?.forward(session, x),
-        None => Ok(x.clone()),
-    }
+fn final_norm(session: &Session<'_>, width: usize) -> Result<NormLayer> {
+    NormLayer::new(session, session.model.final_norm, width)
+}
+
+/// The output of the final norm.
+pub(super) fn last_states(session: &Session<'_>, x: &Activations) -> Result<Activations> {
+    final_norm(session, x.width)?.forward(session, x)
 }
 
 impl Logits {
-    fn of(session: &Session<'_>, x: &Rows) -> Result<Self> {
+    fn of(session: &Session<'_>, x: &Activations) -> Result<Self> {
         let rows = logits(session, x)?;
         if !rows.is_finite() {
             return Err(session.overflow("the head"));
@@ -111,7 +107,7 @@ impl Logits {
         Ok(Self { rows, most, sum })
     }
 
-    /// Probabilities of the tokens `which` of the vocabulary behind row `row`.
+    /// Probabilities of the tokens `which` of the vocabulary after the token of row `row`.
     fn probabilities(&self, session: &Session<'_>, row: usize, which: Range<usize>, out: &mut Vec<f32>) {
         out.clear();
         out.extend_from_slice(&self.rows.row(row)[which]);
@@ -123,9 +119,9 @@ impl Logits {
     }
 }
 
-/// Slopes of the logits `row` by what the matrix gives: scale and cap.
+/// Derivative of a logit with respect to the output of the matrix: scale and cap.
 fn slope(session: &Session<'_>, logit: f32) -> f32 {
-    let conventions = &session.decoder.conventions;
+    let conventions = &session.model.conventions;
     let scale = conventions.logit_scale as f32;
     conventions.logit_cap.map_or(scale, |cap| {
         let held = logit / cap as f32;
@@ -133,58 +129,59 @@ fn slope(session: &Session<'_>, logit: f32) -> f32 {
     })
 }
 
-/// Goes through the head with the stream `x`, and back with random gradients, `draws` for each token.
-pub(super) fn ends(session: &Session<'_>, x: &Rows, draws: usize, seeing: bool) -> Result<Ends> {
+/// Goes through the head with the residual stream `x`, and back with random gradients, `draws` for each token.
+pub(super) fn back_through_head(
+    session: &Session<'_>,
+    x: &Activations,
+    draws: usize,
+    seeing: bool,
+) -> Result<HeadGradients> {
     let count = x.count();
-    let head = head(session);
-    let seen = seeing.then(Seen::default);
-    let mut ends = Ends { stream: Rows::zeros(draws * count, x.width), moments: Moments::default(), seen };
+    let head = session.model.head();
+    let trace = seeing.then(LogitTrace::default);
+    let mut out =
+        HeadGradients { stream: Activations::zeros(draws * count, x.width), moments: Moments::default(), trace };
     let block = block(session);
     for first in (0..count).step_by(block) {
         let here = first..(first + block).min(count);
-        let stream = Rows { width: x.width, values: x.slice(here.start, here.end).to_vec() };
+        let stream = Activations { width: x.width, values: x.slice(here.start, here.end).to_vec() };
         let states = last_states(session, &stream)?;
         let logits = Logits::of(session, &states)?;
-        ends.moments.add(&head_moments(session, &states, &logits)?);
-        let sent = Sent::new(session, &logits, draws, first)?;
-        if let Some(seen) = &mut ends.seen {
-            sent.see(seen);
+        out.moments.add(&head_moments(session, &states, &logits)?);
+        let random = RandomGradients::new(session, &logits, draws, first)?;
+        if let Some(trace) = &mut out.trace {
+            random.add_to(trace);
         }
-        let of_states = back(session, &head, &sent)?;
-        let found = match session.decoder.final_norm {
-            Some(norm) => Loaded::new(session, norm, x.width)?.back(session, &stream, &of_states)?,
-            None => of_states,
-        };
+        let of_states = back(session, head, &random)?;
+        let found = final_norm(session, x.width)?.back(session, &stream, &of_states)?;
         for draw in 0..draws {
             for (at, token) in here.clone().enumerate() {
-                ends.stream.row_mut(draw * count + token).copy_from_slice(found.row(draw * here.len() + at));
+                out.stream.row_mut(draw * count + token).copy_from_slice(found.row(draw * here.len() + at));
             }
         }
     }
-    Ok(ends)
+    Ok(out)
 }
 
-/// Gradients at the last states: those at the logits, through the matrix.
-fn back(session: &Session<'_>, head: &Linear<'_>, sent: &Sent<'_, '_>) -> Result<Rows> {
-    let make = |which: Range<usize>| Rows { width: which.len(), values: sent.gradients(which) };
-    let count = sent.draws * sent.logits.rows.count();
-    let job = Job { parts: vec![Part { linear: *head, x: Input::Made(&make) }], count };
-    let mut found = products(session, Direction::Back, &[job])?;
-    found.pop().ok_or_else(|| Error::Bug("the head gave nothing back".to_owned()))
+/// Gradients at the input of the head: those at the logits, multiplied with the matrix.
+fn back(session: &Session<'_>, head: Linear<'_>, random: &RandomGradients<'_, '_>) -> Result<Activations> {
+    let compute = |which: Range<usize>| Activations { width: which.len(), values: random.gradients(which) };
+    let count = random.draws * random.logits.rows.count();
+    product(session, Direction::Back, count, vec![Operand { linear: head, input: Input::Computed(&compute) }])
 }
 
-/// The random gradients at logits: any range of the vocabulary, when it is needed.
-struct Sent<'s, 'a> {
+/// The random gradients at logits, computed for a range of the vocabulary when it is needed.
+struct RandomGradients<'s, 'a> {
     session: &'s Session<'a>,
     logits: &'s Logits,
     draws: usize,
-    /// The first token's number.
+    /// Number of the first token.
     first: usize,
     /// `Σ_w √p_w e_w` of each token and draw.
     along: Vec<Vec<f32>>,
 }
 
-impl<'s, 'a> Sent<'s, 'a> {
+impl<'s, 'a> RandomGradients<'s, 'a> {
     fn new(session: &'s Session<'a>, logits: &'s Logits, draws: usize, first: usize) -> Result<Self> {
         let tokens: Vec<usize> = (0..logits.rows.count()).collect();
         let scratch = || (Vec::new(), Vec::new());
@@ -199,22 +196,22 @@ impl<'s, 'a> Sent<'s, 'a> {
         Ok(Self { session, logits, draws, first, along })
     }
 
-    /// Adds what there is to see.
-    fn see(&self, seen: &mut Seen) {
+    /// Appends the logits and the gradients at them.
+    fn add_to(&self, trace: &mut LogitTrace) {
         let width = self.logits.rows.width;
-        seen.logits.extend_from_slice(&self.logits.rows.values);
+        trace.logits.extend_from_slice(&self.logits.rows.values);
         let (mut p, mut roots) = (Vec::new(), Vec::new());
         for token in 0..self.logits.rows.count() {
             self.logits.probabilities(self.session, token, 0..width, &mut p);
             for draw in 0..self.draws {
                 Signs::new(draw, self.first + token).roots(0, &p, &mut roots);
                 let along = self.along[token][draw];
-                seen.gradients.extend(roots.iter().zip(&p).map(|(root, p)| root - p * along));
+                trace.gradients.extend(roots.iter().zip(&p).map(|(root, p)| root - p * along));
             }
         }
     }
 
-    /// Gradients of the entries `which` by what the matrix gives: `[draw][token][entry]`.
+    /// Gradients at the outputs `which` of the matrix: `[draw][token][entry]`.
     fn gradients(&self, which: Range<usize>) -> Vec<f32> {
         let (tokens, length) = (self.logits.rows.count(), which.len());
         let mut values = vec![0.0; self.draws * tokens * length];
@@ -235,9 +232,9 @@ impl<'s, 'a> Sent<'s, 'a> {
     }
 }
 
-/// Of the head's matrix: `Σ_t x_tj² Σ_v E[u_tv²]` and `Σ_t |x_t|² E[u_tv²]`. Its errors at one position are felt at no
-/// other, and so the products of different tokens are 0.
-fn head_moments(session: &Session<'_>, states: &Rows, logits: &Logits) -> Result<Moments> {
+/// Moments of the head's matrix: `Σ_t x_tj² Σ_v E[u_tv²]` and `Σ_t |x_t|² E[u_tv²]`. Its error at one position affects no
+/// other position, so the products of different tokens are 0.
+fn head_moments(session: &Session<'_>, states: &Activations, logits: &Logits) -> Result<Moments> {
     let vocabulary = logits.rows.width;
     let mut moments = Moments {
         inputs: vec![0.0; states.width],

@@ -1,32 +1,33 @@
-//! The probe: a model run on tokens of its own vocabulary, forward and back, to learn where its weights are sensitive.
+//! The probe: the model run on tokens of its own vocabulary, forward and back, to measure where its weights are sensitive.
 //!
-//! No text, no gradients of weights: windows of tokens, random ones or such as the model writes, go through the layers one
-//! by one, random gradients with the covariance of the model's own predictions come back (`head`), and on the way back every matrix's
-//! inputs and output gradients meet and leave their [moments](Moments). Weights are read as they are needed, once forward
-//! and once back; what is held is the stream in front of each layer and what one layer makes of it ([`Pass::held_bytes`] of
-//! layers remember more, so that they need not be gone through again).
+//! It needs no text and forms no gradients of weights. Windows of tokens, random ones or written by the model itself, go
+//! through the layers one by one. Random gradients with the covariance of the model's own predictions come back (`head`),
+//! and on the way back the inputs and output gradients of every matrix give its [moments](Moments). Weights are read as
+//! they are needed, once forward and once back. What is held is the residual stream before each layer and the activations
+//! of one layer; up to [`Pass::held_bytes`] of layers keep theirs, so that their forward pass is not repeated.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
-//! | `vocabulary` `tokens` | which tokens there are; the fixed generator |
-//! | `rows` `matmul` | vectors of tokens; their products with matrices in files, and in memory |
-//! | `norm` `attention` `activation` `routing` `experts` | the parts of a layer, forward and back |
-//! | `embedding` `block` `head` | the beginning of the model, a layer, the end |
+//! | `vocabulary` `tokens` | which tokens may be drawn; the fixed random generator |
+//! | `activations` `matmul` | one vector for each token; products with matrices in files and in memory |
+//! | `norm` `attention` `gating` `ffn` `routing` `moe` | the parts of a layer, forward and back |
+//! | `embedding` `layer` `head` | the input of the model, one layer, the output |
 //! | `run` `generate` | the order of a run; windows that the model writes itself |
 //! | `moments` | what is measured |
 
-mod activation;
+mod activations;
 mod attention;
-mod block;
 mod embedding;
-mod experts;
+mod ffn;
+mod gating;
 mod generate;
 mod head;
+mod layer;
 pub mod matmul;
+mod moe;
 pub mod moments;
 mod norm;
 mod routing;
-mod rows;
 mod run;
 pub mod tokens;
 pub mod vocabulary;
@@ -36,42 +37,52 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-pub use head::Seen;
+pub use head::LogitTrace;
 pub use moments::Moments;
 pub use run::{EXPERT_TOKENS, Mode, Options, Probe, WRITTEN_BYTES, probe};
 
-use crate::arch::{self, Decoder, Linear, Vector, vector};
+use crate::arch::{Layer, Linear, ParameterVector, Runnable, read_vector};
 use crate::checkpoint::Tensor;
 use crate::checkpoint::stream::{Block, Pass, Reader};
 use crate::error::{Error, Result};
-use activation::Gating;
-use matmul::stored::{Direction, Job, products};
-use rows::Rows;
+use activations::Activations;
+use matmul::stored::{Direction, Operand, Product, product, products};
 use tokens::WINDOW;
 
-/// One matrix: its tensor, and which one of it if that is a stack.
-pub type Key = (String, u64);
+/// A matrix: the name of its tensor, and its index if that is a stack of matrices.
+pub type MatrixKey = (String, u64);
 
-/// One run, and what it has found so far.
+/// A linear layer, and rows at its output: what it gives, or gradients.
+struct LinearOutput<'a> {
+    linear: Linear<'a>,
+    rows: Activations,
+}
+
+impl<'a> LinearOutput<'a> {
+    fn zeros(linear: Linear<'a>, count: usize) -> Self {
+        Self { linear, rows: Activations::zeros(count, linear.outputs()) }
+    }
+}
+
+/// One run, and what it has measured so far.
 struct Session<'a> {
     pass: Pass<'a>,
-    decoder: &'a Decoder<'a>,
+    model: &'a Runnable<'a>,
     multiply_adds: AtomicU64,
-    moments: Mutex<BTreeMap<Key, Moments>>,
-    /// Weights that are held in memory, by tensor, while the model goes on token by token.
+    moments: Mutex<BTreeMap<MatrixKey, Moments>>,
+    /// Weights that are held in memory, by tensor, while the model writes its windows.
     held: BTreeMap<&'a str, Block>,
 }
 
 impl<'a> Session<'a> {
-    fn new(pass: Pass<'a>, decoder: &'a Decoder<'a>) -> Self {
+    fn new(pass: Pass<'a>, model: &'a Runnable<'a>) -> Self {
         let (moments, held) = Default::default();
-        Self { pass, decoder, multiply_adds: AtomicU64::new(0), moments, held }
+        Self { pass, model, multiply_adds: AtomicU64::new(0), moments, held }
     }
 
-    /// Reads all weights into memory if they fit: they are needed once for every token of a window.
+    /// Reads all weights into memory if they fit: generating a text reads them once per token.
     fn hold(&mut self) -> Result<()> {
-        let decoder = self.decoder;
-        let linears = decoder.blocks.iter().flat_map(arch::Block::linears).chain([head::head(self)]);
+        let linears = self.model.layers.iter().flat_map(Layer::linears).chain([self.model.head()]);
         let weights: BTreeMap<&str, &Tensor> =
             linears.map(|linear| (linear.weight.name.as_str(), linear.weight)).collect();
         if weights.values().map(|weight| weight.bytes).sum::<u64>() > self.pass.held_bytes {
@@ -90,7 +101,7 @@ impl<'a> Session<'a> {
         self.held.get(weight.name.as_str()).map(|block| &block.bytes()[range.start as usize..range.end as usize])
     }
 
-    /// Counts multiplications with additions.
+    /// Counts multiply-adds.
     fn count(&self, multiply_adds: usize) {
         self.multiply_adds.fetch_add(multiply_adds as u64, Ordering::Relaxed);
     }
@@ -100,61 +111,53 @@ impl<'a> Session<'a> {
         self.pass.progress.advance(bytes);
     }
 
-    /// What lies between the matrices of a feed-forward network.
-    fn gating(&self) -> Gating {
-        let conventions = &self.decoder.conventions;
-        let is_gated = |mlp: &arch::Mlp<'_>| mlp.gate.is_some() || mlp.gate_up.is_some();
-        let first = self.decoder.blocks.first();
-        let gated = first.is_some_and(|block| {
-            is_gated(&block.mlp) || block.experts.as_ref().is_some_and(|all| all.experts.first().is_some_and(is_gated))
-        });
-        match conventions.clamped_gate {
-            Some(limit) => Gating::Clamped(limit),
-            None if gated => Gating::Gated(conventions.activation),
-            None => Gating::Plain(conventions.activation),
-        }
-    }
-
-    /// The elements of a vector that must be there.
-    fn elements(&self, of: Vector<'_>, length: usize) -> Result<Vec<f32>> {
+    /// The elements of a vector that must have that length.
+    fn elements(&self, of: ParameterVector<'_>, length: usize) -> Result<Vec<f32>> {
         let unfit = || Error::Scheme {
             tensor: of.tensor.name.clone(),
             reason: format!("{} {:?} is not {length} floats", of.tensor.dtype, of.tensor.shape),
         };
-        vector(self.pass, of, length)?.ok_or_else(unfit)
+        read_vector(self.pass, of, length)?.ok_or_else(unfit)
     }
 
-    /// Adds the bias of `linear` to each of `rows`, if it has one.
-    fn add_bias(&self, linear: &Linear<'_>, rows: &mut Rows) -> Result<()> {
-        let Some(bias) = linear.bias else { return Ok(()) };
-        let bias = self.elements(bias, rows.width)?;
-        for row in rows.values.chunks_exact_mut(bias.len().max(1)) {
+    /// Adds the bias of the layer to each row of its output, if it has one.
+    fn add_bias(&self, output: &mut LinearOutput<'_>) -> Result<()> {
+        let Some(bias) = output.linear.bias else { return Ok(()) };
+        let bias = self.elements(bias, output.rows.width)?;
+        for row in output.rows.values.chunks_exact_mut(bias.len().max(1)) {
             row.iter_mut().zip(&bias).for_each(|(value, bias)| *value += bias);
         }
         Ok(())
     }
 
-    /// What `linear` gives of `x`, bias included.
-    fn linear(&self, linear: &Linear<'_>, x: &Rows) -> Result<Rows> {
-        let mut found = products(self, Direction::Forward, &[Job::one(*linear, x)])?;
-        let mut rows = found.pop().ok_or_else(|| Error::Bug("a layer gave nothing".to_owned()))?;
-        self.add_bias(linear, &mut rows)?;
-        Ok(rows)
+    /// Computes the outputs of linear layers, biases included, each from an input of its own.
+    fn forward(&self, mut layers: Vec<(&Activations, &mut LinearOutput<'_>)>) -> Result<()> {
+        let each = layers
+            .iter_mut()
+            .map(|(x, LinearOutput { linear, rows })| Product { operands: vec![Operand::new(*linear, x)], out: rows });
+        products(self, Direction::Forward, each.collect())?;
+        layers.iter_mut().try_for_each(|(_, output)| self.add_bias(output))
     }
 
-    /// Gradients at the input `x` of `linear` from those at its output. Takes down its moments.
-    fn linear_back(&self, linear: &Linear<'_>, x: &Rows, gradients: &Rows) -> Result<Rows> {
-        self.record(x, &[(*linear, gradients)], &Self::windows(x.count()))?;
-        let mut found = products(self, Direction::Back, &[Job::one(*linear, gradients)])?;
-        found.pop().ok_or_else(|| Error::Bug("a layer gave nothing back".to_owned()))
+    /// The output of one linear layer for `x`, bias included.
+    fn forward_one(&self, linear: Linear<'_>, x: &Activations) -> Result<Activations> {
+        let mut output = LinearOutput::zeros(linear, x.count());
+        self.forward(vec![(x, &mut output)])?;
+        Ok(output.rows)
     }
 
-    /// The rows of each window, of `count` tokens in their order.
+    /// Gradients at the input `x` of `linear`, from those at its output. Records its moments.
+    fn back_one(&self, linear: Linear<'_>, x: &Activations, gradients: &Activations) -> Result<Activations> {
+        self.record(x, &[(linear, gradients)], &Self::windows(x.count()))?;
+        product(self, Direction::Back, gradients.count(), vec![Operand::new(linear, gradients)])
+    }
+
+    /// The rows of each window, of the tokens `0..count`.
     fn windows(count: usize) -> Vec<Range<usize>> {
         (0..count).step_by(WINDOW).map(|from| from..(from + WINDOW).min(count)).collect()
     }
 
-    /// The rows of each window, of some tokens in their order.
+    /// The rows of each window, of some tokens in ascending order.
     fn windows_of(tokens: &[usize]) -> Vec<Range<usize>> {
         let mut windows: Vec<Range<usize>> = Vec::new();
         for (row, token) in tokens.iter().enumerate() {
@@ -166,28 +169,28 @@ impl<'a> Session<'a> {
         windows
     }
 
-    /// Takes down the moments of layers with the inputs `x`, from the gradients at their outputs.
-    fn record(&self, x: &Rows, layers: &[(Linear<'_>, &Rows)], windows: &[Range<usize>]) -> Result<()> {
-        let gradients: Vec<&Rows> = layers.iter().map(|(_, gradients)| *gradients).collect();
+    /// Records the moments of layers with the common input `x`, from the gradients at their outputs.
+    fn record(&self, x: &Activations, layers: &[(Linear<'_>, &Activations)], windows: &[Range<usize>]) -> Result<()> {
+        let gradients: Vec<&Activations> = layers.iter().map(|(_, gradients)| *gradients).collect();
         let found = moments::moments(self, x, &gradients, windows)?;
         for ((linear, _), moments) in layers.iter().zip(found) {
-            self.take(linear, &moments);
+            self.add_moments(linear, &moments);
         }
         Ok(())
     }
 
-    fn take(&self, linear: &Linear<'_>, moments: &Moments) {
+    fn add_moments(&self, linear: &Linear<'_>, moments: &Moments) {
         let mut all = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry((linear.weight.name.clone(), linear.at)).or_default().add(moments);
     }
 
     /// The model's type, for messages.
-    fn family(&self) -> String {
+    fn model_type(&self) -> String {
         self.pass.checkpoint.model_type().unwrap_or("unknown").to_owned()
     }
 
-    /// The error for numbers that are none, seen behind `place`.
+    /// The error for infinities or NaN after `place`.
     fn overflow(&self, place: &str) -> Error {
-        Error::Unrunnable { model_type: self.family(), reason: format!("its numbers overflow behind {place}") }
+        Error::Unrunnable { model_type: self.model_type(), reason: format!("its numbers overflow behind {place}") }
     }
 }

@@ -1,24 +1,23 @@
-//! What the probe measures of a matrix: how large the squares of its weights' gradients are, row by row and column by
-//! column.
+//! What the probe measures of a matrix: the squares of its weights' gradients, summed over rows and over columns.
 //!
 //! The gradient of a window's log-probability with respect to weight `w_ij` is `Σ_t g_ti x_tj` over the window's tokens,
 //! `x` the layer's input and `g` the gradient at its output. Its square, expected, is the diagonal of the Fisher matrix
-//! (`docs/method.md`, "The loss"); what is kept are its sums over rows and over columns,
+//! (`docs/method.md`, "The loss"). Its sums over rows and over columns are kept,
 //!
 //! ```text
 //! K_j = Σ_i (Σ_t g_ti x_tj)² = Σ_tu x_tj (g_t · g_u) x_uj          R_i = Σ_tu g_ti (x_t · x_u) g_ui
 //! ```
 //!
-//! so the products of a window's tokens with each other are all that is needed, and the gradient itself is never formed.
+//! which need the products of a window's tokens with each other only: the gradient itself is never formed.
 
 use std::ops::Range;
 
 use super::Session;
-use super::matmul::dense::{by_columns, by_rows};
-use super::rows::Rows;
+use super::activations::Activations;
+use super::matmul::dense::{matmul_nn, matmul_nt};
 use crate::error::Result;
 
-/// Sums over windows and draws of one matrix, not yet divided by how many tokens they are of.
+/// Sums over windows and draws for one matrix, not yet divided by the number of tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moments {
     /// `K_j`, for each input.
@@ -27,23 +26,23 @@ pub struct Moments {
     pub outputs: Vec<f64>,
     /// `Σ_t x_tj²`, for each input.
     pub squares: Vec<f64>,
-    /// Tokens that went through.
+    /// Tokens that the sums are over.
     pub tokens: u64,
 }
 
 /// Sums of one window.
-struct Part {
+struct WindowSums {
     inputs: Vec<f32>,
     outputs: Vec<f32>,
 }
 
-/// The moments of layers that all have the inputs `x`, from the gradients at their outputs.
+/// The moments of layers with the common input `x`, from the gradients at their outputs.
 ///
-/// `windows` cuts the rows of `x`; gradients are draw after draw of as many rows.
+/// `windows` are ranges of rows of `x`; gradients have as many rows for each draw, draw after draw.
 pub(super) fn moments(
     session: &Session<'_>,
-    x: &Rows,
-    gradients: &[&Rows],
+    x: &Activations,
+    gradients: &[&Activations],
     windows: &[Range<usize>],
 ) -> Result<Vec<Moments>> {
     let (pass, count) = (session.pass, x.count());
@@ -58,12 +57,12 @@ pub(super) fn moments(
         || (),
         |(), window| {
             let x = x.slice(window.start, window.end);
-            Ok(by_rows(pass.isa, x, x, gradients_width(x, window)))
+            Ok(matmul_nt(pass.isa, x, x, x.len() / window.len()))
         },
     )?;
     let tasks: Vec<(usize, usize)> =
         (0..gradients.len()).flat_map(|of| (0..windows.len()).map(move |window| (of, window))).collect();
-    let empty = |gradients: &&Rows| Moments {
+    let empty = |gradients: &&Activations| Moments {
         inputs: vec![0.0; x.width],
         outputs: vec![0.0; gradients.width],
         squares: squares(x),
@@ -81,14 +80,14 @@ pub(super) fn moments(
             let mut products = vec![0.0; window.len() * window.len()];
             for draw in 0..draws {
                 let g = gradients.slice(draw * count + window.start, draw * count + window.end);
-                let spread = by_columns(pass.isa, &input_products[at], g, window.len());
+                let spread = matmul_nn(pass.isa, &input_products[at], g, window.len());
                 add_products(&mut outputs, g, &spread);
-                let of_draw = by_rows(pass.isa, g, g, gradients.width);
+                let of_draw = matmul_nt(pass.isa, g, g, gradients.width);
                 products.iter_mut().zip(of_draw).for_each(|(sum, product)| *sum += product);
             }
             let mut inputs = vec![0.0; x.len() / window.len()];
-            add_products(&mut inputs, x, &by_columns(pass.isa, &products, x, window.len()));
-            Ok(Part { inputs, outputs })
+            add_products(&mut inputs, x, &matmul_nn(pass.isa, &products, x, window.len()));
+            Ok(WindowSums { inputs, outputs })
         },
         |&(of, _), part| {
             let moments = &mut found[of];
@@ -100,12 +99,7 @@ pub(super) fn moments(
     Ok(found)
 }
 
-/// Length of a row of `x`, which is that of a window.
-fn gradients_width(x: &[f32], window: &Range<usize>) -> usize {
-    x.len() / window.len()
-}
-
-/// Adds the products of `a` and `b`, row by row, column by column.
+/// Adds the elementwise products of the rows of `a` and `b` to `sums`.
 fn add_products(sums: &mut [f32], a: &[f32], b: &[f32]) {
     for (a, b) in a.chunks_exact(sums.len()).zip(b.chunks_exact(sums.len())) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
@@ -115,7 +109,7 @@ fn add_products(sums: &mut [f32], a: &[f32], b: &[f32]) {
 }
 
 /// Sums of the squares of each column.
-pub(super) fn squares(x: &Rows) -> Vec<f64> {
+pub(super) fn squares(x: &Activations) -> Vec<f64> {
     let mut sums = vec![0.0; x.width];
     for row in x.values.chunks_exact(x.width.max(1)) {
         for (sum, &x) in sums.iter_mut().zip(row) {
@@ -126,7 +120,7 @@ pub(super) fn squares(x: &Rows) -> Vec<f64> {
 }
 
 impl Moments {
-    /// Takes in those of other tokens.
+    /// Adds those of other tokens.
     pub(super) fn add(&mut self, other: &Self) {
         if self.inputs.is_empty() {
             self.clone_from(other);
@@ -139,7 +133,7 @@ impl Moments {
         self.tokens += other.tokens;
     }
 
-    /// `Σ_ij (Σ_t g_ti x_tj)²`, by its columns.
+    /// `Σ_ij (Σ_t g_ti x_tj)²`, added up from the sums of its columns.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.inputs.iter().sum()

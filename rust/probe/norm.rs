@@ -1,46 +1,47 @@
 //! Norms, forward and back.
 //!
-//! `y = γ (x − μ) s + β` with `s = 1 / √(mean (x − μ)² + ε)`; `μ` is 0 where a norm does not centre. Back, with
+//! `y = γ (x − μ) s + β` with `s = 1 / √(mean (x − μ)² + ε)`; `μ` is 0 where a norm does not centre (RMSNorm). Back, with
 //! `x̂ = (x − μ) s` and `g = γ dy`: `dx = s (g − mean g − x̂ mean(g x̂))`, without `mean g` where it does not.
 
 use super::Session;
-use super::rows::Rows;
-use crate::arch::traits::NormKind;
-use crate::arch::{Norm, Vector};
+use super::activations::Activations;
+use crate::arch::conventions::NormKind;
+use crate::arch::{Norm, ParameterVector};
 use crate::error::{Error, Result};
 
-/// A norm, read.
-pub(super) struct Loaded {
+/// A norm with its parameters read.
+pub(super) struct NormLayer {
+    /// Whether it subtracts the mean (LayerNorm), not only divides by the root mean square.
     centres: bool,
     epsilon: f64,
-    /// Numbers that are normed together: a row, or one head of it.
+    /// Numbers that are normalised together: a row, or one head of it.
     span: usize,
-    /// As long as a span, or as a row.
+    /// As long as a span or as a row.
     gain: Vec<f32>,
     shift: Vec<f32>,
 }
 
-impl Loaded {
+impl NormLayer {
     /// Reads `norm`, of rows of `width`.
     pub(super) fn new(session: &Session<'_>, norm: Norm<'_>, width: usize) -> Result<Self> {
-        let conventions = &session.decoder.conventions;
+        let conventions = &session.model.conventions;
         let span = norm.weight.shape.last().map_or(0, |length| *length as usize);
         let length = norm.weight.elements() as usize;
         if span == 0 || !width.is_multiple_of(span) || (length != span && length != width) {
             let reason = format!("a norm of {length} in spans of {span} does not fit rows of {width}");
             return Err(Error::Scheme { tensor: norm.weight.name.clone(), reason });
         }
-        let mut gain = session.elements(Vector { tensor: norm.weight, at: 0 }, length)?;
+        let mut gain = session.elements(ParameterVector { tensor: norm.weight, at: 0 }, length)?;
         if conventions.norm_adds_one {
             for gain in &mut gain {
                 *gain += 1.0;
             }
         }
-        let shift = norm.bias.map(|tensor| session.elements(Vector { tensor, at: 0 }, length)).transpose()?;
+        let shift = norm.bias.map(|tensor| session.elements(ParameterVector { tensor, at: 0 }, length)).transpose()?;
         let centres = conventions.norm == NormKind::Layer;
         Ok(Self {
             centres,
-            epsilon: conventions.epsilon.unwrap_or(0.0),
+            epsilon: session.model.epsilon,
             span,
             shift: shift.unwrap_or_else(|| vec![0.0; gain.len()]),
             gain,
@@ -61,8 +62,8 @@ impl Loaded {
         &vector[at * self.span % vector.len()..][..self.span]
     }
 
-    pub(super) fn forward(&self, session: &Session<'_>, x: &Rows) -> Result<Rows> {
-        Rows::made(session.pass, x.count(), x.width, |row, y| {
+    pub(super) fn forward(&self, session: &Session<'_>, x: &Activations) -> Result<Activations> {
+        Activations::computed(session.pass, x.count(), x.width, |row, y| {
             for (at, (x, y)) in x.row(row).chunks_exact(self.span).zip(y.chunks_exact_mut(self.span)).enumerate() {
                 let (mean, inverse) = self.centre(x);
                 for (((y, x), gain), shift) in
@@ -75,8 +76,8 @@ impl Loaded {
     }
 
     /// Gradients at the norm's input `x`, from those at its output; for each row of `x` there may be several of these.
-    pub(super) fn back(&self, session: &Session<'_>, x: &Rows, gradients: &Rows) -> Result<Rows> {
-        Rows::made(session.pass, gradients.count(), x.width, |row, out| {
+    pub(super) fn back(&self, session: &Session<'_>, x: &Activations, gradients: &Activations) -> Result<Activations> {
+        Activations::computed(session.pass, gradients.count(), x.width, |row, out| {
             let x = x.row(row % x.count()).chunks_exact(self.span);
             let gradients = gradients.row(row).chunks_exact(self.span);
             for (at, ((x, gradients), out)) in x.zip(gradients).zip(out.chunks_exact_mut(self.span)).enumerate() {

@@ -1,27 +1,27 @@
-//! Which experts a token goes to and how much of each it gets, and what that says of the router's scores, back.
+//! The experts that a token goes to, the weight of each, and the gradients at the router's logits.
 //!
-//! `s` is the softmax of all scores, or the sigmoid of each; the greatest are chosen, in the best groups if there are
-//! groups; their shares are `scale · s`, or `scale · s / Σ s` over the chosen.
+//! `s` is the softmax of all logits, or the sigmoid of each. The largest are chosen, within the best groups if experts
+//! form groups; their shares are `scale · s`, or `scale · s / Σ s` over the chosen.
 
-use crate::arch::traits::Routing;
+use crate::arch::conventions::Routing;
 use crate::math::exp;
 
-/// Experts of a group that speak for it.
-const SPEAKERS: usize = 2;
+/// A group's score is the sum of this many of its largest scores (DeepSeek-V3).
+const GROUP_SCORE_TOP_K: usize = 2;
 
-/// A token's way through a mixture.
+/// The route of one token through a mixture.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Route {
     /// `s` of every expert.
     scores: Vec<f64>,
-    /// The chosen, by their index.
+    /// Indices of the chosen experts, ascending.
     pub(super) experts: Vec<usize>,
-    /// How much of each.
+    /// Weight of the output of each.
     pub(super) shares: Vec<f32>,
 }
 
 impl Route {
-    /// The way of a token that the router gives `logits`; `correction` is added to `s` for choosing.
+    /// The route for the router's `logits`; `correction` is added to `s` when experts are chosen.
     pub(super) fn new(routing: &Routing, logits: &[f32], correction: &[f32]) -> Self {
         let most = logits.iter().fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
         let mut scores: Vec<f64> = if routing.sigmoid {
@@ -49,7 +49,7 @@ impl Route {
         Self { scores, experts, shares }
     }
 
-    /// Gradients at the router's logits from those at the shares of the chosen.
+    /// Gradients at the router's logits from those at the shares.
     pub(super) fn back(&self, routing: &Routing, of_shares: &[f64], out: &mut [f32]) {
         let chosen = || self.experts.iter().map(|&expert| self.scores[expert]);
         let sum: f64 = if routing.normalised { chosen().sum() } else { 1.0 };
@@ -70,7 +70,7 @@ impl Route {
     }
 }
 
-/// The `count` greatest, the first of equal ones.
+/// Indices of the `count` largest; of equal ones the first.
 fn greatest(keys: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
@@ -78,10 +78,10 @@ fn greatest(keys: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
-/// Sets the keys to 0 outside of the `kept` groups whose best add up to most.
+/// Sets the keys to 0 outside of the `kept` groups with the largest scores.
 fn leave_out_groups(keys: &mut [f64], groups: usize, kept: usize) {
     let size = keys.len() / groups;
-    let best = |group: &[f64]| greatest(group, SPEAKERS).into_iter().map(|at| group[at]).sum();
+    let best = |group: &[f64]| greatest(group, GROUP_SCORE_TOP_K).into_iter().map(|at| group[at]).sum();
     let sums: Vec<f64> = keys.chunks(size).map(best).collect();
     let best = greatest(&sums, kept);
     for (group, keys) in keys.chunks_mut(size).enumerate() {
@@ -99,7 +99,7 @@ mod tests {
     const LOGITS: [f32; 6] = [0.3, -1.0, 2.0, 0.7, 1.9, -0.2];
 
     #[test]
-    fn the_best_are_chosen_and_groups_and_corrections_are_heard() {
+    fn the_largest_are_chosen_under_groups_and_corrections() {
         assert_eq!(Route::new(&PLAIN, &LOGITS, &[]).experts, [2, 4]);
         let corrected = Route::new(&PLAIN, &LOGITS, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(corrected.experts, [0, 2]);

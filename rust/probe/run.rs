@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
+use super::activations::Activations;
 use super::attention::Span;
-use super::block::{Layer, Trace};
 use super::embedding::embedded;
-use super::generate::write_on;
-use super::head::{Seen, ends};
+use super::generate::generate;
+use super::head::{LogitTrace, back_through_head, visited_bytes};
+use super::layer::{LayerTrace, LoadedLayer};
 use super::moments::Moments;
-use super::rows::Rows;
 use super::tokens::{self, WINDOW};
 use super::vocabulary::Vocabulary;
-use super::{Key, Session};
-use crate::arch::{Block, Decoder};
+use super::{MatrixKey, Session};
+use crate::arch::{Layer, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, View};
 use crate::error::{Error, Result};
@@ -23,17 +23,17 @@ use crate::progress::Stage;
 /// Tokens that every expert should have seen.
 pub const EXPERT_TOKENS: u64 = 16;
 
-/// More tokens than asked for are drawn until they have, but at most so many times as many.
+/// More tokens than requested are drawn until every expert has seen [`EXPERT_TOKENS`], up to this multiple.
 const MOST_DRAWN: usize = 8;
 
-/// The first tokens of a window, behind which little has been said yet: an error in one of them reaches far.
+/// The first tokens of a window: they have little context, and an error in one of them affects many later ones.
 const BEGINNING: usize = 8;
 
-/// How many times as long as a window texts are, which have but one beginning.
+/// Assumed length of a text in windows: a text has one beginning, and so has every window.
 const LONGER: f64 = 8.0;
 
-/// Bytes of weights up to which a model writes its windows, unless it is told otherwise: beyond, reading the weights again
-/// for every token of a text takes longer than all the rest.
+/// Bytes of weights up to which a model writes its windows by default. In larger models, reading the weights again for
+/// every token of a text takes longer than the rest of the probe.
 pub const WRITTEN_BYTES: u64 = 16 << 30;
 
 /// Where the tokens of a window come from.
@@ -54,13 +54,13 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// How many tokens, rounded up to whole windows.
+    /// Number of tokens, rounded up to whole windows.
     pub tokens: usize,
-    /// Where they come from.
+    /// Where the tokens come from.
     pub mode: Mode,
-    /// Random gradients for each.
+    /// Random gradients for each token.
     pub draws: usize,
-    /// Whether to keep what is seen at the logits.
+    /// Whether to keep the logits and the gradients at them.
     pub seeing: bool,
 }
 
@@ -71,11 +71,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The same with a mode that is one for `decoder`.
+    /// The same options with the mode that [`Mode::Auto`] stands for.
     #[must_use]
-    pub fn of(self, decoder: &Decoder<'_>) -> Self {
+    pub fn of(self, model: &Runnable<'_>) -> Self {
         let mode = match self.mode {
-            Mode::Auto if decoder.body_bytes() <= WRITTEN_BYTES => Mode::Written,
+            Mode::Auto if model.body_bytes() <= WRITTEN_BYTES => Mode::Written,
             Mode::Auto => Mode::Random,
             mode => mode,
         };
@@ -83,45 +83,45 @@ impl Options {
     }
 }
 
-/// What a run has found.
+/// What a run has measured.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The moments of every matrix that tokens went through, but the embedding as it is looked up.
-    pub moments: BTreeMap<Key, Moments>,
-    /// Of the embedding as it is looked up: for each channel the squares of the gradients there, added up over tokens and
-    /// draws, those of the windows' first tokens apart; weighed as if the windows were parts of longer texts.
+    /// The moments of every matrix that tokens were multiplied with: of the embedding only where it is the head, too.
+    pub moments: BTreeMap<MatrixKey, Moments>,
+    /// Of the embedding as a table: for each channel the squares of the gradients, summed over tokens and draws, and those
+    /// of the windows' first tokens separately; weighted as if windows were parts of longer texts.
     pub lookups: [Vec<f64>; 2],
-    /// What the tokens were drawn from.
+    /// The tokens that may be drawn.
     pub vocabulary: Vocabulary,
-    /// Tokens that went through, window after window.
+    /// The tokens that the model was run on, window after window.
     pub tokens: Vec<u32>,
-    /// Where they are from; never [`Mode::Auto`].
+    /// Where the tokens come from; never [`Mode::Auto`].
     pub mode: Mode,
-    /// Random gradients for each.
+    /// Random gradients for each token.
     pub draws: usize,
     /// Tokens of each expert, by layer.
     pub loads: BTreeMap<usize, Vec<u64>>,
-    /// Multiplications with additions.
+    /// Multiply-adds.
     pub multiply_adds: u64,
-    /// What was seen at the logits, if it was asked for.
-    pub seen: Option<Seen>,
+    /// The logits and the gradients at them, if they were asked for.
+    pub trace: Option<LogitTrace>,
 }
 
-/// Runs `decoder` on tokens of its own vocabulary.
+/// Runs `model` on tokens of its own vocabulary.
 ///
 /// # Errors
 /// [`Error::Unrunnable`] if its numbers overflow, [`Error::NonFinite`], and those of reading.
-pub fn probe(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<Probe> {
-    let options = options.of(decoder);
-    let vocabulary = Vocabulary::of(pass.checkpoint, decoder.vocabulary())?;
-    let session = Session::new(pass, decoder);
+pub fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<Probe> {
+    let options = options.of(model);
+    let vocabulary = Vocabulary::of(pass.checkpoint, model.vocabulary())?;
+    let session = Session::new(pass, model);
     let mut run = Run::new(&session, &vocabulary, options);
     let asked = options.tokens.div_ceil(WINDOW).max(1);
     run.forward(asked)?;
     while run.windows() < MOST_DRAWN * asked && run.least_load().is_some_and(|least| least < EXPERT_TOKENS) {
         run.forward(run.windows())?;
     }
-    let (lookups, seen) = run.back()?;
+    let (lookups, trace) = run.back()?;
     let Run { tokens, loads, .. } = run;
     let Session { multiply_adds, moments, .. } = session;
     Ok(Probe {
@@ -133,7 +133,7 @@ pub fn probe(pass: Pass<'_>, decoder: &Decoder<'_>, options: Options) -> Result<
         draws: options.draws,
         loads,
         multiply_adds: multiply_adds.into_inner(),
-        seen,
+        trace,
     })
 }
 
@@ -143,19 +143,21 @@ struct Run<'s, 'a> {
     vocabulary: &'s Vocabulary,
     options: Options,
     tokens: Vec<u32>,
-    /// What goes into each layer, and then what comes out of the last.
-    streams: Vec<Rows>,
-    /// What layers remember, if it is held.
-    traces: BTreeMap<usize, Trace>,
+    /// The residual stream before each layer.
+    inputs: Vec<Activations>,
+    /// The residual stream after the last layer.
+    output: Activations,
+    /// What layers remember of their forward pass, as far as memory allows.
+    traces: BTreeMap<usize, LayerTrace<'a>>,
     loads: BTreeMap<usize, Vec<u64>>,
 }
 
 impl<'s, 'a> Run<'s, 'a> {
     fn new(session: &'s Session<'a>, vocabulary: &'s Vocabulary, options: Options) -> Self {
-        let streams =
-            vec![Rows { width: session.decoder.width(), values: Vec::new() }; session.decoder.blocks.len() + 1];
+        let output = Activations { width: session.model.width(), values: Vec::new() };
+        let inputs = vec![output.clone(); session.model.layers.len()];
         let (tokens, traces, loads) = Default::default();
-        Self { session, vocabulary, options, tokens, streams, traces, loads }
+        Self { session, vocabulary, options, tokens, inputs, output, traces, loads }
     }
 
     fn windows(&self) -> usize {
@@ -167,67 +169,65 @@ impl<'s, 'a> Run<'s, 'a> {
         self.loads.values().flatten().copied().min()
     }
 
-    /// Draws `count` more windows, and goes through the model with them.
+    /// Runs the model on `count` more windows.
     fn forward(&mut self, count: usize) -> Result<()> {
-        let Session { pass, decoder, .. } = *self.session;
+        let Session { pass, model, .. } = *self.session;
         let again = !self.tokens.is_empty();
-        // Layers remember one run's windows, not those of several.
+        // A trace is of the windows of one call. After a second call none is of all windows.
         self.traces.clear();
         let mut tokens = tokens::windows(self.vocabulary, self.windows(), count);
         if self.options.mode == Mode::Written {
-            let steps = write_on(pass, decoder, self.vocabulary, self.tokens.len(), &mut tokens)?;
-            self.session.count(steps);
+            let multiply_adds = generate(pass, model, self.vocabulary, self.tokens.len(), &mut tokens)?;
+            self.session.count(multiply_adds);
         }
-        pass.progress.begin(Stage::Probe, decoder.body_bytes());
+        pass.progress.begin(Stage::Probe, model.body_bytes());
         let span = Span { windows: count, before: 0, now: WINDOW };
         let mut x = embedded(self.session, &tokens, span)?;
         self.tokens.extend(tokens);
-        for (index, block) in decoder.blocks.iter().enumerate() {
-            self.streams[index].values.extend_from_slice(&x.values);
-            let (next, trace) = Layer::new(self.session, block)?.forward(&x, span, None)?;
+        for (layer, input) in model.layers.iter().zip(&mut self.inputs) {
+            input.values.extend_from_slice(&x.values);
+            let (next, trace) = LoadedLayer::new(self.session, layer)?.forward(&x, span, None)?;
             if !next.is_finite() {
-                return Err(overflow(self.session, block));
+                return Err(overflow(self.session, layer));
             }
             x = next;
             if let Some(found) = trace.loads() {
-                let loads = self.loads.entry(index).or_insert_with(|| vec![0; found.len()]);
+                let loads = self.loads.entry(layer.index).or_insert_with(|| vec![0; found.len()]);
                 loads.iter_mut().zip(found).for_each(|(sum, found)| *sum += found);
             }
-            // As many layers as fit, from the last one on.
-            let like_it = trace.bytes() as u64 * (decoder.blocks.len() - index) as u64;
-            if !again && like_it <= self.session.pass.held_bytes {
-                self.traces.insert(index, trace);
+            // The last layers whose traces fit in memory together, as if all were as large as this one.
+            let remaining = trace.bytes() as u64 * (model.layers.len() - layer.index) as u64;
+            if !again && remaining <= pass.held_bytes {
+                self.traces.insert(layer.index, trace);
             }
         }
-        self.streams[decoder.blocks.len()].values.extend_from_slice(&x.values);
+        self.output.values.extend_from_slice(&x.values);
         Ok(())
     }
 
-    /// Goes back through the model; squares of the gradients at the embedding, of first tokens apart, and what was seen.
-    fn back(&mut self) -> Result<([Vec<f64>; 2], Option<Seen>)> {
-        let Session { pass, decoder, .. } = *self.session;
+    /// Goes back through the model: the squares of the gradients at the embedding, and the logits if they were asked for.
+    fn back(&mut self) -> Result<([Vec<f64>; 2], Option<LogitTrace>)> {
+        let Session { pass, model, .. } = *self.session;
         let span = Span { windows: self.windows(), before: 0, now: WINDOW };
-        let again = |index: &usize| !self.traces.contains_key(index);
-        let forward: u64 = (0..decoder.blocks.len()).filter(again).map(|at| decoder.blocks[at].bytes()).sum();
-        let of_head = super::head::visited_bytes(self.session, span.count());
-        pass.progress.begin(Stage::Gradients, decoder.body_bytes() + forward + of_head);
-        let last = self.streams.pop().ok_or_else(|| Error::Bug("nothing came out of the model".to_owned()))?;
-        let found = ends(self.session, &last, self.options.draws, self.options.seeing)?;
-        self.session.take(&super::head::head(self.session), &found.moments);
+        let again = |layer: &&Layer<'_>| !self.traces.contains_key(&layer.index);
+        let forward: u64 = model.layers.iter().filter(again).map(Layer::bytes).sum();
+        let of_head = visited_bytes(self.session, span.count());
+        pass.progress.begin(Stage::Gradients, model.body_bytes() + forward + of_head);
+        let found = back_through_head(self.session, &self.output, self.options.draws, self.options.seeing)?;
+        self.session.add_moments(&model.head(), &found.moments);
         let mut gradients = found.stream;
-        for block in decoder.blocks.iter().rev() {
-            let x = self.streams.pop().ok_or_else(|| Error::Bug("a layer saw nothing".to_owned()))?;
-            let layer = Layer::new(self.session, block)?;
-            let trace = match self.traces.remove(&block.index) {
+        for (layer, x) in model.layers.iter().zip(std::mem::take(&mut self.inputs)).rev() {
+            let loaded = LoadedLayer::new(self.session, layer)?;
+            let trace = match self.traces.remove(&layer.index) {
                 Some(trace) => trace,
-                None => layer.forward(&x, span, None)?.1,
+                None => loaded.forward(&x, span, None)?.1,
             };
-            gradients = layer.back(&x, span, &trace, &gradients)?;
+            gradients = loaded.back(&x, span, &trace, &gradients)?;
             if !gradients.is_finite() {
-                return Err(overflow(self.session, block));
+                return Err(overflow(self.session, layer));
             }
         }
-        let scale = decoder.conventions.embedding_scale;
+        let scale = model.conventions.embedding_scale;
         let mut lookups = [vec![0.0; gradients.width], vec![0.0; gradients.width]];
         for row in 0..gradients.count() {
             let is_first = row.is_multiple_of(WINDOW) && self.vocabulary.first().is_some();
@@ -237,24 +237,23 @@ impl<'s, 'a> Run<'s, 'a> {
                 *sum += share * gradient * gradient;
             }
         }
-        Ok((lookups, found.seen))
+        Ok((lookups, found.trace))
     }
 }
 
-/// Why the numbers behind a layer are none: the weights, or what they do.
-fn overflow(session: &Session<'_>, block: &Block<'_>) -> Error {
+/// The error for a layer whose output is not finite: of its weights if one of them is not, else an overflow.
+fn overflow(session: &Session<'_>, layer: &Layer<'_>) -> Error {
     let checkpoint = session.pass.checkpoint;
-    let views: Vec<View> = block.linears().iter().filter_map(|linear| linear.view(checkpoint)).collect();
-    let matrices: Vec<(View, Matrix)> =
-        views.into_iter().filter_map(|view| Some((view, view.matrix(checkpoint)?))).collect();
+    let views = layer.linears().into_iter().filter_map(|linear| linear.view(checkpoint));
+    let matrices: Vec<(View, Matrix)> = views.filter_map(|view| Some((view, view.matrix(checkpoint)?))).collect();
     let ones: Vec<Vec<f32>> = matrices.iter().map(|(view, _)| vec![1.0; view.cols as usize]).collect();
-    let asks: Vec<energy::Ask<'_>> =
-        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| energy::Ask { view, matrix, k }).collect();
-    let place = format!("layer {}", block.index);
+    let asks: Vec<energy::EnergyJob<'_>> =
+        matrices.iter().zip(&ones).map(|(&(view, matrix), k)| energy::EnergyJob { view, matrix, k }).collect();
+    let place = format!("layer {}", layer.index);
     energy::energies(session.pass, &asks).err().unwrap_or_else(|| session.overflow(&place))
 }
 
-/// The weight of what stands at `position` of a window, 1 on average: beginnings are rarer in a text than in windows.
+/// The weight of position `position` of a window, 1 on average: beginnings are rarer in texts than in windows.
 fn share_of_text(position: usize) -> f64 {
     let all = BEGINNING as f64 / LONGER + (WINDOW - BEGINNING) as f64;
     let here = if position < BEGINNING { 1.0 / LONGER } else { 1.0 };

@@ -1,4 +1,4 @@
-//! What goes through the model: tokens of its own vocabulary, and signs for the way back. All from one fixed generator.
+//! Random tokens for the forward pass and random signs for the way back, all from one fixed generator.
 
 use super::vocabulary::Vocabulary;
 
@@ -15,30 +15,30 @@ pub(super) fn bits(stream: u64, at: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Streams of the generator; those of signs come after.
+/// Streams of the generator; signs have one for each draw, from `SIGNS` on.
 const TOKENS: u64 = 1;
 const SAMPLES: u64 = 2;
 const SIGNS: u64 = 16;
 
-/// A number in `[0, 1)` for sampling token `at`.
+/// A uniform number in `[0, 1)` for sampling token `at`.
 #[must_use]
 pub(super) fn unit(at: usize) -> f64 {
     (bits(SAMPLES, at as u64) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Windows `first..first + count`: the vocabulary's first token if it has one, then random ones.
+/// Windows `first..first + count`: each the vocabulary's first token, if it has one, and then random ones.
 #[must_use]
 pub(super) fn windows(vocabulary: &Vocabulary, first: usize, count: usize) -> Vec<u32> {
     let allowed = vocabulary.allowed();
     let token = |at: usize| match vocabulary.first() {
         Some(token) if at.is_multiple_of(WINDOW) => token,
-        // The high bits times the count: no remainder, and a bias below 2⁻³².
+        // Multiply-shift instead of a remainder; the bias is below 2⁻³².
         _ => allowed[((u128::from(bits(TOKENS, at as u64)) * allowed.len() as u128) >> 64) as usize],
     };
     (first * WINDOW..(first + count) * WINDOW).map(token).collect()
 }
 
-/// Signs of one draw at one token, one for each entry of the vocabulary.
+/// Random signs of one draw at one token, one for each entry of the vocabulary.
 #[derive(Clone, Copy)]
 pub(super) struct Signs {
     stream: u64,
@@ -50,15 +50,15 @@ impl Signs {
         Self { stream: SIGNS + draw as u64, first: (token as u64) << 32 }
     }
 
-    /// The roots of `values`, entries `from..` of the vocabulary, each with its sign.
+    /// The square roots of `values`, entries `from..` of the vocabulary, with their random signs.
     pub(super) fn roots(self, from: usize, values: &[f32], out: &mut Vec<f32>) {
-        const AT_ONCE: usize = u64::BITS as usize;
+        const WORD_BITS: usize = u64::BITS as usize;
         out.clear();
         let mut at = from;
         let mut rest = values;
         while !rest.is_empty() {
-            let word = bits(self.stream, self.first + (at / AT_ONCE) as u64) >> (at % AT_ONCE);
-            let (here, after) = rest.split_at(rest.len().min(AT_ONCE - at % AT_ONCE));
+            let word = bits(self.stream, self.first + (at / WORD_BITS) as u64) >> (at % WORD_BITS);
+            let (here, after) = rest.split_at(rest.len().min(WORD_BITS - at % WORD_BITS));
             let signed = |(bit, value): (usize, &f32)| {
                 let sign = ((word >> bit & 1) as u32) << 31;
                 f32::from_bits(value.sqrt().to_bits() ^ sign)

@@ -1,7 +1,7 @@
-//! Which tokens may stand in a window, and which comes first, as the tokenizer's files say.
+//! Which tokens may be drawn, and which one begins a text, from the tokenizer's files.
 //!
-//! Special tokens stand for something else than text, and rows of the embedding beyond the tokenizer's are padding: both
-//! are left out. Without a tokenizer only what `config.json` calls special is known.
+//! Special tokens do not stand for text, and rows of the embedding beyond the tokenizer's are padding: neither is drawn.
+//! Without a tokenizer only the special tokens of `config.json` are known.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,17 +19,17 @@ pub struct Vocabulary {
     first: Option<u32>,
 }
 
-/// `tokenizer.json`, as far as it matters.
+/// The fields of `tokenizer.json` that are used.
 #[derive(Deserialize)]
-struct Tokenizer {
+struct TokenizerFile {
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedToken>,
     #[serde(default)]
-    model: Model,
+    model: TokenizerModel,
 }
 
 #[derive(Deserialize)]
-struct Added {
+struct AddedToken {
     id: u32,
     content: String,
     #[serde(default)]
@@ -37,56 +37,56 @@ struct Added {
 }
 
 #[derive(Default, Deserialize)]
-struct Model {
+struct TokenizerModel {
     #[serde(default)]
-    vocab: Vocab,
+    vocab: VocabularySize,
 }
 
-/// How many entries a vocabulary has, whether it maps pieces to ids or lists them.
+/// The number of entries of a vocabulary, which maps pieces to ids or lists them.
 #[derive(Default)]
-struct Vocab(usize);
+struct VocabularySize(usize);
 
-impl<'de> Deserialize<'de> for Vocab {
+impl<'de> Deserialize<'de> for VocabularySize {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         struct Counting;
         impl<'de> Visitor<'de> for Counting {
-            type Value = Vocab;
+            type Value = VocabularySize;
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str("a vocabulary")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vocab, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<VocabularySize, A::Error> {
                 let mut count = 0;
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
                     count += 1;
                 }
-                Ok(Vocab(count))
+                Ok(VocabularySize(count))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Vocab, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<VocabularySize, A::Error> {
                 let mut count = 0;
                 while list.next_element::<IgnoredAny>()?.is_some() {
                     count += 1;
                 }
-                Ok(Vocab(count))
+                Ok(VocabularySize(count))
             }
         }
         from.deserialize_any(Counting)
     }
 }
 
-/// `tokenizer_config.json`, as far as it matters.
+/// The fields of `tokenizer_config.json` that are used.
 #[derive(Default, Deserialize)]
-struct Settings {
+struct TokenizerConfig {
     bos_token: Option<serde_json::Value>,
 }
 
 impl Vocabulary {
-    /// That of `checkpoint`, whose embedding has `rows`.
+    /// The vocabulary of `checkpoint`, whose embedding has `rows` rows.
     ///
     /// # Errors
     /// [`Error::File`] for a tokenizer that does not read as one, [`Error::Io`].
     pub fn of(checkpoint: &Checkpoint, rows: usize) -> Result<Self> {
-        let tokenizer: Option<Tokenizer> = read(checkpoint, "tokenizer.json")?;
-        let settings: Option<Settings> = read(checkpoint, "tokenizer_config.json")?;
+        let tokenizer: Option<TokenizerFile> = read(checkpoint, "tokenizer.json")?;
+        let config: Option<TokenizerConfig> = read(checkpoint, "tokenizer_config.json")?;
         let mut special: BTreeSet<u32> = ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"]
             .iter()
             .filter_map(|key| checkpoint.config_value(key))
@@ -98,15 +98,15 @@ impl Vocabulary {
             let last = tokenizer.added_tokens.iter().map(|added| added.id as usize + 1).max().unwrap_or(0);
             let known = tokenizer.model.vocab.0.max(last);
             most = if known > 0 { rows.min(known) } else { rows };
-            let first = settings.as_ref().and_then(|settings| text(settings.bos_token.as_ref()?));
+            let first = config.as_ref().and_then(|config| text(config.bos_token.as_ref()?));
             named = first.and_then(|first| tokenizer.added_tokens.iter().find(|added| added.content == first));
         }
-        // A tokenizer that names none has none, whatever the configuration says.
-        let silent = tokenizer.is_some() && settings.is_some_and(|settings| settings.bos_token.is_none());
+        // A tokenizer without a first token has none, whatever config.json says.
+        let silent = tokenizer.is_some() && config.is_some_and(|config| config.bos_token.is_none());
         let configured = || checkpoint.config_value("bos_token_id").and_then(|value| ids(value).first().copied());
         let first = named.map(|added| added.id).or_else(|| configured().filter(|_| !silent));
         let allowed: Vec<u32> = (0..most as u32).filter(|id| !special.contains(id)).collect();
-        // A vocabulary of nothing but special tokens is one all the same.
+        // With nothing but special tokens, all may be drawn.
         let allowed = if allowed.is_empty() { (0..rows as u32).collect() } else { allowed };
         Ok(Self { allowed, first: first.filter(|&id| (id as usize) < rows) })
     }
@@ -117,7 +117,7 @@ impl Vocabulary {
         &self.allowed
     }
 
-    /// The token that windows begin with, if there is one.
+    /// The token that windows begin with, if any.
     #[must_use]
     pub fn first(&self) -> Option<u32> {
         self.first
@@ -130,7 +130,7 @@ fn read<T: for<'de> Deserialize<'de>>(checkpoint: &Checkpoint, name: &'static st
     serde_json::from_str(&text).map(Some).map_err(|found| Error::file(&path, fault(found)))
 }
 
-/// A token's text, given as it is or with how it is matched.
+/// The text of a token: a string, or an object with its `content`.
 fn text(token: &serde_json::Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }

@@ -14,7 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
-use crate::pipeline::{self, AnalysisRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest};
+use crate::option::OptionName;
+use crate::pipeline::{
+    self, AnalysisRequest, OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest,
+};
 use crate::progress::Progress;
 
 /// How often the calling thread looks up.
@@ -25,13 +28,25 @@ const TICK: Duration = Duration::from_millis(50);
 #[pyo3(name = "_native")]
 pub mod native {
     #[pymodule_export]
-    use super::{call, cpu_level, version, weights};
+    use super::{call, cpu_level, defaults, options, version, weights};
 }
 
 /// The crate's version.
 #[pyfunction]
 fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
+}
+
+/// The defaults of all verbs' requests, as JSON text in UTF-8.
+#[pyfunction]
+fn defaults(py: Python<'_>) -> PyResult<Vec<u8>> {
+    serde_json::to_vec(&pipeline::defaults()).map_err(|fault| exception(py, &Error::Bug(fault.to_string())))
+}
+
+/// The options that messages and hints may name, by a mark `⟨name⟩` or `⟨name=value⟩`.
+#[pyfunction]
+fn options() -> Vec<&'static str> {
+    OptionName::ALL.iter().map(|option| option.name()).collect()
 }
 
 /// The instruction set that kernels run with on this CPU.
@@ -55,13 +70,18 @@ struct InspectRequest {
     generic: bool,
 }
 
-/// Does `verb` on the JSON text `request`, and returns the report as JSON text.
+/// Runs `verb` on the JSON text `request`, and returns the report as JSON text in UTF-8.
 ///
 /// `progress`, if given, is called every 50 ms with a stage, the bytes done and the bytes in all.
 #[pyfunction]
 #[pyo3(signature = (verb, request, progress=None))]
-fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
-    match verb {
+fn call<'py>(
+    py: Python<'py>,
+    verb: &str,
+    request: &[u8],
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let report = match verb {
         "inspect" => run(py, request, progress, |request: &InspectRequest, _| {
             pipeline::inspect(&request.model, &request.format, request.generic)
         }),
@@ -69,19 +89,21 @@ fn call(py: Python<'_>, verb: &str, request: &str, progress: Option<&Bound<'_, P
         "probe" => run(py, request, progress, |request: &ProbeRequest, watch| pipeline::probe(request, watch)),
         "plan" => run(py, request, progress, |request: &PlanRequest, watch| pipeline::plan(request, watch)),
         "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
+        "check_output" => run(py, request, progress, |request: &OutputRequest, _| pipeline::check_output(request)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
         _ => Err(PyValueError::new_err(format!("there is no verb `{verb}`"))),
-    }
+    };
+    report.map(|report| PyBytes::new(py, &report))
 }
 
 fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
     py: Python<'_>,
-    request: &str,
+    request: &[u8],
     callback: Option<&Bound<'_, PyAny>>,
     work: impl Fn(&Q, &Progress) -> Result<A> + Sync,
-) -> PyResult<String> {
+) -> PyResult<Vec<u8>> {
     let request: Q =
-        serde_json::from_str(request).map_err(|fault| exception(py, &Error::Request(fault.to_string())))?;
+        serde_json::from_slice(request).map_err(|fault| exception(py, &Error::Request(fault.to_string())))?;
     let watch = Progress::default();
     let mut stopped: Option<PyErr> = None;
     let finished = AtomicBool::new(false);
@@ -90,7 +112,7 @@ fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
         let caller = std::thread::current();
         let worker = scope.spawn(move || {
             let answer = work(request, watch)
-                .and_then(|answer| serde_json::to_string(&answer).map_err(|fault| Error::Bug(fault.to_string())));
+                .and_then(|answer| serde_json::to_vec(&answer).map_err(|fault| Error::Bug(fault.to_string())));
             finished.store(true, Ordering::Release);
             caller.unpark();
             answer

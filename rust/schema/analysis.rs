@@ -4,19 +4,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, SourceId, Tool};
-use crate::checkpoint::Matrix;
+use super::{Document, Settings, SourceId, Tool};
+use crate::band::Matrix;
+use crate::codec::Scheme;
 use crate::dtype::{Dtype, Float};
-use crate::error::{Error, FileFault, Result};
-use crate::format::Rows;
+use crate::error::Result;
 use crate::name::Role;
-use crate::scheme::{Packed, Scheme};
 use crate::sensitivity::Origin;
 
 /// Version of the document.
 pub const VERSION: u32 = 2;
-
-const WHAT: &str = "analysis";
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,7 +28,7 @@ pub struct Analysis {
     /// How.
     pub settings: Settings,
     /// The tensors that are written, in the order of the checkpoint.
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<AnalyzedTensor>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -39,7 +36,7 @@ pub struct Analysis {
 /// A tensor that is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tensor {
+pub struct AnalyzedTensor {
     /// Its name.
     pub name: String,
     /// Its element type.
@@ -59,13 +56,13 @@ pub struct Tensor {
     /// If no scheme exists for it, why.
     pub kept: Option<String>,
     /// If schemes exist for it, what they cost.
-    pub curve: Option<Curve>,
+    pub curve: Option<RdCurve>,
 }
 
 /// What the schemes of a matrix cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Curve {
+pub struct RdCurve {
     /// Matrices of one family get one scheme.
     pub family: String,
     /// Where its sensitivity is from.
@@ -75,14 +72,14 @@ pub struct Curve {
     /// `Σ w²`
     pub energy: f64,
     /// Of a stack, these two of each matrix.
-    pub matrices: Vec<Stacked>,
+    pub matrices: Vec<StackedEnergy>,
     /// The schemes, by growing size.
-    pub points: Vec<Point>,
+    pub points: Vec<RdPoint>,
 }
 
 /// A matrix of a stack: `[signal, energy]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stacked {
+pub struct StackedEnergy {
     /// Loss of dropping it whole.
     pub signal: f64,
     /// `Σ w²`
@@ -91,7 +88,7 @@ pub struct Stacked {
 
 /// One scheme of a curve: `[scheme, loss, sqnr_db, standard_error]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Point {
+pub struct RdPoint {
     /// The scheme.
     pub scheme: Scheme,
     /// Loss of the matrix, in the objective's unit.
@@ -108,10 +105,13 @@ impl Analysis {
     /// # Errors
     /// As [`super::read`], and for sizes and losses that no analysis has.
     pub fn read(path: &Path) -> Result<Self> {
-        let analysis: Self = super::read(path, WHAT, ("ramrs_analysis", VERSION))?;
-        analysis.check().map_err(|reason| Error::file(path, FileFault::Document { what: WHAT, reason }))?;
-        Ok(analysis)
+        super::read(path)
     }
+}
+
+impl Document for Analysis {
+    const WHAT: &'static str = "analysis";
+    const VERSION: (&'static str, u32) = ("ramrs_analysis", VERSION);
 
     /// What follows adds and multiplies sizes, and compares losses: here both are made sure of.
     fn check(&self) -> std::result::Result<(), String> {
@@ -125,7 +125,7 @@ impl Analysis {
     }
 }
 
-impl Tensor {
+impl AnalyzedTensor {
     /// Its element type, if the format has it.
     #[must_use]
     pub fn dtype(&self) -> Option<Dtype> {
@@ -134,8 +134,14 @@ impl Tensor {
 
     /// The form in which it is kept.
     #[must_use]
-    pub fn packed(&self) -> Option<Packed> {
-        self.packed.as_ref()?.parse().ok()
+    pub fn packed(&self) -> Option<Scheme> {
+        self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept() && form.encoder().is_none())
+    }
+
+    /// What `scheme` costs, if it has a curve with it.
+    #[must_use]
+    pub fn point(&self, scheme: Scheme) -> Option<&RdPoint> {
+        self.curve.as_ref()?.points.iter().find(|point| point.scheme == scheme)
     }
 
     /// Its names: its own, and those of what it is made of.
@@ -152,7 +158,7 @@ impl Tensor {
             (Some(_), Some(packed)) => {
                 // No form takes more than plain numbers, so nothing overflows.
                 let matrix = plain.and_then(|_| self.matrix()).filter(|matrix| packed.fits(matrix.cols));
-                matrix.map(|matrix| packed.stored_bytes(matrix.rows, matrix.cols, matrix.float))
+                matrix.map(|matrix| packed.stored_bytes(matrix))
             }
             (Some(packed), None) => return Err(format!("unknown form {packed}")),
         };
@@ -162,7 +168,7 @@ impl Tensor {
         let Some(curve) = &self.curve else { return Ok(()) };
         let matrix = self.matrix().ok_or("has a curve, and is no matrix")?;
         for point in &curve.points {
-            if !point.scheme.affine().is_some_and(|affine| affine.fits(matrix.cols)) {
+            if !point.scheme.fits(matrix.cols) {
                 return Err(format!("{} does not fit it", point.scheme));
             }
             if !(point.loss.is_finite() && point.loss >= 0.0 && point.standard_error.is_finite()) {
@@ -182,35 +188,28 @@ impl Tensor {
             _ => None,
         }
     }
-
-    /// Its rows, as a format stores them.
-    #[must_use]
-    pub fn rows(&self) -> Option<Rows<'_>> {
-        let (cols, above) = self.shape.split_last()?;
-        Some(Rows { name: &self.name, above, cols: *cols, float: self.matrix()?.float })
-    }
 }
 
-impl Serialize for Stacked {
+impl Serialize for StackedEnergy {
     fn serialize<S: serde::Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
         (self.signal, self.energy).serialize(out)
     }
 }
 
-impl<'de> Deserialize<'de> for Stacked {
+impl<'de> Deserialize<'de> for StackedEnergy {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         let (signal, energy) = Deserialize::deserialize(from)?;
         Ok(Self { signal, energy })
     }
 }
 
-impl Serialize for Point {
+impl Serialize for RdPoint {
     fn serialize<S: serde::Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
         (self.scheme, self.loss, self.sqnr_db, self.standard_error).serialize(out)
     }
 }
 
-impl<'de> Deserialize<'de> for Point {
+impl<'de> Deserialize<'de> for RdPoint {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         let (scheme, loss, sqnr_db, standard_error) = Deserialize::deserialize(from)?;
         Ok(Self { scheme, loss, sqnr_db, standard_error })

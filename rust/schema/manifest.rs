@@ -7,11 +7,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Totals;
-use super::{Settings, SourceId, Tool};
+use super::{Document, Settings, SourceId, Tool};
+use crate::codec::Scheme;
 use crate::error::Result;
 use crate::name::Role;
 use crate::policy::PolicyOptions;
-use crate::scheme::Scheme;
 use crate::sensitivity::Origin;
 
 /// Version of the document.
@@ -41,7 +41,7 @@ pub struct Manifest {
     /// What it amounts to.
     pub totals: Totals,
     /// Every tensor of the source, and what became of it.
-    pub ledger: Vec<Line>,
+    pub ledger: Vec<LedgerLine>,
     /// Every tensor that was written.
     pub tensors: Vec<TensorDigest>,
     /// Every file that was written, but this one.
@@ -111,7 +111,7 @@ pub enum Became {
 /// One tensor of the source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Line {
+pub struct LedgerLine {
     /// Its name.
     pub tensor: String,
     /// Its element type.
@@ -162,6 +162,11 @@ impl Manifest {
     /// # Errors
     /// As [`super::read`].
     pub fn read(path: &Path) -> Result<Self> {
-        super::read(path, "manifest", ("ramrs_manifest", VERSION))
+        super::read(path)
     }
+}
+
+impl Document for Manifest {
+    const WHAT: &'static str = "manifest";
+    const VERSION: (&'static str, u32) = ("ramrs_manifest", VERSION);
 }

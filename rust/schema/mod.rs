@@ -6,15 +6,16 @@ pub mod plan;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::codec::encoder::Effort;
-use crate::error::{Error, FileFault, Result};
+use crate::codec::Effort;
+use crate::error::{Error, FileFault, Place, Result};
 use crate::rate_distortion::Objective;
-use crate::sensitivity::file::Probed;
+use crate::sensitivity::file::ProbeRecord;
 use crate::sensitivity::prior::Prior;
 
 /// Who made a document.
@@ -66,27 +67,101 @@ pub struct Settings {
     /// SHA-256 of all sensitivity vectors.
     pub sensitivity_sha256: String,
     /// How the probe worked, if it did.
-    pub probe: Option<Probed>,
+    pub probe: Option<ProbeRecord>,
     /// The prior, where one is used.
     pub prior: Prior,
     /// Version of its table.
     pub prior_version: u32,
 }
 
-/// Reads a document of kind `what` from `path`; `version` is where its version number stands, and which one we read.
+/// A document with a version of its own.
+pub trait Document: DeserializeOwned {
+    /// What messages call it.
+    const WHAT: &'static str;
+    /// The field that holds its version, and the version that this ramrs reads.
+    const VERSION: (&'static str, u32);
+
+    /// Checks what the types do not.
+    ///
+    /// # Errors
+    /// What is wrong.
+    fn check(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Reads a document from `path`.
 ///
 /// # Errors
 /// [`Error::File`] for anything that is no such document, [`Error::Io`].
-pub fn read<T: for<'de> Deserialize<'de>>(path: &Path, what: &'static str, version: (&str, u32)) -> Result<T> {
+pub fn read<D: Document>(path: &Path) -> Result<D> {
     let text = fs::read_to_string(path).map_err(Error::io("reading", path))?;
-    let fault = |reason: String| Error::file(path, FileFault::Document { what, reason });
-    let top: BTreeMap<String, &RawValue> = serde_json::from_str(&text).map_err(|found| fault(found.to_string()))?;
-    match top.get(version.0).map(|raw| raw.get()) {
-        Some(found) if found == version.1.to_string() => {}
-        Some(found) => return Err(fault(format!("its version is {found}; this ramrs reads version {}", version.1))),
-        None => return Err(fault(format!("it has no `{}`", version.0))),
+    parse(&text).map_err(|reason| Error::file(path, FileFault::Document { what: D::WHAT, reason }))
+}
+
+/// Parses a document. Its version comes first: the fields of another version would only be said to be unknown.
+fn parse<D: Document>(text: &str) -> std::result::Result<D, String> {
+    let (field, version) = D::VERSION;
+    let top: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(|fault| fault.to_string())?;
+    match top.get(field).map(|raw| raw.get()) {
+        Some(found) if found == version.to_string() => {}
+        Some(found) => return Err(format!("its version is {found}; this ramrs reads version {version}")),
+        None => return Err(format!("it has no `{field}`")),
     }
-    serde_json::from_str(&text).map_err(|found| fault(found.to_string()))
+    let document: D = serde_json::from_str(text).map_err(|fault| fault.to_string())?;
+    document.check()?;
+    Ok(document)
+}
+
+/// A saved document in a request: the path of its file, or the document itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// A JSON string: the path of a file.
+    File(PathBuf),
+    /// Any other JSON value: the text of the document.
+    Given(String),
+}
+
+impl Saved {
+    /// Reads the document.
+    ///
+    /// # Errors
+    /// Those of [`read`] for a file, and [`Error::Document`].
+    pub fn read<D: Document>(&self) -> Result<D> {
+        match self {
+            Self::File(path) => read(path),
+            Self::Given(text) => parse(text).map_err(|reason| Error::Document { what: D::WHAT, reason }),
+        }
+    }
+
+    /// Where it is, for an error about its content.
+    #[must_use]
+    pub fn place<D: Document>(&self) -> Place {
+        match self {
+            Self::File(path) => Place::File(path.clone()),
+            Self::Given(_) => Place::Given(D::WHAT),
+        }
+    }
+}
+
+impl Serialize for Saved {
+    fn serialize<S: Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::File(path) => path.serialize(out),
+            Self::Given(text) => RawValue::from_string(text.clone()).map_err(serde::ser::Error::custom)?.serialize(out),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Saved {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(from)?;
+        if raw.get().starts_with('"') {
+            serde_json::from_str(raw.get()).map(Self::File).map_err(serde::de::Error::custom)
+        } else {
+            Ok(Self::Given(String::from(Box::<str>::from(raw))))
+        }
+    }
 }
 
 /// The text of a document.

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, SourceId, Tool};
+use super::{Document, Settings, SourceId, Tool};
+use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::name::Role;
 use crate::policy::PolicyOptions;
-use crate::scheme::Scheme;
 
 /// Version of the document.
 pub const VERSION: u32 = 1;
@@ -37,7 +37,7 @@ pub struct Plan {
     /// SHA-256 of the tensors' names and schemes, by which an edit is noticed.
     pub schemes_sha256: String,
     /// The tensors that are written, in the order of the checkpoint.
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<PlannedTensor>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -91,7 +91,7 @@ pub struct Size {
 /// A tensor of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tensor {
+pub struct PlannedTensor {
     /// Its name.
     pub name: String,
     /// What it does.
@@ -112,7 +112,7 @@ pub struct Tensor {
 
 /// SHA-256 of the names and schemes of `tensors`.
 #[must_use]
-pub fn schemes_digest(tensors: &[Tensor]) -> String {
+pub fn schemes_digest(tensors: &[PlannedTensor]) -> String {
     let mut digest = Digest::default();
     for tensor in tensors {
         digest.text(&tensor.name);
@@ -127,6 +127,11 @@ impl Plan {
     /// # Errors
     /// As [`super::read`].
     pub fn read(path: &Path) -> Result<Self> {
-        super::read(path, "plan", ("ramrs_plan", VERSION))
+        super::read(path)
     }
+}
+
+impl Document for Plan {
+    const WHAT: &'static str = "plan";
+    const VERSION: (&'static str, u32) = ("ramrs_plan", VERSION);
 }

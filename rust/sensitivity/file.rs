@@ -9,7 +9,7 @@
 //! | `T.x2` | F32 `[inputs]`, may be left out | mean square of the inputs, for encoders that ask for no more |
 //!
 //! A stack of matrices has one row of each for every matrix: `[matrices, columns]` and so on. `__metadata__` holds
-//! `format` = `ramrs-sensitivity`, `version` = `1`, `probe` = [how the probe was made](Probed), if it made the file, and
+//! `format` = `ramrs-sensitivity`, `version` = `1`, `probe` = [how the probe was made](ProbeRecord), if it made the file, and
 //! whatever else its writer likes. Without `T.r` (all that an importance matrix knows) the gain is the
 //! [role prior](super::prior)'s.
 
@@ -19,12 +19,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::prior::Prior;
-use super::table::{Found, LARGEST, Table, measure};
+use super::table::{LARGEST, Table, TensorVectors, measure};
 use super::{Candidate, MatrixSensitivity, Origin};
+use crate::checkpoint::Shard;
 use crate::checkpoint::Tensor;
-use crate::checkpoint::header::{Entry, compose};
-use crate::checkpoint::shard::{PageBuffer, Shard, read_at};
 use crate::checkpoint::stream::Pass;
+use crate::container::TensorEntry;
+use crate::container::file::{PageBuffer, read_at};
+use crate::container::safetensors::compose;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use crate::probe::{Mode, Options};
@@ -39,14 +41,14 @@ pub const VERSION: &str = "1";
 #[derive(Debug)]
 pub struct SensitivityFile {
     shard: Shard,
-    entries: BTreeMap<String, Entry>,
-    probed: Option<Probed>,
+    entries: BTreeMap<String, TensorEntry>,
+    probed: Option<ProbeRecord>,
 }
 
 /// How vectors were found, if by the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Probed {
+pub struct ProbeRecord {
     /// How the probe works.
     pub version: u32,
     /// Tokens that were asked for.
@@ -57,7 +59,7 @@ pub struct Probed {
     pub draws: usize,
 }
 
-impl Probed {
+impl ProbeRecord {
     /// By a probe with these options.
     #[must_use]
     pub fn by(options: Options) -> Self {
@@ -77,7 +79,7 @@ impl Probed {
 ///
 /// # Errors
 /// [`Error::Bug`] if the options have no JSON form.
-pub fn bytes(table: &Table, probed: Probed) -> Result<Vec<u8>> {
+pub fn bytes(table: &Table, probed: ProbeRecord) -> Result<Vec<u8>> {
     let note = serde_json::to_string(&probed).map_err(|fault| Error::Bug(fault.to_string()))?;
     let mut vectors: Vec<(String, Vec<u64>, &[f32])> = Vec::new();
     for (name, found) in table {
@@ -104,7 +106,7 @@ impl SensitivityFile {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Entry`] for what is no such file, [`Error::Io`].
+    /// [`Error::File`] and [`Error::TensorEntry`] for what is no such file, [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self> {
         let (shard, header) = Shard::open(path.to_owned(), path.display().to_string())?;
         let is = |key: &str| header.metadata.get(key).map(String::as_str);
@@ -127,12 +129,12 @@ impl SensitivityFile {
 
     /// How its vectors were found, if by the probe.
     #[must_use]
-    pub fn probed(&self) -> Option<Probed> {
+    pub fn probed(&self) -> Option<ProbeRecord> {
         self.probed
     }
 
     /// The vectors of `tensor`, `None` if the file does not cover it.
-    fn vectors(&self, tensor: &Tensor) -> Result<Option<Found>> {
+    fn vectors(&self, tensor: &Tensor) -> Result<Option<TensorVectors>> {
         let (stack, shape) = match tensor.shape.as_slice() {
             [count, matrix @ ..] if matrix.len() == 2 => (Some(*count), matrix),
             shape => (None, shape),
@@ -141,7 +143,7 @@ impl SensitivityFile {
         let shape = |length| stack.into_iter().chain([length]).collect::<Vec<u64>>();
         let Some(k) = self.read(tensor, "k", &shape(cols))? else { return Ok(None) };
         let r = self.read(tensor, "r", &shape(rows))?.unwrap_or_default();
-        Ok(Some(Found { stack, k, r, x2: Arc::default() }))
+        Ok(Some(TensorVectors { stack, k, r, x2: Arc::default() }))
     }
 
     /// `tensor.which`, which must be floats of that shape.
@@ -149,7 +151,7 @@ impl SensitivityFile {
         let name = format!("{}.{which}", tensor.name);
         let Some(entry) = self.entries.get(&name) else { return Ok(None) };
         let wrong = |reason| Error::Sensitivity { file: self.shard.path.clone(), tensor: name.clone(), reason };
-        let Entry { dtype, shape, offset, bytes, .. } = entry;
+        let TensorEntry { dtype, shape, offset, bytes, .. } = entry;
         if *dtype != Dtype::F32 || shape != expected {
             return Err(wrong(format!("is {dtype} {shape:?}, and should be F32 {expected:?}")));
         }
@@ -199,7 +201,7 @@ impl SensitivityFile {
             ));
         }
         self.warn_of_strays(pass, &covered.into_iter().collect());
-        let last: RefCell<Option<(usize, Option<Found>)>> = RefCell::default();
+        let last: RefCell<Option<(usize, Option<TensorVectors>)>> = RefCell::default();
         measure(pass, candidates, prior, self.origin(), |candidate| {
             let (mut last, view) = (last.borrow_mut(), candidate.view);
             let tensor = candidate.tensor(pass.checkpoint);

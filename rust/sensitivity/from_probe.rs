@@ -1,34 +1,33 @@
-//! Source `probe`: what running the model on its own vocabulary says, as two vectors for each matrix.
+//! Source `probe`: the moments that the probe measured, as two vectors for each matrix.
 //!
-//! The sums over rows and over columns of the squared gradients ([`Moments`]), `K` and `R`, stand for the whole matrix of
-//! them as `K_j R_i / Σ K`. Per token, that is `k_j = K_j / mean K` and `r_i = R_i / (tokens · draws · columns)`. A matrix
-//! that is stored with a row for each input has them the other way round: `k` belongs to its columns, `r` to its rows,
-//! whatever these are.
+//! The squared gradients are approximated by their sums over rows and over columns ([`Moments`]) as `K_j R_i / Σ K`. Per
+//! token, that is `k_j = K_j / mean K` and `r_i = R_i / (tokens · draws · columns)`. In a sensitivity file `k` belongs to
+//! the stored columns and `r` to the stored rows: for a matrix with a row for each input the two are exchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::table::{Found, Table};
-use crate::arch::{Decoder, Linear, Mlp};
-use crate::probe::{EXPERT_TOKENS, Key, Mode, Moments, Probe};
+use super::table::{Table, TensorVectors};
+use crate::arch::{Ffn, Linear, Runnable};
+use crate::probe::{EXPERT_TOKENS, MatrixKey, Mode, Moments, Probe};
 
-/// How the probe works; a change of any number it gives is a new version.
+/// Version of the probe; a change of any number it gives is a new one.
 pub const VERSION: u32 = 1;
 
-/// How much more an error matters in a text that the model did not write than in one that it did, on average of two models
-/// (`docs/method.md`, "The probe"). The same for all matrices, so plans do not depend on it, only what they predict.
-const UNFAMILIAR: f64 = 1.2;
+/// How much more an error costs in a text that the model did not write than in one that it wrote, on average over two
+/// models (`docs/method.md`, "Source `probe`"). It is the same for all matrices: it changes predictions, not plans.
+const FOREIGN_TEXT_FACTOR: f64 = 1.2;
 
-/// Sums of one matrix by its columns and by its rows, per token, and the mean squares of its inputs.
+/// MatrixSums of one matrix by its columns and by its rows, per token, and the mean squares of its inputs.
 #[derive(Clone, Debug, Default)]
-struct Sums {
+struct MatrixSums {
     columns: Vec<f64>,
     rows: Vec<f64>,
     squares: Vec<f64>,
 }
 
-impl Sums {
-    /// Those of `moments`, gradients of `weight` tokens and draws in all.
+impl MatrixSums {
+    /// The sums of `moments`, divided by `weight`, the number of tokens times draws.
     fn of(linear: &Linear<'_>, moments: &Moments, weight: f64) -> Self {
         let per = |sums: &[f64], by: f64| sums.iter().map(|sum| sum / by).collect();
         let (inputs, outputs) = (per(&moments.inputs, weight), per(&moments.outputs, weight));
@@ -42,7 +41,7 @@ impl Sums {
         self.rows.iter_mut().zip(rows).for_each(|(sum, other)| *sum += other);
     }
 
-    /// The mean of some of the same shape.
+    /// The mean of sums of the same shape.
     fn mean(all: &[&Self]) -> Self {
         let mut mean = all.first().copied().cloned().unwrap_or_default();
         for other in all.iter().skip(1) {
@@ -55,53 +54,53 @@ impl Sums {
         mean
     }
 
-    /// As the vectors that a sensitivity is, the gain `times` what it is.
+    /// The vectors `k`, `r` and `x2`, the gain `r` multiplied by `times`.
     fn vectors(&self, times: f64) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let count = self.columns.len().max(1) as f64;
         let by_columns: f64 = self.columns.iter().sum();
         let by_rows: f64 = self.rows.iter().sum();
         let scaled = |values: &[f64], by: f64| values.iter().map(|value| (value * by) as f32).collect();
-        // Both add up to the same, but for rounding.
+        // Both sums are equal except for rounding.
         let k = scaled(&self.columns, if by_columns > 0.0 { count / by_columns } else { 0.0 });
         let r = scaled(&self.rows, if by_rows > 0.0 { times * by_columns / by_rows / count } else { 0.0 });
         (k, r, scaled(&self.squares, 1.0))
     }
 }
 
-/// What `probe` found of the matrices of `decoder`, and what there is to say about it.
+/// The vectors of all matrices of `model` that `probe` measured, and warnings.
 #[must_use]
-pub fn table(decoder: &Decoder<'_>, probe: &Probe) -> (Table, Vec<String>) {
+pub fn table(model: &Runnable<'_>, probe: &Probe) -> (Table, Vec<String>) {
     let weight = (probe.tokens.len() * probe.draws) as f64;
-    let mut sums: BTreeMap<Key, Sums> = BTreeMap::new();
+    let mut sums: BTreeMap<MatrixKey, MatrixSums> = BTreeMap::new();
     let mut linears: Vec<Linear<'_>> = Vec::new();
-    for block in &decoder.blocks {
-        linears.extend(block.linears());
+    for layer in &model.layers {
+        linears.extend(layer.linears());
     }
-    linears.extend(decoder.head);
+    linears.extend(model.own_head);
     for linear in &linears {
         if let Some(moments) = probe.moments.get(&key(linear)) {
-            // What is known of the head is an expectation: nothing was drawn.
-            let is_head = decoder.head.is_some_and(|head| head.weight.name == linear.weight.name);
+            // Moments of the head are expectations over draws.
+            let is_head = model.own_head.is_some_and(|head| head.weight.name == linear.weight.name);
             let weight = if is_head { probe.tokens.len() as f64 } else { weight };
-            sums.insert(key(linear), Sums::of(linear, moments, weight));
+            sums.insert(key(linear), MatrixSums::of(linear, moments, weight));
         }
     }
-    sums.insert(key(&decoder.embedding), embedding(decoder, probe));
-    let warnings = fill_up(decoder, probe, &mut sums);
-    let times = if probe.mode == Mode::Written { UNFAMILIAR } else { 1.0 };
-    (stored(&sums, times, &linears, &decoder.embedding), warnings)
+    sums.insert(key(&model.embedding), embedding(model, probe));
+    let warnings = impute_starved_experts(model, probe, &mut sums);
+    let times = if probe.mode == Mode::Written { FOREIGN_TEXT_FACTOR } else { 1.0 };
+    (stored(&sums, times, &linears, &model.embedding), warnings)
 }
 
-fn key(linear: &Linear<'_>) -> Key {
+fn key(linear: &Linear<'_>) -> MatrixKey {
     (linear.weight.name.clone(), linear.at)
 }
 
-/// Looked up, a row of the embedding has the gradients at its channels whenever its token comes: all tokens that may come
-/// do so alike, but for the one that every window begins with. Tied, the matrix is the head, too, and both add up.
-fn embedding(decoder: &Decoder<'_>, probe: &Probe) -> Sums {
+/// Sums of the embedding. A row has the gradients at its token's positions; all tokens that may be drawn are equally
+/// likely, and the first token begins every window. If the embedding is tied, its sums as the head are added.
+fn embedding(model: &Runnable<'_>, probe: &Probe) -> MatrixSums {
     let weight = (probe.tokens.len() * probe.draws) as f64;
     let [others, firsts] = &probe.lookups;
-    let mut rows = vec![0.0; decoder.vocabulary()];
+    let mut rows = vec![0.0; model.vocabulary()];
     let allowed = probe.vocabulary.allowed();
     let each = others.iter().sum::<f64>() / weight / allowed.len().max(1) as f64;
     for &token in allowed {
@@ -111,51 +110,54 @@ fn embedding(decoder: &Decoder<'_>, probe: &Probe) -> Sums {
         rows[first as usize] += firsts.iter().sum::<f64>() / weight;
     }
     let columns = others.iter().zip(firsts).map(|(other, first)| (other + first) / weight).collect();
-    let mut sums = Sums { columns, rows, squares: Vec::new() };
-    if decoder.head.is_none()
-        && let Some(moments) = probe.moments.get(&key(&decoder.embedding))
+    let mut sums = MatrixSums { columns, rows, squares: Vec::new() };
+    if model.own_head.is_none()
+        && let Some(moments) = probe.moments.get(&key(&model.embedding))
     {
-        let as_head = Sums::of(&decoder.embedding, moments, probe.tokens.len() as f64);
+        let as_head = MatrixSums::of(&model.embedding, moments, probe.tokens.len() as f64);
         sums.add(&as_head.columns, &as_head.rows);
         sums.squares = as_head.squares;
     }
     sums
 }
 
-/// Gives experts that saw too few tokens what the others of their layer have on average; says which.
-fn fill_up(decoder: &Decoder<'_>, probe: &Probe, sums: &mut BTreeMap<Key, Sums>) -> Vec<String> {
+/// Gives experts that saw too few tokens the mean of the other experts of their layer. Returns a warning per layer.
+fn impute_starved_experts(
+    model: &Runnable<'_>,
+    probe: &Probe,
+    sums: &mut BTreeMap<MatrixKey, MatrixSums>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
-    for block in &decoder.blocks {
-        let (Some(experts), Some(loads)) = (&block.experts, probe.loads.get(&block.index)) else { continue };
+    for layer in &model.layers {
+        let (Ffn::Mixture(mixture), Some(loads)) = (&layer.ffn, probe.loads.get(&layer.index)) else { continue };
+        let experts = &mixture.experts;
         let (poor, rich): (Vec<usize>, Vec<usize>) =
-            (0..experts.experts.len()).partition(|&expert| loads[expert] < EXPERT_TOKENS);
+            (0..experts.len()).partition(|&expert| loads[expert] < EXPERT_TOKENS);
         if poor.is_empty() {
             continue;
         }
-        // With no expert that saw enough, those that saw anything.
+        // If no expert saw enough tokens, those that saw any.
         let seen = |expert: &usize| loads[*expert] > 0;
         let from: Vec<usize> = if rich.is_empty() { poor.iter().copied().filter(seen).collect() } else { rich };
-        for which in 0..4 {
-            let of = |expert: &usize| parts(&experts.experts[*expert])[which].as_ref().map(key);
-            let known: Vec<&Sums> = from.iter().filter_map(|expert| sums.get(&of(expert)?)).collect();
+        let keys: Vec<Vec<MatrixKey>> =
+            experts.iter().map(|mlp| mlp.linears().map(|linear| key(&linear)).collect()).collect();
+        // All experts of a mixture have the same matrices.
+        for which in 0..keys[0].len() {
+            let known: Vec<&MatrixSums> = from.iter().filter_map(|&expert| sums.get(&keys[expert][which])).collect();
             if known.is_empty() {
                 continue;
             }
-            let mean = Sums::mean(&known);
-            for key in poor.iter().filter_map(of) {
-                sums.insert(key, mean.clone());
+            let mean = MatrixSums::mean(&known);
+            for &expert in &poor {
+                sums.insert(keys[expert][which].clone(), mean.clone());
             }
         }
-        warnings.push(few(block.index, &poor, probe.tokens.len()));
+        warnings.push(few(layer.index, &poor, probe.tokens.len()));
     }
     warnings
 }
 
-fn parts<'a>(mlp: &Mlp<'a>) -> [Option<Linear<'a>>; 4] {
-    [mlp.gate, mlp.up, mlp.gate_up, mlp.down]
-}
-
-/// A sentence for the experts of a layer that saw too few tokens.
+/// The warning for the experts of a layer that saw too few tokens.
 fn few(layer: usize, experts: &[usize], tokens: usize) -> String {
     const NAMED: usize = 12;
     let mut named = String::new();
@@ -171,8 +173,8 @@ fn few(layer: usize, experts: &[usize], tokens: usize) -> String {
     )
 }
 
-/// The vectors by tensor, those of a stack one after the other; gains `times` what they are.
-fn stored(sums: &BTreeMap<Key, Sums>, times: f64, linears: &[Linear<'_>], embedding: &Linear<'_>) -> Table {
+/// The vectors by tensor, those of the matrices of a stack one after the other; gains are multiplied by `times`.
+fn stored(sums: &BTreeMap<MatrixKey, MatrixSums>, times: f64, linears: &[Linear<'_>], embedding: &Linear<'_>) -> Table {
     let stacks: BTreeSet<&str> = linears
         .iter()
         .filter(|linear| linear.weight.shape.len() == 3)
@@ -191,7 +193,7 @@ fn stored(sums: &BTreeMap<Key, Sums>, times: f64, linears: &[Linear<'_>], embedd
             count += 1;
         }
         let stack = (*name != embedding.weight.name && stacks.contains(name.as_str())).then_some(count);
-        table.insert(name.clone(), Found { stack, k: k.into(), r: r.into(), x2: x2.into() });
+        table.insert(name.clone(), TensorVectors { stack, k: k.into(), r: r.into(), x2: x2.into() });
     }
     table
 }

@@ -1,25 +1,25 @@
-//! What the probe saw of the inputs, as the importance matrix that `llama-quantize --imatrix` reads.
+//! The mean squares of inputs that the probe measured, as the importance matrix that `llama-quantize --imatrix` reads.
 //!
 //! A GGUF file (version 3): `general.type` = `imatrix`, `imatrix.datasets`, `imatrix.chunk_count`, `imatrix.chunk_size`,
 //! and for each tensor `T` of the GGUF model `T.in_sum2` F32 `[inputs, matrices]`, sums of squared inputs, and `T.counts`
-//! F32 `[1, matrices]`, of how many tokens. Dimensions innermost first. Experts are stacked there, wherever they are in
-//! the checkpoint. Names are those that llama.cpp's converter gives.
+//! F32 `[1, matrices]`, the number of tokens. Dimensions are innermost first. Experts are stacked, however the checkpoint
+//! stores them. Names are those that llama.cpp's converter gives.
 
-use crate::arch::{Decoder, Experts, Linear, Mlp};
+use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Moments, Probe};
 
-/// Every tensor's data begin on a multiple of so many bytes.
+/// The data of every tensor begin at a multiple of this many bytes.
 const ALIGNMENT: usize = 32;
 
-/// Types of values and of elements, by the format's numbers.
+/// GGUF's numbers for types of values (the first three) and of elements.
 const U32: u32 = 4;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 const F32: u32 = 0;
 
 /// The sums of one tensor, matrix by matrix.
-struct Entry {
+struct ImatrixEntry {
     name: String,
     sums: Vec<f32>,
     counts: Vec<f32>,
@@ -27,8 +27,8 @@ struct Entry {
 
 /// The file.
 #[must_use]
-pub fn bytes(decoder: &Decoder<'_>, probe: &Probe) -> Vec<u8> {
-    let entries = entries(decoder, probe);
+pub fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
+    let entries = entries(model, probe);
     let windows = (probe.tokens.len() / WINDOW) as u32;
     let mut out = b"GGUF".to_vec();
     put_u32(&mut out, 3);
@@ -49,7 +49,7 @@ pub fn bytes(decoder: &Decoder<'_>, probe: &Probe) -> Vec<u8> {
         put_u32(&mut out, number);
     }
     let mut data = Vec::new();
-    for Entry { name, sums, counts } in &entries {
+    for ImatrixEntry { name, sums, counts } in &entries {
         let matrices = counts.len();
         for (ending, width, values) in [("in_sum2", sums.len() / matrices.max(1), sums), ("counts", 1, counts)] {
             put_text(&mut out, &format!("{name}.{ending}"));
@@ -85,58 +85,75 @@ fn pad(out: &mut Vec<u8>) {
 }
 
 /// All tensors that tokens went through, layer by layer.
-fn entries(decoder: &Decoder<'_>, probe: &Probe) -> Vec<Entry> {
+fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
     let mut entries = Vec::new();
-    let mut put = |name: String, linears: &[Option<Linear<'_>>]| entries.extend(entry(probe, name, linears));
-    for block in &decoder.blocks {
-        let named = |name: &str| format!("blk.{}.{name}.weight", block.index);
-        let attention = &block.attention;
-        put(named("attn_q"), &[attention.query]);
-        put(named("attn_k"), &[attention.key]);
-        put(named("attn_v"), &[attention.value]);
-        put(named("attn_qkv"), &[attention.query_key_value]);
-        put(named("attn_output"), &[attention.output]);
-        for (name, linears) in mlp(&block.mlp) {
-            put(named(name), &[linears]);
+    let mut put = |name: String, linears: &[Linear<'_>]| entries.extend(entry(probe, name, linears));
+    for layer in &model.layers {
+        let Mixer::Attention(attention) = &layer.mixer;
+        let named = |name: &str| format!("blk.{}.{name}.weight", layer.index);
+        match attention.projection {
+            Projection::Split { query, key, value } => {
+                put(named("attn_q"), &[query]);
+                put(named("attn_k"), &[key]);
+                put(named("attn_v"), &[value]);
+            }
+            Projection::Fused(all) => put(named("attn_qkv"), &[all]),
         }
-        if let Some(experts) = &block.experts {
-            for (name, linears) in mixture(experts) {
-                put(named(&name), &linears);
+        put(named("attn_output"), &[attention.output]);
+        match &layer.ffn {
+            Ffn::Dense(network) => {
+                for (name, linear) in mlp(network) {
+                    put(named(name), &[linear]);
+                }
+            }
+            Ffn::Mixture(experts) => {
+                for (name, linears) in mixture(experts) {
+                    put(named(&name), &linears);
+                }
             }
         }
     }
-    let head = if decoder.head.is_some() { "output.weight" } else { "token_embd.weight" };
-    put(head.to_owned(), &[Some(decoder.head.unwrap_or(decoder.embedding))]);
+    let head = if model.own_head.is_some() { "output.weight" } else { "token_embd.weight" };
+    put(head.to_owned(), &[model.head()]);
     entries
 }
 
-/// A network's matrices by their names. What is fused stays so, under the second half's name.
-fn mlp<'a>(mlp: &Mlp<'a>) -> [(&'static str, Option<Linear<'a>>); 3] {
-    [("ffn_gate", mlp.gate), ("ffn_up", mlp.up.or(mlp.gate_up)), ("ffn_down", mlp.down)]
+/// The matrices of a network with their names. A fused gate and up stays one tensor, under the name of `up`.
+fn mlp<'a>(mlp: &Mlp<'a>) -> Vec<(&'static str, Linear<'a>)> {
+    let mut found = match mlp.expansion {
+        Expansion::Plain(up) | Expansion::FusedGated(up) => vec![("ffn_up", up)],
+        Expansion::Gated { gate, up } => vec![("ffn_gate", gate), ("ffn_up", up)],
+    };
+    found.push(("ffn_down", mlp.down));
+    found
 }
 
-/// A mixture's matrices, those of the experts stacked. There, what is fused is taken apart.
-fn mixture<'a>(experts: &Experts<'a>) -> Vec<(String, Vec<Option<Linear<'a>>>)> {
-    let stack = |which: fn(&Mlp<'a>) -> Option<Linear<'a>>| experts.experts.iter().map(which).collect();
-    let mut found = vec![
-        ("ffn_gate_inp".to_owned(), vec![experts.router]),
-        ("ffn_gate_exps".to_owned(), stack(|mlp| mlp.gate.or(mlp.gate_up))),
-        ("ffn_up_exps".to_owned(), stack(|mlp| mlp.up.or(mlp.gate_up))),
-        ("ffn_down_exps".to_owned(), stack(|mlp| mlp.down)),
-        ("ffn_gate_inp_shexp".to_owned(), vec![experts.shared_gate]),
-    ];
-    for (name, linear) in experts.shared.iter().flat_map(mlp) {
-        found.push((format!("{name}_shexp"), vec![linear]));
+/// The matrices of a mixture with their names, those of the routed experts stacked. A fused gate and up becomes two tensors
+/// there.
+fn mixture<'a>(mixture: &Experts<'a>) -> Vec<(String, Vec<Linear<'a>>)> {
+    let mut found = vec![("ffn_gate_inp".to_owned(), vec![mixture.router])];
+    let parts: Vec<Vec<(&str, Linear<'a>)>> = mixture.experts.iter().map(expert).collect();
+    for (which, (name, _)) in parts.first().into_iter().flatten().enumerate() {
+        found.push((format!("{name}_exps"), parts.iter().map(|expert| expert[which].1).collect()));
+    }
+    if let Some(shared) = &mixture.shared {
+        found.extend(shared.gate.map(|gate| ("ffn_gate_inp_shexp".to_owned(), vec![gate])));
+        found.extend(mlp(&shared.mlp).into_iter().map(|(name, linear)| (format!("{name}_shexp"), vec![linear])));
     }
     found
 }
 
-/// The sums of one tensor, if any token went through it; a matrix that none went through has counts and sums of 0.
-fn entry(probe: &Probe, name: String, linears: &[Option<Linear<'_>>]) -> Option<Entry> {
-    let moments: Vec<Option<&Moments>> = linears
-        .iter()
-        .map(|linear| linear.as_ref().and_then(|found| probe.moments.get(&(found.weight.name.clone(), found.at))))
-        .collect();
+fn expert<'a>(expert: &Mlp<'a>) -> Vec<(&'static str, Linear<'a>)> {
+    match expert.expansion {
+        Expansion::FusedGated(both) => vec![("ffn_gate", both), ("ffn_up", both), ("ffn_down", expert.down)],
+        Expansion::Plain(_) | Expansion::Gated { .. } => mlp(expert),
+    }
+}
+
+/// The sums of one tensor, if any token went through it. A matrix that no token went through has counts and sums of 0.
+fn entry(probe: &Probe, name: String, linears: &[Linear<'_>]) -> Option<ImatrixEntry> {
+    let moments: Vec<Option<&Moments>> =
+        linears.iter().map(|found| probe.moments.get(&(found.weight.name.clone(), found.at))).collect();
     let width = moments.iter().flatten().next()?.squares.len();
     let (mut sums, mut counts) = (Vec::with_capacity(width * linears.len()), Vec::with_capacity(linears.len()));
     for moments in moments {
@@ -148,5 +165,5 @@ fn entry(probe: &Probe, name: String, linears: &[Option<Linear<'_>>]) -> Option<
             counts.push(0.0);
         }
     }
-    Some(Entry { name, sums, counts })
+    Some(ImatrixEntry { name, sums, counts })
 }

@@ -18,12 +18,14 @@ use std::sync::Arc;
 use super::gaussian::second_moment;
 use super::prior::Prior;
 use super::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, layers, share};
-use crate::arch::{Block, Decoder, Experts, Linear, Mlp, Norm, Vector, decoder, vector};
+use crate::arch::{
+    FoundExperts, FoundLayer, FoundMlp, HeadShape, Linear, Model, Norm, ParameterVector, model, read_vector,
+};
 use crate::checkpoint::View;
 use crate::checkpoint::stream::Pass;
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
-use crate::pass::energy::{self, Ask, Energy};
+use crate::pass::energy::{self, Energy, EnergyJob};
 
 /// Share of a matrix's energy that counts all input channels alike (`docs/method.md`, "Shrinkage").
 pub const FLAT_SHARE: f64 = 0.3;
@@ -33,10 +35,10 @@ pub const FLAT_SHARE: f64 = 0.3;
 pub const DOUBT: f64 = 0.7;
 
 /// Second moments, one per channel.
-type Moments = Vec<f64>;
+type SecondMoments = Vec<f64>;
 
 /// Sensitivity of the matrices of one checkpoint.
-struct Derived<'a> {
+struct Propagated<'a> {
     prior: Prior,
     layers: usize,
     candidates: &'a [Candidate<'a>],
@@ -56,17 +58,17 @@ pub fn derive(pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Res
         held.entry(candidate.view.tensor).or_default().push(at);
     }
     let measured = vec![None; candidates.len()];
-    let mut derived = Derived { prior, layers: layers(candidates), candidates, held, measured };
-    match decoder(pass.checkpoint) {
-        Ok(decoder) => Propagation { pass, decoder: &decoder, derived: &mut derived }.run()?,
+    let mut found = Propagated { prior, layers: layers(candidates), candidates, held, measured };
+    match model(pass.checkpoint) {
+        Ok(model) => Propagation { pass, model: &model, found: &mut found }.run()?,
         Err(reason) => {
             pass.progress.warn(format!("the structure is not recognised ({reason}): all input channels count alike"));
         }
     }
-    derived.rest(pass)
+    found.rest(pass)
 }
 
-impl Derived<'_> {
+impl Propagated<'_> {
     /// Takes in what was measured of candidate `at` under the moments `k`.
     fn take(&mut self, at: usize, k: &[f64], energy: &Energy) {
         let Name { role, layer, .. } = *self.candidates[at].name;
@@ -97,7 +99,7 @@ impl Derived<'_> {
         let ones: Vec<Arc<[f32]>> =
             missing.iter().map(|&at| vec![1.0; self.candidates[at].matrix.cols as usize].into()).collect();
         let those = missing.iter().map(|&at| self.candidates[at]).zip(&ones);
-        let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| Ask { view, matrix, k }).collect();
+        let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k }).collect();
         for (&at, energy) in missing.iter().zip(&energy::energies(pass, &asks)?) {
             let unknown = Energy { weighted: 0.0, ..energy.clone() };
             self.take(at, &vec![1.0; self.candidates[at].matrix.cols as usize], &unknown);
@@ -110,7 +112,7 @@ impl Derived<'_> {
 }
 
 /// What is measured of a linear layer: a candidate, if it is one, and which of the layer's outputs its rows are.
-struct Stretch {
+struct RowSlice {
     candidate: Option<usize>,
     view: View,
     first: u64,
@@ -119,32 +121,32 @@ struct Stretch {
 
 struct Propagation<'p, 'a, 'c> {
     pass: Pass<'a>,
-    decoder: &'p Decoder<'a>,
-    derived: &'p mut Derived<'c>,
+    model: &'p Model<'a>,
+    found: &'p mut Propagated<'c>,
 }
 
 impl<'a> Propagation<'_, 'a, '_> {
     fn run(mut self) -> Result<()> {
-        let decoder = self.decoder;
-        let embedding = decoder.embedding;
-        let scale = decoder.conventions.embedding_scale * decoder.conventions.embedding_scale;
+        let model = self.model;
+        let embedding = model.embedding;
+        let scale = model.conventions.embedding_scale * model.conventions.embedding_scale;
         let view = embedding.view(self.pass.checkpoint).ok_or_else(|| Error::Bug("no embedding".to_owned()))?;
         let means = energy::column_means(self.pass, view, embedding.matrix)?;
-        let mut stream: Moments = means.iter().map(|mean| mean * scale).collect();
-        for block in &decoder.blocks {
-            self.attention(block, &mut stream)?;
-            match &block.experts {
-                None => self.mlp(block, &mut stream)?,
-                Some(experts) => self.mixture(block, experts, &mut stream)?,
+        let mut stream: SecondMoments = means.iter().map(|mean| mean * scale).collect();
+        for layer in &model.layers {
+            self.attention(layer, &mut stream)?;
+            match &layer.experts {
+                None => self.mlp(layer, &mut stream)?,
+                Some(experts) => self.mixture(layer, experts, &mut stream)?,
             }
         }
         self.ends(&stream)
     }
 
     /// Attention of `block`, and what it adds to the `stream`.
-    fn attention(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
-        let k = self.behind(block.attention_in, stream)?;
-        let attention = &block.attention;
+    fn attention(&mut self, layer: &FoundLayer<'a>, stream: &mut SecondMoments) -> Result<()> {
+        let k = self.behind(layer.attention_in, stream)?;
+        let attention = &layer.attention;
         let fed = [attention.query, attention.key, attention.value, attention.query_key_value];
         let moments = self.through(&fed, &k)?;
         let (Some(output), Some(heads)) = (attention.output, self.heads(&moments)) else { return Ok(()) };
@@ -152,41 +154,46 @@ impl<'a> Propagation<'_, 'a, '_> {
             return Ok(());
         }
         let added = self.through(&[Some(output)], &heads)?.swap_remove(0);
-        self.add(block.attention_out, added, stream)
+        self.add(layer.attention_out, added, stream)
     }
 
-    /// Moments at the input of the output projection, from those of `[query, key, value, fused]`.
-    fn heads(&self, moments: &[Option<Moments>]) -> Option<Moments> {
-        let Decoder { head_size, heads, kv_heads, .. } = *self.decoder;
-        let width = kv_heads * head_size;
+    /// SecondMoments at the input of the output projection, from those of `[query, key, value, fused]`.
+    fn heads(&self, moments: &[Option<SecondMoments>]) -> Option<SecondMoments> {
+        let HeadShape { queries, keys, size } = self.model.heads;
+        let width = keys * size;
         let values = match (&moments[2], &moments[3]) {
             (Some(values), None) => values.as_slice(),
-            (None, Some(fused)) if fused.len() == heads * head_size + 2 * width => &fused[fused.len() - width..],
+            (None, Some(fused)) if fused.len() == queries * size + 2 * width => &fused[fused.len() - width..],
             _ => return None,
         };
-        if values.len() != width || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        if values.len() != width || keys == 0 || !queries.is_multiple_of(keys) {
             return None;
         }
-        let repeated = |head: &[f64]| head.repeat(heads / kv_heads);
-        Some(values.chunks_exact(head_size).flat_map(repeated).collect())
+        let repeated = |head: &[f64]| head.repeat(queries / keys);
+        Some(values.chunks_exact(size).flat_map(repeated).collect())
     }
 
     /// The MLP of `block`, and what it adds to the `stream`.
-    fn mlp(&mut self, block: &Block<'a>, stream: &mut Moments) -> Result<()> {
-        let k = self.behind(block.mlp_in, stream)?;
-        let added = self.networks(&[block.mlp], &k)?.swap_remove(0);
-        self.add(block.mlp_out, added, stream)
+    fn mlp(&mut self, layer: &FoundLayer<'a>, stream: &mut SecondMoments) -> Result<()> {
+        let k = self.behind(layer.mlp_in, stream)?;
+        let added = self.networks(&[layer.mlp], &k)?.swap_remove(0);
+        self.add(layer.mlp_out, added, stream)
     }
 
     /// The mixture of `block`, and what it adds: that of as many experts as are chosen, each with its part of the whole,
     /// and that of the shared one.
-    fn mixture(&mut self, block: &Block<'a>, mixture: &Experts<'a>, stream: &mut Moments) -> Result<()> {
-        let k = self.behind(block.mlp_in, stream)?;
+    fn mixture(
+        &mut self,
+        layer: &FoundLayer<'a>,
+        mixture: &FoundExperts<'a>,
+        stream: &mut SecondMoments,
+    ) -> Result<()> {
+        let k = self.behind(layer.mlp_in, stream)?;
         self.through(&[mixture.router, mixture.shared_gate], &k)?;
         let mut experts = self.networks(&mixture.experts, &k)?;
         let shared = self.networks(mixture.shared.as_slice(), &k)?.pop().flatten();
         experts.retain(Option::is_some);
-        let chosen = self.decoder.conventions.routing.map_or(1, |routing| routing.chosen.max(1));
+        let chosen = self.model.conventions.routing.map_or(1, |routing| routing.chosen.max(1));
         let part = 1.0 / (chosen as f64 * experts.len().max(1) as f64);
         let mut added = vec![0.0; stream.len()];
         for (moments, part) in
@@ -196,14 +203,14 @@ impl<'a> Propagation<'_, 'a, '_> {
                 added.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += part * moment);
             }
         }
-        self.add(block.mlp_out, Some(added), stream)
+        self.add(layer.mlp_out, Some(added), stream)
     }
 
-    /// Moments at the outputs of `networks`, all of which take what has the moments `k`.
-    fn networks(&mut self, networks: &[Mlp<'a>], k: &Moments) -> Result<Vec<Option<Moments>>> {
+    /// SecondMoments at the outputs of `networks`, all of which take what has the moments `k`.
+    fn networks(&mut self, networks: &[FoundMlp<'a>], k: &SecondMoments) -> Result<Vec<Option<SecondMoments>>> {
         let first: Vec<_> = networks.iter().flat_map(|mlp| [mlp.gate, mlp.up, mlp.gate_up]).collect();
         let moments = self.through(&first, k)?;
-        let inner: Vec<Option<Moments>> = moments.chunks_exact(3).map(|found| self.inner(found)).collect();
+        let inner: Vec<Option<SecondMoments>> = moments.chunks_exact(3).map(|found| self.inner(found)).collect();
         let last = networks.iter().zip(&inner).map(|(mlp, inner)| {
             let down = mlp.down.filter(|down| inner.as_ref().is_some_and(|inner| inner.len() == down.inputs()));
             (down, inner.as_deref().unwrap_or_default())
@@ -211,14 +218,14 @@ impl<'a> Propagation<'_, 'a, '_> {
         self.through_each(&last.collect::<Vec<_>>())
     }
 
-    /// Moments in front of the last matrix of a network, from those behind `[gate, up, both]`.
-    fn inner(&self, moments: &[Option<Moments>]) -> Option<Moments> {
-        let conventions = &self.decoder.conventions;
+    /// SecondMoments in front of the last matrix of a network, from those behind `[gate, up, both]`.
+    fn inner(&self, moments: &[Option<SecondMoments>]) -> Option<SecondMoments> {
+        let conventions = &self.model.conventions;
         let act = |variance: &f64| second_moment(conventions.activation, *variance);
         let gated = |gate: &[f64], up: &[f64]| gate.iter().zip(up).map(|(gate, up)| act(gate) * up).collect();
         match moments {
             [Some(gate), Some(up), None] => Some(gated(gate, up)),
-            [None, None, Some(both)] if conventions.alternating => {
+            [None, None, Some(both)] if conventions.interleaved => {
                 Some(both.chunks_exact(2).map(|pair| act(&pair[0]) * pair[1]).collect())
             }
             [None, None, Some(both)] => Some(gated(&both[..both.len() / 2], &both[both.len() / 2..])),
@@ -229,38 +236,39 @@ impl<'a> Propagation<'_, 'a, '_> {
 
     /// Embedding and head. Tied, they are one matrix with both uses: looked up, where all channels count alike, and
     /// multiplied with the last hidden state.
-    fn ends(&mut self, stream: &Moments) -> Result<()> {
-        let decoder = self.decoder;
-        let embedding = decoder.embedding;
-        let last = self.behind(decoder.final_norm, stream)?;
-        if let Some(head) = decoder.head {
+    fn ends(&mut self, stream: &SecondMoments) -> Result<()> {
+        let model = self.model;
+        let embedding = model.embedding;
+        let last = self.behind(model.final_norm, stream)?;
+        if let Some(head) = model.head {
             self.through(&[Some(head)], &last)?;
             return Ok(());
         }
         let view = embedding.view(self.pass.checkpoint);
-        let Some(at) = self.derived.candidates.iter().position(|candidate| Some(candidate.view) == view) else {
+        let Some(at) = self.found.candidates.iter().position(|candidate| Some(candidate.view) == view) else {
             return Ok(());
         };
         let k: Vec<f32> = last.iter().map(|&k| k as f32).collect();
-        let Candidate { view, matrix, .. } = self.derived.candidates[at];
-        let energy = energy::energies(self.pass, &[Ask { view, matrix, k: &k }])?.swap_remove(0);
-        let looked_up = self.derived.prior.of(Role::Embedding, None, 0);
-        let as_head = self.derived.prior.of(Role::Head, None, 0);
+        let Candidate { view, matrix, .. } = self.found.candidates[at];
+        let energy = energy::energies(self.pass, &[EnergyJob { view, matrix, k: &k }])?.swap_remove(0);
+        let looked_up = self.found.prior.of(Role::Embedding, None, 0);
+        let as_head = self.found.prior.of(Role::Head, None, 0);
         let signal = looked_up + as_head;
-        self.derived.put(at, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
+        self.found.put(at, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
         Ok(())
     }
 
-    /// Moments behind `norm`, for a stream of moments `stream`.
-    fn behind(&self, norm: Option<Norm<'a>>, stream: &Moments) -> Result<Moments> {
+    /// SecondMoments behind `norm`, for a stream of moments `stream`.
+    fn behind(&self, norm: Option<Norm<'a>>, stream: &SecondMoments) -> Result<SecondMoments> {
         let mean = stream.iter().sum::<f64>() / stream.len() as f64;
         let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
         let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
-        let Some(gain) = self.vector(Vector { tensor: weight, at: 0 }, stream.len())? else {
+        let Some(gain) = self.vector(ParameterVector { tensor: weight, at: 0 }, stream.len())? else {
             return Ok(normed.collect());
         };
-        let shift = bias.map(|tensor| self.vector(Vector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
-        let one = if self.decoder.conventions.norm_adds_one { 1.0 } else { 0.0 };
+        let shift =
+            bias.map(|tensor| self.vector(ParameterVector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
+        let one = if self.model.conventions.norm_adds_one { 1.0 } else { 0.0 };
         let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
         Ok(match shift {
             None => scaled.collect(),
@@ -268,39 +276,39 @@ impl<'a> Propagation<'_, 'a, '_> {
         })
     }
 
-    fn vector(&self, of: Vector<'a>, length: usize) -> Result<Option<Moments>> {
-        Ok(vector(self.pass, of, length)?.map(|values| values.into_iter().map(f64::from).collect()))
+    fn vector(&self, of: ParameterVector<'a>, length: usize) -> Result<Option<SecondMoments>> {
+        Ok(read_vector(self.pass, of, length)?.map(|values| values.into_iter().map(f64::from).collect()))
     }
 
     /// Measures `linears` behind moments `k`; the moments of the outputs of those that are there and take that many.
-    fn through(&mut self, linears: &[Option<Linear<'a>>], k: &Moments) -> Result<Vec<Option<Moments>>> {
+    fn through(&mut self, linears: &[Option<Linear<'a>>], k: &SecondMoments) -> Result<Vec<Option<SecondMoments>>> {
         self.through_each(&linears.iter().map(|linear| (*linear, k.as_slice())).collect::<Vec<_>>())
     }
 
     /// As [`through`](Self::through), each behind moments of its own.
-    fn through_each(&mut self, linears: &[(Option<Linear<'a>>, &[f64])]) -> Result<Vec<Option<Moments>>> {
+    fn through_each(&mut self, linears: &[(Option<Linear<'a>>, &[f64])]) -> Result<Vec<Option<SecondMoments>>> {
         let checkpoint = self.pass.checkpoint;
         let mut narrow: Vec<Vec<f32>> = Vec::new();
-        let mut stretches: Vec<(usize, Stretch)> = Vec::new();
-        let mut moments: Vec<Option<Moments>> = vec![None; linears.len()];
+        let mut slices: Vec<(usize, RowSlice)> = Vec::new();
+        let mut moments: Vec<Option<SecondMoments>> = vec![None; linears.len()];
         for (at, (linear, k)) in linears.iter().enumerate() {
             narrow.push(k.iter().map(|&k| k as f32).collect());
             if let Some(linear) = linear.filter(|linear| linear.inputs() == k.len()) {
                 moments[at] = Some(vec![0.0; linear.outputs()]);
-                stretches.extend(self.stretches(&linear).into_iter().map(|stretch| (at, stretch)));
+                slices.extend(self.slices(&linear).into_iter().map(|slice| (at, slice)));
             }
         }
-        let mut asks = Vec::with_capacity(stretches.len());
-        for (at, Stretch { view, .. }) in &stretches {
+        let mut asks = Vec::with_capacity(slices.len());
+        for (at, RowSlice { view, .. }) in &slices {
             let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a layer is no matrix".to_owned()))?;
-            asks.push(Ask { view: *view, matrix, k: &narrow[*at] });
+            asks.push(EnergyJob { view: *view, matrix, k: &narrow[*at] });
         }
-        for ((at, stretch), energy) in stretches.iter().zip(energy::energies(self.pass, &asks)?) {
-            if let Some(candidate) = stretch.candidate {
-                self.derived.take(candidate, linears[*at].1, &energy);
+        for ((at, slice), energy) in slices.iter().zip(energy::energies(self.pass, &asks)?) {
+            if let Some(candidate) = slice.candidate {
+                self.found.take(candidate, linears[*at].1, &energy);
             }
             let outputs = moments[*at].iter_mut().flatten();
-            let those = outputs.skip(stretch.first as usize).step_by(stretch.step as usize);
+            let those = outputs.skip(slice.first as usize).step_by(slice.step as usize);
             those.zip(energy.rows).for_each(|(moment, row)| *moment = row);
         }
         for ((linear, _), moments) in linears.iter().zip(&mut moments) {
@@ -313,32 +321,32 @@ impl<'a> Propagation<'_, 'a, '_> {
     }
 
     /// The candidates that `linear` is made of; itself, if it is none.
-    fn stretches(&self, linear: &Linear<'a>) -> Vec<Stretch> {
+    fn slices(&self, linear: &Linear<'a>) -> Vec<RowSlice> {
         let Some(whole) = linear.view(self.pass.checkpoint) else { return Vec::new() };
-        let held = self.derived.held.get(&whole.tensor).map(Vec::as_slice).unwrap_or_default();
+        let held = self.found.held.get(&whole.tensor).map(Vec::as_slice).unwrap_or_default();
         let of = |&at: &usize| {
-            let view = self.derived.candidates[at].view;
+            let view = self.found.candidates[at].view;
             let within = view.offset.checked_sub(whole.offset)?;
             let is_in = view.cols == whole.cols
                 && view.col_stride == whole.col_stride
                 && within / whole.row_stride < whole.rows;
             let (first, step) = (within / whole.row_stride, view.row_stride / whole.row_stride);
-            is_in.then_some(Stretch { candidate: Some(at), view, first, step: step.max(1) })
+            is_in.then_some(RowSlice { candidate: Some(at), view, first, step: step.max(1) })
         };
-        let found: Vec<Stretch> = held.iter().filter_map(of).collect();
-        if found.iter().map(|stretch| stretch.view.rows).sum::<u64>() == whole.rows {
+        let found: Vec<RowSlice> = held.iter().filter_map(of).collect();
+        if found.iter().map(|slice| slice.view.rows).sum::<u64>() == whole.rows {
             return found;
         }
-        vec![Stretch { candidate: None, view: whole, first: 0, step: 1 }]
+        vec![RowSlice { candidate: None, view: whole, first: 0, step: 1 }]
     }
 
     /// Adds what a block gives to the stream, behind its own norm if it has one.
-    fn add(&self, norm: Option<Norm<'a>>, added: Option<Moments>, stream: &mut Moments) -> Result<()> {
+    fn add(&self, norm: Option<Norm<'a>>, added: Option<SecondMoments>, stream: &mut SecondMoments) -> Result<()> {
         let Some(mut added) = added.filter(|added| added.len() == stream.len()) else { return Ok(()) };
         if norm.is_some() {
             added = self.behind(norm, &added)?;
         }
-        let scale = self.decoder.conventions.residual_scale * self.decoder.conventions.residual_scale;
+        let scale = self.model.conventions.residual_scale * self.model.conventions.residual_scale;
         for (channel, added) in stream.iter_mut().zip(added) {
             *channel += scale * added;
         }

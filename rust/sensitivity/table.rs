@@ -1,4 +1,4 @@
-//! Measuring matrices under vectors that somebody else found.
+//! Measures matrices under vectors from the probe or from a file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use super::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, layers, share};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Tensor, View};
 use crate::error::Result;
-use crate::pass::energy::{self, Ask};
+use crate::pass::energy::{self, EnergyJob};
 
-/// The largest element of a vector: sums of products with squared weights stay finite in `f32`.
+/// Largest element of a vector. Up to it, sums of products with squared weights stay finite in `f32`.
 pub const LARGEST: f32 = 1e20;
 
 /// The vectors `k` and, where they are known, `r` of one matrix.
 pub type Given = (Arc<[f32]>, Option<Arc<[f32]>>);
 
-/// What was found of one tensor.
+/// The vectors of one tensor, as it is stored.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
-    /// How many matrices it is a stack of, if it is one.
+pub struct TensorVectors {
+    /// Number of matrices, if it is a stack.
     pub stack: Option<u64>,
     /// Importance of each column, matrix by matrix.
     pub k: Arc<[f32]>,
@@ -30,11 +30,11 @@ pub struct Found {
 }
 
 /// Vectors of the tensors of one checkpoint, by name.
-pub type Table = BTreeMap<String, Found>;
+pub type Table = BTreeMap<String, TensorVectors>;
 
-impl Found {
-    /// What it says of the rows and columns of `view`, which is of `tensor`; `None` if that has other columns than either
-    /// side of what is stored.
+impl TensorVectors {
+    /// The vectors for the rows and columns of `view`, a view of `tensor`; `None` if its columns are neither the stored
+    /// columns nor the stored rows.
     #[must_use]
     pub fn of(&self, tensor: &Tensor, view: View) -> Option<Given> {
         let (cols, above) = tensor.shape.split_last()?;
@@ -56,7 +56,7 @@ impl Found {
             let r = r.map(|r| picked(r, within / cols, stride / cols, 1.0));
             return Some((k.into(), r.flatten()));
         }
-        // A row for each input: the two change places, and the importance keeps its mean of one.
+        // Stored with a row for each input: `k` and `r` are exchanged, and scaled so that the importance has mean 1.
         let mean = r?.iter().sum::<f32>() / rows as f32;
         if view.cols as usize != rows || view.col_stride as usize != cols || mean <= 0.0 {
             return None;
@@ -65,7 +65,7 @@ impl Found {
     }
 }
 
-/// Measures `candidates` under what `vectors` gives for each; those it gives nothing for count all their columns alike.
+/// Measures `candidates` under the vectors that `vectors` gives for each. Without any, all columns count alike.
 ///
 /// # Errors
 /// Those of `vectors` and of [`energy::energies`].
@@ -86,7 +86,7 @@ pub fn measure(
     let asks: Vec<_> = candidates
         .iter()
         .zip(&given)
-        .map(|(&Candidate { view, matrix, .. }, (k, ..))| Ask { view, matrix, k })
+        .map(|(&Candidate { view, matrix, .. }, (k, ..))| EnergyJob { view, matrix, k })
         .collect();
     let energies = energy::energies(pass, &asks)?;
     let layers = layers(candidates);

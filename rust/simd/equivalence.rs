@@ -1,13 +1,14 @@
-//! Every operation of [`Vector`](super::vector::Vector), by plain Rust and by the best instruction set there is: the same bits.
+//! Every operation of [`Simd`](super::vector::Simd) gives the same bits on all instruction sets of this CPU.
 
 use half::{bf16, f16};
 
-use super::Isa;
-use super::paired::MOST_PARTS;
-use super::vector::{BAND_ROWS, BYTES, Column, Element};
+use super::batch::MAX_PARTS;
+use super::convert::{CHUNK, Element};
+use super::vector::{BAND_ROWS, Column};
+use super::{Isa, kernel};
 use crate::dtype::Float;
 
-/// Numbers of every kind, and what is none.
+/// Numbers of every kind, infinities and NaNs.
 const VALUES: [f32; 17] = [
     0.0,
     -0.0,
@@ -28,22 +29,22 @@ const VALUES: [f32; 17] = [
     1e-7,
 ];
 
-/// The bits of a lane; all that is no number alike.
+/// The bit patterns of the lanes, with every NaN mapped to one.
 fn bits(lanes: Column) -> [u32; BAND_ROWS] {
     lanes.map(|lane| if lane.is_nan() { f32::NAN.to_bits() } else { lane.to_bits() })
 }
 
 kernel! {
-    /// What every operation on lanes gives of a pair.
-    fn results<V: Vector>(a: Column, b: Column) -> Vec<[u32; BAND_ROWS]> {
+    /// The results of every operation on two vectors.
+    fn results<V: Simd>(a: Column, b: Column) -> Vec<[u32; BAND_ROWS]> {
         let (x, y, third) = (V::load(a), V::load(b), b[3]);
         let (zero, max) = (V::splat(0.0), V::splat(255.0));
-        let held = x.clamp(max);
-        // Numbers, and no −0: which of two zeros is the least is not said.
+        let clamped = x.clamp(max);
+        // Numbers other than −0: which zero is the least is unspecified.
         let a = x.max(V::splat(f32::MIN)).add(zero);
         let b = y.max(V::splat(f32::MIN)).add(zero);
-        let power = x.clamp(V::splat(253.0)).round().sub(V::splat(126.0));
-        let masks = [x.less(y), x.less(x), zero.less(held.add(max))];
+        let power = x.clamp(V::splat(253.0)).round_small().sub(V::splat(126.0));
+        let masks = [x.lt(y), x.lt(x), zero.lt(clamped.add(max))];
         let whether = masks.map(|mask| f32::from(u8::from(V::all(mask))));
         let results = [
             x.add(y),
@@ -55,40 +56,40 @@ kernel! {
             x.min(y),
             x.max(y),
             x.abs(),
-            x.where_or(masks[0], y),
+            x.select(masks[0], y),
             V::load([whether[0], whether[1], whether[2], 0.0, 0.0, 0.0, 0.0, 0.0]),
-            held,
-            held.round(),
-            zero.sub(held).round(),
+            clamped,
+            clamped.round_small(),
+            zero.sub(clamped).round_small(),
             x.code(max),
-            x.abs().capped_code(max),
-            held.min_by_bits(y.clamp(max)),
-            held.product_code(V::splat(0.37), V::splat(93.0).cap()),
+            x.abs().code_nonneg(max),
+            clamped.min_positive(y.clamp(max)),
+            clamped.fused_code(V::splat(0.37), V::splat(93.0).code_limit()),
             power.power_of_two(),
-            V::from_bytes(held.round().bytes()),
+            V::from_bytes(clamped.round_small().to_bytes()),
             V::splat(third),
-            x.nearest_integer(),
-            x.nearest(Float::BF16),
-            x.nearest(Float::F16),
-            x.nearest(Float::F32),
-            x.other_side(Float::BF16),
-            x.other_side(Float::F16),
-            x.other_side(Float::F32),
-            V::least([a, b, held, a, b, held, a, b]),
-            V::greatest([a, b, held, a, b, held, a, b]),
+            x.round_ties_even(),
+            x.round_to(Float::BF16),
+            x.round_to(Float::F16),
+            x.round_to(Float::F32),
+            x.other_neighbour(Float::BF16),
+            x.other_neighbour(Float::F16),
+            x.other_neighbour(Float::F32),
+            V::reduce_min([a, b, clamped, a, b, clamped, a, b]),
+            V::reduce_max([a, b, clamped, a, b, clamped, a, b]),
         ];
         results.map(|result| bits(result.store())).to_vec()
     }
 }
 
 kernel! {
-    /// What arithmetic gives of `a` with `b` beside `b` with itself, or of each alone.
-    fn side_by_side<V: Vector in W: Wide>(a: Column, b: Column) -> [Vec<[u32; BAND_ROWS]>; MOST_PARTS] {
+    /// The results of arithmetic on the pairs (`a`, `b`) and (`b`, `b`), in one batch or one after the other.
+    fn batch_results<V: Simd in W: Batch>(a: Column, b: Column) -> [Vec<[u32; BAND_ROWS]>; MAX_PARTS] {
         let mut found = [Vec::new(), Vec::new()];
         for (at, found) in found.iter_mut().enumerate() {
             let parts = [V::load(a), V::load(b)];
-            let (x, part) = if W::PARTS == 1 { (W::beside(&parts[at..]), 0) } else { (W::beside(&parts), at) };
-            let (y, max) = (W::each(b), W::splat(255.0));
+            let (x, part) = if W::PARTS == 1 { (W::concat(&parts[at..]), 0) } else { (W::concat(&parts), at) };
+            let (y, max) = (W::broadcast(b), W::splat(255.0));
             let results = [
                 x.add(y),
                 x.sub(y),
@@ -97,33 +98,33 @@ kernel! {
                 x.mul_add(y, W::splat(b[3])),
                 x.min(y),
                 x.max(y),
-                x.nearest_integer(),
-                x.clamp(max).round(),
+                x.round_ties_even(),
+                x.clamp(max).round_small(),
                 x.clamp(max),
                 x.code(max),
-                x.max(W::splat(0.0)).capped_code(max),
-                x.clamp(max).min_by_bits(y.clamp(max)),
-                x.clamp(max).product_code(W::splat(0.37), W::splat(93.0).cap()),
-                x.nearest(Float::BF16),
-                x.nearest(Float::F16),
-                x.nearest(Float::F32),
-                // One that is given alone is all there is.
-                W::beside(&parts[at..=at]).sub(y),
+                x.max(W::splat(0.0)).code_nonneg(max),
+                x.clamp(max).min_positive(y.clamp(max)),
+                x.clamp(max).fused_code(W::splat(0.37), W::splat(93.0).code_limit()),
+                x.round_to(Float::BF16),
+                x.round_to(Float::F16),
+                x.round_to(Float::F32),
+                // A single vector fills all parts.
+                W::concat(&parts[at..=at]).sub(y),
             ];
-            found.extend(results.map(|result| bits(result.part(part).store())));
+            found.extend(results.map(|result| bits(result.extract(part).store())));
         }
         found
     }
 }
 
-fn is_alike(a: Column, b: Column) {
+fn assert_alike(a: Column, b: Column) {
     let portable = results(Isa::PORTABLE, a, b);
-    let beside = side_by_side(Isa::PORTABLE, a, b);
+    let batched = batch_results(Isa::PORTABLE, a, b);
     for isa in Isa::available() {
         for (at, (found, portable)) in results(isa, a, b).iter().zip(&portable).enumerate() {
             assert_eq!(found, portable, "{at}, {isa:?}: {a:?} {b:?}");
         }
-        assert_eq!(side_by_side(isa, a, b), beside, "{isa:?}: {a:?} {b:?}");
+        assert_eq!(batch_results(isa, a, b), batched, "{isa:?}: {a:?} {b:?}");
     }
 }
 
@@ -133,7 +134,7 @@ fn every_operation_gives_the_bits_of_the_portable_one() {
         for by in 0..VALUES.len() {
             let a: Column = std::array::from_fn(|lane| VALUES[(at + lane) % VALUES.len()]);
             let b: Column = std::array::from_fn(|lane| VALUES[(by + 3 * lane) % VALUES.len()]);
-            is_alike(a, b);
+            assert_alike(a, b);
         }
     }
 }
@@ -144,10 +145,10 @@ fn every_operation_gives_the_bits_of_the_portable_one_on_floats_of_every_size() 
     let mut any = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let value = f32::from_bits((state >> 32) as u32);
-        // What is no number is such as arithmetic gives.
+        // Quiet NaNs only, as arithmetic returns them.
         if value.is_nan() { f32::from_bits(value.to_bits() | 0x0040_0000) } else { value }
     };
-    // Next to what binary16 holds, and in the middle of two of each type.
+    // Near binary16 numbers, and halfway between two numbers of each type.
     let near = |value: f32, at: usize| match at % 4 {
         0 => value,
         1 => f32::from_bits(value.to_bits() & 0x83ff_ffff | 0x3800_0000),
@@ -156,24 +157,24 @@ fn every_operation_gives_the_bits_of_the_portable_one_on_floats_of_every_size() 
     };
     for at in 0..20_000 {
         let [a, b]: [Column; 2] = std::array::from_fn(|_| std::array::from_fn(|_| near(any(), at)));
-        is_alike(a, b);
+        assert_alike(a, b);
     }
 }
 
 kernel! {
-    fn power_of_two<V: Vector>(n: f32) -> Column {
+    fn power_of_two<V: Simd>(n: f32) -> Column {
         V::splat(n).power_of_two().store()
     }
 }
 
 kernel! {
-    fn fused<V: Vector>(a: f32, b: f32, c: f32) -> Column {
+    fn fused<V: Simd>(a: f32, b: f32, c: f32) -> Column {
         V::splat(a).mul_add(V::splat(b), V::splat(c)).store()
     }
 }
 
 #[test]
-fn powers_of_two_and_fused_products_are_what_they_are() {
+fn powers_of_two_are_exact_and_fused_products_are_rounded_once() {
     for isa in Isa::available() {
         for n in -126_i16..=127 {
             let power = f64::from_bits((i64::from(n) + 1023).cast_unsigned() << 52);
@@ -186,16 +187,16 @@ fn powers_of_two_and_fused_products_are_what_they_are() {
 }
 
 kernel! {
-    /// Elements, as the nearest bytes.
-    fn bytes<V: Vector; T: Element>(of: &[T; BYTES], max: u8) -> [u8; BYTES] {
-        V::nearest_bytes(T::widened(of), max)
+    /// Elements, rounded to bytes.
+    fn bytes<V: Simd; T: Element>(of: &[T; CHUNK], max: u8) -> [u8; CHUNK] {
+        V::round_to_bytes(T::widen(of), max)
     }
 }
 
 #[test]
 fn bytes_keep_their_order_and_their_limit() {
-    let values: [f32; BYTES] = std::array::from_fn(|at| (at * 7) as f32 + if at % 3 == 0 { 0.5 } else { 0.25 });
-    let expected: [u8; BYTES] = std::array::from_fn(|at| (at * 7) as u8 + u8::from(at % 3 == 0 && at % 2 == 1));
+    let values: [f32; CHUNK] = std::array::from_fn(|at| (at * 7) as f32 + if at % 3 == 0 { 0.5 } else { 0.25 });
+    let expected: [u8; CHUNK] = std::array::from_fn(|at| (at * 7) as u8 + u8::from(at % 3 == 0 && at % 2 == 1));
     let (halves, brain) = (values.map(f16::from_f32), values.map(bf16::from_f32));
     let large = values.map(|value| if value < 100.0 { value } else { value * 20_000.0 });
     for isa in Isa::available() {
@@ -204,23 +205,23 @@ fn bytes_keep_their_order_and_their_limit() {
             assert_eq!(bytes::<f32>(isa, &values, max), expected);
             assert_eq!(bytes::<f16>(isa, &halves, max), expected);
             assert_eq!(bytes::<bf16>(isa, &brain, max), bytes::<bf16>(Isa::PORTABLE, &brain, max));
-            let held = std::array::from_fn(|at| if large[at] < 100.0 { expected[at] } else { max });
-            assert_eq!(bytes::<f32>(isa, &large, max), held);
+            let clamped = std::array::from_fn(|at| if large[at] < 100.0 { expected[at] } else { max });
+            assert_eq!(bytes::<f32>(isa, &large, max), clamped);
         }
     }
 }
 
 kernel! {
-    /// Groups of numbers, as their least and greatest ones.
-    fn ranges<V: Vector; T: Element>(groups: &[[T; BYTES]; BAND_ROWS]) -> (Column, Column) {
-        let (low, high) = T::ranges::<V, BYTES>(groups);
+    /// The least and the greatest number of each group.
+    fn ranges<V: Simd; T: Element>(groups: &[[T; CHUNK]; BAND_ROWS]) -> (Column, Column) {
+        let (low, high) = T::ranges::<V, CHUNK>(groups);
         (low.store(), high.store())
     }
 }
 
-/// Whether all levels find the ranges of `values`, stored as each type.
-fn have_ranges(values: &[[f32; BYTES]; BAND_ROWS]) {
-    fn check<T: Element>(groups: &[[T; BYTES]; BAND_ROWS], value: fn(T) -> f32) {
+/// Checks on all instruction sets the ranges of `values`, stored as each type.
+fn check_ranges(values: &[[f32; CHUNK]; BAND_ROWS]) {
+    fn check<T: Element>(groups: &[[T; CHUNK]; BAND_ROWS], value: fn(T) -> f32) {
         let least = groups.map(|group| group.into_iter().map(value).fold(f32::INFINITY, f32::min));
         let most = groups.map(|group| group.into_iter().map(value).fold(f32::NEG_INFINITY, f32::max));
         for isa in Isa::available() {
@@ -239,51 +240,51 @@ fn ranges_are_those_of_the_numbers() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         f32::from(state.to_le_bytes()[3]) / 16.0 - 8.0
     };
-    // Both signs, as weights are; then one of the groups without negative ones, without others, of zeros of either sign.
+    // Both signs, as in weights; then one group without negative numbers, without positive ones, or with zeros of either sign.
     for odd in [None, Some([0.0, 8.0]), Some([-8.0, -0.5]), Some([0.0, 0.0]), Some([-0.0, 1.0]), Some([-0.0, -0.0])] {
         for at in 0..BAND_ROWS {
-            let mut groups = [[0.0; BYTES]; BAND_ROWS];
+            let mut groups = [[0.0; CHUNK]; BAND_ROWS];
             groups.iter_mut().flatten().for_each(|value| *value = number());
             if let Some([low, high]) = odd {
                 groups[at].iter_mut().for_each(|value| *value = value.clamp(low, high));
                 groups[at][at] = low;
             }
-            have_ranges(&groups);
+            check_ranges(&groups);
         }
     }
-    // Each number in each place, of every size.
+    // Each number in each place.
     for value in VALUES.into_iter().filter(|value| !value.is_nan()) {
-        for at in 0..BYTES {
-            let mut group = [0.25; BYTES];
-            group[(at + 1) % BYTES] = -0.25;
+        for at in 0..CHUNK {
+            let mut group = [0.25; CHUNK];
+            group[(at + 1) % CHUNK] = -0.25;
             let mut groups = [group; BAND_ROWS];
             groups[at % BAND_ROWS][at] = value;
-            have_ranges(&groups);
+            check_ranges(&groups);
         }
     }
 }
 
 kernel! {
-    fn transposed<V: Vector>(rows: [[u8; BAND_ROWS]; BAND_ROWS]) -> [[u8; BAND_ROWS]; BAND_ROWS] {
-        V::transposed(rows)
+    fn transpose_u8<V: Simd>(rows: [[u8; BAND_ROWS]; BAND_ROWS]) -> [[u8; BAND_ROWS]; BAND_ROWS] {
+        V::transpose_u8(rows)
     }
 }
 
 kernel! {
-    fn columns<V: Vector>(rows: [[u16; BAND_ROWS]; BAND_ROWS]) -> [Column; BAND_ROWS] {
-        V::columns(rows)
+    fn transpose_bf16<V: Simd>(rows: [[u16; BAND_ROWS]; BAND_ROWS]) -> [Column; BAND_ROWS] {
+        V::transpose_bf16(rows)
     }
 }
 
 kernel! {
-    fn turned<V: Vector>(rows: [Column; BAND_ROWS]) -> [Column; BAND_ROWS] {
-        V::turned(rows)
+    fn transpose_f32<V: Simd>(rows: [Column; BAND_ROWS]) -> [Column; BAND_ROWS] {
+        V::transpose_f32(rows)
     }
 }
 
 kernel! {
-    fn from_halves<V: Vector>(of: [f16; BAND_ROWS]) -> Column {
-        V::from_halves(of).store()
+    fn from_f16<V: Simd>(of: [f16; BAND_ROWS]) -> Column {
+        V::from_f16(of).store()
     }
 }
 
@@ -292,25 +293,25 @@ fn halves_are_widened_exactly() {
     for first in (0..=u16::MAX).step_by(BAND_ROWS) {
         let halves: [f16; BAND_ROWS] = std::array::from_fn(|at| f16::from_bits(first + at as u16));
         for isa in Isa::available() {
-            assert_eq!(bits(from_halves(isa, halves)), bits(halves.map(f16::to_f32)), "{isa:?}: {halves:?}");
+            assert_eq!(bits(from_f16(isa, halves)), bits(halves.map(f16::to_f32)), "{isa:?}: {halves:?}");
         }
     }
 }
 
 #[test]
-fn columns_are_those_of_the_rows() {
+fn transposes_exchange_rows_and_columns() {
     let rows: [[u8; BAND_ROWS]; BAND_ROWS] =
         std::array::from_fn(|row| std::array::from_fn(|at| (row * 31 + at * 7) as u8));
     let wide: [[u16; BAND_ROWS]; BAND_ROWS] =
         std::array::from_fn(|row| std::array::from_fn(|at| (row * 8 + at) as u16 * 521));
     for isa in Isa::available() {
-        let (turned, lanes) = (transposed(isa, rows), columns(isa, wide));
-        let numbers = self::turned(isa, rows.map(|row| row.map(f32::from)));
+        let (bytes, halves) = (transpose_u8(isa, rows), transpose_bf16(isa, wide));
+        let numbers = transpose_f32(isa, rows.map(|row| row.map(f32::from)));
         for row in 0..BAND_ROWS {
             for column in 0..BAND_ROWS {
-                assert_eq!(turned[column][row], rows[row][column], "{isa:?}: [{row}, {column}]");
+                assert_eq!(bytes[column][row], rows[row][column], "{isa:?}: [{row}, {column}]");
                 let bits = u32::from(wide[row][column]) << 16;
-                assert_eq!(lanes[column][row].to_bits(), bits, "{isa:?}: [{row}, {column}]");
+                assert_eq!(halves[column][row].to_bits(), bits, "{isa:?}: [{row}, {column}]");
                 assert_eq!(numbers[column][row], f32::from(rows[row][column]), "{isa:?}: [{row}, {column}]");
             }
         }
@@ -318,35 +319,54 @@ fn columns_are_those_of_the_rows() {
 }
 
 kernel! {
-    fn squeezed<V: Vector, const BITS: usize>(codes: &[u8; BYTES]) -> [u8; BYTES] {
-        let mut out = [0; BYTES];
-        V::squeeze::<BITS>(codes, &mut out);
+    fn pack_bits<V: Simd, const BITS: usize>(codes: &[u8; CHUNK]) -> [u8; CHUNK] {
+        let mut out = [0; CHUNK];
+        V::pack_bits::<BITS>(codes, &mut out);
         out
     }
 }
 
+kernel! {
+    fn pack_nibbles<V: Simd>(codes: &[u8; 2 * CHUNK]) -> [u8; CHUNK] {
+        V::pack_nibbles(codes)
+    }
+}
+
 #[test]
-fn codes_are_squeezed_alike() {
-    fn is_alike<const BITS: usize>() {
+fn codes_are_packed_alike() {
+    fn check<const BITS: usize>() {
         for seed in 0..64 {
             let codes = std::array::from_fn(|at| ((at * 73 + seed * 37) as u8) >> (8 - BITS));
-            let portable = squeezed::<BITS>(Isa::PORTABLE, &codes);
+            let portable = pack_bits::<BITS>(Isa::PORTABLE, &codes);
             for isa in Isa::available() {
-                let found = squeezed::<BITS>(isa, &codes);
-                assert_eq!(found[..BYTES / 8 * BITS], portable[..BYTES / 8 * BITS], "{BITS}, {isa:?}: {codes:?}");
+                let found = pack_bits::<BITS>(isa, &codes);
+                assert_eq!(found[..CHUNK / 8 * BITS], portable[..CHUNK / 8 * BITS], "{BITS}, {isa:?}: {codes:?}");
             }
         }
     }
-    is_alike::<2>();
-    is_alike::<3>();
-    is_alike::<4>();
-    is_alike::<5>();
-    is_alike::<6>();
-    is_alike::<8>();
+    check::<2>();
+    check::<3>();
+    check::<4>();
+    check::<5>();
+    check::<6>();
+    check::<8>();
+}
+
+#[test]
+fn nibbles_are_packed_as_codes_of_four_bits() {
+    for seed in 0..64 {
+        let codes: [u8; 2 * CHUNK] = std::array::from_fn(|at| ((at * 73 + seed * 37) as u8) >> 4);
+        let [first, second] = codes.as_chunks::<CHUNK>().0 else { unreachable!("two chunks") };
+        let expected = [first, second].map(|codes| pack_bits::<4>(Isa::PORTABLE, codes));
+        let expected = [&expected[0][..CHUNK / 2], &expected[1][..CHUNK / 2]].concat();
+        for isa in Isa::available() {
+            assert_eq!(pack_nibbles(isa, &codes)[..], expected, "{isa:?}: {codes:?}");
+        }
+    }
 }
 
 #[test]
 #[cfg(target_arch = "aarch64")]
-fn what_is_compared_is_neon() {
+fn neon_is_what_is_compared() {
     assert_eq!(Isa::detect().name(), "neon");
 }

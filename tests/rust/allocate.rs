@@ -1,14 +1,21 @@
 //! Allocations: held against every allocation there is, where there are few.
 
-use crate::allocate::{Family, Outcome, Point, allocate, minimum, trade_off, uniform_choice, uniforms};
-use crate::scheme::{Affine, Scheme};
+use crate::allocate::{FusionGroup, SchemeCost, Solution, allocate, minimum, trade_off, uniform_choice, uniforms};
+use crate::band::Matrix;
+use crate::codec::affine::{Affine, AffineCodec};
+use crate::codec::{Codec, Scheme};
+use crate::dtype::Float;
 use proptest::prelude::*;
 
 use super::support::{self, Numbers};
 
+fn schemes() -> &'static [Scheme] {
+    AffineCodec.schemes()
+}
+
 /// Everything that fits: the least loss, by trying all.
-fn optimum(families: &[Family], capacity: u64) -> Option<f64> {
-    match families {
+fn optimum(groups: &[FusionGroup], capacity: u64) -> Option<f64> {
+    match groups {
         [] => Some(0.0),
         [first, rest @ ..] => first
             .points
@@ -18,59 +25,61 @@ fn optimum(families: &[Family], capacity: u64) -> Option<f64> {
     }
 }
 
-fn bytes(families: &[Family], choice: &[usize]) -> u64 {
-    families.iter().zip(choice).map(|(family, &at)| family.points[at].bytes).sum()
+fn bytes(groups: &[FusionGroup], choice: &[usize]) -> u64 {
+    groups.iter().zip(choice).map(|(group, &at)| group.points[at].bytes).sum()
 }
 
-fn loss(families: &[Family], choice: &[usize]) -> f64 {
-    families.iter().zip(choice).map(|(family, &at)| family.points[at].loss).sum()
+fn loss(groups: &[FusionGroup], choice: &[usize]) -> f64 {
+    groups.iter().zip(choice).map(|(group, &at)| group.points[at].loss).sum()
 }
 
-/// Whether some family could have less loss within what is left.
-fn has_room(families: &[Family], capacity: u64, Outcome { allocation, .. }: &Outcome) -> bool {
+/// Whether some group could have less loss within what is left.
+fn has_room(groups: &[FusionGroup], capacity: u64, Solution { allocation, .. }: &Solution) -> bool {
     let left = capacity - allocation.bytes;
-    families.iter().zip(&allocation.choice).any(|(family, &at)| {
-        let now = family.points[at];
-        family.points.iter().any(|point| point.loss < now.loss && point.bytes <= now.bytes + left)
+    groups.iter().zip(&allocation.choice).any(|(group, &at)| {
+        let now = group.points[at];
+        group.points.iter().any(|point| point.loss < now.loss && point.bytes <= now.bytes + left)
     })
 }
 
 /// Families as matrices have them: 18 schemes and perhaps "kept", loss falling by about a factor of four per bit.
-fn matrices(seed: u64, count: usize) -> Vec<Family> {
+fn matrices(seed: u64, count: usize) -> Vec<FusionGroup> {
     let mut numbers = Numbers(seed);
-    let family = |_| {
+    let group = |_| {
         let weights = 64 * 128 * (1 + numbers.below(200));
         let weight = weights as f64 * crate::math::exp(2.0 * numbers.normal());
-        let mut points: Vec<_> = Affine::all()
-            .map(|scheme| {
-                let steps = 1 << (2 * scheme.bits());
-                let grouped = (scheme.group_size() as f64).sqrt() * (0.9 + 0.2 * numbers.unit());
-                let bytes = scheme.stored_bytes(weights / 128, 128, crate::dtype::Float::BF16);
-                Point { scheme: Scheme::Affine(scheme), bytes, loss: weight * grouped / f64::from(steps) }
+        let mut points: Vec<_> = schemes()
+            .iter()
+            .map(|&scheme| {
+                let affine = Affine::of(scheme).unwrap();
+                let steps = 1 << (2 * affine.bits());
+                let grouped = (affine.group_size() as f64).sqrt() * (0.9 + 0.2 * numbers.unit());
+                let bytes = scheme.stored_bytes(Matrix { rows: weights / 128, cols: 128, float: Float::BF16 });
+                SchemeCost { scheme, bytes, loss: weight * grouped / f64::from(steps) }
             })
             .collect();
         if numbers.below(2) == 0 {
-            points.push(Point { scheme: Scheme::Kept, bytes: 2 * weights, loss: 0.0 });
+            points.push(SchemeCost { scheme: Scheme::KEPT, bytes: 2 * weights, loss: 0.0 });
         }
-        Family { points }
+        FusionGroup { points }
     };
-    (0..count).map(family).collect()
+    (0..count).map(group).collect()
 }
 
-/// A few families of a few points, by growing bytes; losses need not fall, and often lie on a line.
-fn few() -> impl Strategy<Value = Vec<Family>> {
-    let schemes: Vec<_> = Affine::all().map(Scheme::Affine).chain([Scheme::Kept]).collect();
-    let family = (prop::sample::subsequence(schemes, 1..6), any::<u64>(), any::<bool>());
-    let family = family.prop_map(|(schemes, seed, on_a_line)| {
+/// A few groups of a few points, by growing bytes; losses need not fall, and often lie on a line.
+fn few() -> impl Strategy<Value = Vec<FusionGroup>> {
+    let schemes: Vec<_> = schemes().iter().copied().chain([Scheme::KEPT]).collect();
+    let group = (prop::sample::subsequence(schemes, 1..6), any::<u64>(), any::<bool>());
+    let group = group.prop_map(|(schemes, seed, on_a_line)| {
         let (mut numbers, mut bytes) = (Numbers(seed), 1 + seed % 7);
         let points = schemes.into_iter().map(|scheme| {
             bytes += 1 + numbers.below(if on_a_line { 4 } else { 12 });
             let loss = if on_a_line { 10.0 - 0.1 * bytes as f64 } else { 10.0 * numbers.unit() };
-            Point { scheme, bytes, loss }
+            SchemeCost { scheme, bytes, loss }
         });
-        Family { points: points.collect() }
+        FusionGroup { points: points.collect() }
     });
-    prop::collection::vec(family, 1..6)
+    prop::collection::vec(group, 1..6)
 }
 
 proptest! {
@@ -78,162 +87,163 @@ proptest! {
 
     #[test]
     fn bound_optimum_found_and_uniform_are_in_this_order_and_the_capacity_is_filled(
-        families in few(), percent in 0..120_u64,
+        groups in few(), percent in 0..120_u64,
     ) {
-        let least = minimum(&families);
-        let most: u64 = families.iter().map(|family| family.points.iter().map(|p| p.bytes).max().unwrap()).sum();
+        let least = minimum(&groups);
+        let most: u64 = groups.iter().map(|group| group.points.iter().map(|p| p.bytes).max().unwrap()).sum();
         let capacity = least + percent * (most - least) / 100;
-        let outcome = allocate(&families, capacity).unwrap();
-        let allocation = &outcome.allocation;
-        prop_assert_eq!(allocation.bytes, bytes(&families, &allocation.choice));
-        prop_assert_eq!(allocation.loss, loss(&families, &allocation.choice));
+        let solution = allocate(&groups, schemes(), capacity).unwrap();
+        let allocation = &solution.allocation;
+        prop_assert_eq!(allocation.bytes, bytes(&groups, &allocation.choice));
+        prop_assert_eq!(allocation.loss, loss(&groups, &allocation.choice));
         prop_assert!(allocation.bytes <= capacity);
-        let optimum = optimum(&families, capacity).unwrap();
+        let optimum = optimum(&groups, capacity).unwrap();
         let rounding = 1e-12 * (1.0 + optimum);
-        prop_assert!(outcome.bound <= optimum + rounding, "bound {} of {optimum}", outcome.bound);
+        prop_assert!(solution.bound <= optimum + rounding, "bound {} of {optimum}", solution.bound);
         prop_assert!((allocation.loss - optimum).abs() <= rounding.max(1e-5 * optimum), "{} of {optimum}", allocation.loss);
-        let fitting = uniforms(&families).into_iter().filter(|(_, uniform)| uniform.bytes <= capacity);
+        let fitting = uniforms(&groups, schemes()).into_iter().filter(|(_, uniform)| uniform.bytes <= capacity);
         let uniform = fitting.map(|(_, uniform)| uniform.loss).min_by(f64::total_cmp);
-        prop_assert_eq!(outcome.uniform.map(|(_, loss)| loss), uniform);
+        prop_assert_eq!(solution.uniform.map(|(_, loss)| loss), uniform);
         prop_assert!(uniform.is_none_or(|uniform| allocation.loss <= uniform));
-        prop_assert!(!has_room(&families, capacity, &outcome), "{:?}", outcome);
-        prop_assert_eq!(allocate(&families, capacity).unwrap(), outcome);
+        prop_assert!(!has_room(&groups, capacity, &solution), "{:?}", solution);
+        prop_assert_eq!(allocate(&groups, schemes(), capacity).unwrap(), solution);
     }
 
     #[test]
-    fn the_bound_is_at_least_that_of_the_linear_programme(families in few(), percent in 0..100_u64) {
-        let least = minimum(&families);
-        let most: u64 = families.iter().map(|family| family.points.iter().map(|p| p.bytes).max().unwrap()).sum();
+    fn the_bound_is_at_least_that_of_the_linear_programme(groups in few(), percent in 0..100_u64) {
+        let least = minimum(&groups);
+        let most: u64 = groups.iter().map(|group| group.points.iter().map(|p| p.bytes).max().unwrap()).sum();
         let capacity = least + percent * (most - least) / 100;
-        // max over λ of  Σ min (loss + λ bytes) − λ capacity, at all λ where the optimum of a family may change.
-        let slopes = families.iter().flat_map(|family| {
-            family.points.iter().flat_map(|a| family.points.iter().map(move |b| (a, b)))
+        // max over λ of  Σ min (loss + λ bytes) − λ capacity, at all λ where the optimum of a group may change.
+        let slopes = groups.iter().flat_map(|group| {
+            group.points.iter().flat_map(|a| group.points.iter().map(move |b| (a, b)))
                 .filter(|(a, b)| a.bytes < b.bytes && a.loss > b.loss)
                 .map(|(a, b)| (a.loss - b.loss) / (b.bytes - a.bytes) as f64)
         });
         let dual = |slope: f64| {
-            let of = |family: &Family| {
-                family.points.iter().map(|p| p.loss + slope * p.bytes as f64).min_by(f64::total_cmp).unwrap()
+            let of = |group: &FusionGroup| {
+                group.points.iter().map(|p| p.loss + slope * p.bytes as f64).min_by(f64::total_cmp).unwrap()
             };
-            families.iter().map(of).sum::<f64>() - slope * capacity as f64
+            groups.iter().map(of).sum::<f64>() - slope * capacity as f64
         };
         let expected = slopes.chain([0.0]).map(dual).max_by(f64::total_cmp).unwrap();
-        let found = allocate(&families, capacity).unwrap().bound;
+        let found = allocate(&groups, schemes(), capacity).unwrap().bound;
         prop_assert!(found > expected - 1e-9, "{found}, and the dual's best is {expected}");
     }
 }
 
 #[test]
 fn nothing_fits_below_the_smallest_points() {
-    let families = matrices(1, 5);
-    let least = minimum(&families);
-    assert_eq!(allocate(&families, least - 1), None);
-    let outcome = allocate(&families, least).unwrap();
-    assert_eq!((outcome.allocation.bytes, outcome.allocation.choice), (least, vec![0; 5]));
-    assert_eq!(allocate(&[], 0).unwrap().allocation.loss, 0.0);
+    let groups = matrices(1, 5);
+    let least = minimum(&groups);
+    assert_eq!(allocate(&groups, schemes(), least - 1), None);
+    let solution = allocate(&groups, schemes(), least).unwrap();
+    assert_eq!((solution.allocation.bytes, solution.allocation.choice), (least, vec![0; 5]));
+    assert_eq!(allocate(&[], schemes(), 0).unwrap().allocation.loss, 0.0);
 }
 
 #[test]
 fn with_room_for_everything_everything_has_its_least_loss() {
-    let families = matrices(2, 30);
-    let outcome = allocate(&families, u64::MAX).unwrap();
-    let least: f64 = families.iter().map(|f| f.points.iter().map(|p| p.loss).min_by(f64::total_cmp).unwrap()).sum();
-    assert_eq!((outcome.allocation.loss, outcome.bound), (least, least));
+    let groups = matrices(2, 30);
+    let solution = allocate(&groups, schemes(), u64::MAX).unwrap();
+    let least: f64 = groups.iter().map(|f| f.points.iter().map(|p| p.loss).min_by(f64::total_cmp).unwrap()).sum();
+    assert_eq!((solution.allocation.loss, solution.bound), (least, least));
 }
 
 #[test]
 fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
     for seed in 0..60 {
-        let families = matrices(seed, 4);
-        let (least, most) = (minimum(&families), families.iter().map(|f| f.points.last().unwrap().bytes).sum::<u64>());
+        let groups = matrices(seed, 4);
+        let (least, most) = (minimum(&groups), groups.iter().map(|f| f.points.last().unwrap().bytes).sum::<u64>());
         for share in [2, 3, 5, 8] {
             let capacity = least + (most - least) / share;
-            let outcome = allocate(&families, capacity).unwrap();
-            let optimum = optimum(&families, capacity).unwrap();
-            assert!(outcome.allocation.loss <= optimum * (1.0 + 1e-5), "{outcome:?}, and there is {optimum}");
-            assert!(outcome.bound <= optimum * (1.0 + 1e-12), "{outcome:?}, and there is {optimum}");
+            let solution = allocate(&groups, schemes(), capacity).unwrap();
+            let optimum = optimum(&groups, capacity).unwrap();
+            assert!(solution.allocation.loss <= optimum * (1.0 + 1e-5), "{solution:?}, and there is {optimum}");
+            assert!(solution.bound <= optimum * (1.0 + 1e-12), "{solution:?}, and there is {optimum}");
         }
     }
     // As many as a small model has: the least is found, and proved to be.
     for seed in 0..20 {
-        let families = matrices(seed, 36);
-        let outcome = allocate(&families, minimum(&families) * 3 / 2).unwrap();
-        assert!(outcome.allocation.loss <= outcome.bound * (1.0 + 1e-5), "{outcome:?}");
+        let groups = matrices(seed, 36);
+        let solution = allocate(&groups, schemes(), minimum(&groups) * 3 / 2).unwrap();
+        assert!(solution.allocation.loss <= solution.bound * (1.0 + 1e-5), "{solution:?}");
     }
     for seed in 0..20 {
-        let families = matrices(seed, 250);
-        let capacity = minimum(&families) * 2;
-        let outcome = allocate(&families, capacity).unwrap();
-        let gap = outcome.allocation.loss / outcome.bound - 1.0;
+        let groups = matrices(seed, 250);
+        let capacity = minimum(&groups) * 2;
+        let solution = allocate(&groups, schemes(), capacity).unwrap();
+        let gap = solution.allocation.loss / solution.bound - 1.0;
         assert!(gap < 1e-4, "{gap}");
-        assert!(capacity - outcome.allocation.bytes < capacity / 1_000 && !outcome.is_uniform);
+        assert!(capacity - solution.allocation.bytes < capacity / 1_000 && !solution.is_uniform);
     }
 }
 
 #[test]
 fn more_bytes_never_do_harm_to_many_matrices() {
-    let families = matrices(7, 100);
-    let least = minimum(&families);
+    let groups = matrices(7, 100);
+    let least = minimum(&groups);
     let losses: Vec<f64> =
-        (0..40).map(|at| allocate(&families, least + least * at / 20).unwrap().allocation.loss).collect();
+        (0..40).map(|at| allocate(&groups, schemes(), least + least * at / 20).unwrap().allocation.loss).collect();
     // What is found is not the optimum: a little slack.
     assert!(losses.windows(2).all(|pair| pair[1] <= pair[0] * 1.000_1), "{losses:?}");
 }
 
 #[test]
 fn twenty_thousand_matrices_are_allocated() {
-    let families = matrices(3, 20_000);
-    let capacity = minimum(&families) * 2;
-    let outcome = allocate(&families, capacity).unwrap();
-    assert!(outcome.allocation.bytes <= capacity && !has_room(&families, capacity, &outcome));
-    assert!(outcome.allocation.loss <= outcome.bound * 1.000_1);
+    let groups = matrices(3, 20_000);
+    let capacity = minimum(&groups) * 2;
+    let solution = allocate(&groups, schemes(), capacity).unwrap();
+    assert!(solution.allocation.bytes <= capacity && !has_room(&groups, capacity, &solution));
+    assert!(solution.allocation.loss <= solution.bound * 1.000_1);
 }
 
 #[test]
 fn the_order_of_the_families_changes_no_loss() {
-    let families = matrices(11, 60);
-    let reversed: Vec<_> = families.iter().rev().cloned().collect();
-    let capacity = minimum(&families) * 3 / 2;
-    let (one, other) = (allocate(&families, capacity).unwrap(), allocate(&reversed, capacity).unwrap());
+    let groups = matrices(11, 60);
+    let reversed: Vec<_> = groups.iter().rev().cloned().collect();
+    let capacity = minimum(&groups) * 3 / 2;
+    let (one, other) =
+        (allocate(&groups, schemes(), capacity).unwrap(), allocate(&reversed, schemes(), capacity).unwrap());
     assert!((one.allocation.loss / other.allocation.loss - 1.0).abs() < 1e-9);
     assert!((one.bound / other.bound - 1.0).abs() < 1e-12);
 }
 
 #[test]
 fn the_trade_off_falls_from_the_smallest_allocation_to_the_least_loss() {
-    let families = matrices(5, 40);
-    let curve = trade_off(&families, 50);
-    let largest = allocate(&families, u64::MAX).unwrap().allocation;
-    assert_eq!(curve[0].0, minimum(&families));
+    let groups = matrices(5, 40);
+    let curve = trade_off(&groups, 50);
+    let largest = allocate(&groups, schemes(), u64::MAX).unwrap().allocation;
+    assert_eq!(curve[0].0, minimum(&groups));
     assert_eq!(curve.last().unwrap().0, largest.bytes);
     assert!((curve.last().unwrap().1 - largest.loss).abs() < 1e-9 * curve[0].1);
     assert!(curve.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 > pair[1].1) && curve.len() <= 52);
     for (bytes, loss) in curve {
-        let bound = allocate(&families, bytes).unwrap().bound;
+        let bound = allocate(&groups, schemes(), bytes).unwrap().bound;
         assert!((loss - bound).abs() <= 1e-9 * loss.max(1.0), "on the hull, loss {loss} and bound {bound} are one");
     }
 }
 
 #[test]
 fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
-    let family = |schemes: &[&str]| Family {
+    let group = |schemes: &[&str]| FusionGroup {
         points: schemes
             .iter()
             .enumerate()
-            .map(|(at, scheme)| Point { scheme: scheme.parse().unwrap(), bytes: at as u64, loss: -(at as f64) })
+            .map(|(at, scheme)| SchemeCost { scheme: scheme.parse().unwrap(), bytes: at as u64, loss: -(at as f64) })
             .collect(),
     };
-    let families = [
-        family(&["3g64", "4g64", "5g64"]),
+    let groups = [
+        group(&["3g64", "4g64", "5g64"]),
         // Rows of 160: no larger group divides them.
-        family(&["3g32", "4g32", "5g32"]),
-        family(&["5g128", "5g64", "kept"]),
-        family(&["2g64", "3g64"]),
-        family(&["3g64", "kept"]),
+        group(&["3g32", "4g32", "5g32"]),
+        group(&["5g128", "5g64", "kept"]),
+        group(&["2g64", "3g64"]),
+        group(&["3g64", "kept"]),
     ];
-    assert_eq!(uniform_choice(&families, "4g64".parse().unwrap()), [1, 1, 0, 1, 1]);
-    assert_eq!(uniform_choice(&families, "4g128".parse().unwrap()), [1, 1, 0, 1, 1]);
-    assert_eq!(uniform_choice(&families, "4g32".parse().unwrap()), [1, 1, 0, 1, 1]);
+    assert_eq!(uniform_choice(&groups, "4g64".parse().unwrap()), [1, 1, 0, 1, 1]);
+    assert_eq!(uniform_choice(&groups, "4g128".parse().unwrap()), [1, 1, 0, 1, 1]);
+    assert_eq!(uniform_choice(&groups, "4g32".parse().unwrap()), [1, 1, 0, 1, 1]);
 }
 
 #[test]
@@ -241,13 +251,13 @@ fn a_uniform_plan_that_is_better_than_what_was_found_is_improved_with_what_it_le
     // One of these is found no better than a uniform plan that leaves a hundredth of the capacity.
     for seed in 0..400 {
         for count in [2, 4] {
-            let families = matrices(seed, count);
-            let least = minimum(&families);
-            let most: u64 = families.iter().map(|family| family.points.last().unwrap().bytes).sum();
+            let groups = matrices(seed, count);
+            let least = minimum(&groups);
+            let most: u64 = groups.iter().map(|group| group.points.last().unwrap().bytes).sum();
             for share in [2, 3, 5, 8] {
                 let capacity = least + (most - least) / share;
-                let outcome = allocate(&families, capacity).unwrap();
-                assert!(!has_room(&families, capacity, &outcome), "{outcome:?}");
+                let solution = allocate(&groups, schemes(), capacity).unwrap();
+                assert!(!has_room(&groups, capacity, &solution), "{solution:?}");
             }
         }
     }

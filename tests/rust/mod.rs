@@ -14,6 +14,7 @@ mod codec {
     mod cross_arch;
     mod encoding;
 }
+mod options;
 mod probe;
 mod rate_distortion;
 mod schema;
@@ -21,5 +22,6 @@ mod sensitivity {
     mod file;
     mod propagate;
 }
+mod container;
 mod support;
-mod writer;
+pub(crate) mod toy;

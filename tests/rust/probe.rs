@@ -1,6 +1,6 @@
 //! The probe: its gradients against differences, the same bits however it is run, and what it will not run.
 
-use ramrs::arch::decoder;
+use ramrs::arch::runnable;
 use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
 use ramrs::dtype::Float;
@@ -90,10 +90,9 @@ impl Model {
     fn probe_with(&self, float: Float, options: Options, threads: usize, isa: Isa) -> Result<Probe> {
         let dir = self.write(float);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let decoder = decoder(&checkpoint).unwrap();
-        decoder.complete(&checkpoint).unwrap();
+        let model = runnable(&checkpoint).unwrap();
         let crew = Crew::new(threads, CHUNK_BYTES);
-        probe(crew.pass(&checkpoint, isa), &decoder, options)
+        probe(crew.pass(&checkpoint, isa), &model, options)
     }
 
     fn probe(&self, options: Options) -> Probe {
@@ -104,21 +103,21 @@ impl Model {
     fn refusal(&self) -> String {
         let dir = self.write(Float::F32);
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        decoder(&checkpoint).and_then(|decoder| decoder.complete(&checkpoint)).unwrap_err()
+        runnable(&checkpoint).unwrap_err()
     }
 }
 
 /// `Σ u · logits`, the random gradients `u` held.
 fn objective(gradients: &[f32], model: &Model) -> f64 {
-    let seen = model.probe(ONE_WINDOW).seen.unwrap();
-    seen.logits.iter().zip(gradients).map(|(&logit, &u)| f64::from(logit) * f64::from(u)).sum()
+    let trace = model.probe(ONE_WINDOW).trace.unwrap();
+    trace.logits.iter().zip(gradients).map(|(&logit, &u)| f64::from(logit) * f64::from(u)).sum()
 }
 
 #[test]
 fn moments_are_the_squares_of_gradients_found_by_differences() {
     let mut model = Model::new();
     let base = model.probe(ONE_WINDOW);
-    let gradients = base.seen.as_ref().unwrap().gradients.clone();
+    let gradients = base.trace.as_ref().unwrap().gradients.clone();
     for which in 0..model.values.len() {
         let (name, shape, _) = model.values[which].clone();
         // Of the tied embedding two uses add up, and of one of them the expectation is known: see the test of families.
@@ -272,7 +271,7 @@ fn vectors_are_the_moments_per_token_and_add_up() {
     let found = model.probe(Options { tokens: 2 * WINDOW, draws: 2, seeing: false, mode: Mode::Random });
     let dir = model.write(Float::F32);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let (table, warnings) = table(&decoder(&checkpoint).unwrap(), &found);
+    let (table, warnings) = table(&runnable(&checkpoint).unwrap(), &found);
     assert!(warnings.is_empty(), "{warnings:?}");
     let matrices: Vec<_> = checkpoint.tensors.iter().filter_map(|tensor| Some((tensor, tensor.matrix()?))).collect();
     assert_eq!(table.len(), matrices.len());

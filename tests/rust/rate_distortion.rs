@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use crate::checkpoint::stream::{CHUNK_BYTES, Reader};
 use crate::checkpoint::{Checkpoint, Matrix, View};
-use crate::codec::affine::{Channels, RowError};
-use crate::codec::encoder::{Band, Effort, Encoded, Encoder};
+use crate::codec::affine::Affine;
+use crate::codec::affine::encoder::{Encoded, GridEncoder};
+use crate::codec::{Bits, Effort, Encoder};
+use crate::codec::{Channels, RowError};
 use crate::dtype::Float;
-use crate::pass::energy::{Ask, Energy, column_means, energies};
-use crate::rate_distortion::{self, Point};
-use crate::scheme::Affine;
+use crate::pass::energy::{Energy, EnergyJob, column_means, energies};
+use crate::rate_distortion::{self, SchemeNoise};
 use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
@@ -21,7 +22,7 @@ use super::support::{self, Crew, Numbers, checkpoint, made};
 fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> crate::error::Result<Energy> {
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
-    let ask = Ask { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
+    let ask = EnergyJob { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
     Ok(energies(crew.pass(checkpoint, Isa::detect()), &[ask])?.remove(0))
 }
 
@@ -126,22 +127,22 @@ fn curve(
     sample_bands: u64,
     threads: usize,
     chunk_bytes: u64,
-) -> Vec<Point> {
+) -> Vec<SchemeNoise> {
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
     let matrix: Matrix = tensor.matrix().unwrap();
-    let schemes = Affine::all().filter(|scheme| scheme.fits(matrix.cols)).collect();
+    let schemes = Affine::all().map(Affine::scheme).filter(|scheme| scheme.fits(matrix.cols)).collect();
     let member = rate_distortion::Member { view: View::whole(0, tensor), matrix, measured };
-    let ask = rate_distortion::Ask { name: "w", matrices: vec![member], schemes };
+    let ask = rate_distortion::StackJob { name: "w", matrices: vec![member], schemes };
     let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
-    rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[ask], sample_bands).unwrap().remove(0)
+    rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[&ask], sample_bands).unwrap().remove(0)
 }
 
 /// The errors of a band's rows as they are encoded.
 fn of_what_is_written(
-    encoder: Encoder,
+    encoder: GridEncoder,
     (scheme, float): (Affine, Float),
-    (source, band): Band<'_>,
+    (source, band): (&[u8], &[Column]),
     k: &[f32],
 ) -> [RowError; BAND_ROWS] {
     let mut encoded = Encoded::default();
@@ -171,14 +172,15 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
     let (_dir, checkpoint, measured) = matrix(21, 128, true);
     let (tensor, crew) = (&checkpoint.tensors[0], Crew::new(1, CHUNK_BYTES));
     let matrix = tensor.matrix().unwrap();
-    let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
+    let encoder = GridEncoder { isa: Isa::detect(), effort: Effort::Fast };
     for point in curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES) {
+        let affine = Affine::of(point.scheme).unwrap();
         let (mut weighted, mut plain) = (0.0, 0.0);
         let mut reader = Reader::default();
         let pass = crew.pass(&checkpoint, Isa::detect());
         let sum = |rows: std::ops::Range<u64>, band: &[Column], source: &[u8]| {
             let errors =
-                of_what_is_written(encoder, (point.scheme, matrix.float), (source, band), &measured.vectors.importance);
+                of_what_is_written(encoder, (affine, matrix.float), (source, band), &measured.vectors.importance);
             for (row, error) in rows.zip(errors) {
                 weighted += 0.5 * measured.vectors.gain.of(row as usize) * error.weighted;
                 plain += error.plain;
@@ -187,7 +189,7 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
         };
         reader.bands((pass.checkpoint, pass.isa), View::whole(0, tensor), &(0..3), sum).unwrap();
         // Another order of sums, and of a weight between two codes either: of 2,688, the more the narrower a step.
-        let most = match point.scheme.bits() {
+        let most = match affine.bits() {
             2 | 3 => 2e-6,
             4 => 1e-3,
             _ => 1e-2,
@@ -203,7 +205,7 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
 fn curves_of_a_real_model_are_those_of_what_is_written() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama2xs-280k");
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
+    let encoder = GridEncoder { isa: Isa::detect(), effort: Effort::Fast };
     let (mut reader, mut written) = (Reader::default(), BTreeMap::new());
     for (at, tensor) in checkpoint.tensors.iter().enumerate() {
         let Some(matrix) = tensor.matrix().filter(|matrix| matrix.cols % 32 == 0) else { continue };
@@ -214,7 +216,7 @@ fn curves_of_a_real_model_are_those_of_what_is_written() {
             let all = encoder.errors(&schemes, matrix.float, band, &channels);
             for (&scheme, found) in schemes.iter().zip(all) {
                 let errors = of_what_is_written(encoder, (scheme, matrix.float), (source, band), &k);
-                let sums: &mut [[f64; 2]; 2] = written.entry(scheme).or_default();
+                let sums: &mut [[f64; 2]; 2] = written.entry(scheme.scheme()).or_default();
                 for (sums, errors) in sums.iter_mut().zip([found, errors]) {
                     for error in errors {
                         sums[0] += error.weighted;
@@ -231,7 +233,7 @@ fn curves_of_a_real_model_are_those_of_what_is_written() {
     for (scheme, [found, written]) in written {
         for (found, written) in found.into_iter().zip(written) {
             let off = (found / written - 1.0).abs();
-            assert!(off < if scheme.bits() <= 4 { 2e-5 } else { 1e-3 }, "{scheme}: {off}");
+            assert!(off < if scheme.code_bits() <= Some(Bits::whole(4)) { 2e-5 } else { 1e-3 }, "{scheme}: {off}");
         }
     }
 }

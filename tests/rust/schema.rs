@@ -1,16 +1,17 @@
 //! Analyses, plans and manifests come back as they were, and nothing else is taken for one.
 
+use std::fs;
 use std::path::Path;
 
-use crate::codec::encoder::Effort;
-use crate::error::{Error, Result};
+use crate::codec::Effort;
+use crate::error::{Error, Place, Result};
 use crate::name::Role;
 use crate::policy::PolicyOptions;
 use crate::rate_distortion::Objective;
 use crate::schema::analysis::{self, Analysis};
 use crate::schema::manifest::{self, Manifest};
 use crate::schema::plan::{self, Plan};
-use crate::schema::{self, Settings, SourceId, Tool};
+use crate::schema::{self, Saved, Settings, SourceId, Tool};
 use crate::sensitivity::Origin;
 use crate::sensitivity::prior::Prior;
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ fn settings() -> Settings {
 const LOSSES: [f64; 3] = [0.1 + 0.2, 1.0 / 3.0 * 1e-7, 5e-324];
 
 fn an_analysis() -> Analysis {
-    let point = |scheme: &str, loss, standard_error| analysis::Point {
+    let point = |scheme: &str, loss, standard_error| analysis::RdPoint {
         scheme: scheme.parse().unwrap(),
         loss,
         sqnr_db: 12.34,
@@ -48,15 +49,15 @@ fn an_analysis() -> Analysis {
         point("4g64", LOSSES[1], 0.012_345_678_901_234_567),
         point("8g32", LOSSES[2], 0.0),
     ];
-    let curve = analysis::Curve {
+    let curve = analysis::RdCurve {
         family: "a".to_owned(),
         origin: Origin::Propagated,
         signal: 1.5,
         energy: 2.5,
-        matrices: vec![analysis::Stacked { signal: LOSSES[0], energy: LOSSES[1] }],
+        matrices: vec![analysis::StackedEnergy { signal: LOSSES[0], energy: LOSSES[1] }],
         points,
     };
-    let tensor = |name: &str, shape: &[u64], kept: Option<&str>, curve| analysis::Tensor {
+    let tensor = |name: &str, shape: &[u64], kept: Option<&str>, curve| analysis::AnalyzedTensor {
         name: name.to_owned(),
         dtype: "BF16".to_owned(),
         shape: shape.to_vec(),
@@ -98,7 +99,7 @@ fn a_plan() -> Plan {
         },
         schemes_sha256: "0".repeat(64),
         trade_off: vec![plan::Size { effective_bpw: 2.5, tensor_bytes: 7, loss: LOSSES[1] }],
-        tensors: vec![plan::Tensor {
+        tensors: vec![plan::PlannedTensor {
             name: "a".to_owned(),
             role: Role::GateUp,
             layer: None,
@@ -114,7 +115,7 @@ fn a_plan() -> Plan {
 
 fn a_manifest() -> Manifest {
     let file = manifest::FileDigest { name: "config.json".to_owned(), bytes: 7, sha256: "ef".repeat(32) };
-    let line = manifest::Line {
+    let line = manifest::LedgerLine {
         tensor: "a".to_owned(),
         dtype: "F32".to_owned(),
         shape: vec![64, 128],
@@ -162,7 +163,7 @@ fn a_manifest() -> Manifest {
 fn read<T>(text: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("document.json");
-    std::fs::write(&path, text).unwrap();
+    fs::write(&path, text).unwrap();
     read(&path)
 }
 
@@ -251,4 +252,37 @@ fn a_field_that_is_missing_or_of_another_kind_is_refused() {
 fn a_document_that_is_not_there_is_an_input_error_with_its_path() {
     let fault = Plan::read(Path::new("/no/such/plan.json")).unwrap_err();
     assert_eq!((fault.slug(), fault.path()), ("io", Some(Path::new("/no/such/plan.json"))));
+}
+
+#[test]
+fn a_request_takes_a_document_or_the_path_of_one() {
+    let plan = a_plan();
+    let saved = |value: &Value| serde_json::from_str::<Saved>(&value.to_string()).unwrap();
+    let given = saved(&serde_json::to_value(&plan).unwrap());
+    assert_eq!(given.read::<Plan>().unwrap(), plan);
+    assert_eq!(given.place::<Plan>().to_string(), "the given plan");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a \"plan\".json");
+    fs::write(&path, schema::text(&plan).unwrap()).unwrap();
+    let named = saved(&json!(path));
+    assert_eq!(named, Saved::File(path.clone()));
+    assert_eq!(named.read::<Plan>().unwrap(), plan);
+    assert_eq!(named.place::<Plan>(), Place::File(path));
+    for saved in [given, named] {
+        let again: Saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+        assert_eq!(again, saved);
+    }
+}
+
+#[test]
+fn an_error_about_a_given_document_says_so() {
+    for (value, reason) in
+        [(json!({}), "it has no `ramrs_plan`"), (json!(7), "invalid type"), (json!([]), "invalid type")]
+    {
+        let saved: Saved = serde_json::from_str(&value.to_string()).unwrap();
+        let fault = saved.read::<Plan>().unwrap_err();
+        assert_eq!((fault.slug(), fault.path()), ("bad-document", None));
+        assert!(fault.to_string().starts_with("the given plan is not valid: "), "{fault}");
+        assert!(fault.to_string().contains(reason), "{fault}");
+    }
 }

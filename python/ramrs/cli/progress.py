@@ -6,11 +6,11 @@ import sys
 from types import TracebackType
 from typing import Self
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 
-from ramrs.cli.output import ERR
-from ramrs.documents import Progress
+from ramrs.types import Progress
 
 _LABELS = {
     "layout": "laying out",
@@ -30,7 +30,8 @@ _LABELS = {
 class ProgressBar:
     """A callback that draws a bar for each stage, with time left and speed."""
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, console: Console, *, wanted: bool) -> None:
+        self._console = console
         self._wanted = wanted and sys.stderr.isatty()
         self._bar: RichProgress | None = None
         self._stage = ""
@@ -55,7 +56,7 @@ class ProgressBar:
             columns = [TextColumn("{task.description:>10}"), BarColumn(), amount]
             if now.stage != "eval":
                 columns.append(TransferSpeedColumn())
-            self._bar = RichProgress(*columns, TimeRemainingColumn(), console=ERR, transient=True)
+            self._bar = RichProgress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
             self._bar.start()
         if now.stage != self._stage:
             for task in self._bar.task_ids:

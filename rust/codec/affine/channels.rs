@@ -1,51 +1,51 @@
-//! Input channels by their importance.
+//! Input channels in the order of their importance.
 
 use std::cell::OnceCell;
 
+use super::GROUP_SIZES;
 use super::grid::group;
-use crate::scheme::GROUP_SIZES;
 
-/// The importance of a matrix's input channels, and for the sizes of groups that were asked for their order by it.
+/// The importance of a matrix's input channels. Their order in groups of each size is computed when it is first needed.
 pub struct Channels<'a> {
-    /// Importance of each channel, none negative.
+    /// Importance of each channel. None may be negative.
     pub k: &'a [f32],
-    falling: [OnceCell<Falling>; GROUP_SIZES.len()],
+    ordered: [OnceCell<ByImportance>; GROUP_SIZES.len()],
 }
 
 impl<'a> Channels<'a> {
-    /// Those of importance `k`, of which none is negative. Nothing is ordered before it is needed.
+    /// Channels of importance `k`. None may be negative.
     #[must_use]
     pub fn new(k: &'a [f32]) -> Self {
-        Self { k, falling: Default::default() }
+        Self { k, ordered: Default::default() }
     }
 
-    /// The channels of each group of `G`, in falling order.
-    pub(super) fn falling<const G: usize>(&self) -> &Falling {
-        let size = GROUP_SIZES.iter().position(|&size| usize::from(size) == G).expect("a size of groups");
-        self.falling[size].get_or_init(|| Falling::new(self.k, G))
+    /// The channels of each group of `G`, the most important first.
+    pub(super) fn by_importance<const G: usize>(&self) -> &ByImportance {
+        let size = GROUP_SIZES.iter().position(|&size| usize::from(size) == G).expect("one of the group sizes");
+        self.ordered[size].get_or_init(|| ByImportance::new(self.k, G))
     }
 }
 
 /// The channels of each group from the most important to the least.
 ///
-/// In that order a weighted sum of squares can be had from the plain sums before it, which are wanted anyway,
+/// In this order, a weighted sum of squares follows from the partial sums of the plain one, which are needed anyway:
 ///
 /// ```text
 /// Σ_j k_j e_j² = Σ_j (k_j − k_{j+1}) Σ_{i ≤ j} e_i²    (k beyond the last is 0)
 /// ```
 ///
-/// with two operations for each error instead of three. No term is negative, so none takes digits from another.
-pub(super) struct Falling {
-    /// Which channel of its group.
+/// It takes two operations per error instead of three. No term is negative, so nothing cancels.
+pub(super) struct ByImportance {
+    /// Index in the group.
     channels: Vec<u8>,
     /// `k_j − k_{j+1}`
     drops: Vec<f32>,
 }
 
-impl Falling {
+impl ByImportance {
     fn new(k: &[f32], group_size: usize) -> Self {
         let (mut channels, mut drops) = (Vec::with_capacity(k.len()), Vec::with_capacity(k.len()));
-        // Magnitudes are ordered as their bits are; equals, as they come.
+        // The bits of magnitudes have their order; equal ones keep the order of their indices.
         let mut order: Vec<u64> = Vec::with_capacity(group_size);
         for k in k.chunks_exact(group_size) {
             order.clear();
@@ -59,9 +59,9 @@ impl Falling {
         Self { channels, drops }
     }
 
-    /// Of group `at` of `G`, the channels and how much more important each is than the next.
+    /// The channels of group `at`, and how much more important each is than the next.
     #[inline(always)]
-    pub(super) fn of<const G: usize>(&self, at: usize) -> (&[u8; G], &[f32; G]) {
+    pub(super) fn group<const G: usize>(&self, at: usize) -> (&[u8; G], &[f32; G]) {
         (group(&self.channels, at), group(&self.drops, at))
     }
 }
@@ -71,12 +71,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn channels_fall_and_what_they_drop_by_adds_up_to_their_importance() {
+    fn channels_are_sorted_and_their_drops_add_up_to_their_importance() {
         let mut k: Vec<f32> = (0..64_u16).map(|at| f32::from(at * 37 % 11)).collect();
         k[5] = -0.0;
         let channels = Channels::new(&k);
         for at in 0..2 {
-            let (order, drops) = channels.falling::<32>().of::<32>(at);
+            let (order, drops) = channels.by_importance::<32>().group::<32>(at);
             let group = &k[32 * at..][..32];
             let mut importance = 0.0;
             for (&channel, &drop) in order.iter().zip(drops).rev() {

@@ -1,40 +1,32 @@
 //! Scale, bias and codes of groups.
 //!
-//! A group of `G` weights is stored as a scale, a bias and `G` codes, and decodes to `code * scale + bias`, a product
-//! and a sum rounded to `f32` each. Two encoders choose them, [`mlx_rule`](super::mlx_rule) by MLX's rule and [`search`](super::search) by the
-//! least weighted error; what they make of a band is measured here, for both.
+//! A group of `G` weights is stored as a scale, a bias and `G` codes. A code decodes to `code * scale + bias`, a product and a
+//! sum, each rounded to `f32`. Two encoders choose them: [`mlx_rule`](super::mlx_rule) by MLX's rule, [`search`](super::search)
+//! by the least weighted error. This module measures the error of both.
 
-use crate::scheme::{BITS, GROUP_SIZES};
+use super::{BITS, GROUP_SIZES};
+use crate::codec::RowError;
+use crate::simd::batch::Batch;
 use crate::simd::kernel;
-use crate::simd::paired::Wide;
-use crate::simd::vector::{BAND_ROWS, Column, Vector};
+use crate::simd::vector::{BAND_ROWS, Column, Simd, Vector};
 
-/// The most schemes whose errors are measured at once: one for each code width.
+/// The largest number of schemes whose errors are measured at once: one per code width.
 pub const MAX_SCHEMES: usize = BITS.len();
 
-/// Squared error of one row as stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowError {
-    /// `Σ_j k_j (ŵ_j − w_j)²`
-    pub weighted: f64,
-    /// `Σ_j (ŵ_j − w_j)²`
-    pub plain: f64,
-}
-
-/// Where the codes and grids of a band go: row after row.
-pub struct Rows<'a> {
-    /// A code for each weight.
+/// Output buffers for the codes and grids of a band, row after row.
+pub struct GroupBuffers<'a> {
+    /// One code per weight.
     pub codes: &'a mut [u8],
-    /// Weight per step of the code, for each group.
+    /// The difference of two adjacent codes' weights, per group.
     pub scales: &'a mut [f32],
-    /// Weight of code 0, for each group.
+    /// The weight of code 0, per group.
     pub biases: &'a mut [f32],
 }
 
-impl Rows<'_> {
-    /// Puts the grid of group `at` of each row, of `groups`.
+impl GroupBuffers<'_> {
+    /// Writes the grid of group `at` of each row. A row has `groups` groups.
     #[inline(always)]
-    pub(super) fn put<V: Vector>(&mut self, at: usize, groups: usize, (scale, bias): (V, V)) {
+    pub(super) fn put<V: Simd>(&mut self, at: usize, groups: usize, (scale, bias): (V, V)) {
         let (scale, bias) = (scale.store(), bias.store());
         for row in 0..BAND_ROWS {
             self.scales[row * groups + at] = scale[row];
@@ -43,30 +35,29 @@ impl Rows<'_> {
     }
 }
 
-/// The codes of a group's columns.
+/// The codes of a group, column by column.
 ///
-/// A trait and no closure: what is not inlined into the kernel is compiled without its instructions, and of a closure that
-/// cannot be asked.
-pub(super) trait Codes<W> {
-    /// Those of column `column`.
-    fn of(&self, column: usize) -> W;
+/// A trait rather than a closure: a function that is not inlined into the kernel is compiled without its instructions, and a
+/// closure cannot be forced inline.
+pub(super) trait GroupCodes<W> {
+    fn column(&self, column: usize) -> W;
 }
 
-/// Weighted and plain squared error of each row's group on the stored grids `(scale, bias)`: the codes of each column,
-/// decoded.
+/// Weighted and plain squared error of each row's group: its decoded codes on the stored grids `(scale, bias)`, compared with
+/// the weights.
 ///
-/// The measure that chooses between grids and reports on what was encoded. (Where nothing is chosen,
-/// [`plain_errors`](super::plain_errors) sums what is nearly the same in fewer steps.)
+/// This measure chooses between grids, and reports the error of an encoding. (Where there is nothing to choose,
+/// [`plain_errors`](super::plain_errors) computes nearly the same sums in fewer steps.)
 #[inline(always)]
-pub(super) fn group_errors<W: Wide, const G: usize>(
+pub(super) fn group_errors<W: Batch, const G: usize>(
     w: &[Column; G],
     k: &[f32; G],
     (scale, bias): (W, W),
-    codes: &impl Codes<W>,
+    codes: &impl GroupCodes<W>,
 ) -> (W, W) {
     let (mut weighted, mut plain) = (W::splat(0.0), W::splat(0.0));
     for column in 0..G {
-        let off = codes.of(column).mul(scale).add(bias).sub(W::each(w[column]));
+        let off = codes.column(column).mul(scale).add(bias).sub(W::broadcast(w[column]));
         let square = off.mul(off);
         weighted = weighted.add(W::splat(k[column]).mul(square));
         plain = plain.add(square);
@@ -74,7 +65,7 @@ pub(super) fn group_errors<W: Wide, const G: usize>(
     (weighted, plain)
 }
 
-/// Errors of the rows of a band, summed group by group.
+/// Sums of the errors of the rows of a band, group by group.
 #[derive(Clone, Copy)]
 pub(super) struct RowSums {
     weighted: [f64; BAND_ROWS],
@@ -82,11 +73,11 @@ pub(super) struct RowSums {
 }
 
 impl RowSums {
-    pub(super) const NONE: Self = Self { weighted: [0.0; BAND_ROWS], plain: [0.0; BAND_ROWS] };
+    pub(super) const ZERO: Self = Self { weighted: [0.0; BAND_ROWS], plain: [0.0; BAND_ROWS] };
 
-    /// Adds those of a group.
+    /// Adds the errors of a group.
     #[inline(always)]
-    pub(super) fn add<V: Vector>(&mut self, (weighted, plain): (V, V)) {
+    pub(super) fn add<V: Simd>(&mut self, (weighted, plain): (V, V)) {
         self.weighted.iter_mut().zip(weighted.store()).for_each(|(sum, row)| *sum += f64::from(row));
         self.plain.iter_mut().zip(plain.store()).for_each(|(sum, row)| *sum += f64::from(row));
     }
@@ -96,10 +87,10 @@ impl RowSums {
     }
 }
 
-/// The least and the greatest element of each row's group; of zeros any.
+/// The least and the greatest element of each row's group; which zero (±0) is returned is unspecified.
 #[inline(always)]
 pub(super) fn range<V: Vector, const G: usize>(w: &[Column; G]) -> (V, V) {
-    // Of every fourth column, as long as it can be: a minimum waits for the one before it.
+    // Four independent chains: a minimum waits for the one before it.
     let mut ranges = [(V::load(w[0]), V::load(w[0])); 4];
     for columns in w.as_chunks::<4>().0 {
         for (range, &w) in ranges.iter_mut().zip(columns) {
@@ -113,15 +104,15 @@ pub(super) fn range<V: Vector, const G: usize>(w: &[Column; G]) -> (V, V) {
     range
 }
 
-/// Columns of the smallest groups. Other groups are some of these side by side.
+/// Columns of the smallest groups. Other groups are several of these.
 pub(super) const LEAST_GROUP: usize = GROUP_SIZES[0] as usize;
 
-/// The least and the greatest element of some columns of each row; of zeros any.
-pub type Range = (Column, Column);
+/// The least and the greatest element of some columns of each row; which zero (±0) is unspecified.
+pub type ColumnRange = (Column, Column);
 
 kernel! {
-    /// The ranges of groups of 32, which those of all sizes can be joined from.
-    pub fn ranges<V: Vector>(band: &[Column]) -> Vec<Range> {
+    /// The ranges of groups of 32. Those of larger groups can be merged from them.
+    pub fn ranges<V: Simd>(band: &[Column]) -> Vec<ColumnRange> {
         let mut ranges = Vec::with_capacity(band.len() / LEAST_GROUP);
         for w in band.as_chunks::<LEAST_GROUP>().0 {
             let (low, high) = range::<V, LEAST_GROUP>(w);
@@ -131,47 +122,49 @@ kernel! {
     }
 }
 
-/// The range of all columns that `ranges` are of.
+/// The range of all columns of `ranges`.
 #[inline(always)]
-pub(super) fn joined<V: Vector>(ranges: &[Range]) -> (V, V) {
-    let mut joined = (V::load(ranges[0].0), V::load(ranges[0].1));
+pub(super) fn merge_ranges<V: Vector>(ranges: &[ColumnRange]) -> (V, V) {
+    let mut merged = (V::load(ranges[0].0), V::load(ranges[0].1));
     for &(low, high) in &ranges[1..] {
-        joined = (V::load(low).min(joined.0), V::load(high).max(joined.1));
+        merged = (V::load(low).min(merged.0), V::load(high).max(merged.1));
     }
-    joined
+    merged
 }
 
-/// Group `at` of a band or of a vector as an array of a length known when compiling.
+/// Group `at` of a band or of a vector, as an array.
 #[inline(always)]
 pub(super) fn group<const G: usize, T>(of: &[T], at: usize) -> &[T; G] {
     of[at * G..].first_chunk().expect("a band holds whole groups")
 }
 
-/// Codes that are given, column by column.
+/// Codes in memory, column by column.
 struct GivenCodes<'a, const G: usize>(&'a [[u8; BAND_ROWS]; G]);
 
-impl<V: Vector, const G: usize> Codes<V> for GivenCodes<'_, G> {
+impl<V: Simd, const G: usize> GroupCodes<V> for GivenCodes<'_, G> {
     #[inline(always)]
-    fn of(&self, column: usize) -> V {
+    fn column(&self, column: usize) -> V {
         V::from_bytes(self.0[column])
     }
 }
 
 kernel! {
-    /// Error of each row of a band as `codes`, `scales` and `biases` decode, row after row, weighted by `k` and plain.
-    pub fn error<V: Vector, const G: usize>(
+    /// The errors of the rows of a band, weighted by `k` and plain, as `codes`, `scales` and `biases` decode. These hold row
+    /// after row.
+    pub fn error<V: Simd, const G: usize>(
         band: &[Column], k: &[f32], codes: &[u8], scales: &[f32], biases: &[f32],
     ) -> [RowError; BAND_ROWS] {
         let (cols, groups) = (band.len(), band.len() / G);
-        let mut sums = RowSums::NONE;
+        let rows: [&[[u8; G]]; BAND_ROWS] = std::array::from_fn(|row| codes[row * cols..][..cols].as_chunks().0);
+        let mut sums = RowSums::ZERO;
         for at in 0..groups {
             let mut columns = [[0; BAND_ROWS]; G];
             for (eight, columns) in columns.as_chunks_mut::<BAND_ROWS>().0.iter_mut().enumerate() {
-                let mut rows = [[0; BAND_ROWS]; BAND_ROWS];
-                for (row, eight_codes) in rows.iter_mut().enumerate() {
-                    *eight_codes = *codes[row * cols + at * G + eight * BAND_ROWS..].first_chunk().expect("whole eights");
+                let mut tile = [[0; BAND_ROWS]; BAND_ROWS];
+                for (codes, row) in tile.iter_mut().zip(rows) {
+                    *codes = row[at].as_chunks().0[eight];
                 }
-                *columns = V::transposed(rows);
+                *columns = V::transpose_u8(tile);
             }
             let [mut scale, mut bias] = [[0.0; BAND_ROWS]; 2];
             for row in 0..BAND_ROWS {

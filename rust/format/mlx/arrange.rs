@@ -39,7 +39,7 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
             return Err(Error::NoCheckpoint {
                 path: config,
                 reason: if checkpoint.config.is_some() { "has no model_type" } else { "is missing" }.to_owned(),
-                hint: "MLX needs the model's config.json; --generic writes the tensors without it",
+                hint: "MLX needs the model's config.json; ⟨generic=true⟩ writes the tensors without it",
             });
         }
     };

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Config;
-use crate::format::Module;
-use crate::scheme::{Affine, Packed, Scheme};
+use crate::codec::Scheme;
+use crate::codec::affine::Affine;
+use crate::format::{Module, Refusal};
 
 /// Keys under which configurations describe how weights are stored.
 const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
@@ -43,12 +44,20 @@ type Entry = (u8, usize, &'static str);
 
 /// The entry of a module, unless it holds plain numbers.
 fn entry(module: &Module) -> Option<Entry> {
-    let affine = |affine: Affine| (affine.bits(), affine.group_size(), AFFINE);
-    match (module.scheme, module.packed) {
-        (Scheme::Affine(found), _) | (Scheme::Kept, Some(Packed::Int4(found))) => Some(affine(found)),
-        (Scheme::Kept, Some(Packed::Mxfp4)) => Some((4, 32, "mxfp4")),
-        (Scheme::Kept, None) => None,
-    }
+    let scheme = module.stored_in()?;
+    // Integers of 4 bits are stored as affine codes.
+    let affine = Affine::of(scheme).or_else(|| Affine::new(4, scheme.to_string().strip_prefix("int4g")?.parse().ok()?));
+    Some(affine.map_or((4, 32, "mxfp4"), |affine| (affine.bits(), affine.group_size(), AFFINE)))
+}
+
+/// Modules that are called as a key of the quantization block is.
+pub(super) fn refusals(modules: &[Module]) -> Vec<Refusal> {
+    let is_key = |module: &&Module| ["bits", "group_size", "mode"].contains(&module.path.as_str());
+    let refusal = |module: &Module| Refusal {
+        tensor: format!("{}.weight", module.path),
+        reason: "its module is called as a key of MLX's quantization block is".to_owned(),
+    };
+    modules.iter().filter(is_key).map(refusal).collect()
 }
 
 /// The quantization block: the most common entry on top, every module that differs from it by its path, and `false`
@@ -89,12 +98,12 @@ pub(super) fn described(config: &Config) -> Vec<(String, Scheme)> {
         let size = |key: &str| entry.get(key)?.as_u64();
         let is_affine = entry.get("mode").and_then(Value::as_str) == Some(AFFINE);
         let (bits, group_size) = (size("bits")?.try_into().ok()?, size("group_size")?.try_into().ok()?);
-        Affine::new(bits, group_size).filter(|_| is_affine).map(Scheme::Affine)
+        Affine::new(bits, group_size).filter(|_| is_affine).map(Affine::scheme)
     };
     let Some(block) = config.get("quantization") else { return Vec::new() };
     let top = scheme(block).map(|top| (String::new(), top));
     let module = |(path, entry): (&String, &Value)| match entry {
-        Value::Bool(false) => Some((path.clone(), Scheme::Kept)),
+        Value::Bool(false) => Some((path.clone(), Scheme::KEPT)),
         entry => Some((path.clone(), scheme(entry)?)),
     };
     top.into_iter().chain(block.as_object().into_iter().flatten().filter_map(module)).collect()

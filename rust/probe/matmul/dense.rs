@@ -1,20 +1,19 @@
-//! Products of matrices that are in memory: within a window, and within a head.
-//!
-//! All row by row, lengths as the names of the arguments say, and each sum as [`crate::probe::matmul::kernel`] does it.
+//! Products of matrices in memory: within a window, and within a head. All matrices are row-major, and every sum is that of
+//! [`crate::probe::matmul::kernel`].
 
 use crate::probe::matmul::kernel::{
-    PANEL, Panels, STEPS, Step, TILE, Tiles, ZERO, accumulate_across, accumulate_along, lay_step, unpack_across,
-    unpack_along,
+    PANEL, PanelStep, Panels, STEPS, TILE, Tiles, ZERO_SUMS, accumulate_across, accumulate_along, lay_step,
+    unpack_across, unpack_along,
 };
 use crate::simd::Isa;
 
-/// `a · bᵀ`: `a` and `b` have rows of `depth`.
-pub(in crate::probe) fn by_rows(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+/// `a · bᵀ`, of rows of `depth` numbers each.
+pub(in crate::probe) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Panels::pack(a, depth);
     let tiles = columns.div_ceil(TILE);
-    let mut sums = vec![ZERO; x.groups() * tiles];
+    let mut sums = vec![ZERO_SUMS; x.groups() * tiles];
     for from in (0..depth).step_by(STEPS) {
         accumulate_along(isa, &b[from..], depth, &x, from, &mut sums);
     }
@@ -22,16 +21,16 @@ pub(in crate::probe) fn by_rows(isa: Isa, a: &[f32], b: &[f32], depth: usize) ->
     y
 }
 
-/// `a · b`: `a` has rows of `depth`, and `b` so many rows.
-pub(in crate::probe) fn by_columns(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+/// `a · b`: `a` has rows of `depth` numbers, and `b` has `depth` rows.
+pub(in crate::probe) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Tiles::pack(a, depth);
-    let mut sums = vec![ZERO; x.groups()];
-    let mut panel = [Step::default(); STEPS];
+    let mut sums = vec![ZERO_SUMS; x.groups()];
+    let mut panel = [PanelStep::default(); STEPS];
     for first in (0..columns).step_by(PANEL) {
         let here = first..(first + PANEL).min(columns);
-        sums.fill(ZERO);
+        sums.fill(ZERO_SUMS);
         for from in (0..depth).step_by(STEPS) {
             let panel = &mut panel[..(depth - from).min(STEPS)];
             for (step, row) in panel.iter_mut().zip(b.chunks_exact(columns).skip(from)) {
@@ -44,12 +43,12 @@ pub(in crate::probe) fn by_columns(isa: Isa, a: &[f32], b: &[f32], depth: usize)
     y
 }
 
-/// `aᵀ · b`: both have `depth` rows.
-pub(in crate::probe) fn by_both(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
-    by_columns(isa, &transposed(a, depth), b, depth)
+/// `aᵀ · b`, of `depth` rows each.
+pub(in crate::probe) fn matmul_tn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+    matmul_nn(isa, &transposed(a, depth), b, depth)
 }
 
-/// `a`, of so many rows, with rows and columns changed over.
+/// `aᵀ`, of `rows` rows.
 pub(in crate::probe) fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
     let columns = a.len() / rows;
     let mut out = vec![0.0; a.len()];
@@ -81,9 +80,9 @@ mod tests {
                 }
             }
             for isa in Isa::available() {
-                assert_eq!(by_rows(isa, &a, &b, depth), expected, "{rows} {columns} {depth}");
-                assert_eq!(by_columns(isa, &a, &transposed(&b, columns), depth), expected);
-                assert_eq!(by_both(isa, &transposed(&a, rows), &transposed(&b, columns), depth), expected);
+                assert_eq!(matmul_nt(isa, &a, &b, depth), expected, "{rows} {columns} {depth}");
+                assert_eq!(matmul_nn(isa, &a, &transposed(&b, columns), depth), expected);
+                assert_eq!(matmul_tn(isa, &transposed(&a, rows), &transposed(&b, columns), depth), expected);
             }
         }
     }

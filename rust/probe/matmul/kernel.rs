@@ -1,59 +1,58 @@
 //! Matrix products: `y[t][n] += Σ_i x[t][i] · w[i][n]`.
 //!
-//! Each element of `y` is the plain loop over `i`, in order, one fused multiply-add a step: whatever `y` held is where
-//! the loop starts, so it does not matter into how many calls the steps are cut, and rows and columns do not know of each
-//! other. The shapes are those of the registers: [`TILE`] numbers of one side, each spread over lanes, and [`PANEL`] lanes
-//! of the other are twelve sums of eight lanes, all that AVX2 can hold beside two lanes and one number, and NEON (four
-//! lanes a register, and twice as many registers); in AVX-512 they are six. Steps are taken [`STEPS`] at
-//! a time: that much of both sides stays in the L1 cache.
+//! Each element of `y` is the plain loop over `i`, in order, one fused multiply-add per step, and starts from the previous value
+//! of `y`. So the result does not depend on how the steps are split into calls, nor on the other rows and columns. The shapes
+//! fit the registers: [`TILE`] numbers of one side, each broadcast to all lanes, and [`PANEL`] lanes of the other make twelve
+//! sums of eight lanes. That is all that the 16 registers of AVX2 can hold with two more lanes and one number, and all that NEON
+//! can (four lanes per register, 32 registers); AVX-512 holds the sums in six registers. [`STEPS`] steps are taken at a time:
+//! that much of both sides stays in the L1 cache.
 //!
-//! Activations are packed once for many products, weights are not: a weight's row is read as it is, as lanes where what
-//! is summed over lies across rows ([`Tiles`] of `x`, [`accumulate_across`]), number by number where it lies within a row
-//! ([`Panels`] of `x`, [`accumulate_along`]).
+//! Activations are packed once for many products. Weights are not packed: a row of weights is read in place, as lanes where the
+//! sum is across rows ([`Tiles`] of `x`, [`accumulate_across`]), and number by number where it is along a row ([`Panels`] of
+//! `x`, [`accumulate_along`]).
 
 use std::ops::Range;
 
+use crate::simd::batch::Batch;
 use crate::simd::kernel;
-use crate::simd::paired::Wide;
 use crate::simd::vector::{BAND_ROWS, Column, Vector};
 
-/// Numbers that are spread over lanes together.
+/// Numbers that are broadcast together.
 pub const TILE: usize = 6;
 
-/// Lanes, of eight numbers each, that are worked on together.
-const LANES: usize = 2;
+/// Columns (of eight lanes) that are processed together.
+const PANEL_COLUMNS: usize = 2;
 
-/// The same, as numbers.
-pub const PANEL: usize = LANES * BAND_ROWS;
+/// The same, in lanes.
+pub const PANEL: usize = PANEL_COLUMNS * BAND_ROWS;
 
 /// Steps that are taken at a time.
 pub const STEPS: usize = 128;
 
 /// One step of a panel.
-pub type Step = [Column; LANES];
+pub type PanelStep = [Column; PANEL_COLUMNS];
 
-/// Sums of one tile and one panel: `[number of the tile][lane]`.
-pub type Sums = [[Column; LANES]; TILE];
+/// Sums of one tile and one panel: `[number of the tile][column of the panel]`.
+pub type TileSums = [[Column; PANEL_COLUMNS]; TILE];
 
-/// Sums that nothing was added to.
-pub const ZERO: Sums = [[[0.0; BAND_ROWS]; LANES]; TILE];
+/// Empty sums.
+pub const ZERO_SUMS: TileSums = [[[0.0; BAND_ROWS]; PANEL_COLUMNS]; TILE];
 
-/// Rows of numbers in groups of `N`, packed for [`STEPS`] at a time: `[steps][group][step][row]`. Rows that are not there
-/// are zero.
+/// Rows of numbers in groups of `N`, packed for [`STEPS`] at a time: `[steps][group][step][row]`. Missing rows are zero.
 #[derive(Clone, Debug, Default)]
-pub struct Packed<const N: usize> {
+pub struct PackedRows<const N: usize> {
     steps: usize,
     groups: usize,
     values: Vec<[f32; N]>,
 }
 
-/// Rows of which [`TILE`] numbers are spread over lanes.
-pub type Tiles = Packed<TILE>;
+/// Rows whose numbers are broadcast, [`TILE`] rows at a time.
+pub type Tiles = PackedRows<TILE>;
 
-/// Rows that are lanes, [`PANEL`] at a time.
-pub type Panels = Packed<PANEL>;
+/// Rows that are lanes, [`PANEL`] rows at a time.
+pub type Panels = PackedRows<PANEL>;
 
-impl<const N: usize> Packed<N> {
+impl<const N: usize> PackedRows<N> {
     /// Packs the rows `x`, each `width` long.
     ///
     /// # Panics
@@ -77,19 +76,19 @@ impl<const N: usize> Packed<N> {
         Self { steps: width, groups, values }
     }
 
-    /// How many groups there are.
+    /// The number of groups.
     #[must_use]
     pub fn groups(&self) -> usize {
         self.groups
     }
 
-    /// How many steps there are.
+    /// The number of steps.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// The groups of the steps from `from` on, a multiple of [`STEPS`], at most so many; and how many.
+    /// The groups of at most [`STEPS`] steps from `from` on, a multiple of [`STEPS`]; and the number of these steps.
     fn block(&self, from: usize) -> (&[[f32; N]], usize) {
         assert!(from.is_multiple_of(STEPS) && from < self.steps, "product: steps");
         let steps = (self.steps - from).min(STEPS);
@@ -97,58 +96,58 @@ impl<const N: usize> Packed<N> {
     }
 }
 
-/// A lane's worth of numbers from a longer array.
+/// Column `column` of the columns that `numbers` hold.
 #[inline(always)]
-fn lane<const N: usize>(numbers: &[f32; N], lane: usize) -> Column {
-    std::array::from_fn(|at| numbers[lane * BAND_ROWS + at])
+fn column<const N: usize>(numbers: &[f32; N], column: usize) -> Column {
+    std::array::from_fn(|at| numbers[column * BAND_ROWS + at])
 }
 
-/// The lanes that are worked on together: as many registers as they take.
-type Held<W> = [W; LANES];
+/// The columns of a panel in registers: the first `PANEL_COLUMNS / W::PARTS`, rounded up.
+type Registers<W> = [W; PANEL_COLUMNS];
 
 #[inline(always)]
-fn none<W: Wide>() -> Held<W> {
-    [W::splat(0.0); LANES]
+fn zero<W: Batch>() -> Registers<W> {
+    [W::splat(0.0); PANEL_COLUMNS]
 }
 
 #[inline(always)]
-fn lanes<W: Wide>(of: &[Column; LANES]) -> Held<W> {
-    let parts = [W::Part::load(of[0]), W::Part::load(of[1])];
-    let mut held = none();
-    for (held, parts) in held.iter_mut().zip(parts.chunks(W::PARTS)) {
-        *held = W::beside(parts);
+fn load<W: Batch>(of: &[Column; PANEL_COLUMNS]) -> Registers<W> {
+    let columns = [W::Part::load(of[0]), W::Part::load(of[1])];
+    let mut held = zero();
+    for (held, parts) in held.iter_mut().zip(columns.chunks(W::PARTS)) {
+        *held = W::concat(parts);
     }
     held
 }
 
 #[inline(always)]
-fn store<W: Wide>(held: Held<W>, to: &mut [Column; LANES]) {
-    for (at, lane) in to.iter_mut().enumerate() {
-        *lane = held[at / W::PARTS].part(at % W::PARTS).store();
+fn store<W: Batch>(held: Registers<W>, to: &mut [Column; PANEL_COLUMNS]) {
+    for (at, column) in to.iter_mut().enumerate() {
+        *column = held[at / W::PARTS].extract(at % W::PARTS).store();
     }
 }
 
-/// Adds `number` by `lanes` to `held`.
+/// `held += number * lanes`
 #[inline(always)]
-fn add_product<W: Wide>(number: W, lanes: Held<W>, held: &mut Held<W>) {
-    for at in 0..LANES.div_ceil(W::PARTS) {
+fn add_product<W: Batch>(number: W, lanes: Registers<W>, held: &mut Registers<W>) {
+    for at in 0..PANEL_COLUMNS.div_ceil(W::PARTS) {
         held[at] = number.mul_add(lanes[at], held[at]);
     }
 }
 
 kernel! {
-    /// Adds the product of the steps `from..` of `x` with those that `panels` hold, side by side and equally many each, to
-    /// `sums`: `[tile][panel]`.
-    pub fn accumulate_across<V: Vector in W: Wide>(x: &Tiles, from: usize, panels: &[&[Step]], sums: &mut [Sums]) {
+    /// Adds the products of the steps `from..` of `x` with those of `panels`, which are of equal length, to `sums`:
+    /// `[tile][panel]`.
+    pub fn accumulate_across<V: Simd in W: Batch>(x: &Tiles, from: usize, panels: &[&[PanelStep]], sums: &mut [TileSums]) {
         let (tiles, steps) = x.block(from);
         for (tile, sums) in tiles.chunks_exact(steps).zip(sums.chunks_exact_mut(panels.len().max(1))) {
             for (panel, sums) in panels.iter().zip(sums) {
-                let mut held = [none::<W>(); TILE];
+                let mut held = [zero::<W>(); TILE];
                 for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = lanes(sums);
+                    *held = load(sums);
                 }
                 for (x, w) in tile.iter().zip(panel.iter()) {
-                    let w = lanes::<W>(w);
+                    let w = load::<W>(w);
                     for (held, &x) in held.iter_mut().zip(x) {
                         add_product(W::splat(x), w, held);
                     }
@@ -162,22 +161,22 @@ kernel! {
 }
 
 kernel! {
-    /// Adds the product of the rows of `w`, one every `stride` numbers, with the steps `from..` of `x` to `sums`:
-    /// `[panel][tile]`. Each row's first number belongs to step `from`.
-    pub fn accumulate_along<V: Vector in W: Wide>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [Sums]) {
+    /// Adds the products of the rows of `w`, one every `stride` numbers, with the steps `from..` of `x` to `sums`:
+    /// `[panel][tile]`. The first number of a row belongs to step `from`.
+    pub fn accumulate_along<V: Simd in W: Batch>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
         let (panels, steps) = x.block(from);
         let tiles = w.len().div_ceil(stride * TILE);
         for (panel, sums) in panels.chunks_exact(steps).zip(sums.chunks_exact_mut(tiles.max(1))) {
             for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
-                let mut held = [none::<W>(); TILE];
+                let mut held = [zero::<W>(); TILE];
                 for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = lanes(sums);
+                    *held = load(sums);
                 }
-                // In place of rows that are not there stands the first: what it gives there is for nobody.
+                // Missing rows alias row 0; their sums are never read.
                 let row = |row: usize| tile.get(row * stride..row * stride + steps).unwrap_or(&tile[..steps]);
                 let rows: [&[f32]; TILE] = std::array::from_fn(row);
                 for (step, x) in panel.iter().enumerate() {
-                    let x = lanes::<W>(&[lane(x, 0), lane(x, 1)]);
+                    let x = load::<W>(&[column(x, 0), column(x, 1)]);
                     for (held, row) in held.iter_mut().zip(rows) {
                         add_product(W::splat(row[step]), x, held);
                     }
@@ -191,9 +190,9 @@ kernel! {
 }
 
 kernel! {
-    /// The same for no more than eight rows of `x`, which fill one lane. (Twice the rows of `w` at once would have the
-    /// registers, but not the pointers.)
-    pub fn accumulate_few<V: Vector>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [Sums]) {
+    /// The same for at most eight rows of `x`, which fill one column. (There are registers for twice the rows of `w`, but not for
+    /// the pointers to them.)
+    pub fn accumulate_few<V: Simd>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
         let (panel, steps) = x.block(from);
         let panel = &panel[..steps];
         for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
@@ -204,7 +203,7 @@ kernel! {
                 *held = V::load(sums[0]);
             }
             for (step, x) in panel.iter().enumerate() {
-                let x = V::load(lane(x, 0));
+                let x = V::load(column(x, 0));
                 for (held, row) in held.iter_mut().zip(rows) {
                     *held = V::splat(row[step]).mul_add(x, *held);
                 }
@@ -216,9 +215,9 @@ kernel! {
     }
 }
 
-/// Writes `values`, at most [`PANEL`] of them, as one step; columns that are not there are zero.
+/// Writes `values`, at most [`PANEL`] of them, as one step. Missing columns are zero.
 #[inline]
-pub fn lay_step(step: &mut Step, values: &[f32]) {
+pub fn lay_step(step: &mut PanelStep, values: &[f32]) {
     let flat = step.as_flattened_mut();
     if let Some(values) = values.first_chunk::<PANEL>() {
         flat.copy_from_slice(values);
@@ -228,9 +227,8 @@ pub fn lay_step(step: &mut Step, values: &[f32]) {
     }
 }
 
-/// Copies what [`accumulate_across`] summed, `panels` side by side, to the columns `columns` of the rows `y`, each `width`
-/// long.
-pub fn unpack_across(sums: &[Sums], panels: usize, y: &mut [f32], width: usize, columns: &Range<usize>) {
+/// Copies the sums of [`accumulate_across`] over `panels` panels to the columns `columns` of the rows `y`, each `width` long.
+pub fn unpack_across(sums: &[TileSums], panels: usize, y: &mut [f32], width: usize, columns: &Range<usize>) {
     for (rows, sums) in y.chunks_mut(TILE * width).zip(sums.chunks_exact(panels)) {
         for (at, row) in rows.chunks_exact_mut(width).enumerate() {
             for (part, panel) in row[columns.clone()].chunks_mut(PANEL).zip(sums) {
@@ -240,8 +238,8 @@ pub fn unpack_across(sums: &[Sums], panels: usize, y: &mut [f32], width: usize, 
     }
 }
 
-/// Copies what [`accumulate_along`] summed of `tiles` to the rows `y`, each `width` long: as many columns as that.
-pub fn unpack_along(sums: &[Sums], tiles: usize, y: &mut [f32], width: usize) {
+/// Copies the sums of [`accumulate_along`] over `tiles` tiles to the rows `y`, each `width` long.
+pub fn unpack_along(sums: &[TileSums], tiles: usize, y: &mut [f32], width: usize) {
     for (rows, sums) in y.chunks_mut(PANEL * width).zip(sums.chunks_exact(tiles)) {
         for (at, row) in rows.chunks_exact_mut(width).enumerate() {
             for (part, tile) in row.chunks_mut(TILE).zip(sums) {

@@ -1,12 +1,13 @@
 //! Products of activations with matrices of the checkpoint, which are read as they are needed and not kept.
 //!
-//! A matrix is stored with the numbers of one output one after the other, or of one input ([`Linear::transposed`]), and
-//! used in both directions: forward sums over inputs, back over outputs. What is summed over either lies within a row of
-//! the file ([`along`]: rows are read and forgotten, each by one thread) or across rows ([`across`]: a block of rows is
-//! read once, and every thread walks through all of it for columns of its own). The result is the same
+//! A matrix is stored with the weights of one output contiguous, or with those of one input ([`Linear::transposed`]), and
+//! used in both directions: forward sums over inputs, backward over outputs. What is summed over lies either within a row
+//! of the file ([`along`]: each row is read once, by one thread) or across rows ([`across`]: a block of rows is read once,
+//! and every thread traverses all of it for columns of its own). The result is the same
 //! ([`crate::probe::matmul::kernel`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -14,20 +15,20 @@ use crate::arch::Linear;
 use crate::band::widen;
 use crate::checkpoint::stream::{Block, Reader, cut};
 use crate::dtype::Float;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::probe::Session;
+use crate::probe::activations::Activations;
 use crate::probe::matmul::kernel::{
-    PANEL, Packed, STEPS, Step, Sums, TILE, Tiles, ZERO, accumulate_across, accumulate_along, accumulate_few, lay_step,
-    unpack_across, unpack_along,
+    PANEL, PackedRows, PanelStep, STEPS, TILE, TileSums, Tiles, ZERO_SUMS, accumulate_across, accumulate_along,
+    accumulate_few, lay_step, unpack_across, unpack_along,
 };
-use crate::probe::rows::Rows;
 use crate::simd::Isa;
 use crate::simd::vector::BAND_ROWS;
 
-/// Panels that a thread works on at a time, across rows.
+/// Panels that are one unit of work of [`across`].
 const PANELS: usize = 2;
 
-/// Tiles that it works on at a time, along them.
+/// Tiles that are one unit of work of [`along`].
 const TILES: usize = 4;
 
 /// Bytes of rows that [`across`] holds in memory.
@@ -36,136 +37,166 @@ const BLOCK_BYTES: u64 = 16 << 20;
 /// Bytes of rows that are read at a time.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Which way a linear layer is gone through.
+/// Which way a linear layer is traversed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::probe) enum Direction {
     /// From inputs to outputs.
     Forward,
-    /// From gradients of the outputs to those of the inputs.
+    /// From gradients of the outputs to gradients of the inputs.
     Back,
 }
 
-/// What goes into a layer.
+/// The activations, or gradients, that a matrix is multiplied with.
 #[derive(Clone, Copy)]
 pub(in crate::probe) enum Input<'p> {
-    /// All of it.
-    Whole(&'p Rows),
-    /// Made as it is needed, for a range of what is summed over: rows as long as that.
-    Made(&'p (dyn Fn(Range<usize>) -> Rows + Sync)),
+    /// In memory.
+    Whole(&'p Activations),
+    /// Computed when it is needed, for a range of what is summed over: rows as long as that range.
+    Computed(&'p (dyn Fn(Range<usize>) -> Activations + Sync)),
 }
 
-/// A layer, and what goes into it.
+/// One term of a [`Product`]: a layer, and what it is multiplied with.
 #[derive(Clone, Copy)]
-pub(in crate::probe) struct Part<'p, 'a> {
+pub(in crate::probe) struct Operand<'p, 'a> {
     pub(in crate::probe) linear: Linear<'a>,
-    pub(in crate::probe) x: Input<'p>,
+    pub(in crate::probe) input: Input<'p>,
 }
 
-/// A sum of products: the parts follow each other as if their matrices were one.
-pub(in crate::probe) struct Job<'p, 'a> {
-    pub(in crate::probe) parts: Vec<Part<'p, 'a>>,
-    /// Rows that go in, and come out.
-    pub(in crate::probe) count: usize,
-}
-
-impl<'p, 'a> Job<'p, 'a> {
-    /// One layer, and what goes into it.
-    pub(in crate::probe) fn one(linear: Linear<'a>, x: &'p Rows) -> Self {
-        Self { parts: vec![Part { linear, x: Input::Whole(x) }], count: x.count() }
+impl<'p, 'a> Operand<'p, 'a> {
+    pub(in crate::probe) fn new(linear: Linear<'a>, input: &'p Activations) -> Self {
+        Self { linear, input: Input::Whole(input) }
     }
 
-    fn width(&self, direction: Direction) -> usize {
-        self.parts.first().map_or(0, |part| match direction {
-            Direction::Forward => part.linear.outputs(),
-            Direction::Back => part.linear.inputs(),
+    /// The input in memory.
+    fn whole_input(&self) -> Cow<'p, Activations> {
+        match self.input {
+            Input::Whole(rows) => Cow::Borrowed(rows),
+            Input::Computed(compute) => Cow::Owned(compute(0..self.linear.matrix.cols as usize)),
+        }
+    }
+
+    fn outputs(&self, direction: Direction) -> usize {
+        match direction {
+            Direction::Forward => self.linear.outputs(),
+            Direction::Back => self.linear.inputs(),
+        }
+    }
+}
+
+/// A sum of products of matrices with their inputs, and the rows that it becomes.
+pub(in crate::probe) struct Product<'p, 'a> {
+    pub(in crate::probe) operands: Vec<Operand<'p, 'a>>,
+    pub(in crate::probe) out: &'p mut Activations,
+}
+
+/// What is multiplied to make `count` rows.
+struct Sum<'p, 'a> {
+    operands: Vec<Operand<'p, 'a>>,
+    count: usize,
+}
+
+impl Sum<'_, '_> {
+    /// Whether what is summed over lies within rows of the file.
+    fn is_along(&self, direction: Direction) -> bool {
+        self.operands.iter().all(|operand| operand.linear.transposed == (direction == Direction::Back))
+    }
+}
+
+/// Inputs in the kernel's layout, each packed once however often it is used.
+struct Packer<'p, const N: usize> {
+    distinct: Vec<&'p Activations>,
+}
+
+impl<'p, const N: usize> Packer<'p, N> {
+    /// The index that `rows` will have among the packed ones.
+    fn add(&mut self, rows: &'p Activations) -> usize {
+        let known = self.distinct.iter().position(|other| std::ptr::eq(*other, rows));
+        known.unwrap_or_else(|| {
+            self.distinct.push(rows);
+            self.distinct.len() - 1
         })
     }
 
-    /// Whether what is summed over lies within rows of the file.
-    fn is_along(&self, direction: Direction) -> bool {
-        self.parts.iter().all(|part| part.linear.transposed == (direction == Direction::Back))
-    }
-}
-
-/// Inputs as products want them, those that are the same once: for each job and part, which; and all.
-struct Inputs<const N: usize> {
-    of: BTreeMap<(usize, usize), usize>,
-    packed: Vec<Packed<N>>,
-}
-
-impl<const N: usize> Inputs<N> {
-    fn new(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize]) -> Result<Self> {
-        let (mut of, mut distinct): (BTreeMap<_, _>, Vec<&Rows>) = Default::default();
-        for &job in which {
-            for (part, Part { x, .. }) in jobs[job].parts.iter().enumerate() {
-                if let Input::Whole(rows) = x {
-                    let seen = distinct.iter().position(|other| std::ptr::eq(*other, *rows));
-                    of.insert((job, part), seen.unwrap_or(distinct.len()));
-                    if seen.is_none() {
-                        distinct.push(rows);
-                    }
-                }
-            }
-        }
+    fn pack(self, session: &Session<'_>) -> Result<Vec<PackedRows<N>>> {
         let pass = session.pass;
-        let packed =
-            pass.workers.map(pass.progress, &distinct, || (), |(), rows| Ok(Packed::pack(&rows.values, rows.width)))?;
-        Ok(Self { of, packed })
-    }
-
-    fn get(&self, job: usize, part: usize) -> Option<&Packed<N>> {
-        self.of.get(&(job, part)).map(|&at| &self.packed[at])
+        let pack = |(): &mut (), rows: &&Activations| Ok(PackedRows::pack(&rows.values, rows.width));
+        pass.workers.map(pass.progress, &self.distinct, || (), pack)
     }
 }
 
-/// The rows that come out of each of `jobs`.
-pub(in crate::probe) fn products(
+/// Adds up the operands of one product into rows of their own.
+pub(in crate::probe) fn product(
     session: &Session<'_>,
     direction: Direction,
-    jobs: &[Job<'_, '_>],
-) -> Result<Vec<Rows>> {
-    let mut out: Vec<Rows> = jobs.iter().map(|job| Rows::zeros(job.count, job.width(direction))).collect();
-    for job in jobs {
-        for Part { linear, .. } in &job.parts {
-            session.count(job.count * linear.inputs() * linear.outputs());
-        }
-    }
-    let of_kind = |along: bool| -> Vec<usize> {
-        (0..jobs.len()).filter(|&at| jobs[at].count > 0 && jobs[at].is_along(direction) == along).collect()
-    };
-    along(session, jobs, &of_kind(true), &mut out)?;
-    across(session, jobs, &of_kind(false), &mut out)?;
+    count: usize,
+    operands: Vec<Operand<'_, '_>>,
+) -> Result<Activations> {
+    let width = operands.first().map_or(0, |operand| operand.outputs(direction));
+    let mut out = Activations::zeros(count, width);
+    products(session, direction, vec![Product { operands, out: &mut out }])?;
     Ok(out)
 }
 
-/// Some columns of what comes out of a job.
-struct Piece {
-    job: usize,
+/// Computes `products`. Biases are not added.
+pub(in crate::probe) fn products(
+    session: &Session<'_>,
+    direction: Direction,
+    products: Vec<Product<'_, '_>>,
+) -> Result<()> {
+    let (mut along_rows, mut across_rows) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+    for Product { operands, out } in products {
+        for Operand { linear, .. } in &operands {
+            session.count(out.count() * linear.inputs() * linear.outputs());
+        }
+        let sum = Sum { operands, count: out.count() };
+        let kind = if sum.is_along(direction) { &mut along_rows } else { &mut across_rows };
+        if sum.count > 0 {
+            kind.0.push(sum);
+            kind.1.push(out);
+        }
+    }
+    along(session, &along_rows.0, &mut along_rows.1)?;
+    across(session, &across_rows.0, &mut across_rows.1)
+}
+
+/// Some columns of the rows that a [`Sum`] becomes.
+struct SumColumns {
+    sum: usize,
     columns: Range<usize>,
 }
 
-fn pieces(which: &[usize], out: &[Rows], step: usize) -> Vec<Piece> {
-    let of = |&job: &usize| {
-        let width = out[job].width;
-        (0..width).step_by(step).map(move |from| Piece { job, columns: from..(from + step).min(width) })
+fn cut_columns(out: &[&mut Activations], step: usize) -> Vec<SumColumns> {
+    let of = |(sum, out): (usize, &&mut Activations)| {
+        let width = out.width;
+        (0..width).step_by(step).map(move |from| SumColumns { sum, columns: from..(from + step).min(width) })
     };
-    which.iter().flat_map(of).collect()
+    out.iter().enumerate().flat_map(of).collect()
 }
 
-/// Products that sum within rows of the file.
-fn along(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mut [Rows]) -> Result<()> {
+/// Sums within rows of the file.
+fn along(session: &Session<'_>, sums: &[Sum<'_, '_>], out: &mut [&mut Activations]) -> Result<()> {
     let pass = session.pass;
-    let inputs = Inputs::<PANEL>::new(session, jobs, which)?;
+    let inputs: Vec<Vec<Cow<'_, Activations>>> =
+        sums.iter().map(|sum| sum.operands.iter().map(Operand::whole_input).collect()).collect();
+    let mut packer = Packer::<PANEL> { distinct: Vec::new() };
+    let terms: Vec<Vec<(Linear<'_>, usize)>> = sums
+        .iter()
+        .zip(&inputs)
+        .map(|(sum, inputs)| {
+            sum.operands.iter().zip(inputs).map(|(operand, rows)| (operand.linear, packer.add(rows))).collect()
+        })
+        .collect();
+    let packed = packer.pack(session)?;
     pass.workers.in_order(
         pass.progress,
-        &pieces(which, out, TILES * TILE),
+        &cut_columns(out, TILES * TILE),
         || (Reader::default(), Vec::new(), Vec::new()),
-        |(reader, sums, wide), Piece { job, columns }| {
-            let tiles = columns.len().div_ceil(TILE);
-            sums.clear();
-            sums.resize(jobs[*job].count.div_ceil(PANEL) * tiles, ZERO);
-            for (part, Part { linear, .. }) in jobs[*job].parts.iter().enumerate() {
-                let x = inputs.get(*job, part).ok_or_else(|| Error::Bug("an input is not there".to_owned()))?;
+        |(reader, totals, wide), SumColumns { sum, columns }| {
+            let (tiles, count) = (columns.len().div_ceil(TILE), sums[*sum].count);
+            totals.clear();
+            totals.resize(count.div_ceil(PANEL) * tiles, ZERO_SUMS);
+            for &(linear, input) in &terms[*sum] {
+                let x = &packed[input];
                 let matrix = linear.matrix;
                 let (row_bytes, length) = (matrix.row_bytes(), matrix.cols as usize);
                 let [from, to] = [columns.start, columns.end].map(|row| linear.offset() + row as u64 * row_bytes);
@@ -173,28 +204,29 @@ fn along(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mut
                     Some(rows) => rows,
                     None => reader.bytes(pass.checkpoint, linear.weight, from..to)?,
                 };
-                if jobs[*job].count <= BAND_ROWS {
-                    // What is used once is read from the beginning to the end.
+                if count <= BAND_ROWS {
+                    // With so few rows a weight is used once: whole rows are widened, not blocks of columns.
                     wide.resize(columns.len() * length, 0.0);
                     widen(pass.isa, matrix.float, rows, wide);
                     for from in (0..length).step_by(STEPS) {
-                        accumulate_few(pass.isa, &wide[from..], length, x, from, sums);
+                        accumulate_few(pass.isa, &wide[from..], length, x, from, totals);
                     }
                 } else {
                     for from in (0..length).step_by(STEPS) {
                         let steps = (length - from).min(STEPS);
                         widen_columns(pass.isa, matrix.float, (rows, row_bytes as usize), from..from + steps, wide);
-                        accumulate_along(pass.isa, wide, steps, x, from, sums);
+                        accumulate_along(pass.isa, wide, steps, x, from, totals);
                     }
                 }
                 session.visited(columns.len() as u64 * row_bytes);
             }
-            let mut y = vec![0.0; jobs[*job].count * columns.len()];
-            unpack_along(sums, tiles, &mut y, columns.len());
+            let mut y = vec![0.0; count * columns.len()];
+            unpack_along(totals, tiles, &mut y, columns.len());
             Ok(y)
         },
-        |Piece { job, columns }, y| {
-            let rows = out[*job].values.chunks_exact_mut(out[*job].width);
+        |SumColumns { sum, columns }, y| {
+            let width = out[*sum].width;
+            let rows = out[*sum].values.chunks_exact_mut(width);
             for (row, y) in rows.zip(y.chunks_exact(columns.len())) {
                 row[columns.clone()].copy_from_slice(y);
             }
@@ -203,7 +235,7 @@ fn along(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mut
     )
 }
 
-/// The elements `which` of rows that have so many bytes each, one row after the other.
+/// Widens the elements `which` of each of `rows`, which are `row_bytes` long.
 fn widen_columns(isa: Isa, float: Float, (rows, row_bytes): (&[u8], usize), which: Range<usize>, wide: &mut Vec<f32>) {
     let size = float.bytes();
     wide.resize(rows.len() / row_bytes * which.len(), 0.0);
@@ -212,27 +244,27 @@ fn widen_columns(isa: Isa, float: Float, (rows, row_bytes): (&[u8], usize), whic
     }
 }
 
-/// Some rows of one of a job's matrices.
-struct Read {
-    job: usize,
-    part: usize,
+/// Some rows of the matrix of one operand.
+struct RowRead {
+    sum: usize,
+    operand: usize,
     rows: Range<u64>,
 }
 
-/// Panels side by side, and room to widen what is laid into them.
+/// Panels side by side, and a buffer for the widened weights that are laid into them.
 #[derive(Default)]
-struct Laid {
+struct PanelBuffer {
     wide: Vec<f32>,
-    panels: [Vec<Step>; PANELS],
+    panels: [Vec<PanelStep>; PANELS],
 }
 
-impl Laid {
-    /// Elements `columns` of rows that have so many bytes each; each row is a step.
+impl PanelBuffer {
+    /// Lays the elements `columns` of each of `rows`, which are `row_bytes` long; each row is a step.
     fn lay(&mut self, isa: Isa, float: Float, (rows, row_bytes): (&[u8], usize), columns: &Range<usize>) {
         let size = float.bytes();
         let columns_of = columns.clone().step_by(PANEL).map(|from| from..(from + PANEL).min(columns.end));
         for (panel, columns) in self.panels.iter_mut().zip(columns_of) {
-            panel.resize(rows.len() / row_bytes, Step::default());
+            panel.resize(rows.len() / row_bytes, PanelStep::default());
             self.wide.resize(columns.len(), 0.0);
             for (step, row) in panel.iter_mut().zip(rows.chunks_exact(row_bytes)) {
                 widen(isa, float, &row[columns.start * size..columns.end * size], &mut self.wide);
@@ -242,71 +274,108 @@ impl Laid {
     }
 }
 
-/// Products that sum across rows of the file.
-fn across(session: &Session<'_>, jobs: &[Job<'_, '_>], which: &[usize], out: &mut [Rows]) -> Result<()> {
+/// What the rows of a [`RowRead`] are multiplied with.
+enum RowInput {
+    /// The packed input of this index, from the step on that is the first of these rows.
+    Shared(usize),
+    /// Computed for these rows.
+    Own(Tiles),
+}
+
+/// Sums across rows of the file.
+fn across(session: &Session<'_>, sums: &[Sum<'_, '_>], out: &mut [&mut Activations]) -> Result<()> {
     let pass = session.pass;
-    let inputs = Inputs::<TILE>::new(session, jobs, which)?;
-    let pieces = pieces(which, out, PANELS * PANEL);
-    let empty = |piece: &Piece| {
-        Mutex::new(vec![ZERO; jobs[piece.job].count.div_ceil(TILE) * piece.columns.len().div_ceil(PANEL)])
+    let mut packer = Packer::<TILE> { distinct: Vec::new() };
+    let terms: Vec<Vec<Term<'_, '_>>> =
+        sums.iter().map(|sum| sum.operands.iter().map(|operand| Term::new(operand, &mut packer)).collect()).collect();
+    let packed = packer.pack(session)?;
+    let pieces = cut_columns(out, PANELS * PANEL);
+    let empty = |piece: &SumColumns| {
+        Mutex::new(vec![ZERO_SUMS; sums[piece.sum].count.div_ceil(TILE) * piece.columns.len().div_ceil(PANEL)])
     };
-    let sums: Vec<Mutex<Vec<Sums>>> = pieces.iter().map(empty).collect();
-    for batch in batches(jobs, which) {
-        let held: Vec<(Block, Option<Tiles>)> =
-            pass.workers.map(pass.progress, &batch, Reader::default, |reader, read| {
-                let Part { linear, x } = &jobs[read.job].parts[read.part];
-                let row_bytes = linear.matrix.row_bytes();
-                let bytes = linear.offset() + read.rows.start * row_bytes..linear.offset() + read.rows.end * row_bytes;
-                session.visited(bytes.end - bytes.start);
-                let block = reader.block(pass.checkpoint, linear.weight, bytes)?;
-                let made = match x {
-                    Input::Whole(_) => None,
-                    Input::Made(make) => {
-                        let rows = make(read.rows.start as usize..read.rows.end as usize);
-                        Some(Packed::pack(&rows.values, rows.width))
-                    }
-                };
-                Ok((block, made))
-            })?;
-        let jobs_here: BTreeSet<usize> = batch.iter().map(|read| read.job).collect();
-        let here: Vec<usize> = (0..pieces.len()).filter(|&at| jobs_here.contains(&pieces[at].job)).collect();
-        pass.workers.map(pass.progress, &here, Laid::default, |laid, &at| {
-            let Piece { job, columns } = &pieces[at];
+    let totals: Vec<Mutex<Vec<TileSums>>> = pieces.iter().map(empty).collect();
+    for batch in batches(sums) {
+        let held = pass.workers.map(pass.progress, &batch, Reader::default, |reader, read| {
+            terms[read.sum][read.operand].read(session, reader, &read.rows)
+        })?;
+        let sums_here: BTreeSet<usize> = batch.iter().map(|read| read.sum).collect();
+        let here: Vec<usize> = (0..pieces.len()).filter(|&at| sums_here.contains(&pieces[at].sum)).collect();
+        pass.workers.map(pass.progress, &here, PanelBuffer::default, |buffer, &at| {
+            let SumColumns { sum, columns } = &pieces[at];
             let panels = columns.len().div_ceil(PANEL);
-            let mut sums = sums[at].lock().unwrap_or_else(PoisonError::into_inner);
-            for (read, (block, made)) in batch.iter().zip(&held).filter(|(read, _)| read.job == *job) {
-                let matrix = jobs[*job].parts[read.part].linear.matrix;
-                let (x, first) = match (made, inputs.get(*job, read.part)) {
-                    (Some(made), _) => (made, 0),
-                    (None, Some(whole)) => (whole, read.rows.start as usize),
-                    (None, None) => return Err(Error::Bug("an input is not there".to_owned())),
+            let mut totals = totals[at].lock().unwrap_or_else(PoisonError::into_inner);
+            for (read, (block, input)) in batch.iter().zip(&held).filter(|(read, _)| read.sum == *sum) {
+                let matrix = terms[*sum][read.operand].linear.matrix;
+                let (x, first) = match input {
+                    RowInput::Own(tiles) => (tiles, 0),
+                    RowInput::Shared(index) => (&packed[*index], read.rows.start as usize),
                 };
                 let row_bytes = matrix.row_bytes() as usize;
                 for (at, rows) in block.bytes().chunks(STEPS * row_bytes).enumerate() {
-                    laid.lay(pass.isa, matrix.float, (rows, row_bytes), columns);
-                    let both: [&[Step]; PANELS] = [&laid.panels[0], &laid.panels[1]];
-                    accumulate_across(pass.isa, x, first + at * STEPS, &both[..panels], &mut sums);
+                    buffer.lay(pass.isa, matrix.float, (rows, row_bytes), columns);
+                    let both: [&[PanelStep]; PANELS] = [&buffer.panels[0], &buffer.panels[1]];
+                    accumulate_across(pass.isa, x, first + at * STEPS, &both[..panels], &mut totals);
                 }
             }
             Ok(())
         })?;
     }
-    for (Piece { job, columns }, sums) in pieces.iter().zip(sums) {
-        let Rows { width, values } = &mut out[*job];
-        let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-        unpack_across(&sums, columns.len().div_ceil(PANEL), values, *width, columns);
+    for (SumColumns { sum, columns }, totals) in pieces.iter().zip(totals) {
+        let Activations { width, values } = &mut *out[*sum];
+        let totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
+        unpack_across(&totals, columns.len().div_ceil(PANEL), values, *width, columns);
     }
     Ok(())
 }
 
-/// What [`across`] reads before it works on it: so many bytes at a time, of each job in the order of its rows.
-fn batches(jobs: &[Job<'_, '_>], which: &[usize]) -> Vec<Vec<Read>> {
-    let mut batches: Vec<Vec<Read>> = Vec::new();
+/// An operand of a sum across rows.
+struct Term<'p, 'a> {
+    linear: Linear<'a>,
+    input: TermInput<'p>,
+}
+
+/// The input of a [`Term`].
+enum TermInput<'p> {
+    /// Index among the packed ones.
+    Packed(usize),
+    Computed(&'p (dyn Fn(Range<usize>) -> Activations + Sync)),
+}
+
+impl<'p, 'a> Term<'p, 'a> {
+    fn new(operand: &Operand<'p, 'a>, packer: &mut Packer<'p, TILE>) -> Self {
+        let input = match operand.input {
+            Input::Whole(rows) => TermInput::Packed(packer.add(rows)),
+            Input::Computed(compute) => TermInput::Computed(compute),
+        };
+        Self { linear: operand.linear, input }
+    }
+
+    /// Reads `rows` of the matrix, and prepares what they are multiplied with.
+    fn read(&self, session: &Session<'_>, reader: &mut Reader, rows: &Range<u64>) -> Result<(Block, RowInput)> {
+        let row_bytes = self.linear.matrix.row_bytes();
+        let bytes = self.linear.offset() + rows.start * row_bytes..self.linear.offset() + rows.end * row_bytes;
+        session.visited(bytes.end - bytes.start);
+        let block = reader.block(session.pass.checkpoint, self.linear.weight, bytes)?;
+        let input = match &self.input {
+            TermInput::Packed(index) => RowInput::Shared(*index),
+            TermInput::Computed(compute) => {
+                let rows = compute(rows.start as usize..rows.end as usize);
+                RowInput::Own(PackedRows::pack(&rows.values, rows.width))
+            }
+        };
+        Ok((block, input))
+    }
+}
+
+/// The rows that [`across`] reads before it works on them: at most [`BLOCK_BYTES`] in one batch, of each sum in the order
+/// of its rows.
+fn batches(sums: &[Sum<'_, '_>]) -> Vec<Vec<RowRead>> {
+    let mut batches: Vec<Vec<RowRead>> = Vec::new();
     let mut held = BLOCK_BYTES;
-    for &job in which {
-        for (part, Part { linear, .. }) in jobs[job].parts.iter().enumerate() {
+    for (sum, Sum { operands, .. }) in sums.iter().enumerate() {
+        for (operand, Operand { linear, .. }) in operands.iter().enumerate() {
             let row_bytes = linear.matrix.row_bytes();
-            // Whole panels, so that cuts do not leave some half full.
+            // Whole blocks of steps, so that no block but the last of a matrix is partly filled.
             let rows = (READ_BYTES / row_bytes / STEPS as u64 * STEPS as u64).max(STEPS as u64);
             for rows in cut(linear.matrix.rows, rows) {
                 held += (rows.end - rows.start) * row_bytes;
@@ -315,7 +384,7 @@ fn batches(jobs: &[Job<'_, '_>], which: &[usize]) -> Vec<Vec<Read>> {
                     held = (rows.end - rows.start) * row_bytes;
                 }
                 if let Some(batch) = batches.last_mut() {
-                    batch.push(Read { job, part, rows });
+                    batch.push(RowRead { sum, operand, rows });
                 }
             }
         }

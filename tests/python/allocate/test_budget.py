@@ -126,7 +126,7 @@ def test_nonsense_for_a_budget_is_refused_with_what_to_write(budget, why, ramrs_
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [({}, "--budget"), ({"budget": 4, "bits": 4}, "--bits"), ({"bits": 7}, "7"), ({"bits": 4, "group_size": 48}, "48")],
+    [({}, "budget="), ({"budget": 4, "bits": 4}, "bits="), ({"bits": 7}, "7"), ({"bits": 4, "group_size": 48}, "48")],
 )
 def test_there_must_be_one_target_and_a_sound_one(options, why):
     with pytest.raises(ramrs.ConfigError, match=why):

@@ -370,7 +370,7 @@ def test_an_output_that_is_there_is_refused_and_left_as_it_is(ramrs_cli):
     done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out")
     assert done.returncode == 2
     assert "error: out exists already" in done.stderr
-    assert "hint: give another -o, or --overwrite to replace it" in done.stderr
+    assert "hint: give another --output, or --overwrite to replace it" in done.stderr
     assert sees_everything(ramrs_cli.directory) == {"out/precious.txt": b"mine"}
 
 

@@ -373,3 +373,63 @@ def test_a_manifest_cannot_make_verify_read_outside(example_at_4, ramrs_cli, tmp
     done = ramrs_cli("verify", copy)
     assert done.returncode == 1
     assert "../secret.safetensors: the manifest names a file outside of the directory" in done.stdout + done.stderr
+
+
+def test_every_option_of_the_api_is_one_of_the_command_line():
+    from ramrs import options
+    from ramrs.cli.commands import app
+    from typer.main import get_command
+
+    kinds = {
+        "inspect": options.InspectOptions,
+        "analyze": options.AnalyzeOptions,
+        "probe": options.ProbeOptions,
+        "plan": options.PlanOptions,
+        "quantize": options.QuantizeOptions,
+        "verify": options.VerifyOptions,
+        "eval": options.EvalOptions,
+    }
+    commands = get_command(app).commands
+    assert commands.keys() == kinds.keys()
+    for verb, kind in kinds.items():
+        parameters = {parameter.name: parameter for parameter in commands[verb].params}
+        for field in options.fields(kind):
+            spelled = parameters[field.name].opts
+            assert f"--{field.name.replace('_', '-')}" in spelled
+            assert set(field.option.flags) <= set(spelled)
+            assert "⟨" not in parameters[field.name].help
+    flags = {flag for command in commands.values() for parameter in command.params for flag in parameter.opts}
+    for name in ramrs._native.options():
+        assert f"--{'bits' if name == 'uniform' else name.replace('_', '-')}" in flags
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["plan", EXAMPLE, "-b", "4", "--min-bits", "6", "--max-bits", "3"], "--min-bits `6`: is above --max-bits 3"),
+        (["plan", EXAMPLE, "--bits", "7"], "--bits `7g64`: "),
+        (["plan", EXAMPLE, "-b", "4", "--group-size", "32"], "--group-size: goes with --bits"),
+        (["plan", EXAMPLE], "--budget is missing: "),
+        (["plan", EXAMPLE, "-b", "1"], "; --min-bits 2 lifts it"),
+        (["quantize", EXAMPLE, "-b", "4", "-o", EXAMPLE], "hint: give another --output"),
+        (["quantize", EXAMPLE, "-b", "4", "--plan", "plan.json"], "--budget: a saved plan has its own"),
+    ],
+)
+def test_errors_spell_options_as_flags(command, said, ramrs_cli):
+    done = ramrs_cli(*command)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "⟨" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--nonsense"], ["--budget"], ["-j", "none"], ["more"]], ids=str)
+def test_a_usage_error_is_json_where_json_was_asked_for(options, ramrs_cli):
+    done = ramrs_cli("plan", EXAMPLE, "--json", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert json.loads(done.stderr)["error"]["slug"] == "usage"
+    assert ramrs_cli("plan", EXAMPLE, *options).stderr.startswith("error: ")
+
+
+def test_a_value_called_json_does_not_ask_for_json(ramrs_cli):
+    done = ramrs_cli("inspect", "--", "--json")
+    assert done.stderr.startswith("error: --json")

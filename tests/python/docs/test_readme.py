@@ -1,5 +1,6 @@
-"""Every command and every snippet of the documentation runs."""
+"""Every command, snippet, link and example of the documentation holds."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,72 +9,171 @@ import sys
 from pathlib import Path
 
 import pytest
+import ramrs
 
 ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")} | {
+    f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))
+}
+EXAMPLE = ROOT / "examples" / "llama2xs-280k"
 
 
-def fenced(language: str) -> list[str]:
-    """Blocks of ``language`` in the README."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def fenced(language: str, text: str = README) -> list[str]:
+    """Blocks of ``language`` in a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [shlex.split(line) for block in fenced("sh") for line in block.splitlines()]
+def commands(text: str) -> list[list[str]]:
+    return [shlex.split(line) for block in fenced("sh", text) for line in block.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """A directory with the files that the README's commands name, in which they run one after the other."""
-    made = tmp_path_factory.mktemp("clone")
-    (made / "examples").symlink_to(ROOT / "examples")
-    (made / "tests").symlink_to(ROOT / "tests")
-    return made
+ALL_COMMANDS = [command for text in PAGES.values() for command in commands(text)]
+RUN = [page for page, text in PAGES.items() if fenced("sh", text) or fenced("python", text)]
 
 
-def test_the_readme_names_what_it_should():
-    verbs = {command[1] for command in COMMANDS if command[0] == "ramrs"}
+@pytest.fixture
+def clone(tmp_path):
+    """A directory with the files that a page's commands name, in which they run one after the other."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    return tmp_path
+
+
+def test_the_readme_is_short_and_begins_with_two_commands_that_do_the_set_up():
+    assert 80 <= len(README.splitlines()) <= 100
+    assert commands(README)[:2] == [["make", "example"], ["make", "test"]]
+    assert len((DOCS / "glossary.md").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_the_documentation_shows_every_verb():
+    verbs = {command[1] for command in ALL_COMMANDS if command[0] == "ramrs"}
     assert verbs == {"inspect", "probe", "analyze", "plan", "quantize", "verify", "eval"}
-    assert ["make", "example"] in COMMANDS
-    assert ["make", "test"] in COMMANDS
 
 
-@pytest.mark.parametrize("target", [command[1] for command in COMMANDS if command[0] == "make"])
+@pytest.mark.parametrize("target", sorted({command[1] for command in ALL_COMMANDS if command[0] == "make"}))
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_commands_of_the_readme_run_in_their_order(clone):
-    for command in COMMANDS:
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_and_the_python_of_a_page_run_in_their_order(page, clone):
+    for command in commands(PAGES[page]):
         if command[0] == "make":
             continue
         program = shutil.which(command[0], path=str(Path(sys.executable).parent))
         assert program, f"{command[0]} is not installed"
         done = subprocess.run([program, *command[1:]], cwd=clone, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
-        if command[:2] == ["ramrs", "quantize"] and "--budget" in command:
-            shown = fenced("text")[0].split()
-            assert done.stdout.split() == shown, "the README shows another result"
-
-
-def test_the_python_of_the_readme_runs(clone):
-    for block in fenced("python"):
+        if page == "README.md":
+            assert done.stdout.split() == fenced("text")[0].split(), "the README shows another result"
+    for block in fenced("python", PAGES[page]):
         done = subprocess.run([sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 
+def anchors(text: str) -> set[str]:
+    """The fragments that a page's headings make, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.is_file(), link
+        if fragment:
+            assert fragment in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_index_lists_every_page_once():
+    listed = re.findall(r"^\| \[[^]]+\]\(([^)]+)\)", PAGES["docs/index.md"], flags=re.MULTILINE)
+    assert sorted(listed) == sorted(
+        {"../README.md", "../CHANGELOG.md", *(path.name for path in DOCS.glob("*.md"))} - {"index.md"}
+    )
+
+
+def test_pages_and_headings_that_the_code_names_exist():
+    named = 0
+    for path in [*ROOT.glob("rust/**/*.rs"), *ROOT.glob("python/**/*.py")]:
+        text = re.sub(r"\s*\n\s*//[/!]\s*", " ", path.read_text(encoding="utf-8"))
+        for page, heading in re.findall(r'`docs/([\w-]+\.md)`(?:,? \(?"([^"]+)")?', text):
+            named += 1
+            assert (DOCS / page).is_file(), f"{path}: {page}"
+            headings = re.findall(r"^#+ (.+)$", PAGES[f"docs/{page}"], flags=re.MULTILINE)
+            assert not heading or heading in headings, f"{path}: {page} has no {heading!r}"
+    assert named > 5
+
+
 @pytest.mark.parametrize(
-    ("source", "pattern", "section"),
+    ("table", "column"),
     [
+<<<<<<< HEAD:tests/python/docs/test_readme.py
         ("rust/format/mlx/models.rs", r"AS_IS: [^=]*= &\[(.*?)\];", "Formats"),
         ("rust/format/mlx/models.rs", r"const MODELS: [^=]*= &\[(.*?)^\];", "Formats"),
         ("rust/arch/traits.rs", r"const VARIANTS: [^=]*= \{(.*?)^\};", "Where errors matter"),
+=======
+        (r"AS_IS: [^=]*= &\[(.*?)\];", 1),
+        (r"const MODELS: [^=]*= &\[(.*?)^\];", 1),
+        (r"const FAMILIES: [^=]*= \{(.*?)^\};", 2),
+>>>>>>> h-docs:tests/test_readme.py
     ],
 )
-def test_the_readme_names_the_model_types(source, pattern, section):
-    listed = re.search(pattern, (ROOT / source).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE).group(1)
-    model_types = re.findall(r'"(\w+)"', listed)
+def test_the_documentation_names_the_model_types(table, column):
+    sources = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("rust/**/*.rs"))]
+    [listed] = [found for text in sources for found in re.findall(table, text, flags=re.DOTALL | re.MULTILINE)]
+    model_types = set(re.findall(r'"(\w+)"', listed))
     assert len(model_types) > 5
-    text = re.search(rf"^## {section}$(.*?)^## ", README, flags=re.DOTALL | re.MULTILINE).group(1)
-    for model_type in model_types:
-        assert f"`{model_type}`" in text, model_type
+    rows = [line.split("|") for line in PAGES["docs/models.md"].splitlines() if line.startswith("| `")]
+    told = {
+        name for row in rows if not row[column + 1].strip().startswith("no") for name in re.findall(r"`(\w+)`", row[1])
+    }
+    assert model_types <= told if column == 1 else model_types == told
+
+
+def without_notes(text: str) -> object:
+    """The value of JSON with comments behind ``//``."""
+    return json.loads(re.sub(r"\s// .*$", "", text, flags=re.MULTILINE))
+
+
+def assert_shortened(example: object, whole: object, where: str) -> None:
+    """``example`` is what it shows of ``whole``: ``…`` ends texts, lists end early, numbers are rounded."""
+    if isinstance(example, str) and example.endswith("…"):
+        assert example == "…" or str(whole).startswith(example[:-1]), where
+    elif isinstance(example, dict):
+        assert list(example) == list(whole), where
+        for key, value in example.items():
+            assert_shortened(value, whole[key], f"{where}.{key}")
+    elif isinstance(example, list):
+        assert len(example) <= len(whole) and (example or not whole), where
+        for at, value in enumerate(example):
+            assert_shortened(value, whole[at], f"{where}[{at}]")
+    elif isinstance(example, float | int) and not isinstance(example, bool):
+        assert whole == pytest.approx(example, rel=1e-3), where
+    else:
+        assert example == whole, where
+
+
+def test_the_examples_of_documents_are_what_is_written(tmp_path):
+    analysis = ramrs.analyze(EXAMPLE)
+    report = ramrs.quantize(EXAMPLE, tmp_path / "out", budget=4.0, analysis=analysis)
+    documents = {"Analysis": analysis, "Plan": report.plan, "Manifest": report.manifest}
+    for kind, document in documents.items():
+        section = PAGES["docs/formats.md"].split(f"\n### {kind}\n")[1]
+        assert_shortened(without_notes(fenced("jsonc", section)[0]), document.to_dict(), kind)
+
+
+def test_the_example_of_a_quantization_block_has_the_keys_of_one(tmp_path):
+    ramrs.quantize(EXAMPLE, tmp_path / "out", budget=4.0, sensitivity="weights", effort="fast")
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    example = without_notes(fenced("jsonc", PAGES["docs/formats.md"])[0])
+    assert config["quantization"] == config["quantization_config"]
+    top = [key for key, value in config["quantization"].items() if not isinstance(value, dict | bool)]
+    assert top == [key for key, value in example.items() if not isinstance(value, dict | bool)]
+    assert list(example["model.embed_tokens"]) == top

@@ -116,7 +116,7 @@ def test_the_runtimes_own_kernels_agree_with_numpy(tmp_path, token_ids):
 )
 def test_the_numpy_layers_compute_what_mlx_computes(config, tmp_path):
     from mlx_lm.utils import load_model
-    from ramrs import _numpy_runtime
+    from ramrs.evaluation import numpy_backend
 
     config = LLAMA | config
     ramrs.quantize(
@@ -124,8 +124,8 @@ def test_the_numpy_layers_compute_what_mlx_computes(config, tmp_path):
     )
     tokens = mx.array([list(range(3, 60))])
     own = load_model(tmp_path / "out")[0](tokens)
-    with _numpy_runtime.attention():
-        ours = _numpy_runtime.decoded(load_model(tmp_path / "out")[0])(tokens)
+    with numpy_backend.attention():
+        ours = numpy_backend.decoded(load_model(tmp_path / "out")[0])(tokens)
     assert mx.abs(own - ours).max().item() <= 1e-4 * mx.abs(own).max().item()
 
 

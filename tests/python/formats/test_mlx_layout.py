@@ -20,7 +20,7 @@ mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[mlx]")
 from mlx import nn  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 from oracles.mlx_outputs import decoded_model, decoded_parameters, logits, parameters, quantized_modules, raw  # noqa: E402
-from ramrs import mlx_layout  # noqa: E402
+from ramrs.formats import mlx_lm as mlx_layout  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -281,7 +281,7 @@ def test_a_job_that_is_stopped_leaves_nothing(when, fault, source, tmp_path, mon
     native, seen = ramrs.api._native.call, []
 
     def stop(verb, request, callback):
-        if verb == "quantize" and ".layout" in request:
+        if verb == "quantize" and b".layout" in request:
             seen.extend(path.name for path in (tmp_path / "new").iterdir())
             raise fault
         return native(verb, request, callback)
@@ -363,7 +363,7 @@ def refused(source, tmp_path):
     with pytest.raises(ramrs.CheckpointError) as caught:
         ramrs.quantize(source, tmp_path / "out", budget=5)
     assert caught.value.slug == "unknown-model"
-    assert "--generic" in caught.value.hint
+    assert "generic=True" in caught.value.hint
     assert not list(tmp_path.glob("out*"))
     return str(caught.value)
 
@@ -410,7 +410,7 @@ def test_a_missing_extra_is_named(hidden, source, tmp_path, monkeypatch):
         ramrs.quantize(source, tmp_path / "out", budget=5)
     assert (str(caught.value), caught.value.slug) == (NO_LAYOUT, "unknown-model")
     assert caught.value.hint.startswith("pip install 'ramrs[mlx]' ")
-    assert "--generic" in caught.value.hint
+    assert "generic=True" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

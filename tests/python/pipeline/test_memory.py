@@ -55,5 +55,5 @@ def test_a_limit_that_is_none_or_cannot_be_kept_is_refused(limit, message, tmp_p
 
 @pytest.mark.skipif(not MODEL.exists(), reason="made by `make models`")
 def test_a_limit_below_what_a_run_of_the_model_holds_is_refused_with_the_one_that_would_do(tmp_path):
-    with pytest.raises(ramrs.ConfigError, match=r"--max-memory `100MiB`: .* takes .*, .* are left for it: allow about"):
+    with pytest.raises(ramrs.ConfigError, match=r"max_memory= `100MiB`: .* takes .*, .* are left for it: allow about"):
         ramrs.quantize(MODEL, tmp_path / "out", budget=4.0, max_memory="100MiB", sensitivity="probe")

@@ -83,7 +83,7 @@ def test_what_was_saved_says_which_sensitivity_it_wants(tmp_path):
     foreign.write_bytes(len(text).to_bytes(8, "little") + text + s.read_bytes()[start:])
     plan = ramrs.plan(EXAMPLE, budget=4, sensitivity=foreign)
     assert plan.settings.sensitivity == "file"
-    with pytest.raises(ramrs.ConfigError, match="give that with --sensitivity"):
+    with pytest.raises(ramrs.ConfigError, match="give that with sensitivity="):
         ramrs.quantize(EXAMPLE, tmp_path / "out", plan=plan, overwrite=True)
     report = ramrs.quantize(EXAMPLE, tmp_path / "out", plan=plan, sensitivity=foreign, overwrite=True)
     assert report.manifest.settings == plan.settings

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::tests::support::{self, file};
 
 /// What opening a file of these bytes gives.
-fn open(bytes: &[u8]) -> Result<Vec<crate::checkpoint::header::Entry>, Error> {
+fn open(bytes: &[u8]) -> Result<Vec<crate::container::TensorEntry>, Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("odd.safetensors");
     std::fs::write(&path, bytes).unwrap();

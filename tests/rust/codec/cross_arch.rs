@@ -3,11 +3,12 @@
 //! They know nothing of what is good, only of what is the same: other rules give others (for encodings the changelog says
 //! **Bytes changed**), and so do errors that are summed otherwise.
 
+use ramrs::codec::Effort;
+use ramrs::codec::affine::Affine;
 use ramrs::codec::affine::Channels;
-use ramrs::codec::encoder::{Effort, Encoded, Encoder};
+use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
 use ramrs::digest::Digest;
 use ramrs::dtype::Float;
-use ramrs::scheme::Affine;
 use ramrs::simd::Isa;
 use ramrs::simd::vector::{BAND_ROWS, Column};
 
@@ -40,7 +41,7 @@ fn sample(store: Float) -> (Vec<u8>, Vec<Column>, Vec<f32>) {
 }
 
 /// The digest of codes, scales and biases by every scheme, of every type.
-fn encodings(encoder: Encoder) -> String {
+fn encodings(encoder: GridEncoder) -> String {
     let mut digest = Digest::default();
     for store in [Float::F32, Float::F16, Float::BF16] {
         let (rows, band, k) = sample(store);
@@ -56,7 +57,7 @@ fn encodings(encoder: Encoder) -> String {
 }
 
 /// The digest of the errors of all schemes, of every type.
-fn errors(encoder: Encoder) -> String {
+fn errors(encoder: GridEncoder) -> String {
     let mut digest = Digest::default();
     for store in [Float::F32, Float::F16, Float::BF16] {
         let (_, band, k) = sample(store);
@@ -90,7 +91,7 @@ fn encodings_and_errors_have_the_bits_of_every_architecture() {
     ];
     for isa in Isa::available() {
         let found = [Effort::Fast, Effort::Normal].map(|effort| {
-            let encoder = Encoder { isa, effort };
+            let encoder = GridEncoder { isa, effort };
             (effort, [encodings(encoder), errors(encoder)])
         });
         assert_eq!(found, expected.map(|(effort, digests)| (effort, digests.map(str::to_owned))), "{}", isa.name());

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use crate::band;
+use crate::codec::Effort;
+use crate::codec::affine::encoder::{Encoded, GridEncoder};
 use crate::codec::affine::pack;
-use crate::codec::affine::{Channels, RowError};
-use crate::codec::encoder::{Effort, Encoded, Encoder};
+use crate::codec::affine::{Affine, BITS, GROUP_SIZES};
+use crate::codec::{Channels, RowError};
 use crate::dtype::{Dtype, Float};
-use crate::scheme::{Affine, BITS, GROUP_SIZES};
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
 use proptest::prelude::*;
@@ -16,8 +17,8 @@ use crate::tests::support::{self, Numbers, data};
 
 const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::BF16];
 
-fn encoder(effort: Effort) -> Encoder {
-    Encoder { isa: Isa::detect(), effort }
+fn encoder(effort: Effort) -> GridEncoder {
+    GridEncoder { isa: Isa::detect(), effort }
 }
 
 /// The rows of a band as they are stored, one after the other.
@@ -29,7 +30,7 @@ fn rows(store: Float, band: &[Column]) -> Vec<u8> {
     stored
 }
 
-fn encode(encoder: Encoder, scheme: Affine, store: Float, band: &[Column], k: &[f32]) -> Encoded {
+fn encode(encoder: GridEncoder, scheme: Affine, store: Float, band: &[Column], k: &[f32]) -> Encoded {
     let mut encoded = Encoded::default();
     encoder.encode(scheme, store, (&rows(store, band), band), k, &mut encoded);
     encoded
@@ -282,12 +283,12 @@ proptest! {
         let Case { float, scheme, band, k } = case;
         let (schemes, channels) = (alike(scheme), Channels::new(&k));
         for effort in [Effort::Fast, Effort::Normal] {
-            let plain = Encoder { isa: Isa::PORTABLE, effort };
+            let plain = GridEncoder { isa: Isa::PORTABLE, effort };
             let by_plain = encode(plain, scheme, float, &band, &k);
             let of_plain = plain.error(scheme, &band, &k, &by_plain);
             let errors = plain.errors(&schemes, float, &band, &channels);
             for isa in Isa::available().skip(1) {
-                let best = Encoder { isa, effort };
+                let best = GridEncoder { isa, effort };
                 let by_best = encode(best, scheme, float, &band, &k);
                 prop_assert_eq!(bits(&by_best), bits(&by_plain), "{:?}", best);
                 for (a, b) in best.error(scheme, &band, &k, &by_best).iter().zip(of_plain) {

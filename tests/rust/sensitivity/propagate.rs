@@ -1,5 +1,6 @@
 //! Source `weights`: moments propagated through a small Llama, against the formulas written out.
 
+use ramrs::arch::Activation;
 use ramrs::checkpoint::Checkpoint;
 use ramrs::checkpoint::stream::CHUNK_BYTES;
 use ramrs::dtype::Float;
@@ -8,7 +9,6 @@ use ramrs::sensitivity::prior::Prior;
 use ramrs::sensitivity::propagate::{FLAT_SHARE, derive};
 use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
 use ramrs::simd::Isa;
-use ramrs::simd::elementary::Curve;
 
 use crate::tests::support::{Crew, Numbers, candidates, made, names, safetensors};
 
@@ -137,7 +137,7 @@ fn moments_follow_the_residual_stream() {
     add(&mut stream, model.through("o_proj", &carried));
     let mlp = model.behind("post_attention_layernorm", &stream);
     let (gate, up) = (model.through("gate_proj", &mlp), model.through("up_proj", &mlp));
-    let inner: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| second_moment(Curve::Silu, *gate) * up).collect();
+    let inner: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| second_moment(Activation::Silu, *gate) * up).collect();
     add(&mut stream, model.through("down_proj", &inner));
     let last = model.behind("model.norm", &stream);
 

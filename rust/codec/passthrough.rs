@@ -1,0 +1,129 @@
+//! Forms in which releases store weights and a runtime computes with them as they are. Rows are passed through, never
+//! encoded.
+
+use super::affine::Affine;
+use super::{Bits, Codec, Extent, PackedRows, PartSpec, Rows, Scheme};
+use crate::band::Matrix;
+use crate::dtype::{Dtype, Float, e2m1_values, e8m0};
+
+/// Integers from −8 to 7 with a scale for each group: stored as affine codes of 4 bits with biases of −8 scales.
+#[derive(Debug)]
+pub(super) struct Int4;
+
+/// E2M1 codes and an E8M0 scale for every 32 of them.
+#[derive(Debug)]
+pub(super) struct Mxfp4;
+
+/// Positions in [`CODECS`](super::CODECS).
+const INT4: u8 = 1;
+const MXFP4: u8 = 2;
+
+/// Weights that share a scale in MXFP4.
+const MXFP4_BLOCK: u64 = 32;
+
+/// What is stored of an [`Int4`] scheme, whose parameter is its group size.
+fn affine(scheme: Scheme) -> Affine {
+    Affine::new(4, scheme.params()).unwrap_or_else(|| panic!("{scheme} is not a scheme of int4"))
+}
+
+impl Codec for Int4 {
+    fn schemes(&self) -> &'static [Scheme] {
+        &[]
+    }
+
+    fn spell(&self, scheme: Scheme) -> String {
+        format!("int4g{}", scheme.params())
+    }
+
+    fn parse(&self, text: &str) -> Option<Scheme> {
+        let group_size = text.strip_prefix("int4g")?.parse().ok()?;
+        Affine::new(4, group_size).map(|_| Scheme::new(INT4, group_size))
+    }
+
+    fn block(&self, scheme: Scheme, _cols: u64) -> u64 {
+        u64::from(scheme.params())
+    }
+
+    fn blocks(&self) -> &'static str {
+        "groups of 32, 64 or 128"
+    }
+
+    fn code_bits(&self, _scheme: Scheme) -> Bits {
+        Bits::whole(4)
+    }
+
+    fn parts(&self, scheme: Scheme, matrix: Matrix) -> Vec<PartSpec> {
+        affine(scheme).parts(matrix)
+    }
+
+    fn row_of(&self, scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
+        affine(scheme).row_of(part)
+    }
+
+    fn decode(&self, scheme: Scheme, of: Rows, parts: &[&[u8]], out: &mut [f32]) {
+        affine(scheme).decode(of, parts, out);
+    }
+
+    fn pass_through(&self, _scheme: Scheme, float: Float, rows: PackedRows<'_>, parts: &mut [Vec<u8>]) {
+        let mut values = vec![0.0; rows.scales.len() / float.bytes()];
+        float.widen(rows.scales, &mut values);
+        parts[0].extend_from_slice(rows.codes);
+        parts[1].extend_from_slice(rows.scales);
+        // The codes are stored 8 up.
+        for scale in &mut values {
+            *scale *= -8.0;
+        }
+        float.append(&values, &mut parts[2]);
+    }
+}
+
+impl Codec for Mxfp4 {
+    fn schemes(&self) -> &'static [Scheme] {
+        &[]
+    }
+
+    fn spell(&self, _scheme: Scheme) -> String {
+        "mxfp4".to_owned()
+    }
+
+    fn parse(&self, text: &str) -> Option<Scheme> {
+        (text == "mxfp4").then_some(Scheme::new(MXFP4, 0))
+    }
+
+    fn block(&self, _scheme: Scheme, _cols: u64) -> u64 {
+        MXFP4_BLOCK
+    }
+
+    fn blocks(&self) -> &'static str {
+        "groups of 32"
+    }
+
+    fn code_bits(&self, _scheme: Scheme) -> Bits {
+        Bits::whole(4)
+    }
+
+    fn parts(&self, _scheme: Scheme, matrix: Matrix) -> Vec<PartSpec> {
+        let per_row = |kind, dtype, width| PartSpec { kind, dtype, extent: Extent::PerRow(width) };
+        vec![per_row("codes", Dtype::U32, matrix.cols / 8), per_row("scales", Dtype::U8, matrix.cols / MXFP4_BLOCK)]
+    }
+
+    fn row_of(&self, _scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
+        Some((part("codes")?.1.checked_mul(8)?, Float::BF16))
+    }
+
+    fn decode(&self, _scheme: Scheme, _of: Rows, parts: &[&[u8]], out: &mut [f32]) {
+        let [codes, scales] = parts else { unreachable!("a matrix has two parts") };
+        let values = e2m1_values();
+        let blocks = out.chunks_exact_mut(MXFP4_BLOCK as usize).zip(codes.chunks_exact(MXFP4_BLOCK as usize / 2));
+        for ((out, codes), &scale) in blocks.zip(*scales) {
+            for (out, &both) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                *out = [both & 15, both >> 4].map(|code| values[usize::from(code)] * e8m0(scale));
+            }
+        }
+    }
+
+    fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PackedRows<'_>, parts: &mut [Vec<u8>]) {
+        parts[0].extend_from_slice(rows.codes);
+        parts[1].extend_from_slice(rows.scales);
+    }
+}

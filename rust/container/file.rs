@@ -1,0 +1,103 @@
+//! Positional reads and writes, and page-aligned buffers.
+//!
+//! Files are read with positional reads into buffers of our own, not mapped: a mapped file that someone truncates
+//! kills the process, its pages count as our memory, and the copy is cheap if the buffer is page-aligned (see
+//! `docs/design.md`).
+
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Fills `buffer` with the bytes of `file` from `offset`; `path` is for errors.
+///
+/// # Errors
+/// [`Error::Io`], also if the file ends before.
+pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
+    file.read_exact_at(buffer, offset).map_err(Error::io("reading", path))
+}
+
+/// Writes `content` into `file` from `offset`; `path` is for errors.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) -> Result<()> {
+    file.write_all_at(content, offset).map_err(Error::io("writing", path))
+}
+
+/// Tells the system that `bytes` of `file` from `offset` on are read soon. It reads them while others compute; whether it
+/// does is its own affair, and so is any failure.
+pub fn read_soon(file: &File, offset: u64, bytes: u64) {
+    let Some(bytes) = NonZeroU64::new(bytes) else { return };
+    #[cfg(target_os = "linux")]
+    if is_cached(file, offset + bytes.get() - 1) {
+        // Asking would look for each of its pages.
+        return;
+    }
+    #[cfg(target_vendor = "apple")]
+    let _ = rustix::fs::fcntl_rdadvise(file, offset, bytes.get());
+    #[cfg(not(target_vendor = "apple"))]
+    let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+}
+
+/// Whether the byte at `offset` of `file` is in memory.
+#[cfg(target_os = "linux")]
+fn is_cached(file: &File, offset: u64) -> bool {
+    use std::io::IoSliceMut;
+
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT).is_ok_and(|bytes| bytes == 1)
+}
+
+const PAGE_BYTES: usize = 4096;
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(4096))]
+struct Page([u8; PAGE_BYTES]);
+
+/// A buffer that starts on a page: the kernel's copy into one that does not is several times slower on some CPUs, and what a
+/// register takes from one does not lie across two lines of the cache.
+#[derive(Default)]
+pub struct PageBuffer {
+    pages: Vec<Page>,
+}
+
+impl PageBuffer {
+    /// The first `bytes` of the buffer, grown if need be. What they hold is whatever was there before.
+    pub fn get(&mut self, bytes: usize) -> &mut [u8] {
+        let pages = bytes.div_ceil(PAGE_BYTES);
+        if self.pages.len() < pages {
+            self.pages.resize(pages, Page([0; PAGE_BYTES]));
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.pages)[..bytes]
+    }
+
+    /// The first `count` elements of the buffer, as [`get`](Self::get) gives bytes.
+    pub fn elements<T: bytemuck::Pod>(&mut self, count: usize) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.get(count * size_of::<T>()))
+    }
+
+    /// The first `bytes` of the buffer, which was that long before.
+    #[must_use]
+    pub fn held(&self, bytes: usize) -> &[u8] {
+        &bytemuck::cast_slice(&self.pages)[..bytes]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_buffer_starts_on_a_page_however_it_grows() {
+        let mut buffer = PageBuffer::default();
+        for bytes in [0, 1, 4096, 4097, 1 << 20, 5] {
+            let slice = buffer.get(bytes);
+            assert_eq!(slice.len(), bytes);
+            assert_eq!(slice.as_ptr().align_offset(PAGE_BYTES), 0);
+        }
+    }
+}

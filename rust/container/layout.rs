@@ -1,0 +1,174 @@
+//! Where every byte of the output will be: a pure function of names, types and shapes.
+
+use super::Container;
+use crate::dtype::Dtype;
+
+/// Tensor data per file, unless the caller says otherwise: 5 GiB, as `mlx_lm` and the Hugging Face hub like it.
+pub const SHARD_BYTES: u64 = 5 << 30;
+
+/// A tensor to be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Bytes for each row of the matrix that it stores; 0 if it does not grow with rows.
+    pub row_bytes: u64,
+}
+
+impl StoredTensor {
+    /// As a header lists it: name, element type, shape, length.
+    pub(super) fn listed(&self) -> (&str, Dtype, &[u64], u64) {
+        (&self.name, self.dtype, &self.shape, self.bytes)
+    }
+}
+
+/// Where a stored tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Which file.
+    pub file: usize,
+    /// Offset of its data in that file, in bytes.
+    pub offset: u64,
+}
+
+/// A file of the output: its header, and how long it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedFile {
+    /// Its name.
+    pub name: String,
+    /// Everything before the data.
+    pub head: Vec<u8>,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// All files of weights, and where each tensor is in them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The files.
+    pub files: Vec<PlannedFile>,
+    /// Location of each tensor of each module, in the order they were given.
+    pub modules: Vec<Vec<Location>>,
+}
+
+impl Layout {
+    /// Bytes of all files.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// The tensors of `modules`, which were laid out so, and where each is.
+    pub fn placed<'a>(
+        &'a self,
+        modules: &'a [Vec<StoredTensor>],
+    ) -> impl Iterator<Item = (&'a StoredTensor, Location)> {
+        modules.iter().flatten().zip(self.modules.iter().flatten().copied())
+    }
+}
+
+/// Lays out `modules`, each a list of tensors that belong together, over files of at most `shard_bytes` of data (or
+/// one module, if that is longer). `metadata` goes into each file.
+#[must_use]
+pub fn lay_out(
+    container: &dyn Container,
+    modules: &[Vec<StoredTensor>],
+    shard_bytes: u64,
+    metadata: &[(&str, &str)],
+) -> Layout {
+    // Ranges of modules.
+    let mut shards: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
+    for (at, module) in modules.iter().enumerate() {
+        let bytes: u64 = module.iter().map(|tensor| tensor.bytes).sum();
+        let is_empty = |range: &std::ops::Range<usize>| modules[range.clone()].iter().all(Vec::is_empty);
+        match shards.last_mut() {
+            Some((filled, range)) if is_empty(range) || *filled + bytes <= shard_bytes => {
+                *filled += bytes;
+                range.end = at + 1;
+            }
+            _ => shards.push((bytes, at..at + 1)),
+        }
+    }
+    let count = shards.len();
+    let mut layout = Layout { files: Vec::with_capacity(count), modules: Vec::with_capacity(modules.len()) };
+    for (file, (_, range)) in shards.into_iter().enumerate() {
+        let tensors: Vec<&StoredTensor> = modules[range.clone()].iter().flatten().collect();
+        let arranged = container.arrange(metadata, &tensors);
+        let mut locations = arranged.offsets.iter().map(|&offset| Location { file, offset });
+        let of_module = |module: &Vec<StoredTensor>| locations.by_ref().take(module.len()).collect();
+        layout.modules.extend(modules[range].iter().map(of_module));
+        let (name, head, bytes) = (container.shard_name(file, count), arranged.head, arranged.bytes);
+        layout.files.push(PlannedFile { name, head, bytes });
+    }
+    layout
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::Safetensors;
+
+    fn stored(name: &str, dtype: Dtype, elements: u64) -> StoredTensor {
+        let bytes = dtype.bytes(elements).unwrap();
+        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, row_bytes: 0 }
+    }
+
+    fn data(layout: &Layout, modules: &[Vec<StoredTensor>]) -> Vec<Vec<u8>> {
+        let mut files: Vec<Vec<u8>> = layout.files.iter().map(|file| vec![0; file.bytes as usize]).collect();
+        for (file, planned) in files.iter_mut().zip(&layout.files) {
+            file[..planned.head.len()].copy_from_slice(&planned.head);
+        }
+        for (at, (tensor, Location { file, offset })) in layout.placed(modules).enumerate() {
+            files[file][offset as usize..][..tensor.bytes as usize].fill(at as u8 + 1);
+        }
+        files
+    }
+
+    #[test]
+    fn the_reference_reader_finds_every_tensor_where_it_was_planned() {
+        let modules = vec![
+            vec![
+                stored("a.weight", Dtype::U32, 7),
+                stored("a.scales", Dtype::BF16, 3),
+                stored("odd \"q\"", Dtype::U8, 5),
+            ],
+            vec![stored("b", Dtype::F32, 1), stored("empty", Dtype::BF16, 0)],
+        ];
+        let layout = lay_out(&Safetensors, &modules, SHARD_BYTES, &[("format", "mlx")]);
+        assert_eq!(layout.files[0].name, "model.safetensors");
+        let files = data(&layout, &modules);
+        let read = safetensors::SafeTensors::deserialize(&files[0]).unwrap();
+        assert_eq!(read.len(), 5);
+        for (at, (tensor, place)) in layout.placed(&modules).enumerate() {
+            let found = read.tensor(&tensor.name).unwrap();
+            assert_eq!(found.data(), vec![at as u8 + 1; tensor.bytes as usize]);
+            assert!(place.offset.is_multiple_of(tensor.dtype.bits() / 8), "{} is aligned", tensor.name);
+        }
+        assert_eq!(layout.file_bytes(), files[0].len() as u64);
+    }
+
+    #[test]
+    fn shards_are_filled_in_order_and_modules_stay_whole() {
+        let module = |name: &str, bytes: u64| {
+            vec![stored(&format!("{name}.weight"), Dtype::U8, bytes - 2), stored(name, Dtype::U8, 2)]
+        };
+        let modules = vec![module("a", 60), module("b", 40), module("c", 10), module("d", 150), module("e", 5)];
+        let layout = lay_out(&Safetensors, &modules, 100, &[("format", "mlx")]);
+        let names: Vec<_> = layout.files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names[0], "model-00001-of-00004.safetensors");
+        assert_eq!(
+            layout.modules.iter().flatten().map(|at| at.file).collect::<Vec<_>>(),
+            [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+        );
+        let index: serde_json::Value =
+            serde_json::from_str(&Safetensors.index(&layout, &modules, 7).unwrap().1).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 265);
+        assert_eq!(index["weight_map"]["d.weight"], names[2]);
+    }
+}

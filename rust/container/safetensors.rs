@@ -1,0 +1,249 @@
+//! safetensors: a JSON header, then the data. The header is checked before anything else is believed.
+//!
+//! A file is eight bytes of header length, the header (a JSON object: names to `{dtype, shape, data_offsets}`, and
+//! `__metadata__`), and the data. The format demands that tensors fill the data section without holes or overlaps;
+//! that and every size is checked here, in integers that cannot wrap, against the true length of the file. Nothing is
+//! allocated by a number that the file claims alone.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::file::read_at;
+use super::{ArrangedFile, Container, Header, Layout, StoredTensor, TensorEntry};
+use crate::digest::Digest;
+use crate::dtype::Dtype;
+use crate::error::{EntryFault, Error, FileFault, Result};
+
+/// Name of the index of a sharded checkpoint.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// The longest header the format allows, in bytes.
+pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The container.
+#[derive(Debug)]
+pub struct Safetensors;
+
+impl Container for Safetensors {
+    fn owns(&self, file_name: &str) -> bool {
+        file_name.ends_with(".safetensors")
+    }
+
+    fn read(&self, file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
+        read(file, path, file_bytes)
+    }
+
+    fn shard_name(&self, at: usize, count: usize) -> String {
+        if count == 1 {
+            "model.safetensors".to_owned()
+        } else {
+            format!("model-{:05}-of-{count:05}.safetensors", at + 1)
+        }
+    }
+
+    /// Tensors are ordered by falling alignment, so that each lies at a multiple of its element's size without gaps; then
+    /// as they come.
+    fn arrange(&self, metadata: &[(&str, &str)], tensors: &[&StoredTensor]) -> ArrangedFile {
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by_key(|&at| (Reverse(tensors[at].dtype.bits()), at));
+        let head = compose(metadata, order.iter().map(|&at| tensors[at]).map(StoredTensor::listed));
+        let mut offsets = vec![0; tensors.len()];
+        let mut bytes = head.len() as u64;
+        for at in order {
+            offsets[at] = bytes;
+            bytes += tensors[at].bytes;
+        }
+        ArrangedFile { head, offsets, bytes }
+    }
+
+    /// `model.safetensors.index.json`.
+    fn index(&self, layout: &Layout, modules: &[Vec<StoredTensor>], parameters: u64) -> Option<(&'static str, String)> {
+        let total_size: u64 = modules.iter().flatten().map(|tensor| tensor.bytes).sum();
+        let weight_map: BTreeMap<&str, &str> = layout
+            .placed(modules)
+            .map(|(tensor, at)| (tensor.name.as_str(), layout.files[at.file].name.as_str()))
+            .collect();
+        let index = serde_json::json!({
+            "metadata": { "total_size": total_size, "total_parameters": parameters },
+            "weight_map": weight_map,
+        });
+        Some((INDEX, format!("{index:#}\n")))
+    }
+}
+
+/// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::Entry`] for whatever is not as the format demands, [`Error::Io`].
+fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
+    let mut length = [0; 8];
+    if file_bytes < 8 {
+        return Err(Error::file(path, FileFault::TooShort(file_bytes)));
+    }
+    read_at(file, path, &mut length, 0)?;
+    let claimed = u64::from_le_bytes(length);
+    let limit = MAX_HEADER_BYTES.min(file_bytes - 8);
+    if claimed > limit {
+        // Only now: a length that is possible may begin with the bytes of another format.
+        return Err(Error::file(path, other_format(length).unwrap_or(FileFault::HeaderLength { claimed, limit })));
+    }
+    let mut text = vec![0; usize::try_from(claimed).map_err(|_| Error::Bug("header length".to_owned()))?];
+    read_at(file, path, &mut text, 8)?;
+    let listed = parse(&text).map_err(|reason| Error::file(path, FileFault::Header(reason)))?;
+    let entries = check(path, listed.entries, 8 + claimed, file_bytes - 8 - claimed)?;
+    Ok(Header { entries, metadata: listed.metadata, bytes: 8 + claimed, sha256: Digest::of(&text) })
+}
+
+/// A tensor as a header is to list it: name, element type, shape and length in bytes.
+pub type Listed<'a> = (&'a str, Dtype, &'a [u64], u64);
+
+/// The header of a file that holds `tensors` in this order, with its length in front, padded to 8 bytes.
+#[must_use]
+pub fn compose<'a>(metadata: &[(&str, &str)], tensors: impl Iterator<Item = Listed<'a>>) -> Vec<u8> {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let metadata: Vec<String> =
+        metadata.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
+    let mut entries = vec![format!("\"__metadata__\":{{{}}}", metadata.join(","))];
+    let mut begin = 0;
+    for (name, dtype, shape, bytes) in tensors {
+        let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        let end = begin + bytes;
+        let name = quoted(name);
+        entries.push(format!("{name}:{{\"dtype\":\"{dtype}\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"));
+        begin = end;
+    }
+    let mut text = format!("{{{}}}", entries.join(","));
+    while !text.len().is_multiple_of(8) {
+        text.push(' ');
+    }
+    let mut head = (text.len() as u64).to_le_bytes().to_vec();
+    head.extend_from_slice(text.as_bytes());
+    head
+}
+
+/// What the first bytes say the file is, if not safetensors.
+fn other_format(start: [u8; 8]) -> Option<FileFault> {
+    match start {
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => Some(FileFault::Pickle),
+        [b'G', b'G', b'U', b'F', ..] => Some(FileFault::OtherFormat("GGUF")),
+        [0x89, b'H', b'D', b'F', ..] => Some(FileFault::OtherFormat("HDF5")),
+        _ if &start[..7] == b"version" => Some(FileFault::OtherFormat("Git LFS pointer")),
+        _ => None,
+    }
+}
+
+/// An entry as it stands in the header, nothing checked.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unchecked {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// What a header lists, in its own order; an entry that is none comes with the reason.
+#[derive(Default)]
+struct Listing {
+    entries: Vec<(String, std::result::Result<Unchecked, String>)>,
+    metadata: BTreeMap<String, String>,
+}
+
+fn parse(text: &[u8]) -> std::result::Result<Listing, String> {
+    if text.first() != Some(&b'{') {
+        return Err("it does not start with `{`".to_owned());
+    }
+    let text = std::str::from_utf8(text).map_err(|fault| fault.to_string())?;
+    serde_json::from_str(text).map_err(|fault| fault.to_string())
+}
+
+impl<'de> Deserialize<'de> for Listing {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Listing;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a JSON object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Listing, A::Error> {
+                let mut listing = Listing::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        listing.metadata.append(&mut map.next_value()?);
+                    } else {
+                        // A raw value first: a malformed entry is reported with its name.
+                        let raw = map.next_value::<Box<RawValue>>()?;
+                        listing
+                            .entries
+                            .push((name, serde_json::from_str(raw.get()).map_err(|fault| fault.to_string())));
+                    }
+                }
+                Ok(listing)
+            }
+        }
+        from.deserialize_map(Collect)
+    }
+}
+
+/// Checks every entry against the `available` bytes of data that begin at `start`.
+fn check(
+    path: &Path,
+    listed: Vec<(String, std::result::Result<Unchecked, String>)>,
+    start: u64,
+    available: u64,
+) -> Result<Vec<TensorEntry>> {
+    let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
+    let mut entries = Vec::with_capacity(listed.len());
+    let mut names = BTreeSet::new();
+    for (name, entry) in listed {
+        if !names.insert(name.clone()) {
+            return Err(fault(&name, EntryFault::Twice));
+        }
+        let entry = entry.map_err(|reason| fault(&name, EntryFault::Malformed(reason)))?;
+        let [begin, end] = entry.data_offsets;
+        let span = end.checked_sub(begin).ok_or_else(|| fault(&name, EntryFault::Backwards { begin, end }))?;
+        if end > available {
+            return Err(fault(&name, EntryFault::BeyondEnd { end, available }));
+        }
+        let dtype = Dtype::parse(&entry.dtype).ok_or_else(|| fault(&name, EntryFault::UnknownDtype(entry.dtype)))?;
+        let shape = entry.shape;
+        let needed = shape.iter().try_fold(1, |product: u64, &n| product.checked_mul(n)).and_then(|n| dtype.bytes(n));
+        let Some(needed) = needed else {
+            return Err(fault(&name, EntryFault::NoSize { shape, dtype: dtype.name() }));
+        };
+        if span != needed {
+            return Err(fault(&name, EntryFault::Length { span, shape, dtype: dtype.name(), needed }));
+        }
+        entries.push(TensorEntry { name, dtype, shape, offset: start + begin, bytes: span });
+    }
+    contiguous(path, entries, start, start + available)
+}
+
+/// The entries in the order of their data, which must fill `start..end` exactly.
+fn contiguous(path: &Path, mut entries: Vec<TensorEntry>, start: u64, end: u64) -> Result<Vec<TensorEntry>> {
+    let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
+    entries.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
+    let mut reached = start;
+    let mut before = "";
+    for entry in &entries {
+        if entry.offset < reached {
+            return Err(fault(&entry.name, EntryFault::Overlap { with: before.to_owned() }));
+        }
+        if entry.offset > reached {
+            return Err(fault(&entry.name, EntryFault::Gap { bytes: entry.offset - reached }));
+        }
+        reached += entry.bytes;
+        before = &entry.name;
+    }
+    if reached < end {
+        return Err(Error::file(path, FileFault::Trailing(end - reached)));
+    }
+    Ok(entries)
+}

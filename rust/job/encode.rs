@@ -1,0 +1,353 @@
+//! The second pass: every unit is made and written, and every byte of the source is hashed.
+//!
+//! Units and digests are work of their own, and neither needs the other. They are put into queues by where the source has
+//! them, so that files are read from the beginning to the end: what one has read, the other finds in memory.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use super::source_digest::{self, DigestChunk, SourceDigests};
+use super::unit::{self, RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan, WriteJob};
+use crate::band::{cut, rows_of};
+use crate::checkpoint::prequantized::{Packing, Use};
+use crate::checkpoint::stream::{Pass, Reader};
+use crate::checkpoint::view::unravel;
+use crate::checkpoint::{Checkpoint, Tensor, View};
+use crate::codec::{Band, Encoder, Metric, PackedRows, Scheme, Scratch};
+use crate::container::StoredTensor;
+use crate::container::file::write_at;
+use crate::digest::Digest;
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::pool::Queue;
+use crate::progress::Stage;
+use crate::rate_distortion::Noise;
+use crate::schema::manifest::FileDigest;
+use crate::sensitivity::MatrixSensitivity;
+
+/// How an output tensor is stored.
+#[derive(Clone, Copy)]
+pub enum StoreMode<'a> {
+    /// Byte for byte.
+    Copied,
+    /// As numbers, in another order or under another name.
+    Converted,
+    /// As the source packs it.
+    PassedThrough(Scheme, Float),
+    /// Encoded, each matrix by its sensitivity.
+    Encoded(Scheme, Float, &'a [MatrixSensitivity]),
+}
+
+/// All that was read and written.
+pub struct Encoded {
+    /// SHA-256 of the data of each part of the source, in their order.
+    pub parts_sha256: Vec<String>,
+    /// For each output, the record of each of its units.
+    pub records: Vec<Vec<UnitRecord>>,
+    /// The source's shards.
+    pub source_files: Vec<FileDigest>,
+}
+
+/// What is done at a time.
+enum Work {
+    Digest(DigestChunk),
+    Unit(UnitChunk),
+}
+
+struct Piece {
+    work: Work,
+    /// How many bytes, for the progress.
+    bytes: u64,
+}
+
+/// What was made of a chunk.
+#[derive(Default)]
+pub struct Made {
+    /// Data of each part.
+    pub parts: Vec<Vec<u8>>,
+    /// Per band, so that they are added up alike for any size of chunk.
+    pub noise: Vec<Noise>,
+}
+
+/// What a worker gives back.
+enum Done {
+    Bytes(Vec<u8>),
+    Made(Made),
+}
+
+/// What all chunks need.
+struct Writer<'a> {
+    pass: Pass<'a>,
+    encoder: Encoder,
+    files: &'a [(File, PathBuf)],
+    jobs: &'a [WriteJob<'a>],
+    /// For each output, which of its rows is the first of each view.
+    first_rows: Vec<Vec<u64>>,
+}
+
+/// Does `jobs`, into `files`.
+///
+/// # Errors
+/// Those of reading and writing, and [`Error::NonFinite`].
+pub fn encode(pass: Pass<'_>, encoder: Encoder, files: &[(File, PathBuf)], jobs: &[WriteJob<'_>]) -> Result<Encoded> {
+    let first_rows = |job: &WriteJob<'_>| {
+        let views = job.target.views.iter();
+        views.scan(0, |next, view| Some(std::mem::replace(next, *next + view.rows))).collect()
+    };
+    let writer = Writer { pass, encoder, files, jobs, first_rows: jobs.iter().map(first_rows).collect() };
+    writer.write_fixed_parts()?;
+    let ranges = source_digest::queues(pass);
+    let mut queues: Vec<Vec<Piece>> = ranges.iter().map(|_| Vec::new()).collect();
+    let units = writer.units_by_tensor();
+    for part in 0..pass.checkpoint.parts.len() {
+        let shard = pass.checkpoint.parts[part].shard;
+        let queue = ranges.iter().position(|shards| shards.contains(&shard)).unwrap_or_default();
+        writer.pieces(part, &units, &mut queues[queue]);
+    }
+    pass.progress.begin(Stage::Encode, queues.iter().flatten().map(|piece| piece.bytes).sum());
+    let mut folds = Vec::with_capacity(ranges.len());
+    for shards in ranges {
+        folds.push((SourceDigests::new(pass.checkpoint, shards)?, RecordFold::default()));
+    }
+    let queue = |(pieces, fold): (Vec<Piece>, _)| {
+        let (digests, records): &mut (SourceDigests<'_>, RecordFold) = fold;
+        let consume = |piece: &Piece, done| {
+            match (&piece.work, done) {
+                (Work::Digest(chunk), Done::Bytes(bytes)) => digests.take(chunk, &bytes)?,
+                (Work::Unit(chunk), Done::Made(made)) => records.take(chunk, &made),
+                _ => return Err(Error::Bug("work came back as something else".to_owned())),
+            }
+            Ok(())
+        };
+        Queue { pieces, consume }
+    };
+    pass.workers.in_lanes(
+        pass.progress,
+        queues.into_iter().zip(&mut folds).map(queue).collect(),
+        || (Reader::default(), Scratch::default()),
+        |(reader, scratch), piece| {
+            let done = match &piece.work {
+                Work::Digest(DigestChunk { part, range, .. }) => {
+                    let part = &pass.checkpoint.parts[*part];
+                    Done::Bytes(reader.stored(pass.checkpoint, part, range.clone())?.to_vec())
+                }
+                Work::Unit(chunk) => Done::Made(writer.make(chunk, reader, scratch)?),
+            };
+            pass.progress.advance(piece.bytes);
+            Ok(done)
+        },
+    )?;
+    collect(pass.checkpoint, jobs, folds)
+}
+
+/// What was found in all queues.
+fn collect(
+    checkpoint: &Checkpoint,
+    jobs: &[WriteJob<'_>],
+    folds: Vec<(SourceDigests<'_>, RecordFold)>,
+) -> Result<Encoded> {
+    let mut records: Vec<Vec<Option<UnitRecord>>> =
+        jobs.iter().map(|job| job.target.views.iter().map(|_| None).collect()).collect();
+    let (mut parts_sha256, mut source_files) = (Vec::new(), Vec::new());
+    for (digests, found) in folds {
+        parts_sha256.extend(digests.parts_sha256);
+        source_files.extend(digests.files);
+        for (UnitId { output, view }, record) in found.records() {
+            records[output][view] = Some(record);
+        }
+    }
+    let records: Option<Vec<Vec<UnitRecord>>> = records.into_iter().map(|views| views.into_iter().collect()).collect();
+    let complete = source_files.len() == checkpoint.shards.len() && parts_sha256.len() == checkpoint.parts.len();
+    match records.filter(|_| complete) {
+        Some(records) => Ok(Encoded { parts_sha256, records, source_files }),
+        None => Err(Error::Bug("not everything was written and hashed".to_owned())),
+    }
+}
+
+impl Writer<'_> {
+    fn view(&self, id: UnitId) -> View {
+        self.jobs[id.output].target.views[id.view]
+    }
+
+    /// The units that are made of each tensor.
+    fn units_by_tensor(&self) -> Vec<Vec<UnitId>> {
+        let mut units: Vec<Vec<UnitId>> = vec![Vec::new(); self.pass.checkpoint.tensors.len()];
+        for (output, job) in self.jobs.iter().enumerate() {
+            for (view, found) in job.target.views.iter().enumerate() {
+                units[found.tensor].push(UnitId { output, view });
+            }
+        }
+        units
+    }
+
+    /// Appends the digest of part `part` to `pieces`, and the units of the tensor whose elements it holds. Where one unit
+    /// is the whole part as it is stored, both go through it side by side.
+    fn pieces(&self, part: usize, units: &[Vec<UnitId>], pieces: &mut Vec<Piece>) {
+        let checkpoint = self.pass.checkpoint;
+        let unit = |chunk: UnitChunk| Piece { bytes: chunk.bytes, work: Work::Unit(chunk) };
+        let (tensor, units) = match checkpoint.uses[part] {
+            Use::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), units[tensor].as_slice()),
+            Use::Beside(_) | Use::None(_) => (None, [].as_slice()),
+        };
+        let chunks =
+            |id: UnitId, tensor: &Tensor| unit::chunks(self.pass, id, &self.jobs[id.output], self.view(id), tensor);
+        if let (Some(tensor), [only]) = (tensor, units)
+            && tensor.packing == Packing::Plain
+            && self.view(*only).is_whole(tensor)
+        {
+            for chunk in chunks(*only, tensor) {
+                let digest = DigestChunk { part, range: chunk.source.clone(), is_last: chunk.is_last };
+                pieces.push(Piece { work: Work::Digest(digest), bytes: 0 });
+                pieces.push(unit(chunk));
+            }
+            return;
+        }
+        let digest =
+            |chunk: DigestChunk| Piece { bytes: chunk.range.end - chunk.range.start, work: Work::Digest(chunk) };
+        pieces.extend(source_digest::chunks(self.pass, part).into_iter().map(digest));
+        for (id, tensor) in units.iter().flat_map(|id| Some((*id, tensor?))) {
+            pieces.extend(chunks(id, tensor).into_iter().map(unit));
+        }
+    }
+
+    fn make(&self, chunk: &UnitChunk, reader: &mut Reader, scratch: &mut Scratch) -> Result<Made> {
+        match &chunk.span {
+            UnitSpan::Bytes(range) => self.copied(chunk.id, range, reader),
+            UnitSpan::Bands(bands) => self.encoded(chunk.id, bands, reader, scratch),
+            UnitSpan::Rows(rows) => {
+                let job = &self.jobs[chunk.id.output];
+                let parts = kept_rows(self.pass.checkpoint, job, chunk.id.view, rows, reader)?;
+                self.put(chunk.id, rows.start, &parts)?;
+                Ok(Made { parts, noise: Vec::new() })
+            }
+        }
+    }
+
+    /// Reads bytes, and writes them as they are.
+    fn copied(&self, id: UnitId, range: &Range<u64>, reader: &mut Reader) -> Result<Made> {
+        let tensor = &self.pass.checkpoint.tensors[self.view(id).tensor];
+        let source = reader.bytes(self.pass.checkpoint, tensor, range.clone())?;
+        let first = range.start / (tensor.dtype.bits() / 8).max(1);
+        check_numbers(self.pass.checkpoint, tensor, source, |element| first + element)?;
+        let location = self.jobs[id.output].locations[0];
+        let (file, path) = &self.files[location.file];
+        write_at(file, path, source, location.offset + range.start)?;
+        Ok(Made { parts: vec![source.to_vec()], noise: Vec::new() })
+    }
+
+    /// Encodes bands of a unit, and writes their parts.
+    fn encoded(&self, id: UnitId, bands: &Range<u64>, reader: &mut Reader, scratch: &mut Scratch) -> Result<Made> {
+        let (view, job, checkpoint) = (self.view(id), &self.jobs[id.output], self.pass.checkpoint);
+        let StoreMode::Encoded(scheme, float, sensitivities) = job.mode else {
+            return Err(Error::Bug("a chunk is encoded without a scheme".to_owned()));
+        };
+        let vectors = &sensitivities[id.view].vectors;
+        let metric = Metric::diagonal(&vectors.importance);
+        let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a chunk of what is no matrix".to_owned()))?;
+        let all = rows_of(matrix, bands);
+        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes * (all.end - all.start)) as usize);
+        let mut made = Made { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
+        reader.bands((checkpoint, self.pass.isa), view, bands, |rows, columns, stored| {
+            let band = Band { rows: (rows.end - rows.start) as usize, stored, columns };
+            let errors = self.encoder.encode(scheme, (float, scratch), band, &metric, &mut made.parts);
+            made.noise.push(Noise::of(&errors[..band.rows], &vectors.gain, rows.start as usize));
+            Ok(())
+        })?;
+        self.put(id, all.start, &made.parts)?;
+        Ok(made)
+    }
+
+    /// Writes what was made of rows of a unit, from row `first` on, to where they belong.
+    fn put(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
+        let job = &self.jobs[id.output];
+        let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());
+        for ((part, location), bytes) in parts {
+            let (file, path) = &self.files[location.file];
+            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes;
+            write_at(file, path, bytes, location.offset + place)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the parts that do not grow with rows.
+    fn write_fixed_parts(&self) -> Result<()> {
+        for job in self.jobs {
+            for (at, bytes) in job.fixed_parts(self.pass.checkpoint) {
+                let location = job.locations[at];
+                let (file, path) = &self.files[location.file];
+                write_at(file, path, &bytes, location.offset)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A kept weight may be infinite (masks are), but not NaN; what codes decode to may be neither. `place` is where in the
+/// tensor an element of `source` is.
+fn check_numbers(checkpoint: &Checkpoint, tensor: &Tensor, source: &[u8], place: impl Fn(u64) -> u64) -> Result<()> {
+    let Some(float) = Float::of(tensor.dtype) else { return Ok(()) };
+    let mut values = vec![0.0; source.len() / float.bytes()];
+    float.widen(source, &mut values);
+    let wrong = |value: &f32| if tensor.packing == Packing::Plain { value.is_nan() } else { !value.is_finite() };
+    let count = values.iter().filter(|value| wrong(value)).count();
+    let Some(first) = values.iter().position(wrong) else { return Ok(()) };
+    let first = unravel(&tensor.shape, place(first as u64));
+    let rows = (0, tensor.shape.first().copied().unwrap_or(1));
+    let file = checkpoint.file_of(tensor).to_owned();
+    Err(Error::NonFinite { file, tensor: tensor.name.clone(), count, rows, first })
+}
+
+/// Rows of view `at` of an output that is kept in another form than the source's: as numbers, or as the source packs them.
+fn kept_rows(
+    checkpoint: &Checkpoint,
+    job: &WriteJob<'_>,
+    at: usize,
+    rows: &Range<u64>,
+    reader: &mut Reader,
+) -> Result<Vec<Vec<u8>>> {
+    let view = job.target.views[at];
+    let tensor = &checkpoint.tensors[view.tensor];
+    let mut parts = vec![Vec::new(); job.parts.len()];
+    if let StoreMode::PassedThrough(scheme, float) = job.mode
+        && let Some(codec) = scheme.codec()
+    {
+        let (codes, scales) = reader.packed_rows(checkpoint, view, rows)?;
+        codec.pass_through(scheme, float, PackedRows { codes: &codes, scales: &scales }, &mut parts);
+        return Ok(parts);
+    }
+    let bytes = reader.rows(checkpoint, view, rows)?;
+    let cols = view.cols.max(1);
+    let place =
+        |element: u64| view.offset + (rows.start + element / cols) * view.row_stride + element % cols * view.col_stride;
+    check_numbers(checkpoint, tensor, bytes, place)?;
+    if let Some(float) = Float::of(tensor.dtype).filter(|_| job.target.adds_one) {
+        let mut values = vec![0.0; bytes.len() / float.bytes()];
+        float.widen(bytes, &mut values);
+        for value in &mut values {
+            *value += 1.0;
+        }
+        float.append(&values, &mut parts[0]);
+    } else {
+        parts[0].extend_from_slice(bytes);
+    }
+    Ok(parts)
+}
+
+/// SHA-256 of each part of an output that is kept, made again from the source.
+///
+/// # Errors
+/// Those of reading, and [`Error::NonFinite`].
+pub fn kept_digests(pass: Pass<'_>, job: &WriteJob<'_>) -> Result<Vec<String>> {
+    let mut digests = vec![Digest::default(); job.parts.len()];
+    let mut reader = Reader::default();
+    for (at, view) in job.target.views.iter().enumerate() {
+        let step = (pass.chunk_bytes / (4 * view.cols.max(1))).max(1);
+        for rows in cut(view.rows, step) {
+            pass.progress.check()?;
+            let parts = kept_rows(pass.checkpoint, job, at, &rows, &mut reader)?;
+            digests.iter_mut().zip(&parts).for_each(|(digest, bytes)| digest.update(bytes));
+        }
+    }
+    Ok(digests.into_iter().map(Digest::finish).collect())
+}

@@ -1,0 +1,36 @@
+//! Where an output may go.
+
+use std::fs;
+use std::path::Path;
+
+use super::staging::Staging;
+use crate::error::{Error, Result};
+use crate::option::OptionName;
+use crate::schema::manifest::FILE_NAME;
+
+/// The output must not be the source in `source_dir`, nor inside its directory, nor around it, nor there already. Next to
+/// a single file, `model`, it may be.
+///
+/// # Errors
+/// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::Foreign`], [`Error::Busy`].
+pub fn may_write(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
+    if output.as_os_str().is_empty() {
+        return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
+    }
+    let mut existing = std::path::absolute(output).map_err(Error::io("resolving", output))?;
+    while !existing.exists() && existing.pop() {}
+    let existing = existing.canonicalize().map_err(Error::io("resolving", output))?;
+    let inside = existing.starts_with(source_dir) && !model.is_file();
+    let is_parent = output.exists() && source_dir.starts_with(&existing);
+    if inside || is_parent {
+        return Err(Error::OutputIsSource { path: output.to_owned() });
+    }
+    if output.symlink_metadata().is_ok() && !overwrite {
+        return Err(Error::OutputExists { path: output.to_owned() });
+    }
+    let is_empty = || fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
+    if output.symlink_metadata().is_ok() && !output.join(FILE_NAME).is_file() && !is_empty() {
+        return Err(Error::Foreign { path: output.to_owned() });
+    }
+    Staging::check_free(output)
+}

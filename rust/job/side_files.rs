@@ -1,0 +1,66 @@
+//! Files beside the weights: the source's own, copied, and those that the format writes.
+
+use std::path::{Path, PathBuf};
+
+use super::model_card::SOURCE_CARD;
+use super::staging::Staging;
+use crate::checkpoint::Checkpoint;
+use crate::digest::Digest;
+use crate::error::Result;
+use crate::schema::manifest::{self, FileDigest, LeftOut};
+
+/// Endings of files that hold weights in another form: they are not copied beside the new ones.
+const OTHER_WEIGHTS: [&str; 14] = [
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".tflite",
+    ".npz",
+    ".index.json",
+];
+
+/// The source's other files: those that are copied, and those that are left out, with the reason.
+#[must_use]
+pub fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
+    let (mut copied, mut left_out) = (Vec::new(), Vec::new());
+    for file in &checkpoint.other_files {
+        let name = file.display().to_string();
+        let why = if OTHER_WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
+            Some("weights in another form")
+        } else if name == "hf_quant_config.json" {
+            Some("what it says of the source's codes is not so of these")
+        } else if name == manifest::FILE_NAME || name == SOURCE_CARD {
+            Some("its name is needed")
+        } else {
+            None
+        };
+        match why {
+            Some(why) => left_out.push(LeftOut { name, why: why.to_owned() }),
+            None => copied.push(file.clone()),
+        }
+    }
+    (copied, left_out)
+}
+
+/// The name in the output of a file that is copied.
+#[must_use]
+pub fn copied_name(file: &Path) -> &Path {
+    if file == Path::new("README.md") { Path::new(SOURCE_CARD) } else { file }
+}
+
+/// Writes a file whole.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub fn put(staging: &Staging, name: &Path, content: &[u8]) -> Result<FileDigest> {
+    staging.write_file(name, content)?;
+    Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })
+}

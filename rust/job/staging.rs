@@ -1,0 +1,264 @@
+//! A directory that is not there until it is complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use crate::container::file::write_at;
+use crate::error::{Error, Result};
+use crate::option::OptionName;
+
+/// Name of the file whose lock says that a partial output is being written.
+const LOCK: &str = ".ramrs-lock";
+
+/// `<out>.partial`: removed when dropped, unless [`finish`](Self::finish) gave it its name.
+#[derive(Debug)]
+pub struct Staging {
+    out: PathBuf,
+    dir: PathBuf,
+    overwrite: bool,
+    lock: Option<File>,
+}
+
+impl Staging {
+    /// Makes the partial output for `out`, on a file system with `needed_bytes` to spare. What an earlier run that was
+    /// killed left behind is removed; what another run is writing is not.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if `out` is there and not to be overwritten, or another run is writing it;
+    /// [`Error::DiskFull`], [`Error::Io`].
+    pub fn create(out: &Path, overwrite: bool, needed_bytes: u64) -> Result<Self> {
+        if out.symlink_metadata().is_ok() && !overwrite {
+            return Err(Error::OutputExists { path: out.to_owned() });
+        }
+        let (parent, dir) = places(out)?;
+        fs::create_dir_all(parent).map_err(Error::io("creating", parent))?;
+        if dir.symlink_metadata().is_ok() {
+            check_abandoned(&dir)?;
+            remove(&dir)?;
+        }
+        let available = available_bytes(parent)?;
+        if available < needed_bytes {
+            return Err(Error::DiskFull { path: out.to_owned(), needed: needed_bytes, available });
+        }
+        fs::create_dir(&dir).map_err(Error::io("creating", &dir))?;
+        let mut partial = Self { out: out.to_owned(), dir, overwrite, lock: None };
+        let lock = partial.create_file(LOCK, 0)?;
+        lock.try_lock().map_err(|fault| Error::io("locking", &partial.dir)(fault.into()))?;
+        partial.lock = Some(lock);
+        Ok(partial)
+    }
+
+    /// Whether another run is writing `out`: to be known before any work, and not after it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub fn check_free(out: &Path) -> Result<()> {
+        let (_, dir) = places(out)?;
+        if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
+    }
+
+    /// Where it is now.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes a file of `bytes` bytes in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create_file(&self, name: impl AsRef<Path>, bytes: u64) -> Result<File> {
+        let path = self.dir.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(Error::io("creating", parent))?;
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(Error::io("creating", &path))?;
+        file.set_len(bytes).map_err(Error::io("writing", &path))?;
+        Ok(file)
+    }
+
+    /// Makes a file with this content in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_file(&self, name: impl AsRef<Path>, content: &[u8]) -> Result<()> {
+        let file = self.create_file(&name, content.len() as u64)?;
+        write_at(&file, &self.dir.join(name), content, 0)?;
+        Ok(())
+    }
+
+    /// Flushes everything to the disk and gives the directory its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the partial output is removed, and what was to be overwritten is where it was.
+    pub fn finish(mut self) -> Result<()> {
+        let lock = self.dir.join(LOCK);
+        fs::remove_file(&lock).map_err(Error::io("removing", &lock))?;
+        sync(&self.dir)?;
+        let mut replaced = None;
+        if self.overwrite && self.out.symlink_metadata().is_ok() {
+            let aside = self.dir.with_extension("replaced");
+            fs::rename(&self.out, &aside).map_err(Error::io("moving", &self.out))?;
+            replaced = Some(aside);
+        }
+        if let Err(fault) = fs::rename(&self.dir, &self.out) {
+            if let Some(aside) = replaced {
+                fs::rename(&aside, &self.out).map_err(Error::io("moving back", &self.out))?;
+            }
+            return Err(Error::io("naming", &self.out)(fault));
+        }
+        self.lock = None;
+        self.dir = PathBuf::new();
+        if let Some(parent) = self.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("flushing", parent))?;
+        }
+        if let Some(aside) = replaced {
+            remove(&aside)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.dir.as_os_str().is_empty() {
+            // Nothing more can be done if this fails, and the reason for being here matters more.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Writes a file whole, or not at all: under another name, flushed, and only then under its own.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let (_, partial) = places(path)?;
+    let written = fs::write(&partial, content)
+        .and_then(|()| File::open(&partial)?.sync_all())
+        .and_then(|()| fs::rename(&partial, path));
+    written.map_err(|fault| {
+        // Nothing more can be done if this fails, and the reason for being here matters more.
+        let _ = fs::remove_file(&partial);
+        Error::io("writing", path)(fault)
+    })
+}
+
+/// Whether a file can be at `path`: to be known before any work, and not after it.
+///
+/// # Errors
+/// [`Error::Option`] for a directory, [`Error::Io`] for a place in one that is not there.
+pub fn check_place(path: &Path) -> Result<()> {
+    let (parent, _) = places(path)?;
+    if path.is_dir() {
+        return Err(Error::option(OptionName::Output, path.display(), "is a directory, and should be a file"));
+    }
+    fs::metadata(parent).map(drop).map_err(Error::io("writing", path))
+}
+
+/// The directory that `out` goes into, and where it is while it is incomplete.
+fn places(out: &Path) -> Result<(&Path, PathBuf)> {
+    let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "is not a name"))?;
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut partial_name = name.to_owned();
+    partial_name.push(".partial");
+    Ok((parent, parent.join(partial_name)))
+}
+
+/// Whether a partial output is one of ours that nobody is writing any more.
+fn check_abandoned(dir: &Path) -> Result<()> {
+    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Busy { path: dir.to_owned() })?;
+    lock.try_lock().map_err(|_| Error::Busy { path: dir.to_owned() })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let is_dir = path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    let outcome = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    outcome.map_err(Error::io("removing", path))
+}
+
+/// Flushes `dir` and all that is in it.
+fn sync(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+        let path = entry.map_err(Error::io("listing", dir))?.path();
+        if path.is_dir() {
+            sync(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("flushing", &path))?;
+        }
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flushing", dir))
+}
+
+/// Bytes that this process may still write where `dir` is.
+fn available_bytes(dir: &Path) -> Result<u64> {
+    let found = rustix::fs::statvfs(dir).map_err(|fault| Error::io("asking for free space in", dir)(fault.into()))?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_when_it_is_dropped_and_everything_when_it_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("new/out");
+        let partial = Staging::create(&out, false, 0).unwrap();
+        partial.write_file("sub/a", b"a").unwrap();
+        drop(partial);
+        assert!(fs::read_dir(dir.path().join("new")).unwrap().next().is_none());
+
+        let partial = Staging::create(&out, false, 0).unwrap();
+        partial.write_file("sub/a", b"abc").unwrap();
+        partial.finish().unwrap();
+        assert_eq!(fs::read(out.join("sub/a")).unwrap(), b"abc");
+        let left: Vec<_> = fs::read_dir(dir.path().join("new")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["out"]);
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_output_is_replaced_only_when_asked_and_only_by_a_whole_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join("old"), b"old").unwrap();
+        assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-exists");
+        drop(Staging::create(&out, true, 0).unwrap());
+        assert!(out.join("old").exists());
+        let partial = Staging::create(&out, true, 0).unwrap();
+        partial.write_file("new", b"new").unwrap();
+        partial.finish().unwrap();
+        assert!(out.join("new").exists() && !out.join("old").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_abandoned_partial_is_removed_and_a_live_or_foreign_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let live = Staging::create(&out, false, 0).unwrap();
+        assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-busy");
+        // As after a kill: the directory stays, the lock goes with the process.
+        let Staging { ref dir, .. } = live;
+        let kept = dir.clone();
+        let lock = live.lock.as_ref().unwrap().try_clone().unwrap();
+        std::mem::forget(live);
+        lock.unlock().unwrap();
+        assert!(kept.exists());
+        drop(Staging::create(&out, false, 0).unwrap());
+        fs::create_dir(&kept).unwrap();
+        assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-busy");
+        assert!(kept.exists());
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fit_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let fault = Staging::create(&dir.path().join("out"), false, u64::MAX).unwrap_err();
+        assert_eq!(fault.slug(), "disk-full");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

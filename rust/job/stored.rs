@@ -1,0 +1,75 @@
+//! What is stored for tensors in their schemes, and how large that is: shapes and schemes alone decide.
+
+use crate::codec::Scheme;
+use crate::container::{Layout, StoredTensor, lay_out};
+use crate::error::{Error, Result};
+use crate::format::{Format, stored_tensors};
+use crate::schema::analysis::AnalyzedTensor;
+use crate::schema::plan::Totals;
+
+/// What `format` stores for `tensor` in `scheme`.
+///
+/// # Errors
+/// [`Error::Scheme`] for a scheme that does not fit the tensor.
+pub fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Scheme) -> Result<Vec<StoredTensor>> {
+    let wrong = |reason: String| Error::Scheme { tensor: tensor.name.clone(), reason };
+    let of = (tensor.name.as_str(), tensor.shape.as_slice());
+    let stored_in = if scheme.is_kept() { tensor.packed() } else { Some(scheme) };
+    if let Some(scheme) = stored_in {
+        let matrix = tensor.matrix().filter(|matrix| scheme.fits(matrix.cols));
+        let matrix = matrix.ok_or_else(|| wrong(format!("{scheme} does not fit its shape {:?}", tensor.shape)))?;
+        return Ok(stored_tensors(format, of, matrix, scheme));
+    }
+    let dtype = tensor.dtype().ok_or_else(|| wrong("its dtype is not one of the format's".to_owned()))?;
+    let (name, shape, bytes) = (tensor.name.clone(), tensor.shape.clone(), tensor.bytes);
+    let rows = shape.iter().product::<u64>().checked_div(shape.last().copied().unwrap_or(1)).unwrap_or(0);
+    let row_bytes = bytes.checked_div(rows).unwrap_or(0);
+    Ok(vec![StoredTensor { name, dtype, shape, bytes, row_bytes }])
+}
+
+/// Tensors of an output in their schemes, and where each part of them is.
+pub struct StoredOutput {
+    /// What is stored for each tensor.
+    pub modules: Vec<Vec<StoredTensor>>,
+    /// Where it is.
+    pub layout: Layout,
+    /// Bits of codes, and of what is kept.
+    pub payload_bits: u64,
+}
+
+impl StoredOutput {
+    /// `tensors` in their schemes, over files of at most `shard_bytes` of data.
+    ///
+    /// # Errors
+    /// As [`stored`].
+    pub fn new<'a>(
+        format: &dyn Format,
+        tensors: impl Iterator<Item = (&'a AnalyzedTensor, Scheme)>,
+        shard_bytes: u64,
+    ) -> Result<Self> {
+        let (mut modules, mut payload_bits) = (Vec::new(), 0);
+        for (tensor, scheme) in tensors {
+            payload_bits += match scheme.code_bits() {
+                Some(bits) => bits.total(tensor.shape.iter().product()),
+                None => 8 * tensor.bytes,
+            };
+            modules.push(stored(format, tensor, scheme)?);
+        }
+        let layout = lay_out(format.container(), &modules, shard_bytes, format.metadata());
+        Ok(Self { modules, layout, payload_bits })
+    }
+
+    /// Sizes of an output of a source of `parameters` weights; loss and budget are not known here.
+    #[must_use]
+    pub fn totals(&self, parameters: u64) -> Totals {
+        let parameters = parameters.max(1) as f64;
+        let tensor_bytes: u64 = self.modules.iter().flatten().map(|tensor| tensor.bytes).sum();
+        Totals {
+            tensor_bytes,
+            file_bytes: self.layout.file_bytes(),
+            effective_bpw: 8.0 * tensor_bytes as f64 / parameters,
+            payload_bpw: self.payload_bits as f64 / parameters,
+            ..Totals::default()
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The options of a request, as errors name them.
+//!
+//! The core knows no front. It writes an option into a text as a mark, `⟨min_bits⟩`, or as `⟨min_bits=2⟩` where it says
+//! which value to give. A mark holds the name of the request's field. A front replaces it by its own spelling:
+//! `--min-bits 2` on the command line, `min_bits=2` in Python. `tests/rust/options.rs` holds every mark in the sources to
+//! the list below. Texts that go into documents carry no marks.
+
+use std::fmt;
+
+macro_rules! options {
+    ($($option:ident $name:literal,)*) => {
+        /// An option that an error can be about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        #[expect(missing_docs, reason = "each is the field of its name in a request")]
+        pub enum OptionName {
+            $($option,)*
+        }
+
+        impl OptionName {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$option,)*];
+
+            /// The name of the request's field.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$option => $name,)*
+                }
+            }
+        }
+    };
+}
+
+options! {
+    Budget "budget",
+    ChunkBytes "chunk_bytes",
+    FloorDb "floor_db",
+    Format "format",
+    Generic "generic",
+    Keep "keep",
+    MaxBits "max_bits",
+    MaxMemory "max_memory",
+    MinBits "min_bits",
+    Output "output",
+    Overwrite "overwrite",
+    ProbeTokens "probe_tokens",
+    Sensitivity "sensitivity",
+    Strict "strict",
+    Tensor "tensor",
+    Threads "threads",
+    Uniform "uniform",
+}
+
+impl fmt::Display for OptionName {
+    /// The mark without a value.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "⟨{}⟩", self.name())
+    }
+}

@@ -1,0 +1,95 @@
+//! Saved analyses and plans: are they of this source, and what do their schemes amount to.
+
+use super::sensitivity::Sensitivity;
+use crate::error::{Error, Place, Result};
+use crate::job::conversion::Conversion;
+use crate::job::stored::StoredOutput;
+use crate::schema::analysis::{Analysis, AnalyzedTensor};
+use crate::schema::plan::{self, Plan};
+
+fn stale<T>(place: &Place, reason: impl Into<String>) -> Result<T> {
+    Err(Error::Stale { place: place.clone(), reason: reason.into() })
+}
+
+/// A saved analysis, if it is of this source and sensitivity.
+pub(super) fn fitting(
+    analysis: Analysis,
+    place: &Place,
+    conversion: &Conversion,
+    sensitivity: &Sensitivity,
+) -> Result<Analysis> {
+    if analysis.source != conversion.id() {
+        return stale(place, "it is an analysis of another checkpoint");
+    }
+    if analysis.settings != sensitivity.settings {
+        return stale(place, "it was made with other weights, another sensitivity or other options");
+    }
+    Ok(analysis)
+}
+
+/// A saved plan, if it is of this source and of the sensitivity that it will be encoded by, with the sizes that its
+/// schemes have now.
+pub(super) fn recounted(
+    plan: Plan,
+    place: &Place,
+    conversion: &Conversion,
+    sensitivity: &Sensitivity,
+    shard_bytes: u64,
+) -> Result<Plan> {
+    if plan.source != conversion.id() {
+        return stale(place, "it is a plan for another checkpoint");
+    }
+    if plan.settings.sensitivity_sha256 != sensitivity.settings.sensitivity_sha256 {
+        let reason = "it was made with other weights or another sensitivity (give the same ⟨sensitivity⟩)";
+        return stale(place, reason);
+    }
+    recount(plan, place, conversion, shard_bytes)
+}
+
+fn recount(mut plan: Plan, place: &Place, conversion: &Conversion, shard_bytes: u64) -> Result<Plan> {
+    if plan.tensors.len() != conversion.outputs.len() {
+        let (listed, written) = (plan.tensors.len(), conversion.outputs.len());
+        return stale(place, format!("it lists {listed} tensors, and {written} are written"));
+    }
+    for (planned, output) in plan.tensors.iter_mut().zip(&conversion.outputs) {
+        let name = &output.target.name;
+        if planned.name != *name {
+            return stale(place, format!("it lists `{}` where `{name}` belongs", planned.name));
+        }
+        planned.bytes = match &output.candidate {
+            _ if planned.scheme.is_kept() => output.kept_bytes(),
+            Ok((matrix, schemes)) if schemes.contains(&planned.scheme) => planned.scheme.stored_bytes(*matrix),
+            Ok(_) => {
+                let reason = format!("{} does not fit it", planned.scheme);
+                return Err(Error::Scheme { tensor: name.clone(), reason });
+            }
+            Err(kept) => return Err(Error::Scheme { tensor: name.clone(), reason: kept.to_string() }),
+        };
+    }
+    let promised = plan.totals.clone();
+    let sizes = stored(&plan, conversion, shard_bytes)?.totals(plan.source.parameters);
+    plan.totals = plan::Totals {
+        tensor_bytes: sizes.tensor_bytes,
+        file_bytes: sizes.file_bytes,
+        effective_bpw: sizes.effective_bpw,
+        payload_bpw: sizes.payload_bpw,
+        ..plan.totals
+    };
+    if plan.totals != promised || plan.schemes_sha256 != plan::schemes_digest(&plan.tensors) {
+        // What was promised of the plan as it was does not hold of the one that it is now.
+        plan.budget = None;
+        plan.totals.budget_bytes = None;
+        plan.totals.lower_bound = None;
+        plan.totals.best_uniform = None;
+        plan.warnings.push("the plan was edited: its predicted loss is that of the plan before".to_owned());
+    }
+    Ok(plan)
+}
+
+/// What is stored for the tensors of `plan`, which are those of `conversion`.
+pub(super) fn stored(plan: &Plan, conversion: &Conversion, shard_bytes: u64) -> Result<StoredOutput> {
+    let described: Vec<AnalyzedTensor> =
+        conversion.outputs.iter().map(|output| output.described(&conversion.checkpoint)).collect();
+    let schemes = plan.tensors.iter().map(|planned| planned.scheme);
+    StoredOutput::new(conversion.format, described.iter().zip(schemes), shard_bytes)
+}

@@ -1,0 +1,120 @@
+//! Feed-forward networks, forward and back.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::activations::Activations;
+use super::gating::Gating;
+use super::matmul::stored::{Direction, Operand, Product, products};
+use super::{LinearOutput, Session};
+use crate::arch::{Expansion, Linear, Mlp};
+use crate::error::Result;
+
+/// What a network remembers of its forward pass.
+pub(super) struct MlpTrace<'a> {
+    /// Outputs of the first matrices.
+    first: Expansion<LinearOutput<'a>>,
+    /// Input of the last matrix.
+    inner: Activations,
+    down: Linear<'a>,
+    /// Output of the network.
+    pub(super) out: Activations,
+}
+
+impl MlpTrace<'_> {
+    /// How many numbers it holds.
+    pub(super) fn numbers(&self) -> usize {
+        let first: usize = self.first.iter().map(|output| output.rows.values.len()).sum();
+        first + self.inner.values.len() + self.out.values.len()
+    }
+}
+
+/// Runs networks, each on its own input.
+pub(super) fn forward<'a>(session: &Session<'_>, networks: &[(Mlp<'a>, &Activations)]) -> Result<Vec<MlpTrace<'a>>> {
+    let output = |linear: Linear<'a>, x: &Activations| LinearOutput::zeros(linear, x.count());
+    let mut firsts: Vec<Expansion<LinearOutput<'a>>> =
+        networks.iter().map(|(mlp, x)| mlp.expansion.map(|linear| output(linear, x))).collect();
+    let each = networks.iter().zip(&mut firsts).flat_map(|((_, x), first)| first.iter_mut().map(|out| (*x, out)));
+    session.forward(each.collect())?;
+    let gating = Gating::of(&session.model.conventions);
+    let inners: Vec<Activations> =
+        firsts.iter().map(|first| gating.forward(session.pass, first)).collect::<Result<_>>()?;
+    let mut lasts: Vec<LinearOutput<'a>> =
+        networks.iter().zip(&inners).map(|((mlp, _), inner)| output(mlp.down, inner)).collect();
+    session.forward(inners.iter().zip(&mut lasts).collect())?;
+    let traces = firsts.into_iter().zip(inners).zip(lasts);
+    Ok(traces.map(|((first, inner), last)| MlpTrace { first, inner, down: last.linear, out: last.rows }).collect())
+}
+
+/// Runs one network.
+pub(super) fn forward_one<'a>(session: &Session<'_>, mlp: Mlp<'a>, x: &Activations) -> Result<MlpTrace<'a>> {
+    let mut first = mlp.expansion.map(|linear| LinearOutput::zeros(linear, x.count()));
+    session.forward(first.iter_mut().map(|out| (x, out)).collect())?;
+    let inner = Gating::of(&session.model.conventions).forward(session.pass, &first)?;
+    let out = session.forward_one(mlp.down, &inner)?;
+    Ok(MlpTrace { first, inner, down: mlp.down, out })
+}
+
+/// The way back through one of several networks.
+pub(super) struct BackwardJob<'g, 'a> {
+    trace: &'g MlpTrace<'a>,
+    /// Input of the network.
+    x: &'g Activations,
+    /// Gradients at its output, some for each row.
+    gradients: Cow<'g, Activations>,
+    /// The rows of each window.
+    windows: Vec<Range<usize>>,
+    /// Gradients at its input.
+    pub(super) out: Activations,
+}
+
+impl<'g, 'a> BackwardJob<'g, 'a> {
+    pub(super) fn new(
+        trace: &'g MlpTrace<'a>,
+        x: &'g Activations,
+        gradients: Cow<'g, Activations>,
+        windows: Vec<Range<usize>>,
+    ) -> Self {
+        let out = Activations::zeros(gradients.count(), x.width);
+        Self { trace, x, gradients, windows, out }
+    }
+}
+
+/// Computes the gradients at the inputs of networks. Records the moments of their matrices.
+pub(super) fn back(session: &Session<'_>, jobs: &mut [BackwardJob<'_, '_>]) -> Result<()> {
+    let mut inners = Vec::with_capacity(jobs.len());
+    for BackwardJob { trace, gradients, windows, .. } in jobs.iter() {
+        session.record(&trace.inner, &[(trace.down, gradients)], windows)?;
+        inners.push(Activations::zeros(gradients.count(), trace.down.inputs()));
+    }
+    let each = jobs.iter().zip(&mut inners);
+    let each = each.map(|(job, out)| Product { operands: vec![Operand::new(job.trace.down, &job.gradients)], out });
+    products(session, Direction::Back, each.collect())?;
+    let gating = Gating::of(&session.model.conventions);
+    let mut firsts = Vec::with_capacity(jobs.len());
+    for (BackwardJob { trace, x, windows, .. }, inner) in jobs.iter().zip(&inners) {
+        let first = gating.back(session, &trace.first, inner)?;
+        let gradients: Vec<_> = first.iter().map(|of| (of.linear, &of.rows)).collect();
+        session.record(x, &gradients, windows)?;
+        firsts.push(first);
+    }
+    drop(inners);
+    let each = firsts.iter().zip(jobs).map(|(first, job)| {
+        let operands = first.iter().map(|of| Operand::new(of.linear, &of.rows)).collect();
+        Product { operands, out: &mut job.out }
+    });
+    products(session, Direction::Back, each.collect())
+}
+
+/// Gradients at the input of one network that saw all tokens.
+pub(super) fn back_one(
+    session: &Session<'_>,
+    trace: &MlpTrace<'_>,
+    x: &Activations,
+    gradients: &Activations,
+) -> Result<Activations> {
+    let mut jobs = [BackwardJob::new(trace, x, Cow::Borrowed(gradients), Session::windows(x.count()))];
+    back(session, &mut jobs)?;
+    let [job] = jobs;
+    Ok(job.out)
+}
