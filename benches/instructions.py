@@ -1,9 +1,10 @@
-"""Count the instructions of each kernel under callgrind, and compare with what is on record: more is a regression.
+"""Count the instructions of each kernel under callgrind, and compare them with the record: more are a regression.
 
     python benches/instructions.py [--record]
 
-A count does not depend on the clock, the load or the neighbours, so a change of one per cent is one of the code (or of
-the compiler: the record names it). Counts are per weight, the difference of a longer and a shorter run. Needs valgrind.
+A count does not depend on the clock or on the load of the machine, so a change of one per cent comes from the code (or from
+the compiler, which the record names). Counts are per weight, the difference of a longer and a shorter run. valgrind is
+needed; it has no AVX-512, so these are the counts of AVX2.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def counted(program: Path, kernel: str, times: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="write the counts down instead of comparing them")
+    parser.add_argument("--record", action="store_true", help="record the counts instead of comparing them")
     options = parser.parse_args()
     compiler = subprocess.run(["rustc", "--version"], check=True, capture_output=True, text=True).stdout.strip()
     program = built()

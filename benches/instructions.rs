@@ -1,4 +1,4 @@
-//! One kernel, a few times over: what `benches/instructions.py` counts the instructions of.
+//! Runs one kernel a number of times, for `benches/instructions.py` to count its instructions.
 //!
 //!     cargo bench --bench instructions -- KERNEL TIMES
 

@@ -1,5 +1,5 @@
-//! Kernels on random weights, one core: bytes of source per second, portable beside dispatched, and a plain read of the
-//! same memory to compare with.
+//! Kernels on random weights, on one core: bytes of source per second with each instruction set, and of a plain read of the same
+//! memory for comparison.
 //!
 //!     cargo bench --bench kernels
 
@@ -68,7 +68,7 @@ fn kernels(criterion: &mut Criterion) {
     }
 }
 
-/// Rows as they are stored, into a band, and packed ones into rows.
+/// Loading rows of each type into a band, and decoding prequantized rows.
 fn sources(criterion: &mut Criterion) {
     let (brain, mut values) = (source(COLUMNS), vec![0.0; BAND_ROWS * COLUMNS]);
     Float::BF16.widen(&brain, &mut values);
@@ -93,14 +93,14 @@ fn sources(criterion: &mut Criterion) {
         ("mxfp4", Packing::Mxfp4 { scales: 0 }),
         ("int4", Packing::Int4 { scales: 0, group_size: 128, shape: None }),
     ];
-    // Of what is decoded: what the rest of a job counts.
+    // Bytes of the decoded rows, which other stages count too.
     let mut group = criterion.benchmark_group("decode");
     group.throughput(Throughput::Bytes(BYTES as u64));
     for (name, packing) in packings {
         let request = packing.request(COLUMNS as u64, &(0..(BAND_ROWS * COLUMNS) as u64));
         let codes: Vec<u8> = (0..request.codes.end).map(|at| (at * 37 % 120) as u8).collect();
         let scales = vec![0.01; request.scales.end as usize];
-        // As bytes that lie as halves do.
+        // Aligned as elements of 16 bits.
         let mut out = vec![0_u16; BAND_ROWS * COLUMNS];
         group.bench_function(name, |bench| {
             bench.iter(|| {

@@ -281,6 +281,6 @@ def _refuse(kind: type, given: Mapping[str, Any], by: Literal["plan", "analysis"
             raise ConfigError(f"⟨{field.name}⟩: a saved {by} has its own", slug="bad-option")
 
 
-def _saved(document: PathLike | Plan | Analysis) -> str | dict[str, Any]:
+def _saved(document: PathLike | Plan | Analysis) -> str | Plan | Analysis:
     """Return a document as a request holds it: its path, or itself."""
-    return document.to_dict() if isinstance(document, Plan | Analysis) else str(document)
+    return document if isinstance(document, Plan | Analysis) else str(document)

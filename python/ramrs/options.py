@@ -1,9 +1,11 @@
 """The options of the verbs, each defined once.
 
 A ``TypedDict`` lists the options of a verb with their types, and annotates each with an :class:`Option`: its help, its
-place in the request, its spellings on the command line. All fronts follow from that: the keywords of the API (mypy
-checks them, by ``Unpack``), its signatures and docstrings, the parameters of the command line, and the requests to the
-core. The defaults are the core's. To share options between calls, keep them in a dictionary of one of these types::
+place in the request, its spellings on the command line. All fronts follow from that: the keywords of the API, its
+signatures and docstrings, the parameters of the command line, and the requests to the core. The core has the defaults.
+
+They are no dataclasses: mypy checks keywords against a ``TypedDict`` alone (by ``Unpack``), and with both every option
+would be written twice. To share options between calls, keep them in a dictionary of one of these types::
 
     options: PlanOptions = {"budget": 4.0, "min_bits": 3}
     ramrs.quantize(model, **options)
@@ -209,8 +211,8 @@ class AnalyzeOptions(_AnalysisOptions, ResourceOptions, total=False):
     """The options of :func:`ramrs.analyze`."""
 
 
-class ProbeOptions(ResourceOptions, total=False):
-    """The options of :func:`ramrs.probe`."""
+class _ProbeOptions(TypedDict, total=False):
+    """How a model is probed, and the form of the output."""
 
     format: Annotated[
         Literal["ramrs", "imatrix"],
@@ -242,6 +244,10 @@ class ProbeOptions(ResourceOptions, total=False):
             hidden=True,
         ),
     ]
+
+
+class ProbeOptions(_ProbeOptions, ResourceOptions, total=False):
+    """The options of :func:`ramrs.probe`."""
 
 
 class _PlanOptions(TypedDict, total=False):
@@ -329,8 +335,8 @@ class PlanOptions(_PlanOptions, _AnalysisOptions, ResourceOptions, total=False):
     """The options of :func:`ramrs.plan`."""
 
 
-class QuantizeOptions(PlanOptions, total=False):
-    """The options of :func:`ramrs.quantize`, but for the documents that it takes."""
+class _WriteOptions(TypedDict, total=False):
+    """How an output is written."""
 
     overwrite: Annotated[
         bool, Option(help="Replace the output, once the new one is complete.", at="quantize.overwrite")
@@ -338,8 +344,12 @@ class QuantizeOptions(PlanOptions, total=False):
     dry_run: Annotated[bool, Option(help="Plan, and write nothing.", at="quantize.dry_run")]
 
 
-class VerifyOptions(ResourceOptions, total=False):
-    """The options of :func:`ramrs.verify`."""
+class QuantizeOptions(_PlanOptions, _WriteOptions, _AnalysisOptions, ResourceOptions, total=False):
+    """The options of :func:`ramrs.quantize`, except for the documents that it takes."""
+
+
+class _VerifyOptions(TypedDict, total=False):
+    """What an output is compared with."""
 
     source: Annotated[
         PathLike | None,
@@ -350,6 +360,10 @@ class VerifyOptions(ResourceOptions, total=False):
             cli=Path | None,
         ),
     ]
+
+
+class VerifyOptions(_VerifyOptions, ResourceOptions, total=False):
+    """The options of :func:`ramrs.verify`."""
 
 
 class EvalOptions(TypedDict, total=False):

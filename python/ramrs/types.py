@@ -76,7 +76,7 @@ class _Document:
 
     def to_dict(self) -> dict[str, Any]:
         """Return its JSON form."""
-        form: dict[str, Any] = msgspec.to_builtins(self)
+        form: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return form
 
 

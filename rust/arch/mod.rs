@@ -2,10 +2,13 @@
 //!
 //! [`model`] finds tensors by role and layer, not by architecture, and leaves out what it does not find: the sensitivity
 //! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and gives a [`Runnable`], in
-//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies
+//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies What a configuration implies
 //! without saying it comes from the table of [`families`].
 
+mod check;
 pub mod conventions;
+pub mod families;
+pub mod pattern;
 mod resolve;
 pub mod rope;
 mod runnable;
@@ -83,8 +86,10 @@ pub struct ParameterVector<'a> {
 /// A normalisation layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// The gain, or the gain minus one.
+    /// The gain.
     pub weight: &'a Tensor,
+    /// Whether `weight` is the gain minus one.
+    pub minus_one: bool,
     /// The shift, if it has one.
     pub bias: Option<&'a Tensor>,
 }

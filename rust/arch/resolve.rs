@@ -89,6 +89,11 @@ impl<'a> Resolver<'a, '_> {
         self.checkpoint.tensor(&format!("{}.bias", Name::parse(&weight.name).module))
     }
 
+    /// Whether the matrix or stack `name` is stored with a row for each input, as its family says.
+    fn is_input_major(self, name: &str) -> bool {
+        self.conventions.family.is_some_and(|family| family.is_input_major(name))
+    }
+
     /// The one linear layer whose name `fits`, if there is exactly one.
     fn linear(self, group: &Group<'a>, fits: impl Fn(&Name) -> bool) -> Option<Linear<'a>> {
         let mut found = group.iter().filter(|(name, _)| name.is_weight && fits(name));
@@ -97,7 +102,7 @@ impl<'a> Resolver<'a, '_> {
             return None;
         }
         let bias = self.bias(weight).map(|tensor| ParameterVector { tensor, at: 0 });
-        let (matrix, transposed) = (weight.matrix()?, self.conventions.transposed(&weight.name));
+        let (matrix, transposed) = (weight.matrix()?, self.is_input_major(&weight.name));
         Some(Linear { weight, at: 0, matrix, transposed, bias })
     }
 
@@ -108,7 +113,8 @@ impl<'a> Resolver<'a, '_> {
         if found.next().is_some() {
             return None;
         }
-        Some(Norm { weight, bias: self.bias(weight) })
+        let minus_one = self.conventions.family.is_some_and(|family| family.is_minus_one(&weight.name));
+        Some(Norm { weight, bias: self.bias(weight), minus_one })
     }
 
     fn layer(self, index: usize, group: &Group<'a>) -> FoundLayer<'a> {
@@ -190,7 +196,7 @@ impl<'a> Resolver<'a, '_> {
         })
     }
 
-    /// FoundExperts that are stacked in tensors of three dimensions.
+    /// Experts that are stored as stacks, in tensors of three dimensions.
     fn stacked(self, group: &Group<'a>) -> Vec<FoundMlp<'a>> {
         let of = |role: Role| {
             let fits = |(name, _): &&(Name, &Tensor)| name.role == role && is_expert(name);
@@ -214,7 +220,7 @@ impl<'a> Resolver<'a, '_> {
         let Name { role, module, .. } = Name::parse(&weight.name);
         let is_transposed =
             if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
-        let transposed = weight.packing == Packing::Plain && (self.conventions.stacks_transposed() || is_transposed);
+        let transposed = weight.packing == Packing::Plain && (self.is_input_major(&weight.name) || is_transposed);
         let bias = self.checkpoint.tensor(&format!("{module}_bias"));
         let bias = bias.map(|tensor| ParameterVector { tensor, at });
         Some(Linear { weight, at, matrix: Matrix { rows, cols, float }, transposed, bias })

@@ -35,7 +35,7 @@ enum RopeScaling {
     Llama3 { factor: f64, low: f64, high: f64, context: f64 },
     /// YaRN: NTK-by-parts with bounds in channels, and cosines and sines multiplied by `attention`.
     Yarn { factor: f64, fast: f64, slow: f64, context: f64, attention: f64 },
-    /// `LongRoPE`: a factor for each frequency, and cosines and sines multiplied by `attention`.
+    /// LongRoPE: a factor for each frequency, and cosines and sines multiplied by `attention`.
     Each { factors: Vec<f64>, attention: f64 },
     /// A kind that is not known.
     Unknown(String),

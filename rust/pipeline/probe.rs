@@ -1,4 +1,4 @@
-//! `probe`: a model run on tokens of its own vocabulary, and what that says, as a file.
+//! The verb `probe`: runs a model on tokens of its own vocabulary, and writes what it measures to a file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,20 +20,20 @@ use crate::progress::Progress;
 use crate::sensitivity::file::{self, ProbeRecord};
 use crate::sensitivity::imatrix;
 
-/// What is probed, and what becomes of it.
+/// A request to probe a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProbeRequest {
     /// The checkpoint.
     pub model: PathBuf,
-    /// Where to write what was found.
+    /// The file to write.
     pub output: Option<PathBuf>,
-    /// As what: `ramrs`, a sensitivity file, or `imatrix`, an importance matrix for llama.cpp.
+    /// Its format: `ramrs`, a sensitivity file, or `imatrix`, an importance matrix for llama.cpp.
     pub format: String,
     /// How it is probed.
     pub probe: Options,
-    /// Where to write what is seen on the way, to hold it against another runtime: a safetensors file of the `tokens`
-    /// `[windows, 64]`, the `logits` `[tokens, vocabulary]` and the `gradients` there, `[tokens, draws, vocabulary]`.
+    /// A safetensors file to write for comparison with another runtime: `tokens` `[windows, 64]`, `logits`
+    /// `[tokens, vocabulary]`, and the `gradients` at them, `[tokens, draws, vocabulary]`.
     pub trace: Option<PathBuf>,
     /// What the job may use.
     pub resources: Resources,
@@ -52,22 +52,22 @@ impl Default for ProbeRequest {
     }
 }
 
-/// What was found.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProbeReport {
     /// `model_type` of the configuration.
     pub model_type: String,
     /// How it was probed.
     pub probe: ProbeRecord,
-    /// Tokens that went through: more than were asked for, where experts needed more.
+    /// Tokens that the model was run on: more than were requested if experts needed more.
     pub tokens: u64,
     /// Matrices that were measured.
     pub matrices: u64,
-    /// Multiplications with additions.
+    /// Multiply-adds.
     pub multiply_adds: u64,
     /// Tokens of each expert, by layer.
     pub loads: BTreeMap<usize, Vec<u64>>,
-    /// The file that was written, if one was asked for.
+    /// The file that was written, if one was requested.
     pub written: Option<WrittenFile>,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -76,13 +76,13 @@ pub struct ProbeReport {
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WrittenFile {
-    /// Where.
+    /// Its path.
     pub path: String,
-    /// As what.
+    /// Its format.
     pub format: String,
     /// Its length.
     pub bytes: u64,
-    /// Of its content.
+    /// SHA-256 of its contents.
     pub sha256: String,
 }
 
@@ -137,7 +137,7 @@ pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport>
     })
 }
 
-/// What was seen on the way, as a file.
+/// The contents of the trace file.
 fn trace(found: &Probe, draws: usize) -> Vec<u8> {
     let Some(trace) = &found.trace else { return Vec::new() };
     let (tokens, window) = (found.tokens.len() as u64, WINDOW as u64);

@@ -10,7 +10,7 @@ use super::Engine;
 use super::analyze::curves;
 use super::plan::{Goal, PlanRequest, from_analysis};
 use super::saved::{fitting, recounted, stored};
-use super::sensitivity::{AUTO, Sensitivity, asked_again, measure};
+use super::sensitivity::{AUTO, Sensitivity, measure, same_sensitivity_request};
 use crate::checkpoint::stream::Pass;
 use crate::codec::Encoder;
 use crate::container::file::write_at;
@@ -100,7 +100,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     };
     if let Some((settings, place)) = saved.filter(|_| analysis_request.sensitivity == Path::new(AUTO)) {
         let reason = || "it was made with a sensitivity file: give that with ⟨sensitivity⟩".to_owned();
-        let again = asked_again(settings).ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
+        let again = same_sensitivity_request(settings).ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let conversion = Conversion::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;

@@ -1,4 +1,4 @@
-//! Where the sensitivity of a source's candidates comes from, and measuring them under it.
+//! Chooses the source of sensitivity for the candidates of a checkpoint, and measures them under it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(super) const AUTO: &str = "auto";
 const PROBE: &str = "probe";
 /// The weights alone, without running the model.
 const WEIGHTS: &str = "weights";
-/// What settings say of a file that the probe did not make.
+/// A file that the probe did not make, in settings.
 const FILE: &str = "file";
 
 /// The sensitivity of all candidates of a source, in their order.
@@ -35,7 +35,7 @@ pub(super) struct Sensitivity {
     pub settings: Settings,
 }
 
-/// Measures the candidates of `source`, and gives each its sensitivity.
+/// Measures the sensitivity of all candidates of `source`.
 pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
     let candidates = &source.candidates();
     check(request.probe)?;
@@ -66,8 +66,8 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
     Ok(Sensitivity { measured, settings })
 }
 
-/// What a saved document says of its sensitivity, as a request asks for it; `None` for a file of the user's.
-pub(super) fn asked_again(settings: &Settings) -> Option<(PathBuf, Options)> {
+/// The request that a saved document's sensitivity came from; `None` if it was a file of the user's.
+pub(super) fn same_sensitivity_request(settings: &Settings) -> Option<(PathBuf, Options)> {
     let options = settings.probe.map_or_else(Options::default, ProbeRecord::options);
     (settings.sensitivity != FILE).then(|| {
         let asked = if settings.sensitivity == "none" { AUTO } else { &settings.sensitivity };
@@ -75,9 +75,9 @@ pub(super) fn asked_again(settings: &Settings) -> Option<(PathBuf, Options)> {
     })
 }
 
-/// Options of the probe that make no sense are refused before any work.
+/// Refuses invalid options of the probe before any work.
 pub(super) fn check(options: Options) -> Result<()> {
-    /// More tokens would not be better, and take more memory than a model.
+    /// More tokens would take more memory than a model, and improve nothing.
     const MOST_TOKENS: usize = 1 << 16;
     if !(1..=MOST_TOKENS).contains(&options.tokens) {
         return Err(Error::option(OptionName::ProbeTokens, options.tokens, format!("not between 1 and {MOST_TOKENS}")));
@@ -94,7 +94,7 @@ pub(super) fn runnable(checkpoint: &Checkpoint) -> Result<Runnable<'_>> {
     arch::runnable(checkpoint).map_err(|reason| Error::Unrunnable { model_type, reason })
 }
 
-/// Whether `request` has the model of `checkpoint` run.
+/// Whether `request` runs the model of `checkpoint`.
 pub(super) fn runs(checkpoint: &Checkpoint, request: &AnalysisRequest) -> bool {
     let asked = request.sensitivity.to_str().is_some_and(|asked| [AUTO, PROBE].contains(&asked));
     asked && request.objective == Objective::Output && runnable(checkpoint).is_ok()
@@ -138,7 +138,7 @@ fn from_weights(
     propagate::derive(pass, candidates, request.prior)
 }
 
-/// A file that the probe made says the same as the probe.
+/// Sensitivity from a file. One that the probe made has the same label as the probe.
 fn from_file(pass: Pass<'_>, candidates: &[Candidate<'_>], request: &AnalysisRequest) -> Result<Labelled> {
     let file = SensitivityFile::open(Path::new(&request.sensitivity))?;
     begin(pass, candidates);
@@ -151,7 +151,7 @@ fn begin(pass: Pass<'_>, candidates: &[Candidate<'_>]) {
     pass.progress.begin(Stage::Measure, bytes.sum());
 }
 
-/// All weights alike: `½ · 2 · 1 · Δw²` is the squared error.
+/// All weights count alike: `½ · 2 · 1 · Δw²` is the squared error.
 fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<MatrixSensitivity>> {
     begin(pass, candidates);
     let ones: Vec<Arc<[f32]>> =

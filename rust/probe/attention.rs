@@ -32,9 +32,9 @@ impl Span {
 
 /// The heads of one layer.
 pub(super) struct AttentionHeads {
-    /// AttentionHeads of queries.
+    /// Heads of queries.
     pub(super) queries: usize,
-    /// AttentionHeads of keys and values.
+    /// Heads of keys and values.
     pub(super) keys: usize,
     pub(super) size: usize,
     pub(super) scale: f32,

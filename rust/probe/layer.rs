@@ -35,7 +35,6 @@ struct AttentionTrace {
     out: Activations,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one for each layer")]
 enum FfnTrace<'a> {
     Dense(MlpTrace<'a>),
     Mixture(MoeTrace<'a>),

@@ -32,7 +32,7 @@ impl NormLayer {
             return Err(Error::Scheme { tensor: norm.weight.name.clone(), reason });
         }
         let mut gain = session.elements(ParameterVector { tensor: norm.weight, at: 0 }, length)?;
-        if conventions.norm_adds_one {
+        if norm.minus_one {
             for gain in &mut gain {
                 *gain += 1.0;
             }

@@ -1,17 +1,14 @@
-//! Sensitivity from a file, and to one.
+//! Sensitivity files: safetensors files that hold, for each tensor `T` of the checkpoint that they cover:
 //!
-//! A safetensors file. For each tensor `T` of the checkpoint that it covers:
-//!
-//! | name | dtype, shape | what |
+//! | name | dtype, shape | contents |
 //! |---|---|---|
 //! | `T.k` | F32 `[columns]` | importance of the input channels, each from 0 to 1e20 |
-//! | `T.r` | F32 `[rows]`, may be left out | gain of the output channels, so that `½ Σ r k Δw²` is in nats per token |
-//! | `T.x2` | F32 `[inputs]`, may be left out | mean square of the inputs, for encoders that ask for no more |
+//! | `T.r` | F32 `[rows]`, optional | gain of the output channels, such that `½ Σ r k Δw²` is in nats per token |
+//! | `T.x2` | F32 `[inputs]`, optional | mean square of the inputs, for other encoders |
 //!
-//! A stack of matrices has one row of each for every matrix: `[matrices, columns]` and so on. `__metadata__` holds
-//! `format` = `ramrs-sensitivity`, `version` = `1`, `probe` = [how the probe was made](ProbeRecord), if it made the file, and
-//! whatever else its writer likes. Without `T.r` (all that an importance matrix knows) the gain is the
-//! [role prior](super::prior)'s.
+//! For a stack of matrices each has one row per matrix: `[matrices, columns]` and so on. `__metadata__` holds `format` =
+//! `ramrs-sensitivity`, `version` = `1`, `probe` = the [`ProbeRecord`] if the probe made the file, and anything else.
+//! Without `T.r`, as from an importance matrix, the gain is that of the [role prior](super::prior).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +34,7 @@ pub const FORMAT: &str = "ramrs-sensitivity";
 /// `version` in the metadata.
 pub const VERSION: &str = "1";
 
-/// A sensitivity file whose header was checked.
+/// An opened sensitivity file. Its header is checked; vectors are read and checked when they are used.
 #[derive(Debug)]
 pub struct SensitivityFile {
     shard: Shard,
@@ -45,29 +42,29 @@ pub struct SensitivityFile {
     probed: Option<ProbeRecord>,
 }
 
-/// How vectors were found, if by the probe.
+/// How the probe was run that made some vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeRecord {
-    /// How the probe works.
+    /// Version of the probe.
     pub version: u32,
-    /// Tokens that were asked for.
+    /// Number of tokens that was requested.
     pub tokens: usize,
-    /// Where they came from.
+    /// Where the tokens came from.
     pub mode: Mode,
-    /// Random gradients for each.
+    /// Random gradients for each token.
     pub draws: usize,
 }
 
 impl ProbeRecord {
-    /// By a probe with these options.
+    /// The record of a probe with these options.
     #[must_use]
     pub fn by(options: Options) -> Self {
         let Options { tokens, mode, draws, .. } = options;
         Self { version: super::from_probe::VERSION, tokens, mode, draws }
     }
 
-    /// The options.
+    /// The options of the probe.
     #[must_use]
     pub fn options(self) -> Options {
         let Self { tokens, mode, draws, .. } = self;
@@ -75,7 +72,7 @@ impl ProbeRecord {
     }
 }
 
-/// A file of `table`, which the probe made.
+/// The contents of the file for `table`, which the probe made.
 ///
 /// # Errors
 /// [`Error::Bug`] if the options have no JSON form.
@@ -127,7 +124,7 @@ impl SensitivityFile {
         Err(Error::file(path, FileFault::Document { what: "sensitivity file", reason }))
     }
 
-    /// How its vectors were found, if by the probe.
+    /// How the probe was run, if it made the file.
     #[must_use]
     pub fn probed(&self) -> Option<ProbeRecord> {
         self.probed
@@ -146,7 +143,7 @@ impl SensitivityFile {
         Ok(Some(TensorVectors { stack, k, r, x2: Arc::default() }))
     }
 
-    /// `tensor.which`, which must be floats of that shape.
+    /// Reads `tensor.which`, which must be F32 of that shape.
     fn read(&self, tensor: &Tensor, which: &str, expected: &[u64]) -> Result<Option<Arc<[f32]>>> {
         let name = format!("{}.{which}", tensor.name);
         let Some(entry) = self.entries.get(&name) else { return Ok(None) };
@@ -166,7 +163,7 @@ impl SensitivityFile {
         }
     }
 
-    /// Where its vectors are from.
+    /// The origin of its vectors.
     fn origin(&self) -> Origin {
         if self.probed.is_some() { Origin::Probe } else { Origin::File }
     }
@@ -183,7 +180,7 @@ impl SensitivityFile {
     ) -> Result<Vec<MatrixSensitivity>> {
         let mut names: Vec<&str> =
             candidates.iter().map(|candidate| candidate.tensor(pass.checkpoint).name.as_str()).collect();
-        // The matrices of one tensor follow each other, or come in turns with those of another.
+        // The candidates of one tensor are consecutive, or alternate with those of another.
         let mut seen = BTreeSet::new();
         names.retain(|name| seen.insert(*name));
         let (covered, missing): (Vec<&str>, Vec<&str>) =
@@ -212,7 +209,7 @@ impl SensitivityFile {
         })
     }
 
-    /// Warns of vectors that are of use to none of the `covered` tensors.
+    /// Warns of vectors that belong to none of the `covered` tensors.
     fn warn_of_strays(&self, pass: Pass<'_>, covered: &BTreeSet<&str>) {
         let is_stray = |name: &&String| {
             let tensor = [".k", ".r", ".x2"].iter().find_map(|ending| name.strip_suffix(ending));

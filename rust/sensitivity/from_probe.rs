@@ -18,7 +18,7 @@ pub const VERSION: u32 = 1;
 /// models (`docs/method.md`, "Source `probe`"). It is the same for all matrices: it changes predictions, not plans.
 const FOREIGN_TEXT_FACTOR: f64 = 1.2;
 
-/// MatrixSums of one matrix by its columns and by its rows, per token, and the mean squares of its inputs.
+/// Sums of squared gradients of one matrix by stored column and by stored row, per token, and mean squares of its inputs.
 #[derive(Clone, Debug, Default)]
 struct MatrixSums {
     columns: Vec<f64>,
@@ -139,17 +139,16 @@ fn impute_starved_experts(
         // If no expert saw enough tokens, those that saw any.
         let seen = |expert: &usize| loads[*expert] > 0;
         let from: Vec<usize> = if rich.is_empty() { poor.iter().copied().filter(seen).collect() } else { rich };
-        let keys: Vec<Vec<MatrixKey>> =
-            experts.iter().map(|mlp| mlp.linears().map(|linear| key(&linear)).collect()).collect();
-        // All experts of a mixture have the same matrices.
-        for which in 0..keys[0].len() {
-            let known: Vec<&MatrixSums> = from.iter().filter_map(|&expert| sums.get(&keys[expert][which])).collect();
+        // All experts of a mixture have the same matrices: the first of each, the second of each and so on.
+        for which in 0..experts[0].linears().count() {
+            let of = |expert: &usize| experts[*expert].linears().nth(which).map(|linear| key(&linear));
+            let known: Vec<&MatrixSums> = from.iter().filter_map(|expert| sums.get(&of(expert)?)).collect();
             if known.is_empty() {
                 continue;
             }
             let mean = MatrixSums::mean(&known);
-            for &expert in &poor {
-                sums.insert(keys[expert][which].clone(), mean.clone());
+            for key in poor.iter().filter_map(of) {
+                sums.insert(key, mean.clone());
             }
         }
         warnings.push(few(layer.index, &poor, probe.tokens.len()));

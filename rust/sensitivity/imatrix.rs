@@ -5,7 +5,9 @@
 //! F32 `[1, matrices]`, the number of tokens. Dimensions are innermost first. Experts are stacked, however the checkpoint
 //! stores them. Names are those that llama.cpp's converter gives.
 
+use crate::arch::families::llama_cpp_name;
 use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
+use crate::name::Role;
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Moments, Probe};
 
@@ -87,66 +89,68 @@ fn pad(out: &mut Vec<u8>) {
 /// All tensors that tokens went through, layer by layer.
 fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
     let mut entries = Vec::new();
-    let mut put = |name: String, linears: &[Linear<'_>]| entries.extend(entry(probe, name, linears));
     for layer in &model.layers {
         let Mixer::Attention(attention) = &layer.mixer;
-        let named = |name: &str| format!("blk.{}.{name}.weight", layer.index);
+        let mut put = |role: Role, suffix: &str, linears: &[Linear<'_>]| {
+            let name = llama_cpp_name(role).map(|name| format!("blk.{}.{name}{suffix}.weight", layer.index));
+            entries.extend(name.and_then(|name| entry(probe, name, linears)));
+        };
         match attention.projection {
             Projection::Split { query, key, value } => {
-                put(named("attn_q"), &[query]);
-                put(named("attn_k"), &[key]);
-                put(named("attn_v"), &[value]);
+                put(Role::Query, "", &[query]);
+                put(Role::Key, "", &[key]);
+                put(Role::Value, "", &[value]);
             }
-            Projection::Fused(all) => put(named("attn_qkv"), &[all]),
+            Projection::Fused(all) => put(Role::QueryKeyValue, "", &[all]),
         }
-        put(named("attn_output"), &[attention.output]);
+        put(Role::Output, "", &[attention.output]);
         match &layer.ffn {
-            Ffn::Dense(network) => {
-                for (name, linear) in mlp(network) {
-                    put(named(name), &[linear]);
+            Ffn::Dense(mlp) => {
+                for (role, linear) in named(mlp) {
+                    put(role, "", &[linear]);
                 }
             }
-            Ffn::Mixture(experts) => {
-                for (name, linears) in mixture(experts) {
-                    put(named(&name), &linears);
-                }
-            }
+            Ffn::Mixture(experts) => mixture(experts, &mut put),
         }
     }
     let head = if model.own_head.is_some() { "output.weight" } else { "token_embd.weight" };
-    put(head.to_owned(), &[model.head()]);
+    entries.extend(entry(probe, head.to_owned(), &[model.head()]));
     entries
 }
 
-/// The matrices of a network with their names. A fused gate and up stays one tensor, under the name of `up`.
-fn mlp<'a>(mlp: &Mlp<'a>) -> Vec<(&'static str, Linear<'a>)> {
-    let mut found = match mlp.expansion {
-        Expansion::Plain(up) | Expansion::FusedGated(up) => vec![("ffn_up", up)],
-        Expansion::Gated { gate, up } => vec![("ffn_gate", gate), ("ffn_up", up)],
-    };
-    found.push(("ffn_down", mlp.down));
-    found
-}
-
-/// The matrices of a mixture with their names, those of the routed experts stacked. A fused gate and up becomes two tensors
-/// there.
-fn mixture<'a>(mixture: &Experts<'a>) -> Vec<(String, Vec<Linear<'a>>)> {
-    let mut found = vec![("ffn_gate_inp".to_owned(), vec![mixture.router])];
-    let parts: Vec<Vec<(&str, Linear<'a>)>> = mixture.experts.iter().map(expert).collect();
-    for (which, (name, _)) in parts.first().into_iter().flatten().enumerate() {
-        found.push((format!("{name}_exps"), parts.iter().map(|expert| expert[which].1).collect()));
+/// Hands `put` the matrices of a mixture: those of the routed experts stacked, and a fused gate and up as two tensors.
+fn mixture(mixture: &Experts<'_>, put: &mut dyn FnMut(Role, &str, &[Linear<'_>])) {
+    put(Role::Router, "", &[mixture.router]);
+    let parts: Vec<Vec<(Role, Linear<'_>)>> = mixture.experts.iter().map(split).collect();
+    for (which, (role, _)) in parts.first().into_iter().flatten().enumerate() {
+        let stack: Vec<Linear<'_>> = parts.iter().map(|expert| expert[which].1).collect();
+        put(*role, "_exps", &stack);
     }
     if let Some(shared) = &mixture.shared {
-        found.extend(shared.gate.map(|gate| ("ffn_gate_inp_shexp".to_owned(), vec![gate])));
-        found.extend(mlp(&shared.mlp).into_iter().map(|(name, linear)| (format!("{name}_shexp"), vec![linear])));
+        if let Some(gate) = shared.gate {
+            put(Role::Router, "_shexp", &[gate]);
+        }
+        for (role, linear) in named(&shared.mlp) {
+            put(role, "_shexp", &[linear]);
+        }
     }
+}
+
+/// The matrices of a network with the roles that name them. A fused gate and up stays one tensor, under the name of `up`.
+fn named<'a>(mlp: &Mlp<'a>) -> Vec<(Role, Linear<'a>)> {
+    let mut found = match mlp.expansion {
+        Expansion::Plain(up) | Expansion::FusedGated(up) => vec![(Role::Up, up)],
+        Expansion::Gated { gate, up } => vec![(Role::Gate, gate), (Role::Up, up)],
+    };
+    found.push((Role::Down, mlp.down));
     found
 }
 
-fn expert<'a>(expert: &Mlp<'a>) -> Vec<(&'static str, Linear<'a>)> {
-    match expert.expansion {
-        Expansion::FusedGated(both) => vec![("ffn_gate", both), ("ffn_up", both), ("ffn_down", expert.down)],
-        Expansion::Plain(_) | Expansion::Gated { .. } => mlp(expert),
+/// The same with a fused gate and up as two.
+fn split<'a>(mlp: &Mlp<'a>) -> Vec<(Role, Linear<'a>)> {
+    match mlp.expansion {
+        Expansion::FusedGated(both) => vec![(Role::Gate, both), (Role::Up, both), (Role::Down, mlp.down)],
+        Expansion::Plain(_) | Expansion::Gated { .. } => named(mlp),
     }
 }
 

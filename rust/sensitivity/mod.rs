@@ -1,15 +1,15 @@
-//! How much an error in a weight matters: two vectors for each matrix, from any source.
+//! Sensitivity: how much an error in a weight costs, as two vectors for each matrix, from any source.
 //!
-//! The loss a scheme `c` does to matrix `W` (`docs/method.md` §1) is
+//! The loss from storing matrix `W` in scheme `c` (`docs/method.md`, "The loss") is
 //!
 //! ```text
 //! L(c) = ½ Σ_i Σ_j r_i k_j (ŵ_ij − w_ij)²
 //! ```
 //!
-//! with the importance `k` of its input channels and the gain `r` of its output channels. In nats per token, where the
-//! source knows; additive over matrices. [`propagate`] derives the vectors from the checkpoint without running it;
-//! [`from_probe`] takes them from a run on tokens of the model's own vocabulary; [`mod@file`] reads them from a file of the
-//! documented schema, whoever wrote it.
+//! with the importance `k` of its input channels and the gain `r` of its output channels. It is additive over matrices,
+//! and in nats per token if the source measures that. [`propagate`] derives the vectors from the weights without running the
+//! model; [`from_probe`] takes them from a run on tokens of the model's own vocabulary; [`mod@file`] reads them from a file
+//! of the documented schema.
 
 pub mod file;
 pub mod from_probe;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::name::Name;
 
-/// The gain of a matrix's output channels.
+/// Gain of the output channels of a matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Gain {
     /// The same for all.
@@ -34,7 +34,7 @@ pub enum Gain {
 }
 
 impl Gain {
-    /// That of output channel `row`.
+    /// The gain of output channel `row`.
     #[must_use]
     pub fn of(&self, row: usize) -> f64 {
         match self {
@@ -44,7 +44,7 @@ impl Gain {
     }
 }
 
-/// The sensitivity of one matrix.
+/// The two vectors of one matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vectors {
     /// Importance of each input channel, none negative.
@@ -53,12 +53,12 @@ pub struct Vectors {
     pub gain: Gain,
 }
 
-/// The sensitivity of one matrix, and how much energy the matrix has by it.
+/// The sensitivity of one matrix, and the energy of the matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatrixSensitivity {
-    /// Its sensitivity.
+    /// Its vectors.
     pub vectors: Vectors,
-    /// `½ Σ_ij r_i k_j w_ij²`: the loss that dropping the whole matrix would do.
+    /// `½ Σ_ij r_i k_j w_ij²`: the loss from setting the whole matrix to zero.
     pub signal: f64,
     /// `Σ_ij w_ij²`
     pub energy: f64,
@@ -72,24 +72,24 @@ pub struct MatrixSensitivity {
 pub enum Origin {
     /// Second moments propagated through the weights.
     Propagated,
-    /// Nothing is known of its inputs: all channels alike.
+    /// Nothing is known of its inputs: all channels count alike.
     Flat,
     /// The model run on tokens of its own vocabulary.
     Probe,
     /// A sensitivity file.
     File,
-    /// The objective asks for none.
+    /// The objective uses no sensitivity.
     Unweighted,
 }
 
-/// A matrix that may be quantized: where it is, and what it is part of.
+/// A matrix that may be quantized.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
-    /// What the name of the tensor says that it is stored in, alone or in a stack.
+    /// The parsed name of the output tensor that it is in, alone or in a stack.
     pub name: &'a Name,
-    /// Which of these tensors: the matrices of one follow each other.
+    /// Index of that tensor; candidates of one tensor are consecutive.
     pub target: usize,
-    /// Where it is.
+    /// Its elements in the source.
     pub view: View,
     /// Its shape.
     pub matrix: Matrix,
@@ -103,13 +103,13 @@ impl Candidate<'_> {
     }
 }
 
-/// Layers of a model with these matrices.
+/// Number of layers of a model with these matrices.
 fn layers(candidates: &[Candidate<'_>]) -> usize {
     candidates.iter().filter_map(|candidate| candidate.name.layer).max().map_or(0, |last| last + 1)
 }
 
-/// Lets the matrices of a stack share what the prior gives each of them: it says what the whole of them amounts to.
-/// Nothing being known of who is chosen how often, an error counts alike in all.
+/// Divides the gain of the prior among the matrices of a stack: the prior is for the whole stack. How often each expert is
+/// chosen is not known, so all matrices of the stack get the same gain.
 fn share(candidates: &[Candidate<'_>], measured: &mut [MatrixSensitivity]) {
     let mut first = 0;
     for stack in candidates.chunk_by(|a, b| a.target == b.target) {
@@ -134,12 +134,12 @@ fn share(candidates: &[Candidate<'_>], measured: &mut [MatrixSensitivity]) {
 }
 
 impl Origin {
-    /// How far the importance of the input channels is in doubt, from 0 to 1: this share of the loss is the plain
-    /// squared error's (`docs/method.md`, "Hedging").
+    /// Doubt about the importance of the input channels, from 0 to 1: this share of the loss is the plain squared error
+    /// (`docs/method.md`, "Hedging").
     #[must_use]
     pub fn doubt(self) -> f64 {
         match self {
-            Self::Propagated => propagate::DOUBT,
+            Self::Propagated => propagate::HEDGE,
             Self::Flat | Self::Probe | Self::File | Self::Unweighted => 0.0,
         }
     }

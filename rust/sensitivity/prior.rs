@@ -1,16 +1,16 @@
-//! What a matrix's role and depth say about its gain: a small table, measured once on other models.
+//! The role prior: the gain of a matrix from its role and depth, a small table measured once on other models.
 //!
 //! An entry is the loss, in nats per token, of an error as large as the matrix's own output: the gain of a matrix is
 //! `r = 2 · prior / Σ_ij k_j w_ij²`, so that `L = prior · (noise energy ÷ signal energy at its output)`.
 //!
-//! How it was measured, and on what, stands in `docs/method.md` ("The role prior"). It is a prior, not a measurement
-//! of the model at hand: `--prior none` leaves it out, a sensitivity file or a probe replaces it.
+//! How it was measured is in `docs/method.md` ("The role prior"). It is not a measurement of the model at hand:
+//! [`Prior::None`] leaves it out, and gains from a sensitivity file or from the probe replace it.
 
 use std::str::FromStr;
 
 use crate::name::Role;
 
-/// Version of the table; a change of any number is a new one.
+/// Version of the table. A change of any number is a new version.
 pub const VERSION: u32 = 1;
 
 /// Nats per token for an error as large as the output, in the middle of a model.
@@ -30,20 +30,20 @@ const BY_ROLE: [(Role, f64); 13] = [
     (Role::Other, 0.2),
 ];
 
-/// The first layers matter more, by these factors.
+/// Factors of the first layers.
 const AT_THE_START: [f64; 3] = [2.4, 1.6, 1.2];
 
-/// So does the last one, by this.
+/// Factor of the last layer.
 const AT_THE_END: f64 = 2.5;
 
-/// Whether to use the table.
+/// Whether the table is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prior {
     /// By role and depth.
     #[default]
     Roles,
-    /// Every matrix alike.
+    /// Every matrix counts alike.
     None,
 }
 

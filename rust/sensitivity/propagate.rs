@@ -1,16 +1,16 @@
 //! Source `weights`: second moments propagated through the stored weights, no forward pass.
 //!
-//! `ρ`, the mean square of each channel of the residual stream, starts as that of the embedding's columns and takes in
-//! what each block adds (`docs/method.md` §3):
+//! `ρ`, the mean square of each channel of the residual stream, starts as that of the embedding's columns, and each layer
+//! adds to it (`docs/method.md`, "Source `weights`"):
 //!
-//! - behind a norm of gain `γ` and shift `β`: `k_j = γ_j² ρ_j / mean(ρ) + β_j²`;
-//! - behind a linear layer: `Σ_j W_ij² k_j + b_i²`, a row's energy under `k`;
-//! - through attention the values' moments are carried to the output projection, as if one token were attended to;
-//! - through a gated MLP `E[act(g)²] · E[u²]`, for independent Gaussian `g` and `u` of these moments.
+//! - after a norm of gain `γ` and shift `β`: `k_j = γ_j² ρ_j / mean(ρ) + β_j²`;
+//! - after a linear layer: `Σ_j W_ij² k_j + b_i²`, a row's energy under `k`;
+//! - attention carries the values' moments to the output projection, as if one token were attended to;
+//! - a gated MLP gives `E[act(g)²] · E[u²]`, for independent Gaussian `g` and `u` of these moments.
 //!
-//! Diagonal moments smear what single large weights do to single channels, so what is used is a mixture with "all
-//! channels alike", [`FLAT_SHARE`] of the energy: it costs little where the moments are right and guards where they are
-//! wrong. The gain is the [role prior](super::prior) over the output's energy.
+//! Diagonal moments lose what single large weights do to single channels. So they are mixed with equal importance of all
+//! channels, [`FLAT_SHARE`] of the energy: the mixture costs little where the moments are right, and bounds the damage where
+//! they are wrong. The gain is the [role prior](super::prior) divided by the energy of the output.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,17 +27,17 @@ use crate::error::{Error, Result};
 use crate::name::{Name, Role};
 use crate::pass::energy::{self, Energy, EnergyJob};
 
-/// Share of a matrix's energy that counts all input channels alike (`docs/method.md`, "Shrinkage").
+/// Share of a matrix's energy for which all input channels count alike (`docs/method.md`, "Shrinkage").
 pub const FLAT_SHARE: f64 = 0.3;
 
-/// Share of a matrix's loss that is the plain squared error's: propagated moments are an estimate, and a plan that
-/// takes them for the truth spends its bytes on their mistakes (`docs/method.md`, "Hedging").
-pub const DOUBT: f64 = 0.7;
+/// Share of a matrix's loss that is the plain squared error. Propagated moments are an estimate, and a plan that trusts
+/// them fully spends bytes on their errors (`docs/method.md`, "Hedging").
+pub const HEDGE: f64 = 0.7;
 
-/// Second moments, one per channel.
+/// Second moment of each channel.
 type SecondMoments = Vec<f64>;
 
-/// Sensitivity of the matrices of one checkpoint.
+/// The sensitivity of the candidates of one checkpoint, as far as it was propagated.
 struct Propagated<'a> {
     prior: Prior,
     layers: usize,
@@ -69,16 +69,16 @@ pub fn derive(pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Res
 }
 
 impl Propagated<'_> {
-    /// Takes in what was measured of candidate `at` under the moments `k`.
-    fn take(&mut self, at: usize, k: &[f64], energy: &Energy) {
+    /// Records candidate `at`, measured under the moments `k`, with the gain of its role.
+    fn record_with_prior(&mut self, at: usize, k: &[f64], energy: &Energy) {
         let Name { role, layer, .. } = *self.candidates[at].name;
         let signal = self.prior.of(role, layer, self.layers);
-        self.put(at, k, energy, signal, FLAT_SHARE);
+        self.record(at, k, energy, signal, FLAT_SHARE);
     }
 
-    /// Records candidate `at` with the moments `k`, of which a share `flat` counts all channels alike. They are scaled so
-    /// that under them the matrix has the same energy as plain.
-    fn put(&mut self, at: usize, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
+    /// Records candidate `at` with the moments `k`, mixed with a share `flat` of equal importance. The mixture is scaled so
+    /// that the matrix has the same energy under it as unweighted.
+    fn record(&mut self, at: usize, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
         let plain = energy.plain;
         let (k, origin): (Arc<[f32]>, _) = if energy.weighted > 0.0 {
             let share = (1.0 - flat) * plain / energy.weighted;
@@ -86,14 +86,14 @@ impl Propagated<'_> {
         } else {
             (vec![1.0; k.len()].into(), Origin::Flat)
         };
-        // A matrix of zeros has no error, whatever becomes of it.
+        // A matrix of zeros has no error in any scheme.
         let signal = if plain > 0.0 { signal } else { 0.0 };
         let gain = if plain > 0.0 { 2.0 * signal / plain } else { 0.0 };
         let vectors = Vectors { importance: k, gain: Gain::Same(gain) };
         self.measured[at] = Some(MatrixSensitivity { vectors, signal, energy: plain, origin });
     }
 
-    /// Measures what the propagation did not reach.
+    /// Measures the candidates that the propagation did not reach.
     fn rest(mut self, pass: Pass<'_>) -> Result<Vec<MatrixSensitivity>> {
         let missing: Vec<usize> = (0..self.candidates.len()).filter(|&at| self.measured[at].is_none()).collect();
         let ones: Vec<Arc<[f32]>> =
@@ -102,7 +102,7 @@ impl Propagated<'_> {
         let asks: Vec<_> = those.map(|(Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k }).collect();
         for (&at, energy) in missing.iter().zip(&energy::energies(pass, &asks)?) {
             let unknown = Energy { weighted: 0.0, ..energy.clone() };
-            self.take(at, &vec![1.0; self.candidates[at].matrix.cols as usize], &unknown);
+            self.record_with_prior(at, &vec![1.0; self.candidates[at].matrix.cols as usize], &unknown);
         }
         let measured = self.measured.into_iter().collect::<Option<Vec<_>>>();
         let mut measured = measured.ok_or_else(|| Error::Bug("a matrix was not measured".to_owned()))?;
@@ -111,7 +111,7 @@ impl Propagated<'_> {
     }
 }
 
-/// What is measured of a linear layer: a candidate, if it is one, and which of the layer's outputs its rows are.
+/// Rows of a linear layer: those of a candidate, or all of them; and the outputs of the layer that they are.
 struct RowSlice {
     candidate: Option<usize>,
     view: View,
@@ -143,9 +143,9 @@ impl<'a> Propagation<'_, 'a, '_> {
         self.ends(&stream)
     }
 
-    /// Attention of `block`, and what it adds to the `stream`.
+    /// Propagates through the attention of `layer`.
     fn attention(&mut self, layer: &FoundLayer<'a>, stream: &mut SecondMoments) -> Result<()> {
-        let k = self.behind(layer.attention_in, stream)?;
+        let k = self.normed(layer.attention_in, stream)?;
         let attention = &layer.attention;
         let fed = [attention.query, attention.key, attention.value, attention.query_key_value];
         let moments = self.through(&fed, &k)?;
@@ -157,7 +157,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         self.add(layer.attention_out, added, stream)
     }
 
-    /// SecondMoments at the input of the output projection, from those of `[query, key, value, fused]`.
+    /// Moments at the input of the output projection, from those of `[query, key, value, fused]`.
     fn heads(&self, moments: &[Option<SecondMoments>]) -> Option<SecondMoments> {
         let HeadShape { queries, keys, size } = self.model.heads;
         let width = keys * size;
@@ -173,22 +173,22 @@ impl<'a> Propagation<'_, 'a, '_> {
         Some(values.chunks_exact(size).flat_map(repeated).collect())
     }
 
-    /// The MLP of `block`, and what it adds to the `stream`.
+    /// Propagates through the dense MLP of `layer`.
     fn mlp(&mut self, layer: &FoundLayer<'a>, stream: &mut SecondMoments) -> Result<()> {
-        let k = self.behind(layer.mlp_in, stream)?;
+        let k = self.normed(layer.mlp_in, stream)?;
         let added = self.networks(&[layer.mlp], &k)?.swap_remove(0);
         self.add(layer.mlp_out, added, stream)
     }
 
-    /// The mixture of `block`, and what it adds: that of as many experts as are chosen, each with its part of the whole,
-    /// and that of the shared one.
+    /// Propagates through the mixture of `layer`: the mean of the experts, with the share that a chosen one has, and the
+    /// shared expert.
     fn mixture(
         &mut self,
         layer: &FoundLayer<'a>,
         mixture: &FoundExperts<'a>,
         stream: &mut SecondMoments,
     ) -> Result<()> {
-        let k = self.behind(layer.mlp_in, stream)?;
+        let k = self.normed(layer.mlp_in, stream)?;
         self.through(&[mixture.router, mixture.shared_gate], &k)?;
         let mut experts = self.networks(&mixture.experts, &k)?;
         let shared = self.networks(mixture.shared.as_slice(), &k)?.pop().flatten();
@@ -206,7 +206,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         self.add(layer.mlp_out, Some(added), stream)
     }
 
-    /// SecondMoments at the outputs of `networks`, all of which take what has the moments `k`.
+    /// Moments at the outputs of `networks`, all of which have inputs of moments `k`.
     fn networks(&mut self, networks: &[FoundMlp<'a>], k: &SecondMoments) -> Result<Vec<Option<SecondMoments>>> {
         let first: Vec<_> = networks.iter().flat_map(|mlp| [mlp.gate, mlp.up, mlp.gate_up]).collect();
         let moments = self.through(&first, k)?;
@@ -218,7 +218,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         self.through_each(&last.collect::<Vec<_>>())
     }
 
-    /// SecondMoments in front of the last matrix of a network, from those behind `[gate, up, both]`.
+    /// Moments at the input of the last matrix of a network, from those at the outputs of `[gate, up, both]`.
     fn inner(&self, moments: &[Option<SecondMoments>]) -> Option<SecondMoments> {
         let conventions = &self.model.conventions;
         let act = |variance: &f64| second_moment(conventions.activation, *variance);
@@ -234,12 +234,12 @@ impl<'a> Propagation<'_, 'a, '_> {
         }
     }
 
-    /// Embedding and head. Tied, they are one matrix with both uses: looked up, where all channels count alike, and
-    /// multiplied with the last hidden state.
+    /// Measures embedding and head. If they are tied, the one matrix has both uses: as a table, where all channels count
+    /// alike, and as the head, multiplied with the last hidden state.
     fn ends(&mut self, stream: &SecondMoments) -> Result<()> {
         let model = self.model;
         let embedding = model.embedding;
-        let last = self.behind(model.final_norm, stream)?;
+        let last = self.normed(model.final_norm, stream)?;
         if let Some(head) = model.head {
             self.through(&[Some(head)], &last)?;
             return Ok(());
@@ -254,21 +254,21 @@ impl<'a> Propagation<'_, 'a, '_> {
         let looked_up = self.found.prior.of(Role::Embedding, None, 0);
         let as_head = self.found.prior.of(Role::Head, None, 0);
         let signal = looked_up + as_head;
-        self.found.put(at, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
+        self.found.record(at, &last, &energy, signal, (looked_up + as_head * FLAT_SHARE) / signal);
         Ok(())
     }
 
-    /// SecondMoments behind `norm`, for a stream of moments `stream`.
-    fn behind(&self, norm: Option<Norm<'a>>, stream: &SecondMoments) -> Result<SecondMoments> {
+    /// Moments at the output of `norm`, for inputs of moments `stream`.
+    fn normed(&self, norm: Option<Norm<'a>>, stream: &SecondMoments) -> Result<SecondMoments> {
         let mean = stream.iter().sum::<f64>() / stream.len() as f64;
         let normed = stream.iter().map(|channel| if mean > 0.0 { channel / mean } else { 1.0 });
-        let Some(Norm { weight, bias }) = norm else { return Ok(normed.collect()) };
+        let Some(Norm { weight, bias, minus_one }) = norm else { return Ok(normed.collect()) };
         let Some(gain) = self.vector(ParameterVector { tensor: weight, at: 0 }, stream.len())? else {
             return Ok(normed.collect());
         };
         let shift =
             bias.map(|tensor| self.vector(ParameterVector { tensor, at: 0 }, stream.len())).transpose()?.flatten();
-        let one = if self.model.conventions.norm_adds_one { 1.0 } else { 0.0 };
+        let one = if minus_one { 1.0 } else { 0.0 };
         let scaled = normed.zip(&gain).map(|(channel, gain)| channel * (gain + one) * (gain + one));
         Ok(match shift {
             None => scaled.collect(),
@@ -280,12 +280,13 @@ impl<'a> Propagation<'_, 'a, '_> {
         Ok(read_vector(self.pass, of, length)?.map(|values| values.into_iter().map(f64::from).collect()))
     }
 
-    /// Measures `linears` behind moments `k`; the moments of the outputs of those that are there and take that many.
+    /// Measures `linears` with inputs of moments `k`. Returns the moments at their outputs; `None` for a layer that is missing
+    /// or has another number of inputs.
     fn through(&mut self, linears: &[Option<Linear<'a>>], k: &SecondMoments) -> Result<Vec<Option<SecondMoments>>> {
         self.through_each(&linears.iter().map(|linear| (*linear, k.as_slice())).collect::<Vec<_>>())
     }
 
-    /// As [`through`](Self::through), each behind moments of its own.
+    /// As [`through`](Self::through), with moments for each layer.
     fn through_each(&mut self, linears: &[(Option<Linear<'a>>, &[f64])]) -> Result<Vec<Option<SecondMoments>>> {
         let checkpoint = self.pass.checkpoint;
         let mut narrow: Vec<Vec<f32>> = Vec::new();
@@ -305,7 +306,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         }
         for ((at, slice), energy) in slices.iter().zip(energy::energies(self.pass, &asks)?) {
             if let Some(candidate) = slice.candidate {
-                self.found.take(candidate, linears[*at].1, &energy);
+                self.found.record_with_prior(candidate, linears[*at].1, &energy);
             }
             let outputs = moments[*at].iter_mut().flatten();
             let those = outputs.skip(slice.first as usize).step_by(slice.step as usize);
@@ -320,7 +321,7 @@ impl<'a> Propagation<'_, 'a, '_> {
         Ok(moments)
     }
 
-    /// The candidates that `linear` is made of; itself, if it is none.
+    /// The candidates that `linear` is made of; all of its rows if they do not cover it.
     fn slices(&self, linear: &Linear<'a>) -> Vec<RowSlice> {
         let Some(whole) = linear.view(self.pass.checkpoint) else { return Vec::new() };
         let held = self.found.held.get(&whole.tensor).map(Vec::as_slice).unwrap_or_default();
@@ -340,11 +341,11 @@ impl<'a> Propagation<'_, 'a, '_> {
         vec![RowSlice { candidate: None, view: whole, first: 0, step: 1 }]
     }
 
-    /// Adds what a block gives to the stream, behind its own norm if it has one.
+    /// Adds the output of half a layer to the stream, after its own norm if it has one.
     fn add(&self, norm: Option<Norm<'a>>, added: Option<SecondMoments>, stream: &mut SecondMoments) -> Result<()> {
         let Some(mut added) = added.filter(|added| added.len() == stream.len()) else { return Ok(()) };
         if norm.is_some() {
-            added = self.behind(norm, &added)?;
+            added = self.normed(norm, &added)?;
         }
         let scale = self.model.conventions.residual_scale * self.model.conventions.residual_scale;
         for (channel, added) in stream.iter_mut().zip(added) {

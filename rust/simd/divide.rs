@@ -88,7 +88,6 @@ pub(super) use divide_by_reciprocal;
 
 #[cfg(test)]
 mod tests {
-    use crate::codec::affine::BITS;
     use crate::simd::vector::{BAND_ROWS, Column};
     use crate::simd::{Isa, kernel};
 
@@ -142,12 +141,11 @@ mod tests {
 
     #[test]
     fn a_quotient_by_a_largest_code_is_that_of_a_division() {
-        for bits in BITS {
-            let by = f32::from(u8::MAX >> (8 - bits));
+        for by in [3.0, 7.0, 15.0, 31.0, 63.0, 255.0] {
             for first in (0..1 << 23).step_by(BAND_ROWS) {
                 let of = std::array::from_fn(|at| f32::from_bits(0x3f80_0000 | (first + at as u32)));
                 let (quotients, divisions) = quotients(Isa::detect(), of, by);
-                assert_eq!(quotients, divisions, "{bits} bits");
+                assert_eq!(quotients, divisions, "/ {by}");
             }
         }
     }

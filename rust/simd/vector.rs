@@ -13,13 +13,14 @@
 //!
 //! | trait | operations |
 //! |---|---|
-//! | [`Shuffle`](super::shuffle::Shuffle) | transposes, reductions across lanes |
-//! | [`Divide`](super::divide::Divide) | many quotients by one divisor |
-//! | [`Convert`](super::convert::Convert) | bytes, binary16 and bfloat16 to and from lanes |
-//! | [`Quantize`](super::quantize::Quantize) | rounding to codes |
-//! | [`Pack`](super::pack::Pack) | codes to a bit stream |
+//! | [`Shuffle`] | transposes, reductions across lanes |
+//! | [`Divide`] | many quotients by one divisor |
+//! | [`Convert`] | bytes, binary16 and bfloat16 to and from lanes |
+//! | [`Quantize`] | rounding to codes |
+//! | [`Pack`] | codes to a bit stream |
 //!
-//! A new instruction set implements the methods without a body (17 in all, most of them one intrinsic) and gets the rest.
+//! A new instruction set implements the methods that have no body: 16 here, most of them one intrinsic, one of `Quantize`, and
+//! `Divide`, for which there is a macro. It may override any other method.
 
 use super::convert::Convert;
 use super::divide::Divide;
@@ -121,7 +122,7 @@ pub trait Vector: Lanes {
     }
 }
 
-/// A vector with every operation there is: what [`kernel!`](super::kernel) gives to the body of a kernel.
+/// A vector with every operation there is: what `kernel!` gives to the body of a kernel.
 pub trait Simd: Vector + Shuffle + Divide + Convert + Quantize + Pack {}
 
 impl<V: Vector + Shuffle + Divide + Convert + Quantize + Pack> Simd for V {}

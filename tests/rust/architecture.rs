@@ -128,6 +128,24 @@ fn unsafe_code_is_where_the_kernels_are_and_each_block_says_why() {
     }
 }
 
+/// What makes the vectors of an instruction set sound: see `rust/simd/dispatch.rs`.
+#[test]
+fn only_dispatch_gives_out_the_vectors_of_an_instruction_set() {
+    let simd = root().join("simd");
+    let modules = code(&simd.join("mod.rs"));
+    for module in ["avx2", "avx512", "neon", "portable"] {
+        assert!(modules.contains(&format!("\nmod {module};")), "`simd::{module}` is not private");
+    }
+    let mut found = Vec::new();
+    files(&root(), &mut found);
+    for (_, path) in found {
+        let inside = ["dispatch.rs", "avx2", "avx512.rs", "neon"].iter().any(|own| path.starts_with(simd.join(own)));
+        let code = code(&path);
+        let named = ["Avx2", "Avx512", "Neon"].into_iter().find(|name| code.contains(name));
+        assert!(inside || named.is_none(), "{} names `{}`", path.display(), named.unwrap_or_default());
+    }
+}
+
 #[test]
 fn the_reader_of_paths_sees_lists_and_paths_within_code() {
     let code = "use crate::a::{b, c};\nuse crate::{d, e::{f, g}, h};\nlet x = crate::i::j(); // crate::k::l";

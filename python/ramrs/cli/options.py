@@ -31,8 +31,7 @@ def _parameter(field: options.Field) -> inspect.Parameter:
     spelling = f"{name}/--no-{field.name}" if default is True else name
     default = list(default) if isinstance(default, tuple) else default
     made = typer.Option(
-        spelling,
-        *option.flags,
+        *sorted([spelling, *option.flags], key=lambda flag: flag.startswith("--")),  # -j before --threads
         help=spell(option.help, flag),
         min=option.least,
         metavar=option.metavar,

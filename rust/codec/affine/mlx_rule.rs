@@ -15,13 +15,14 @@ use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Lanes, Simd, Vector};
 
 /// The smallest step before it is adjusted (MLX's constant).
-const PLAIN_EPSILON: f32 = 1e-7;
+const MLX_EPSILON: f32 = 1e-7;
 
-/// Scales of this magnitude and above take quotients by division, see [`Divide::quotient`]. (All scales are above 2^−60.)
-const ORDINARY: f32 = 1.0e18;
+/// Scales of this magnitude and above take quotients by division, see [`Divide::quotient`]. (All scales of this
+/// rule are above 2^−60.)
+const MAX_ORDINARY_SCALE: f32 = 1.0e18;
 
 /// Groups wider than this have a step above the smallest one, whatever the code width: 255 of those are narrower.
-const LEAST_WIDTH: f32 = 256.0 * PLAIN_EPSILON;
+const LEAST_WIDTH: f32 = 256.0 * MLX_EPSILON;
 
 /// The element of largest magnitude, the width of the group, and whether that element is the least one.
 #[inline(always)]
@@ -58,7 +59,7 @@ impl<V: Simd> MlxGrid<V> {
         let zero = V::splat(0.0);
         let (edge, width, from_low) = edge_and_width(range);
         let max_code = V::splat(f32::from(max_code));
-        let step = width.div(max_code).max(V::splat(PLAIN_EPSILON));
+        let step = width.div(max_code).max(V::splat(MLX_EPSILON));
         let step = step.select(from_low, zero.sub(step));
         let (scale, to_zero) = anchor_zero(edge, step);
         let is_anchored = zero.lt(to_zero.abs());
@@ -69,7 +70,7 @@ impl<V: Simd> MlxGrid<V> {
             stored: (scale.round_to(store), bias.round_to(store)),
             divisor: scale.divisor(),
             max_code,
-            is_ordinary: V::all(is_anchored) && V::all(scale.abs().lt(V::splat(ORDINARY))),
+            is_ordinary: V::all(is_anchored) && V::all(scale.abs().lt(V::splat(MAX_ORDINARY_SCALE))),
         }
     }
 
@@ -151,7 +152,7 @@ impl<W: Batch, const N: usize> OrdinaryGrids<W, N> {
         let zero = W::Part::splat(0.0);
         let (edge, width, from_low) = edge_and_width(range);
         // Then no step is the smallest one, and at least half of the codes lie between the edge and zero.
-        let (least, most) = (W::Part::splat(LEAST_WIDTH), W::Part::splat(ORDINARY));
+        let (least, most) = (W::Part::splat(LEAST_WIDTH), W::Part::splat(MAX_ORDINARY_SCALE));
         if !(W::Part::all(least.lt(width)) && W::Part::all(width.lt(most))) {
             return None;
         }

@@ -11,6 +11,7 @@
 //! | [`pack`] | codes to bytes and back |
 
 pub mod channels;
+pub mod clip_grid;
 pub mod encoder;
 pub mod grid;
 pub mod mlx_rule;
@@ -18,9 +19,10 @@ pub mod pack;
 pub mod search;
 
 pub use channels::Channels;
+pub use clip_grid::CLIP_GRID;
 pub use grid::{GroupBuffers, MAX_SCHEMES, error, ranges};
 pub use mlx_rule::{encode_plain, plain_errors};
-pub use search::{CLIP_GRID, encode_search, search_errors};
+pub use search::{encode_search, search_errors};
 
 use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, RowError, Scheme};
 use crate::band::{Matrix, append};

@@ -1,6 +1,6 @@
 //! The least weighted error `Σ_j k_j (ŵ_j − w_j)²`, the part of the error that reaches the layer's output.
 //!
-//! The search starts from grids clipped by [`CLIP_GRID`]. The codes `q` of each give the weighted least-squares scale and bias
+//! The search starts from grids clipped by [`CLIP_GRID`](super::CLIP_GRID). The codes `q` of each give the weighted least-squares scale and bias
 //! in closed form: with `t = (w − bias) / scale` and residual `e = t − q`, solve
 //!
 //! ```text
@@ -20,59 +20,6 @@ use crate::simd::batch::{Batch, MAX_PARTS};
 use crate::simd::convert::Convert;
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Lanes, Simd, Vector};
-
-/// The grids that [`encode_search`] starts from: how much of a group's range to clip at its low and its high end, in units of
-/// 10⁻⁴ of the range. One list per code width, in the order of [`super::BITS`].
-///
-/// Chosen by greedy selection from a 9 × 9 lattice for the least mean weighted error over groups of real weights (see
-/// `docs/method.md`), then made symmetric.
-pub const CLIP_GRID: [&[[u16; 2]]; 6] = [
-    &[
-        [1800, 1800],
-        [2400, 2400],
-        [1200, 3000],
-        [3000, 1200],
-        [600, 1800],
-        [1800, 600],
-        [600, 3600],
-        [3600, 600],
-        [1800, 2700],
-        [2700, 1800],
-        [600, 4800],
-        [4800, 600],
-    ],
-    &[
-        [450, 450],
-        [900, 900],
-        [1350, 1350],
-        [450, 1350],
-        [1350, 450],
-        [450, 2250],
-        [2250, 450],
-        [900, 1800],
-        [1800, 900],
-        [0, 900],
-        [900, 0],
-        [450, 3150],
-        [3150, 450],
-    ],
-    &[
-        [0, 0],
-        [300, 300],
-        [600, 600],
-        [0, 300],
-        [300, 0],
-        [0, 600],
-        [600, 0],
-        [300, 900],
-        [900, 300],
-        [300, 1500],
-        [1500, 300],
-    ],
-    &[[0, 0], [200, 200], [0, 200], [200, 0], [0, 400], [400, 0], [200, 400], [400, 200], [200, 800], [800, 200]],
-    &[[0, 0], [100, 100], [0, 100], [100, 0], [0, 200], [200, 0]],
-    &[[0, 0], [33, 33], [0, 33], [33, 0]],
-];
 
 /// A least-squares fit is rejected if nearly all codes are the same: if the determinant is below this fraction of its first term.
 const MIN_DETERMINANT: f32 = 1e-6;
@@ -414,7 +361,7 @@ fn put_codes<V: Simd, const G: usize>(codes: &impl GroupCodes<V>, out: &mut [u8]
 kernel! {
     /// Encodes a band with the least weighted error, see the [module](self).
     ///
-    /// `k` weighs the columns; none may be negative. `clips` is the list of [`CLIP_GRID`] for the code width. `out` has room for
+    /// `k` weighs the columns; none may be negative. `clips` is the list of [`CLIP_GRID`](super::CLIP_GRID) for the code width. `out` has room for
     /// [`BAND_ROWS`] rows.
     pub fn encode_search<V: Simd in W: Batch, const G: usize>(
         band: &[Column], k: &[f32], clips: &[[u16; 2]], max_code: u8, store: Float, out: &mut GroupBuffers<'_>,

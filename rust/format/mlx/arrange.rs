@@ -1,10 +1,11 @@
-//! What becomes of every tensor of a checkpoint for `mlx-lm`, by the rules of its [model](super::models).
+//! The tensors that `mlx-lm` reads, from those of a checkpoint: applies the table of [families](crate::arch::families).
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::models::{BUFFERS, Into, Model, Outputs, Rule, Take, model};
+use crate::arch::families::{Becomes, ModelFamily, Outputs, Transform, family};
+use crate::arch::pattern::matches;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
@@ -12,13 +13,13 @@ use crate::error::{Error, Result};
 use crate::format::{Arrangement, Target, Treatment};
 use crate::name::{Name, Role};
 
-/// Methods of other quantizers whose checkpoints are read ([`crate::checkpoint::prequantized`]).
+/// `quant_method`s whose checkpoints are read ([`crate::checkpoint::prequantized`]).
 const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8"];
 
-/// Forms of the method `compressed-tensors` that are.
+/// `format`s of the method `compressed-tensors` that are read.
 const READ_FORMS: [&str; 4] = ["pack-quantized", "float-quantized", "naive-quantized", "dense"];
 
-/// What becomes of `checkpoint`.
+/// The tensors that `mlx-lm` reads, and what becomes of each tensor of `checkpoint`.
 pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
     let config = checkpoint.dir.join("config.json");
     if let Some((part, reason)) = checkpoint.faults.first() {
@@ -29,10 +30,10 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
     if let Some(method) = unreadable(checkpoint) {
         return Err(Error::AlreadyQuantized { config, method });
     }
-    let model = match (generic, checkpoint.model_type()) {
+    let family = match (generic, checkpoint.model_type()) {
         (true, _) => None,
         (false, Some(model_type)) => Some(
-            model(model_type)
+            family(model_type)
                 .ok_or_else(|| Error::UnknownModel { model_type: model_type.to_owned(), format: "MLX" })?,
         ),
         (false, None) => {
@@ -43,7 +44,7 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
             });
         }
     };
-    let mut arranging = Arranging { checkpoint, model, targets: Vec::new(), stacks: BTreeMap::new() };
+    let mut arranging = Arranging { checkpoint, family, targets: Vec::new(), stacks: BTreeMap::new() };
     let mut treatments = Vec::with_capacity(checkpoint.tensors.len());
     for at in 0..checkpoint.tensors.len() {
         treatments.push(arranging.tensor(at)?);
@@ -53,7 +54,8 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
     Ok(arrangement)
 }
 
-/// A tensor of the output must have a name of its own, that is no key of the quantization block.
+/// Checks that every tensor of the output has a name of its own, and that no module is called like a key of the
+/// quantization block.
 fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()> {
     let is_key = |name: &str| ["bits", "group_size", "mode"].contains(&name.strip_suffix(".weight").unwrap_or(name));
     let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
@@ -75,7 +77,7 @@ fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()>
     Ok(())
 }
 
-/// The method a checkpoint is quantized by, if it is one that is not read.
+/// The method by which a checkpoint is quantized, if it is not one that is read.
 fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
     let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
     let text = |key: &str| block.get(key).and_then(Value::as_str);
@@ -101,7 +103,7 @@ fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
     }
 }
 
-/// A stack that is being put together: its target, and what is known of each matrix.
+/// A stack of experts under construction: its target, and the matrix of each expert so far.
 struct Stack {
     target: usize,
     matrices: BTreeMap<usize, View>,
@@ -109,45 +111,51 @@ struct Stack {
 
 struct Arranging<'a> {
     checkpoint: &'a Checkpoint,
-    model: Option<&'static Model>,
+    family: Option<&'static ModelFamily>,
     targets: Vec<Target>,
     stacks: BTreeMap<String, Stack>,
 }
 
-/// What a pattern leaves open of a name: its beginning, and a number.
-struct Matched<'n> {
-    beginning: &'n str,
-    number: Option<usize>,
+/// A tensor of the output, and how it is made of one of the source.
+#[derive(Debug, PartialEq)]
+struct UsedAs {
+    name: String,
+    transform: Transform,
+    /// Number of the expert that it is.
+    expert: Option<usize>,
 }
 
-/// Fits `name` to `pattern`.
-fn matched<'n>(pattern: &str, name: &'n str) -> Option<Matched<'n>> {
-    let (rest, is_open) = pattern.strip_prefix('*').map_or((pattern, false), |rest| (rest, true));
-    let (before, number) = match rest.split_once('#') {
-        None => (name.strip_suffix(rest)?, None),
-        Some((head, tail)) => {
-            let name = name.strip_suffix(tail)?;
-            let digits = name.len() - name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-            let (name, number) = name.split_at(name.len() - digits);
-            (name.strip_suffix(head)?, Some(number.parse().ok()?))
-        }
+/// What `mlx-lm` uses the tensor `name` of a release as, or why it does not use it.
+fn uses(family: &ModelFamily, name: &str) -> std::result::Result<Vec<UsedAs>, &'static str> {
+    let column = family.mlx;
+    let renamed = |name: &str| {
+        let found = column.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+        found.unwrap_or_else(|| name.to_owned())
     };
-    (is_open || before.is_empty()).then_some(Matched { beginning: before, number })
-}
-
-/// `name` with another beginning, if those of `model` have one.
-fn renamed(model: &Model, name: &str) -> String {
-    let found = model.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-    found.unwrap_or_else(|| name.to_owned())
+    let Some((becomes, found)) = family.stored_for_mlx(name).or_else(|| family.stored(name)) else {
+        return Ok(vec![UsedAs { name: renamed(name), transform: Transform::Same, expert: None }]);
+    };
+    let parts = match becomes {
+        Becomes::Used(parts) => parts,
+        Becomes::Buffer => return Err("mlx-lm computes it itself"),
+        Becomes::TiedHead => return Err("the embedding is the head"),
+    };
+    let of = |&(pattern, transform): &(&str, Transform)| {
+        let name = pattern.replacen(".experts.", &format!(".{}.", column.experts), 1);
+        let name = renamed(&name.replacen('*', found.beginning, 1));
+        let transform = if transform == Transform::PlusOne && column.adds_one { Transform::Same } else { transform };
+        UsedAs { name, transform, expert: found.number }
+    };
+    Ok(parts.iter().map(of).collect())
 }
 
 impl Arranging<'_> {
-    /// Arranges tensor `at`, and says what becomes of it.
+    /// Adds the targets of tensor `at`, and returns what becomes of it.
     fn tensor(&mut self, at: usize) -> Result<Treatment> {
         let tensor = &self.checkpoint.tensors[at];
         let name = unpacked(tensor);
-        let Some(model) = self.model else {
-            // Blocks and scales become one weight, as codes and scales do elsewhere.
+        let Some(family) = self.family else {
+            // Blocks and scales of MXFP4 become one weight.
             let name = match tensor.packing {
                 Packing::Mxfp4 { .. } => format!("{}.weight", name.strip_suffix("_blocks").unwrap_or(name)),
                 _ => name.to_owned(),
@@ -155,34 +163,26 @@ impl Arranging<'_> {
             self.targets.push(as_stack(Target { name, ..Target::same(self.checkpoint, at) }));
             return Ok(Treatment::Write);
         };
-        if let Some(treatment) = self.aside(tensor) {
+        if let Some(treatment) = self.drop_or_tie(tensor) {
             return Ok(treatment);
         }
         if self.checkpoint.laid_out_for.as_deref() == Some("mlx") {
-            // It has been here before: what is done to a release must not be done again.
+            // Already converted for MLX; do not apply the rules twice.
             let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
             self.targets.push(self.finished(as_stack(same)));
             return Ok(Treatment::Write);
         }
-        let rules = model.rules.iter().copied().chain([BUFFERS]).flatten();
-        for Rule { from, into } in rules {
-            let Some(found) = matched(from, name) else { continue };
-            let targets = match into {
-                Into::Nothing(reason) => return Ok(Treatment::Drop(reason)),
-                Into::Targets(targets) => *targets,
-            };
-            for (pattern, take) in targets {
-                let name = pattern.replacen('*', found.beginning, 1);
-                self.take(at, renamed(model, &name), *take, found.number)?;
+        match uses(family, name) {
+            Err(reason) => Ok(Treatment::Drop(reason)),
+            Ok(uses) => {
+                uses.into_iter().try_for_each(|one| self.add(at, one))?;
+                Ok(Treatment::Write)
             }
-            return Ok(Treatment::Write);
         }
-        self.take(at, renamed(model, name), Take::Same, None)?;
-        Ok(Treatment::Write)
     }
 
-    /// What is left out for what it is, whatever the model.
-    fn aside(&self, tensor: &Tensor) -> Option<Treatment> {
+    /// What becomes of tensors that are left out in all families: other towers, extra layers, tied heads.
+    fn drop_or_tie(&self, tensor: &Tensor) -> Option<Treatment> {
         let Name { role, layer, .. } = Name::parse(&tensor.name);
         let layers = self.checkpoint.config_size("num_hidden_layers");
         match role {
@@ -200,30 +200,30 @@ impl Arranging<'_> {
         }
     }
 
-    /// Makes tensor `at` target `name`, or part of it.
-    fn take(&mut self, at: usize, name: String, take: Take, number: Option<usize>) -> Result<()> {
+    /// Adds the target that tensor `at` is used as, or the matrix of a stack that it is.
+    fn add(&mut self, at: usize, UsedAs { name, transform, expert }: UsedAs) -> Result<()> {
         let checkpoint = self.checkpoint;
         let tensor = &checkpoint.tensors[at];
         let misfit = |reason: &str| self.misfit(tensor, format!("is {:?}: {reason}", tensor.shape));
-        if take != Take::Same && (Float::of(tensor.dtype).is_none() || tensor.elements() == 0) {
+        if transform != Transform::Same && (Float::of(tensor.dtype).is_none() || tensor.elements() == 0) {
             return Err(misfit(&format!("{} without elements, or not of a type that is computed with", tensor.dtype)));
         }
         let same = Target { name, ..Target::same(checkpoint, at) };
         let whole = same.views[0];
-        let target = match take {
-            Take::Same => same,
-            Take::PlusOne => Target { adds_one: true, ..same },
-            Take::Expert => return self.expert(at, &same, number.unwrap_or_default()),
-            Take::Swapped => {
+        let target = match transform {
+            Transform::Same => same,
+            Transform::PlusOne => Target { adds_one: true, ..same },
+            Transform::Expert => return self.expert(at, &same, expert.unwrap_or_default()),
+            Transform::SwappedAxes => {
                 let &[channels, inputs, taps] = same.shape.as_slice() else {
                     return Err(misfit("a convolution has three dimensions"));
                 };
-                // Of one input channel, the elements stay where they are.
+                // With one input channel, exchanging the axes moves no element.
                 let channel = |at| whole.matrix_of(at, channels).transposed();
                 let views = if inputs == 1 { same.views } else { (0..channels).map(channel).collect() };
                 Target { shape: vec![channels, taps, inputs], views, ..same }
             }
-            Take::Turns(first) => {
+            Transform::Interleaved(first) => {
                 let width = whole.cols / 2;
                 let view = View { offset: first, cols: width, row_stride: whole.cols, col_stride: 2, ..whole };
                 let mut shape = same.shape.clone();
@@ -233,7 +233,7 @@ impl Arranging<'_> {
                 shape.push(width);
                 Target { shape, views: vec![view], ..same }
             }
-            Take::Matrices { input_major, outputs } => {
+            Transform::Matrices { input_major, outputs } => {
                 let (count, rows) = match *same.shape.as_slice() {
                     [count, rows, _] => (Some(count), rows),
                     [rows, _] => (None, rows),
@@ -249,21 +249,21 @@ impl Arranging<'_> {
                     match outputs {
                         Outputs::All => view,
                         Outputs::Half(half) => view.rows(half * rows / 2, 1, rows / 2),
-                        Outputs::Turn(turn) => view.rows(turn, 2, rows / 2),
+                        Outputs::Alternate(first) => view.rows(first, 2, rows / 2),
                     }
                 };
                 let views: Vec<View> = (0..count.unwrap_or(1)).map(one).collect();
                 let matrix = views.first().map_or([0, 0], |view| [view.rows, view.cols]);
                 Target { shape: count.into_iter().chain(matrix).collect(), views, stacked: count.is_some(), ..same }
             }
-            Take::LatentKeys | Take::LatentValues => self.latent(tensor, same, take)?,
+            Transform::LatentKeys | Transform::LatentValues => self.latent(tensor, same, transform)?,
         };
         self.targets.push(self.finished(target));
         Ok(())
     }
 
     /// The keys or values of `target`, head by head.
-    fn latent(&self, tensor: &Tensor, target: Target, take: Take) -> Result<Target> {
+    fn latent(&self, tensor: &Tensor, target: Target, transform: Transform) -> Result<Target> {
         let size = |key: &str| self.checkpoint.config_size(key);
         let sizes = (size("num_attention_heads"), size("qk_nope_head_dim"), size("v_head_dim"));
         let (Some(heads), Some(keys), Some(values)) = sizes else {
@@ -277,14 +277,18 @@ impl Arranging<'_> {
         }
         let head = |at: u64| {
             let head = whole.matrix_of(at, heads);
-            if take == Take::LatentKeys { head.rows(0, 1, keys).transposed() } else { head.rows(keys, 1, values) }
+            if transform == Transform::LatentKeys {
+                head.rows(0, 1, keys).transposed()
+            } else {
+                head.rows(keys, 1, values)
+            }
         };
         let views: Vec<View> = (0..heads).map(head).collect();
         let shape = vec![heads, views[0].rows, views[0].cols];
         Ok(Target { shape, views, stacked: true, ..target })
     }
 
-    /// Makes `one` matrix `number` of a stack.
+    /// Adds `one` as matrix `number` of its stack.
     fn expert(&mut self, at: usize, one: &Target, number: usize) -> Result<()> {
         let tensor = &self.checkpoint.tensors[at];
         let target = if let Some(stack) = self.stacks.get(&one.name) {
@@ -314,7 +318,7 @@ impl Arranging<'_> {
         }
     }
 
-    /// The targets, with stacks that are complete.
+    /// The targets. Checks that all stacks are complete.
     fn finish(mut self) -> Result<Vec<Target>> {
         let keys = ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"];
         let counted = keys.iter().find_map(|key| self.checkpoint.config_size(key));
@@ -336,9 +340,10 @@ impl Arranging<'_> {
         Ok(self.targets)
     }
 
-    /// `target`, and whether `mlx-lm` can read it quantized.
+    /// `target`, marked if `mlx-lm` cannot read it quantized.
     fn finished(&self, target: Target) -> Target {
-        let raw = self.model.is_some_and(|model| model.raw.iter().any(|raw| matched(raw, &target.name).is_some()));
+        let raw =
+            self.family.is_some_and(|family| family.mlx.raw.iter().any(|raw| matches(raw, &target.name).is_some()));
         Target { never: raw.then_some("mlx-lm holds it outside of any module"), ..target }
     }
 
@@ -347,7 +352,7 @@ impl Arranging<'_> {
     }
 }
 
-/// `target`, as a stack of matrices if it has three dimensions and a name that only linear layers have.
+/// `target` as a stack of matrices, if it has three dimensions and the role of a linear layer.
 fn as_stack(target: Target) -> Target {
     use Role::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
     let is_linear = [Query, Key, Value, QueryKeyValue, Output, Gate, Up, GateUp, Down];
@@ -359,27 +364,10 @@ fn as_stack(target: Target) -> Target {
     Target { views, stacked: true, ..target }
 }
 
-/// The name of `tensor`, without what it says of its packing.
+/// The name of `tensor` without the suffix of its packing.
 fn unpacked(tensor: &Tensor) -> &str {
     match tensor.packing {
         Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
         Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_leave_a_beginning_and_a_number_open() {
-        let fit = |pattern, name| matched(pattern, name).map(|found| (found.beginning.to_owned(), found.number));
-        let expert = "model.layers.3.mlp.experts.12.up_proj.weight";
-        assert_eq!(fit("*.mlp.experts.#.up_proj.weight", expert), Some(("model.layers.3".to_owned(), Some(12))));
-        assert_eq!(fit("*.mlp.experts.#.down_proj.weight", expert), None);
-        assert_eq!(fit("*.experts.#.up_proj.weight", "a.experts.x.up_proj.weight"), None);
-        assert_eq!(fit("model.norm.weight", "model.norm.weight"), Some((String::new(), None)));
-        assert_eq!(fit("model.norm.weight", "mtp.model.norm.weight"), None);
-        assert_eq!(fit("*lm_head.weight", "lm_head.weight"), Some((String::new(), None)));
     }
 }

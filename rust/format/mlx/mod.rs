@@ -9,7 +9,6 @@
 
 mod arrange;
 mod config;
-mod models;
 
 use super::{Arrangement, CardFacts, Format, Module, Refusal, SideFile};
 use crate::checkpoint::prequantized::Packing;

@@ -214,7 +214,7 @@ def synthetic(analysis, count):
     for at in range(count):
         pattern = patterns[at % len(patterns)]
         factor = float(random.lognormal())
-        points = tuple(dataclasses.replace(point, loss=point.loss * factor) for point in pattern.curve.points)
+        points = tuple(point._replace(loss=point.loss * factor) for point in pattern.curve.points)
         name = f"model.layers.{at}.{pattern.role}.weight"
         curve = dataclasses.replace(pattern.curve, family=name, points=points)
         tensors.append(dataclasses.replace(pattern, name=name, layer=at, curve=curve))

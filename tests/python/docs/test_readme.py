@@ -114,15 +114,9 @@ def test_pages_and_headings_that_the_code_names_exist():
 @pytest.mark.parametrize(
     ("table", "column"),
     [
-<<<<<<< HEAD:tests/python/docs/test_readme.py
-        ("rust/format/mlx/models.rs", r"AS_IS: [^=]*= &\[(.*?)\];", "Formats"),
-        ("rust/format/mlx/models.rs", r"const MODELS: [^=]*= &\[(.*?)^\];", "Formats"),
-        ("rust/arch/traits.rs", r"const VARIANTS: [^=]*= \{(.*?)^\};", "Where errors matter"),
-=======
         (r"AS_IS: [^=]*= &\[(.*?)\];", 1),
         (r"const MODELS: [^=]*= &\[(.*?)^\];", 1),
         (r"const FAMILIES: [^=]*= \{(.*?)^\};", 2),
->>>>>>> h-docs:tests/test_readme.py
     ],
 )
 def test_the_documentation_names_the_model_types(table, column):

@@ -41,9 +41,9 @@ def test_a_limit_changes_no_byte(sensitivity, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ("much", "--max-memory `much`: write a size"),
-        ("4.0", "--max-memory `4.0`: write a size"),
-        ("10MiB", "--max-memory `10MiB`: with 2 threads it takes"),
+        ("much", "max_memory= `much`: write a size"),
+        ("4.0", "max_memory= `4.0`: write a size"),
+        ("10MiB", "max_memory= `10MiB`: with 2 threads it takes"),
     ],
 )
 def test_a_limit_that_is_none_or_cannot_be_kept_is_refused(limit, message, tmp_path):

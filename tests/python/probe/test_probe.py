@@ -117,7 +117,7 @@ def test_the_weights_alone_are_never_run(tmp_path):
     ("options", "said"),
     [
         (["--probe-tokens", "0"], "--probe-tokens"),
-        (["--probe-tokens", "70000"], "--probe-tokens `70000`: not between 1 and 65536"),
+        (["--probe-tokens", "70000"], "--tokens `70000`: not between 1 and 65536"),
         (["--probe-mode", "text"], "'text' is not one of"),
         (["--format", "npz"], "'npz' is not one of"),
         (["-o", "not/there/s.safetensors"], "No such file or directory"),
