@@ -300,7 +300,8 @@ class _PlanOptions(TypedDict, total=False):
     floor_db: Annotated[
         float | None,
         Option(
-            help="Signal-to-noise ratio below which 2-bit codes are ruled out, in decibels. Default: 9.",
+            help="Signal-to-noise ratio below which 2-bit codes are ruled out, in decibels. Default: "
+            f"{DEFAULTS['floor_db']:g}.",
             at="plan.policy.floor_db",
             answered_by=("plan",),
         ),

@@ -34,6 +34,7 @@ use crate::codec::Effort;
 use crate::error::{Error, Result};
 use crate::job::conversion::Conversion;
 use crate::option::OptionName;
+use crate::policy::FLOOR_DB;
 use crate::pool::Workers;
 use crate::probe::Options;
 use crate::progress::Progress;
@@ -120,12 +121,14 @@ pub struct Defaults {
     pub verify: VerifyRequest,
     /// Of a uniform scheme's group.
     pub group_size: u16,
+    /// Of the signal-to-noise floor, in decibels.
+    pub floor_db: f64,
 }
 
 /// The defaults of all verbs.
 #[must_use]
 pub fn defaults() -> Defaults {
-    Defaults { group_size: plan::GROUP_SIZE, ..Defaults::default() }
+    Defaults { group_size: plan::GROUP_SIZE, floor_db: FLOOR_DB, ..Defaults::default() }
 }
 
 /// What the program takes before it works on anything, an interpreter included.

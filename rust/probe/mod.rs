@@ -191,6 +191,6 @@ impl<'a> Session<'a> {
 
     /// The error for infinities or NaN after `place`.
     fn overflow(&self, place: &str) -> Error {
-        Error::Unrunnable { model_type: self.model_type(), reason: format!("its numbers overflow behind {place}") }
+        Error::Unrunnable { model_type: self.model_type(), reason: format!("its numbers overflow after {place}") }
     }
 }

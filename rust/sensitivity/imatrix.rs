@@ -113,8 +113,9 @@ fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
             Ffn::Mixture(experts) => mixture(experts, &mut put),
         }
     }
-    let head = if model.own_head.is_some() { "output.weight" } else { "token_embd.weight" };
-    entries.extend(entry(probe, head.to_owned(), &[model.head()]));
+    let role = if model.own_head.is_some() { Role::Head } else { Role::Embedding };
+    let name = llama_cpp_name(role).map(|name| format!("{name}.weight"));
+    entries.extend(name.and_then(|name| entry(probe, name, &[model.head()])));
     entries
 }
 

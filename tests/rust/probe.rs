@@ -251,6 +251,39 @@ fn what_is_not_understood_is_not_run_and_the_reason_is_said() {
 }
 
 #[test]
+fn a_mixture_is_not_run_if_its_experts_differ_or_a_gate_has_no_expert() {
+    let mixture = |expert_gates: usize, shared: bool| {
+        let mut model = Model::new();
+        model.config["model_type"] = json!("qwen3_moe");
+        model.config["num_experts_per_tok"] = json!(1);
+        model.values.retain(|(name, ..)| !name.contains("layers.1.mlp"));
+        let mut add = |name: &str, shape: [usize; 2]| {
+            let name = format!("model.layers.1.mlp.{name}.weight");
+            model.values.push((name, shape.to_vec(), vec![0.5; shape.iter().product()]));
+        };
+        add("gate", [2, WIDTH]);
+        for expert in 0..2 {
+            if expert < expert_gates {
+                add(&format!("experts.{expert}.gate_proj"), [8, WIDTH]);
+            }
+            add(&format!("experts.{expert}.up_proj"), [8, WIDTH]);
+            add(&format!("experts.{expert}.down_proj"), [WIDTH, 8]);
+        }
+        if shared {
+            add("shared_expert_gate", [1, WIDTH]);
+        }
+        let dir = model.write(Float::F32);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        runnable(&checkpoint).map(drop)
+    };
+    assert_eq!(mixture(2, false), Ok(()));
+    assert_eq!(mixture(0, false), Ok(()));
+    assert_eq!(mixture(1, false), Err("layer 1: its experts do not have the same matrices".to_owned()));
+    let said = mixture(2, true).unwrap_err();
+    assert!(said.contains("`model.layers.1.mlp.shared_expert_gate.weight` has no place"), "{said}");
+}
+
+#[test]
 fn weights_that_are_no_numbers_are_named_and_numbers_too_large_are_not_called_so() {
     let of = |value: f32| {
         let mut model = Model::new();

@@ -186,8 +186,11 @@ impl ModelFamily {
     }
 }
 
-/// Names that llama.cpp gives to matrices of a layer, by their role. Its experts end in `_exps`, its shared ones in `_shexp`.
-const LLAMA_CPP: [(Role, &str); 9] = [
+/// Names that llama.cpp gives to matrices, the same in all families. Those of layer `N` begin with `blk.N.`; those of stacked
+/// experts end in `_exps`, and of the shared expert in `_shexp`.
+const LLAMA_CPP: [(Role, &str); 11] = [
+    (Role::Embedding, "token_embd"),
+    (Role::Head, "output"),
     (Role::Query, "attn_q"),
     (Role::Key, "attn_k"),
     (Role::Value, "attn_v"),
@@ -199,7 +202,7 @@ const LLAMA_CPP: [(Role, &str); 9] = [
     (Role::Router, "ffn_gate_inp"),
 ];
 
-/// The name that llama.cpp gives to the matrix of `role` in a layer, without the layer's.
+/// The name that llama.cpp gives to a matrix of `role`.
 #[must_use]
 pub fn llama_cpp_name(role: Role) -> Option<&'static str> {
     LLAMA_CPP.iter().find(|(known, _)| *known == role).map(|(_, name)| *name)
