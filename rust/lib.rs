@@ -44,9 +44,6 @@ pub mod schema;
 pub mod sensitivity;
 pub mod simd;
 
-// The tests in `tests/rust` call the crate `ramrs`, or `crate`.
-#[cfg(test)]
-extern crate self as ramrs;
 #[cfg(test)]
 #[path = "../tests/rust/mod.rs"]
 mod tests;

@@ -1,15 +1,15 @@
 //! The probe: its gradients against differences, the same bits however it is run, and what it will not run.
 
-use ramrs::arch::runnable;
-use ramrs::checkpoint::Checkpoint;
-use ramrs::checkpoint::stream::CHUNK_BYTES;
-use ramrs::dtype::Float;
-use ramrs::error::Result;
-use ramrs::probe::tokens::WINDOW;
-use ramrs::probe::vocabulary::Vocabulary;
-use ramrs::probe::{Mode, Options, Probe, probe};
-use ramrs::sensitivity::from_probe::table;
-use ramrs::simd::Isa;
+use crate::arch::runnable;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::stream::CHUNK_BYTES;
+use crate::dtype::Float;
+use crate::error::Result;
+use crate::probe::tokens::WINDOW;
+use crate::probe::vocabulary::Vocabulary;
+use crate::probe::{Mode, Options, Probe, probe};
+use crate::sensitivity::from_probe::table;
+use crate::simd::Isa;
 use serde_json::json;
 
 use super::support::{Crew, Made, Numbers, made, safetensors};

@@ -225,6 +225,7 @@ def synthetic(analysis, count):
     return dataclasses.replace(analysis, source=source, tensors=tuple(tensors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["3.7", "25%"])
 def test_twenty_thousand_tensors_are_planned_within_the_budget(budget, analysis, tmp_path):
     synthetic(analysis, 20_000).write(tmp_path / "analysis.json")

@@ -261,7 +261,7 @@ UNREADABLE = {
 """What is spoilt, how, and what must be named."""
 
 
-@pytest.mark.parametrize("fault", UNREADABLE)
+@pytest.mark.parametrize("fault", slow_but_for(["NVFP4"], UNREADABLE))
 def test_an_encoding_that_cannot_be_read_is_refused_by_name(fault, tmp_path, ramrs_cli):
     source, spoil, expected = UNREADABLE[fault]
     tensors, config = encoded("blocks") if source == "fp8" else (release_tensors(source), dict(RELEASES[source].config))

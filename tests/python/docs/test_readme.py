@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import ramrs
+from fixtures.paths import EXAMPLE, ROOT
+from fixtures.tiers import slow_but_for
 
-ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")} | {
     f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))
 }
-EXAMPLE = ROOT / "examples" / "llama2xs-280k"
 
 
 def fenced(language: str, text: str = README) -> list[str]:
@@ -58,7 +58,7 @@ def test_make_knows_its_targets(target):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", slow_but_for(["README.md"], RUN))
 def test_the_commands_and_the_python_of_a_page_run_in_their_order(page, clone):
     for command in commands(PAGES[page]):
         if command[0] == "make":

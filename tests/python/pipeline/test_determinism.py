@@ -38,6 +38,7 @@ def first_run(request, larger, tmp_path_factory):
     return request.param, sees_everything(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_run_writes_the_same_bytes(way, first_run, larger, tmp_path):
     effort, expected = first_run

@@ -151,6 +151,7 @@ def test_a_model_without_a_tokenizer_is_probed_all_the_same(example):
     assert ramrs.probe(example, tokens=64).tokens == 64
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_was_there(tmp_path):
     model = write_variant("llama", tmp_path / "model", num_hidden_layers=24, vocab_size=4096)
     (tmp_path / "s").write_text("still here")

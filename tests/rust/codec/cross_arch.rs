@@ -3,14 +3,14 @@
 //! A digest does not say that a result is good, only that it is the same. It changes with the rules of encoding (then the
 //! changelog says **Bytes changed**), and with the order in which errors are summed.
 
-use ramrs::codec::Effort;
-use ramrs::codec::affine::Affine;
-use ramrs::codec::affine::Channels;
-use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
-use ramrs::digest::Digest;
-use ramrs::dtype::Float;
-use ramrs::simd::Isa;
-use ramrs::simd::vector::{BAND_ROWS, Column};
+use crate::codec::Effort;
+use crate::codec::affine::Affine;
+use crate::codec::affine::Channels;
+use crate::codec::affine::encoder::{Encoded, GridEncoder};
+use crate::digest::Digest;
+use crate::dtype::Float;
+use crate::simd::Isa;
+use crate::simd::vector::{BAND_ROWS, Column};
 
 use crate::tests::support::Numbers;
 

@@ -1,13 +1,13 @@
 //! Sensitivity files: what is taken from them, and what is refused.
 
-use ramrs::checkpoint::Checkpoint;
-use ramrs::checkpoint::stream::CHUNK_BYTES;
-use ramrs::dtype::Float;
-use ramrs::error::{Error, Result};
-use ramrs::sensitivity::file::SensitivityFile;
-use ramrs::sensitivity::prior::Prior;
-use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
-use ramrs::simd::Isa;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::stream::CHUNK_BYTES;
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::sensitivity::file::SensitivityFile;
+use crate::sensitivity::prior::Prior;
+use crate::sensitivity::{Gain, MatrixSensitivity, Origin};
+use crate::simd::Isa;
 
 use crate::tests::support::{Crew, Made, Numbers, candidates, checkpoint, made, names, safetensors};
 

@@ -1,14 +1,14 @@
 //! Source `weights`: moments propagated through a small Llama, against the formulas written out.
 
-use ramrs::arch::Activation;
-use ramrs::checkpoint::Checkpoint;
-use ramrs::checkpoint::stream::CHUNK_BYTES;
-use ramrs::dtype::Float;
-use ramrs::sensitivity::gaussian::second_moment;
-use ramrs::sensitivity::prior::Prior;
-use ramrs::sensitivity::propagate::{FLAT_SHARE, derive};
-use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin};
-use ramrs::simd::Isa;
+use crate::arch::Activation;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::stream::CHUNK_BYTES;
+use crate::dtype::Float;
+use crate::sensitivity::gaussian::second_moment;
+use crate::sensitivity::prior::Prior;
+use crate::sensitivity::propagate::{FLAT_SHARE, derive};
+use crate::sensitivity::{Gain, MatrixSensitivity, Origin};
+use crate::simd::Isa;
 
 use crate::tests::support::{Crew, Numbers, candidates, made, names, safetensors};
 
@@ -142,7 +142,7 @@ fn moments_follow_the_residual_stream() {
     let last = model.behind("model.norm", &stream);
 
     let (looked_up, head) =
-        (Prior::Roles.of(ramrs::name::Role::Embedding, None, 1), { Prior::Roles.of(ramrs::name::Role::Head, None, 1) });
+        (Prior::Roles.of(crate::name::Role::Embedding, None, 1), { Prior::Roles.of(crate::name::Role::Head, None, 1) });
     let tied = (looked_up + head * FLAT_SHARE) / (looked_up + head);
     let expected = [
         ("embed_tokens", &last, tied),
