@@ -7,7 +7,7 @@
 
 The verbs are :func:`inspect`, :func:`probe`, :func:`analyze`, :func:`plan`, :func:`quantize`, :func:`verify` and, with
 the extra ``ramrs[eval]``, :func:`eval`. They take paths and keyword options, and return frozen dataclasses. No data is
-needed, no GPU is used, nothing is downloaded.
+needed, no GPU is used, nothing is downloaded. :mod:`ramrs.options` lists the options, :mod:`ramrs.types` the reports.
 """
 
 from ramrs._native import version as _version

@@ -1,4 +1,4 @@
-"""The progress bar: on a terminal, and nowhere else."""
+"""The progress bar, on terminals only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ramrs.types import Progress
 _LABELS = {
     "layout": "laying out",
     "open": "opening",
-    "write": "writing tokens",
+    "write": "generating",
     "probe": "probing",
-    "gradients": "and back",
+    "gradients": "gradients",
     "measure": "measuring",
     "curves": "curves",
     "plan": "planning",

@@ -1,9 +1,9 @@
-"""How far a model is from its reference: KL divergence, perplexity, top-1 agreement.
+"""KL divergence, perplexity and top-1 agreement of a model against its reference.
 
-Both models are loaded by ``mlx_lm``. On a CPU MLX's own matrix products are a hundred times slower than a tuned BLAS,
-so by default the weights are decoded to float32 and the products of linear layers, embeddings and attention are
-NumPy's; everything else is the runtime's. What is measured is then the model that the file holds, without the rounding
-of a runtime's 16-bit arithmetic. ``runtime=True`` measures the runtime as it is.
+``mlx_lm`` loads both models. MLX's matrix products on a CPU are a hundred times slower than a tuned BLAS. By default,
+therefore, weights are decoded to float32, NumPy multiplies in linear layers, embeddings and attention, and the runtime
+does the rest. This measures the model that the file holds, without the rounding of 16-bit arithmetic. ``runtime=True``
+measures the runtime as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ramrs.types import Evaluation, Progress
 __all__ = ["evaluate"]
 
 _POSITIONS = 64
-"""Positions whose distributions are compared at a time: a vocabulary is large."""
+"""Positions to compare at a time: each takes memory in proportion to the vocabulary."""
 
 
 def evaluate(output: Path, reference: Path, options: EvalOptions, progress: Callback | None) -> Evaluation:
@@ -56,7 +56,7 @@ def evaluate(output: Path, reference: Path, options: EvalOptions, progress: Call
 
 
 def _token_ids(reference: Path, text: Path | None, tokens: Path | None) -> NDArray[np.int64]:
-    """Read the ids to evaluate on."""
+    """Read the token ids to evaluate on."""
     if tokens is not None and text is None:
         ids = _saved_ids(tokens)
     elif text is not None and tokens is None:
@@ -112,7 +112,7 @@ def _tokenizer(reference: Path) -> Any | None:  # noqa: ANN401
 
 
 def _bos(reference: Path, bos: int | Literal["auto", "none"]) -> tuple[int | None, str]:
-    """Find the token that windows begin with, and say where it is from."""
+    """Find the first token of all windows, and describe its source."""
     if bos == "none":
         return None, "no BOS"
     if bos != "auto":
@@ -141,7 +141,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _windows(ids: NDArray[np.int64], window: int, max_tokens: int | None, first: int | None) -> NDArray[np.int64]:
-    """Cut the ids into windows that begin with ``first``; a last one that is not full is left out."""
+    """Cut the ids into windows that begin with ``first``; an incomplete last window is left out."""
     if window < 2:
         raise ConfigError(f"⟨window⟩ `{window}`: at least two tokens are needed", slug="bad-option")
     if max_tokens is not None and max_tokens < 1:
@@ -165,7 +165,7 @@ def _logits(model: Any, row: NDArray[np.int64]) -> NDArray[np.float32]:  # noqa:
 
 
 class _Sums:
-    """What the windows so far have shown."""
+    """Sums over the windows so far."""
 
     def __init__(self) -> None:
         self._kl: list[NDArray[np.float64]] = []
@@ -174,7 +174,7 @@ class _Sums:
         self._tokens = 0
 
     def add(self, logits: list[NDArray[np.float32]], row: NDArray[np.int64]) -> None:
-        """Take in a window: logits of the reference and of the model."""
+        """Add a window: logits of the reference and of the model."""
         nll = np.zeros(2)
         for start in range(0, len(row) - 1, _POSITIONS):
             stop = min(start + _POSITIONS, len(row) - 1)
@@ -190,7 +190,7 @@ class _Sums:
             self._nll[which].append(float(nll[which]) / predicted)
 
     def evaluation(self, window: int, bos: int | None, note: str, computed: str) -> Evaluation:
-        """Sum up."""
+        """Return the result."""
         kl = np.concatenate(self._kl)
         reference, model = (np.asarray(each) for each in self._nll)
         return Evaluation(
@@ -220,7 +220,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @contextlib.contextmanager
 def _mlx() -> Iterator[None]:
-    """Say what to install where an import fails."""
+    """Name the missing extra if an import fails."""
     try:
         yield
     except ImportError as fault:
@@ -230,7 +230,7 @@ def _mlx() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _runtime(own_kernels: bool) -> Iterator[Callable[[Path], Any]]:
-    """Give a function that loads a model; while the context lasts, it may be run."""
+    """Yield a function that loads a model. The model may be run while the context lasts."""
     with _mlx():
         import mlx.core as mx
         from mlx_lm.utils import load_model

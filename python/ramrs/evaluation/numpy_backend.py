@@ -1,7 +1,7 @@
 """An MLX model whose matrix products run in NumPy, in float32 on decoded weights.
 
-For evaluation on a CPU. The layers that hold matrices are replaced by ones that hold the decoded matrix; attention is
-replaced while a context lasts. Both are compared with the originals by a test.
+For evaluation on a CPU. Layers with matrices are replaced by layers with the decoded matrix, and attention is replaced
+while a context lasts. A test compares both with the originals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Linear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, weight: Array, bias: Array | None) -> None:
         super().__init__()
-        # Not a parameter: MLX must not look at it.
+        # The leading underscore hides it from MLX, which would take it for a parameter.
         self._weight, self._bias = weight, bias
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -35,7 +35,7 @@ class _Linear(nn.Module):  # type: ignore[misc]
 
 
 class _Embedding(nn.Module):  # type: ignore[misc]
-    """Rows by token, and the same matrix as a head."""
+    """Rows of a matrix by token; a tied head multiplies with the same matrix."""
 
     def __init__(self, weight: Array) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def decoded(model: Any) -> Any:  # noqa: ANN401
 
 @contextlib.contextmanager
 def attention() -> Iterator[None]:
-    """Let ``mx.fast.scaled_dot_product_attention`` be NumPy's while the context lasts."""
+    """Replace ``mx.fast.scaled_dot_product_attention`` by NumPy's while the context lasts."""
     original = mx.fast.scaled_dot_product_attention
 
     def replacement(

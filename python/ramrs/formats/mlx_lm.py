@@ -116,7 +116,7 @@ def _load(model: Path, source: Inspection, message: str, unknown: CheckpointErro
         reason = textwrap.shorten(reason, 400, placeholder=" …")
         return CheckpointError(f"{message}: {reason}", slug=unknown.slug, hint=unknown.marked[1], path=unknown.path)
 
-    # Whatever its version does by default.
+    # Checked here, whatever mlx-lm's version does by default.
     if "model_file" in load_config(model):
         raise refusal("the model is code of the checkpoint's own, which is not run")
     shards = {shard.name for shard in source.shards}
@@ -124,13 +124,13 @@ def _load(model: Path, source: Inspection, message: str, unknown: CheckpointErro
     if shards != read:
         raise refusal(f"it would read {sorted(read)[:3]} where the checkpoint is {sorted(shards)[:3]}")
     try:
-        # What models print is not our result.
+        # stdout is for results: models may print.
         with contextlib.redirect_stdout(sys.stderr):
             loaded, config = load_model(model, lazy=True)
             if "quantization" in config:
                 loaded = dequantize_model(loaded)
     except (Exception, SystemExit) as fault:
-        # Of any kind: the model's code meets a checkpoint that it may not be made for, and some of it exits.
+        # Of any kind: model code may fail in any way on a checkpoint that it was not written for, even by an exit.
         kind = "" if isinstance(fault, ValueError | OSError) else f"{type(fault).__name__}: "
         raise refusal(f"{kind}{fault}") from fault
     for block in (config, config.get("text_config")):
@@ -150,12 +150,12 @@ def _parameters(model: Any) -> dict[str, mx.array]:  # noqa: ANN401
 
 
 def _quantizable(model: Any) -> set[str]:  # noqa: ANN401
-    """Name the weights that mlx-lm can load quantized, and that are fit for few bits by what it says itself."""
+    """Name the weights that mlx-lm can load quantized, and that its own predicate would quantize."""
     predicate = getattr(model, "quant_predicate", None) or (lambda _path, _module: True)
     found = set()
     for path, module in _leaves(model):
         quantize = getattr(module, "to_quantized", None)
-        # Every entry of the configuration has a mode.
+        # The configuration that ramrs writes has a mode for every module.
         if quantize is None or "mode" not in inspect_module.signature(quantize).parameters:
             continue
         asked, parts = predicate(path, module), path.split(".")
@@ -166,9 +166,9 @@ def _quantizable(model: Any) -> set[str]:  # noqa: ANN401
 
 
 def _bare_embeddings(model: Any) -> set[str]:  # noqa: ANN401
-    """Name the embeddings that a model takes for plain matrices, by running it on their quantized forms.
+    """Name the embeddings that a model uses as plain matrices, by a run on their quantized forms.
 
-    Nothing is computed: shapes are all it takes. The model may be another one afterwards.
+    The run is lazy: it computes shapes only. It may change the model.
     """
     import mlx.core as mx
     from mlx import nn
@@ -177,7 +177,7 @@ def _bare_embeddings(model: Any) -> set[str]:  # noqa: ANN401
     def runs() -> bool:
         try:
             model(mx.array([[0]]))
-        except (Exception, SystemExit):  # of any kind: the code is the model's
+        except (Exception, SystemExit):  # of any kind: this is model code
             return False
         return True
 
@@ -202,7 +202,7 @@ def _leaves(model: Any) -> list[tuple[str, Any]]:  # noqa: ANN401
 
 
 def _check_room(model: Path, source: Inspection, loaded: Any, directory: Path) -> None:  # noqa: ANN401
-    """Refuse what does not fit on the disk."""
+    """Raise an error if the layout does not fit on the disk."""
     needed = sum(array.nbytes for array in _parameters(loaded).values())
     if model.stat().st_dev != directory.stat().st_dev:
         needed += sum((model / file).stat().st_size for file in source.other_files)
@@ -220,7 +220,7 @@ def _write(
     directory: Path,
     progress: Callback | None,
 ) -> None:
-    """Write a model's parameters and its configuration, and empty it."""
+    """Write a model's parameters and its configuration; the model is empty afterwards."""
     import mlx.core as mx
     from mlx.utils import tree_map
     from mlx_lm.utils import make_shards, save_config
@@ -230,7 +230,7 @@ def _write(
     arrays = _parameters(model)
     total = sum(array.nbytes for array in arrays.values())
     shards = make_shards(arrays, SHARD_GIGABYTES)
-    # What is written is let go, shard by shard.
+    # Each shard is freed once it is written.
     model.update(tree_map(lambda _: mx.array([]), model.parameters()))
     arrays.clear()
     done = 0
@@ -256,7 +256,7 @@ def _write(
 
 
 def _link(source: Path, target: Path) -> None:
-    """Have a file in another place, too: by a link if that can be, else by a copy."""
+    """Link a file to another place, or copy it where links are not possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()
     try:

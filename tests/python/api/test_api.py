@@ -6,6 +6,8 @@ import errno
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 import threading
 import typing
 from pathlib import Path
@@ -326,3 +328,24 @@ def test_a_value_that_a_document_cannot_have_is_refused(reports):
     form["settings"]["effort"] = "heroic"
     with pytest.raises(ramrs.ConfigError, match="heroic"):
         ramrs.Analysis.from_dict(form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ('ramrs.quantize("m", "out", budget=4.0, effort="fast", keep=["lm_head"])', None),
+        ('ramrs.plan("m", **shared)', None),
+        ('ramrs.quantize("m", budgett=4.0)', 'Unexpected keyword argument "budgett"'),
+        ('ramrs.plan("m", min_bits="3")', 'incompatible type "str"'),
+        ('ramrs.analyze("m", objective="best")', "incompatible type \"Literal['best']\""),
+    ],
+)
+def test_a_type_checker_knows_every_option(call, said, tmp_path):
+    (tmp_path / "code.py").write_text(
+        "import ramrs\nfrom ramrs.options import PlanOptions\n"
+        f'shared: PlanOptions = {{"budget": 4.0, "min_bits": 3}}\n{call}\n'
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path.parent / "mypy", tmp_path / "code.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (said or "Success") in done.stdout, done.stdout + done.stderr
