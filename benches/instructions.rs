@@ -4,22 +4,14 @@
 
 use std::hint::black_box;
 
-use ramrs::band::{energy, load};
-use ramrs::codec::Effort;
-use ramrs::codec::affine::Channels;
-use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
-use ramrs::codec::affine::pack;
-use ramrs::codec::affine::Affine;
-use ramrs::container::file::PageBuffer;
-use ramrs::dtype::Float;
-use ramrs::simd::Isa;
-use ramrs::simd::vector::Column;
-
 #[path = "common/importance.rs"]
 mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
+use ramrs::bench::{
+    Affine, Channels, Column, Effort, Encoded, Float, GridEncoder, Isa, PageBuffer, energy, load, pack,
+};
 use sample::source;
 
 const COLUMNS: usize = 1024;
@@ -59,7 +51,7 @@ fn main() {
             }
             "pack-4" => {
                 packed.clear();
-                pack::pack(isa, 4, black_box(&encoded.codes), &mut packed);
+                pack(isa, 4, black_box(&encoded.codes), &mut packed);
             }
             _ => panic!("no kernel is called {kernel}"),
         }

@@ -6,21 +6,16 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ramrs::band::{energy, load};
-use ramrs::checkpoint::prequantized::{Blocks, Packing};
-use ramrs::codec::Effort;
-use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
-use ramrs::codec::affine::Affine;
-use ramrs::container::file::PageBuffer;
-use ramrs::dtype::{Float, Float8};
-use ramrs::simd::Isa;
-use ramrs::simd::vector::{BAND_ROWS, Column};
 
 #[path = "common/importance.rs"]
 mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
+use ramrs::bench::{
+    Affine, BAND_ROWS, Blocks, Column, Effort, Encoded, Float, Float8, GridEncoder, Isa, Packing, PageBuffer, energy,
+    load,
+};
 use sample::source;
 
 const COLUMNS: usize = 4096;

@@ -13,17 +13,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use ramrs::arch::runnable;
-use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
-use ramrs::checkpoint::{Checkpoint, Tensor};
-use ramrs::pool::Workers;
-use ramrs::probe::{Mode, Options, probe};
-use ramrs::progress::Progress;
-use ramrs::simd::Isa;
-
 #[path = "common/clock.rs"]
 mod clock;
 use clock::processor_seconds;
+use ramrs::bench::{
+    CHUNK_BYTES, Checkpoint, HELD_BYTES, Isa, Mode, Options, Pass, Progress, Tensor, Workers, probe, runnable,
+};
 
 /// Lanes of twelve registers.
 const LANES: usize = 96;

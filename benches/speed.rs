@@ -16,29 +16,17 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use ramrs::band::append;
-use ramrs::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader, bands, chunk_bands, cut, rows_of};
-use ramrs::checkpoint::{Checkpoint, Matrix, View};
-use ramrs::codec::affine::Affine;
-use ramrs::codec::affine::encoder::{Encoded, GridEncoder};
-use ramrs::codec::affine::pack;
-use ramrs::codec::{Effort, Encoder, PartSpec};
-use ramrs::container::file::{PageBuffer, read_at};
-use ramrs::dtype::Float;
-use ramrs::pass::energy::{self, energies};
-use ramrs::pool::Workers;
-use ramrs::progress::Progress;
-use ramrs::rate_distortion::{Member, StackJob, curves};
-use ramrs::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
-use ramrs::simd::Isa;
-use ramrs::simd::vector::{BAND_ROWS, Column};
-
 #[path = "common/clock.rs"]
 mod clock;
 #[path = "common/importance.rs"]
 mod importance;
 use clock::processor_seconds;
 use importance::importance;
+use ramrs::bench::{
+    Affine, BAND_ROWS, CHUNK_BYTES, Checkpoint, Column, Effort, Encoded, Encoder, EnergyJob, Float, Gain, GridEncoder,
+    HELD_BYTES, Isa, Matrix, MatrixSensitivity, Member, Origin, PageBuffer, PartSpec, Pass, Progress, Reader, StackJob,
+    Vectors, View, Workers, append, bands, chunk_bands, curves, cut, energies, pack, read_at, rows_of,
+};
 
 /// Bytes of memory that are read: far more than any cache holds.
 const MEMORY_BYTES: usize = 1 << 30;
@@ -122,7 +110,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(checkpoint: &'a Checkpoint, isa: Isa) -> Self {
-        let weight = |(index, tensor): (usize, &'a ramrs::checkpoint::Tensor)| {
+        let weight = |(index, tensor): (usize, &'a ramrs::bench::Tensor)| {
             let fits =
                 |matrix: &Matrix| matrix.float == Float::BF16 && Affine::all().all(|it| it.scheme().fits(matrix.cols));
             let matrix = tensor.matrix().filter(fits)?;
@@ -184,9 +172,8 @@ impl<'a> Bench<'a> {
 
     fn energies(&self, pass: Pass<'_>) -> u64 {
         let of = self.weights.iter();
-        let asks: Vec<_> = of
-            .map(|it| energy::EnergyJob { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance })
-            .collect();
+        let asks: Vec<_> =
+            of.map(|it| EnergyJob { view: it.view, matrix: it.matrix, k: &it.measured.vectors.importance }).collect();
         black_box(energies(pass, &asks).expect("energies"));
         self.bytes()
     }
@@ -229,7 +216,7 @@ impl<'a> Bench<'a> {
                 let rows = source.len() / weight.matrix.row_bytes() as usize;
                 let share = |all: usize| all / BAND_ROWS * rows;
                 let Encoded { codes, scales, biases } = &*encoded;
-                pack::pack(pass.isa, scheme.bits(), &codes[..share(codes.len())], &mut parts[0]);
+                pack(pass.isa, scheme.bits(), &codes[..share(codes.len())], &mut parts[0]);
                 append(pass.isa, store, &scales[..share(scales.len())], &mut parts[1]);
                 append(pass.isa, store, &biases[..share(biases.len())], &mut parts[2]);
             };

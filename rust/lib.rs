@@ -5,44 +5,73 @@
 //!
 //! | rank | modules | duty |
 //! |---|---|---|
-//! | 0 | [`mod@option`] [`error`] [`progress`] [`dtype`] [`math`] [`digest`] | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
-//! | 1 | [`simd`] [`name`] [`pool`] | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
-//! | 2 | [`band`] [`codec`] [`container`] [`checkpoint`] | eight rows side by side; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
-//! | 3 | [`pass`] [`arch`] [`mod@format`] | the loop over bands; which tensor plays which part; one folder for each output format |
-//! | 4 | [`policy`] [`budget`] [`probe`] [`sensitivity`] | what may be quantized to what; how large the result may be; the model run on its own vocabulary; how much an error matters |
-//! | 5 | [`rate_distortion`] [`allocate`] | rate–distortion curves; budget → allocation with a bound |
-//! | 6 | [`schema`] | analyses, plans, manifests |
-//! | 7 | [`job`] | units of work that write, and reading back what they wrote |
-//! | 8 | [`pipeline`] | the verbs, and the only place that knows the order of the stages |
+//! | 0 | `option` `error` `progress` `dtype` `math` `digest` | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
+//! | 1 | `simd` `name` `pool` | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
+//! | 2 | `band` `codec` `container` `checkpoint` | eight rows side by side; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
+//! | 3 | `pass` `arch` `format` | the loop over bands; which tensor plays which part; one folder for each output format |
+//! | 4 | `policy` `budget` `probe` `sensitivity` | what may be quantized to what; how large the result may be; the model run on its own vocabulary; how much an error matters |
+//! | 5 | `rate_distortion` `allocate` | rate–distortion curves; budget → allocation with a bound |
+//! | 6 | `schema` | analyses, plans, manifests |
+//! | 7 | `job` | units of work that write, and reading back what they wrote |
+//! | 8 | `pipeline` | the verbs, and the only place that knows the order of the stages |
 //! | 9 | `py` | the Python door (feature `python`) |
 
-pub mod allocate;
-pub mod arch;
-pub mod band;
-pub mod budget;
-pub mod checkpoint;
-pub mod codec;
-pub mod container;
-pub mod digest;
-pub mod dtype;
-pub mod error;
-pub mod format;
-pub mod job;
-pub mod math;
-pub mod name;
-pub mod option;
-pub mod pass;
-pub mod pipeline;
-pub mod policy;
-pub mod pool;
-pub mod probe;
-pub mod progress;
+mod allocate;
+mod arch;
+mod band;
+mod budget;
+mod checkpoint;
+mod codec;
+mod container;
+mod digest;
+mod dtype;
+mod error;
+mod format;
+mod job;
+mod math;
+mod name;
+mod option;
+mod pass;
+mod pipeline;
+mod policy;
+mod pool;
+mod probe;
+mod progress;
 #[cfg(feature = "python")]
 mod py;
-pub mod rate_distortion;
-pub mod schema;
-pub mod sensitivity;
-pub mod simd;
+mod rate_distortion;
+mod schema;
+mod sensitivity;
+mod simd;
+
+pub use error::{Error, Result};
+pub use option::OptionName;
+pub use pipeline::*;
+pub use progress::Progress;
+
+/// What `benches/` measure. Not part of the interface: it may change with any commit.
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::arch::runnable;
+    pub use crate::band::{Matrix, append, bands, chunk_bands, cut, energy, load, rows_of};
+    pub use crate::checkpoint::prequantized::{Blocks, Packing};
+    pub use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader};
+    pub use crate::checkpoint::{Checkpoint, Tensor, View};
+    pub use crate::codec::affine::encoder::{Encoded, GridEncoder};
+    pub use crate::codec::affine::pack::pack;
+    pub use crate::codec::affine::{Affine, Channels};
+    pub use crate::codec::{Effort, Encoder, PartSpec};
+    pub use crate::container::file::{PageBuffer, read_at};
+    pub use crate::dtype::{Float, Float8};
+    pub use crate::pass::energy::{EnergyJob, energies};
+    pub use crate::pool::Workers;
+    pub use crate::probe::{Mode, Options, probe};
+    pub use crate::progress::Progress;
+    pub use crate::rate_distortion::{Member, StackJob, curves};
+    pub use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
+    pub use crate::simd::Isa;
+    pub use crate::simd::vector::{BAND_ROWS, Column};
+}
 
 #[cfg(test)]
 #[path = "../tests/rust/mod.rs"]

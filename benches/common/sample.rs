@@ -1,7 +1,6 @@
 //! A band of weights to measure kernels on.
 
-use ramrs::dtype::Float;
-use ramrs::simd::vector::BAND_ROWS;
+use ramrs::bench::{BAND_ROWS, Float};
 
 /// The bfloat16 bytes of a band of `columns` columns: about normal, and always the same.
 pub(super) fn source(columns: usize) -> Vec<u8> {

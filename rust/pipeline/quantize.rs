@@ -100,7 +100,8 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     };
     if let Some((settings, place)) = saved.filter(|_| analysis_request.sensitivity == Path::new(AUTO)) {
         let reason = || "it was made with a sensitivity file: give that with ⟨sensitivity⟩".to_owned();
-        let again = same_sensitivity_request(settings).ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
+        let again = same_sensitivity_request(settings)
+            .ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let conversion = Conversion::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;

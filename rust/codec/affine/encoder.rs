@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::{Affine, BITS, Channels, GROUP_SIZES, GroupBuffers, CLIP_GRID};
+use super::{Affine, BITS, CLIP_GRID, Channels, GROUP_SIZES, GroupBuffers};
 use crate::codec::affine;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Float;

@@ -2,11 +2,10 @@
 //! *edge*), and its step is adjusted so that zero lies on the grid.
 
 use super::Channels;
-use crate::codec::RowError;
 use super::grid::{
-    ColumnRange, GroupBuffers, GroupCodes, LEAST_GROUP, MAX_SCHEMES, RowSums, group, group_errors,
-    merge_ranges,
+    ColumnRange, GroupBuffers, GroupCodes, LEAST_GROUP, MAX_SCHEMES, RowSums, group, group_errors, merge_ranges,
 };
+use crate::codec::RowError;
 use crate::dtype::Float;
 use crate::simd::batch::Batch;
 use crate::simd::convert::{CHUNK, Element};

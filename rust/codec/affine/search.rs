@@ -12,9 +12,9 @@
 //! because residuals are small: no cancellation in `f32`.) The best two grids are fitted once more, rounded to what is stored,
 //! and measured as stored. MLX's grid is one of the candidates, so the result is never worse.
 
-use crate::codec::RowError;
 use super::grid::{GroupBuffers, GroupCodes, MAX_SCHEMES, RowSums, group, group_errors, range};
 use super::mlx_rule::MlxGrid;
+use crate::codec::RowError;
 use crate::dtype::Float;
 use crate::simd::batch::{Batch, MAX_PARTS};
 use crate::simd::convert::Convert;
