@@ -8,7 +8,7 @@ use crate::option::OptionName;
 
 /// A budget as it was asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// The text, as given.
     pub text: String,
     amount: Amount,
@@ -23,7 +23,7 @@ enum Amount {
 
 /// What a budget limits, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// All tensor data written.
     TensorBytes(u64),
     /// All files of weights, with their headers.
@@ -47,7 +47,7 @@ impl Budget {
     /// The limit for a source of `parameters` weights whose files are `file_bytes` long.
     #[must_use]
     #[expect(clippy::cast_sign_loss, reason = "a budget is more than nothing")]
-    pub fn limit(&self, parameters: u64, file_bytes: u64) -> Limit {
+    pub(crate) fn limit(&self, parameters: u64, file_bytes: u64) -> Limit {
         // Whole bytes, rounded down; beyond 2^64 there is no limit that matters.
         match self.amount {
             Amount::BitsPerWeight(bits) => {
@@ -63,7 +63,7 @@ impl Budget {
 
     /// The least budget of this one's unit that `bytes` fit in, for a message: what it names can be asked for.
     #[must_use]
-    pub fn in_its_unit(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
+    pub(crate) fn in_its_unit(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
         let (whole, decimals, unit) = match self.amount {
             Amount::BitsPerWeight(_) => (8.0 * bytes as f64 / parameters.max(1) as f64, 4, " bits per weight"),
             Amount::FileBytes(_) => return format!("{bytes}B ({})", size(bytes)),
@@ -121,7 +121,7 @@ impl FromStr for Budget {
 /// The bytes that a size with a unit is (`24GB`, `900MiB`), if it is one.
 #[must_use]
 #[expect(clippy::cast_sign_loss, reason = "a size is no less than nothing")]
-pub fn bytes(text: &str) -> Option<u64> {
+pub(crate) fn bytes(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
     let ends =
         |(name, unit): &(&str, f64)| Some((lower.strip_suffix(&name.to_ascii_lowercase())?.trim().to_owned(), *unit));
@@ -132,7 +132,7 @@ pub fn bytes(text: &str) -> Option<u64> {
 
 /// A number of bytes for people: `24.10 GB`.
 #[must_use]
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let scaled = |unit: f64| bytes as f64 / unit;
     match bytes {
         0..1_000 => format!("{bytes} B"),

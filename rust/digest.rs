@@ -4,30 +4,30 @@ use sha2::{Digest as _, Sha256};
 
 /// A digest in the making.
 #[derive(Clone, Debug, Default)]
-pub struct Digest(Sha256);
+pub(crate) struct Digest(Sha256);
 
 impl Digest {
     /// Takes in `bytes`.
-    pub fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
     /// Takes in `text` with its length in front, so that two texts one after the other are not like two others.
-    pub fn text(&mut self, text: &str) {
+    pub(crate) fn text(&mut self, text: &str) {
         self.update(&(text.len() as u64).to_le_bytes());
         self.update(text.as_bytes());
     }
 
     /// The digest of all that was taken in.
     #[must_use]
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
         self.0.finalize().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
     }
 
     /// The digest of `bytes`.
     #[must_use]
-    pub fn of(bytes: &[u8]) -> String {
+    pub(crate) fn of(bytes: &[u8]) -> String {
         let mut digest = Self::default();
         digest.update(bytes);
         digest.finish()

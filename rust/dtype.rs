@@ -15,7 +15,6 @@ compile_error!("safetensors is little-endian and ramrs reads it in place: big-en
 ///
 /// A tensor of a type that is not a [`Float`] is carried through byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are the format's own")]
 #[expect(non_camel_case_types, reason = "the names are the format's own")]
 pub enum Dtype {
     BOOL,
@@ -109,7 +108,6 @@ impl fmt::Display for Dtype {
 
 /// A float type whose elements ramrs decodes, and in which scales and biases are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are the format's own")]
 pub enum Float {
     F32,
     F16,
@@ -254,7 +252,6 @@ fn power_of_two(exponent: i32) -> f32 {
 
 /// An 8-bit float type that weights are stored in beside scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are the format's own")]
 pub enum Float8 {
     E4M3,
     E5M2,
@@ -290,13 +287,13 @@ impl Float8 {
 
 /// The values of the 16 codes of E2M1, the elements of MXFP4.
 #[must_use]
-pub fn e2m1_values() -> [f32; 16] {
+pub(crate) fn e2m1_values() -> [f32; 16] {
     std::array::from_fn(|code| small(code as u8, 2, 1, 1))
 }
 
 /// The value of a scale of type E8M0: a power of two, or no number.
 #[must_use]
-pub fn e8m0(code: u8) -> f32 {
+pub(crate) fn e8m0(code: u8) -> f32 {
     if code == u8::MAX { f32::NAN } else { power_of_two(i32::from(code) - 127) }
 }
 

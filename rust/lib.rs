@@ -53,7 +53,7 @@ pub use progress::Progress;
 #[doc(hidden)]
 pub mod bench {
     pub use crate::arch::runnable;
-    pub use crate::band::{Matrix, append, bands, chunk_bands, cut, energy, load, rows_of};
+    pub use crate::band::{append, energy, load};
     pub use crate::checkpoint::prequantized::{Blocks, Packing};
     pub use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader};
     pub use crate::checkpoint::{Checkpoint, Tensor, View};
@@ -65,7 +65,7 @@ pub mod bench {
     pub use crate::dtype::{Float, Float8};
     pub use crate::pass::energy::{EnergyJob, energies};
     pub use crate::pool::Workers;
-    pub use crate::probe::{Mode, Options, probe};
+
     pub use crate::progress::Progress;
     pub use crate::rate_distortion::{Member, StackJob, curves};
     pub use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};

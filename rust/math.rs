@@ -9,7 +9,7 @@ use std::f64::consts::{FRAC_2_PI, LN_2, LN_10, LOG2_E, SQRT_2};
 ///
 /// `x = n ln 2 + f` with `|f| ≤ ½ ln 2`, `e^f` by its Taylor series to the 13th power (remainder below 1e-17).
 #[must_use]
-pub fn exp(x: f64) -> f64 {
+pub(crate) fn exp(x: f64) -> f64 {
     if x < -700.0 {
         return 0.0;
     }
@@ -29,7 +29,7 @@ pub fn exp(x: f64) -> f64 {
 /// `x = 2^n m` with `m` in `[√½, √2)`; `ln m = 2 artanh((m − 1) / (m + 1))` by its series to the 23rd power (remainder
 /// below 1e-19).
 #[must_use]
-pub fn ln(x: f64) -> f64 {
+pub(crate) fn ln(x: f64) -> f64 {
     let bits = x.to_bits();
     let mut n = ((bits >> 52) & 0x7ff) as i32 - 1023;
     let mut m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);
@@ -49,7 +49,7 @@ pub fn ln(x: f64) -> f64 {
 /// `base^exponent` of a normal positive base: `e^(exponent ln base)`, to within `1e-13 + 2e-15 |exponent| max(1, |ln
 /// base|)` of it relatively; 0 where it is below `e^−700`, and held to `e^700`.
 #[must_use]
-pub fn pow(base: f64, exponent: f64) -> f64 {
+pub(crate) fn pow(base: f64, exponent: f64) -> f64 {
     exp(exponent * ln(base))
 }
 
@@ -59,7 +59,7 @@ pub fn pow(base: f64, exponent: f64) -> f64 {
 /// below 1e-19 and 3e-18). `π/2` is subtracted in three parts: the first two are 33 bits long, so that their products
 /// with `n` are exact, as is the first difference; the third is what the two lack, to within 1e-36.
 #[must_use]
-pub fn sin_cos(x: f64) -> (f64, f64) {
+pub(crate) fn sin_cos(x: f64) -> (f64, f64) {
     const PARTS: [f64; 3] = [1.570_796_326_734_125_6, 6.077_100_506_303_966e-11, 2.022_266_248_795_950_6e-21];
     let n = (x * FRAC_2_PI).round_ties_even();
     let f = PARTS.iter().fold(x, |rest, part| rest - n * part);
@@ -81,7 +81,7 @@ pub fn sin_cos(x: f64) -> (f64, f64) {
 
 /// A ratio in decibels, `10 log₁₀ ratio`; 999 for an infinite one and for 0 ÷ 0 (no noise), −999 for none.
 #[must_use]
-pub fn decibels(ratio: f64) -> f64 {
+pub(crate) fn decibels(ratio: f64) -> f64 {
     if ratio.is_finite() && ratio > 1e-99 {
         (10.0 / LN_10) * ln(ratio)
     } else if ratio <= 1.0 {
@@ -92,14 +92,14 @@ pub fn decibels(ratio: f64) -> f64 {
 }
 
 /// The ratio that is so many decibels.
-#[must_use]
-pub fn from_decibels(decibels: f64) -> f64 {
+#[cfg(test)]
+pub(crate) fn from_decibels(decibels: f64) -> f64 {
     exp(decibels * (LN_10 / 10.0))
 }
 
 /// Rounded to two decimals, for numbers that are read.
 #[must_use]
-pub fn round2(value: f64) -> f64 {
+pub(crate) fn round2(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 

@@ -84,7 +84,7 @@ impl fmt::Display for Role {
 
 /// Where in a model a norm is applied, as its name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormPlace {
+pub(crate) enum NormPlace {
     /// To the input of attention.
     BeforeAttention,
     /// To the output of attention.
@@ -217,7 +217,7 @@ const PARAMETERS: [&str; 8] =
 
 /// What a name says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
+pub(crate) struct Name {
     /// The module: the name without its last part, if that is `weight` or `bias`.
     pub module: String,
     /// Whether it is the module's weight.
@@ -235,7 +235,7 @@ pub struct Name {
 impl Name {
     /// Reads `name`, as a checkpoint spells it.
     #[must_use]
-    pub fn parse(name: &str) -> Self {
+    pub(crate) fn parse(name: &str) -> Self {
         // Packed codes have the role of the weight.
         let name = name.strip_suffix("_blocks").unwrap_or(name);
         let (module, is_weight) = match name.rsplit_once('.') {

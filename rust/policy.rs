@@ -14,14 +14,14 @@ use crate::name::{Name, Role};
 use crate::option::OptionName;
 
 /// Matrices below this signal-to-noise ratio at their output are not fit for use, in decibels.
-pub const FLOOR_DB: f64 = 9.0;
+pub(crate) const FLOOR_DB: f64 = 9.0;
 
 /// Routers get at least this many bits: a wrong choice of expert is worse than any rounding.
 const ROUTER_BITS: Bits = Bits::whole(8);
 
 /// Why a tensor is kept as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub(crate) enum Kept {
     /// Not the weight of a module.
     NoWeight,
     /// Not of two dimensions.
@@ -62,7 +62,7 @@ impl std::fmt::Display for Kept {
 
 /// A tensor of the output, as far as the rules ask.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// What its name says.
     pub name: &'a Name,
     /// Its element type.
@@ -79,7 +79,7 @@ pub struct Subject<'a> {
 ///
 /// # Errors
 /// The reason.
-pub fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::result::Result<(Matrix, Vec<Scheme>), Kept> {
+pub(crate) fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::result::Result<(Matrix, Vec<Scheme>), Kept> {
     let Subject { name, dtype, shape, stacked, never } = subject;
     match name.role {
         Role::Norm | Role::Convolution | Role::Position | Role::Parameter | Role::Tower | Role::MultiToken => {
@@ -197,7 +197,7 @@ pub struct PolicyOptions {
 
 /// What the user asks for, checked.
 #[derive(Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     min_bits: Option<Bits>,
     max_bits: Option<Bits>,
     floor_db: Option<f64>,
@@ -224,7 +224,7 @@ impl PolicyRule {
 
 /// What a plan may do to one candidate.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
+pub(crate) struct Limits {
     spec: Option<Spec>,
     /// No fewer bits, and no more.
     bits: (Option<Bits>, Option<Bits>),
@@ -239,7 +239,7 @@ pub struct Limits {
 impl Limits {
     /// Why it becomes `scheme`.
     #[must_use]
-    pub fn why(&self, scheme: Scheme) -> String {
+    pub(crate) fn why(&self, scheme: Scheme) -> String {
         let is_told = match &self.spec {
             Some(Spec::Kept | Spec::Exact(_)) => true,
             Some(Spec::Bits { min, max, suffix }) => min == max && suffix.is_some(),
@@ -255,7 +255,7 @@ impl Limits {
 
     /// Whether the plan may choose `scheme`, floor aside.
     #[must_use]
-    pub fn admits(&self, scheme: Scheme) -> bool {
+    pub(crate) fn admits(&self, scheme: Scheme) -> bool {
         let Some(bits) = scheme.code_bits() else { return self.kept };
         let within = |min: Option<Bits>, max: Option<Bits>| {
             min.is_none_or(|min| bits >= min) && max.is_none_or(|max| bits <= max)
@@ -274,7 +274,7 @@ impl Limits {
     ///
     /// The floor is for codes of less than 3 bits: what is below it with more is so by nature, a router of noise, say.
     #[must_use]
-    pub fn is_below_floor(&self, scheme: Scheme, sqnr_db: f64) -> bool {
+    pub(crate) fn is_below_floor(&self, scheme: Scheme, sqnr_db: f64) -> bool {
         let is_coarse = scheme.code_bits().is_some_and(|bits| bits < Bits::whole(3));
         is_coarse && self.floor_db.is_some_and(|least| sqnr_db < least)
     }
@@ -285,7 +285,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Option`].
-    pub fn new(options: &PolicyOptions, schemes: &[Scheme]) -> Result<Self> {
+    pub(crate) fn new(options: &PolicyOptions, schemes: &[Scheme]) -> Result<Self> {
         let bits = |option, bits: Option<u8>| match bits {
             Some(bits) if !has_width(schemes, Bits::whole(bits.into())) => {
                 Err(Error::option(option, bits, format!("not one of {}", widths(schemes))))
@@ -326,7 +326,7 @@ impl Policy {
 
     /// What a plan may do to a candidate that goes by `names`: its own, and those of what it is made of.
     #[must_use]
-    pub fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str>, role: Role) -> Limits {
+    pub(crate) fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str>, role: Role) -> Limits {
         let names: Vec<&str> = names.into_iter().collect();
         let matches = |rule: &&PolicyRule| names.iter().any(|name| rule.pattern.is_match(name));
         let rule = self.rules.iter().rev().find(matches);
@@ -351,7 +351,7 @@ impl Policy {
 
     /// Whether a rule is about the tensor `name`.
     #[must_use]
-    pub fn is_about(&self, name: &str) -> bool {
+    pub(crate) fn is_about(&self, name: &str) -> bool {
         self.rules.iter().any(|rule| rule.pattern.is_match(name))
     }
 
@@ -359,7 +359,7 @@ impl Policy {
     ///
     /// # Errors
     /// [`Error::Option`].
-    pub fn matches<'a>(&self, tensors: &(impl Iterator<Item = &'a str> + Clone)) -> Result<()> {
+    pub(crate) fn matches<'a>(&self, tensors: &(impl Iterator<Item = &'a str> + Clone)) -> Result<()> {
         match self.rules.iter().find(|rule| !tensors.clone().any(|tensor| rule.pattern.is_match(tensor))) {
             None => Ok(()),
             Some(rule) => Err(Error::option(rule.option, &rule.text, "matches no tensor that can be quantized")),

@@ -16,7 +16,7 @@ use crate::progress::Progress;
 const AHEAD: usize = 4;
 
 /// The most threads there may be: far more than cores only wait for each other.
-pub const MAX_THREADS: usize = 512;
+pub(crate) const MAX_THREADS: usize = 512;
 
 /// A pool of threads of our own.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::pass::{BandAt, BandJob, Which};
 use crate::sensitivity::{Gain, MatrixSensitivity};
 
 /// Bands of a matrix that are encoded for its curve at first, unless the caller says otherwise.
-pub const SAMPLE_BANDS: u64 = 64;
+pub(crate) const SAMPLE_BANDS: u64 = 64;
 
 /// Where the standard error of a point is larger than this, relatively, so many bands are encoded that it should not be.
 const TARGET_ERROR: f64 = 0.01;
@@ -109,7 +109,7 @@ impl Noise {
 }
 
 /// Ratio of the signal of `measured` matrices to their `noises`, in decibels.
-pub fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a MatrixSensitivity)>) -> f64 {
+pub(crate) fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a MatrixSensitivity)>) -> f64 {
     let sum = |(signal, noise): (f64, f64), (of, measured): (Noise, &MatrixSensitivity)| {
         (signal + measured.signal, noise + of.weighted)
     };
@@ -255,7 +255,7 @@ fn encode(
 
 /// Bytes of source that [`curves`] reads at first for a stack of `count` of these.
 #[must_use]
-pub fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> u64 {
+pub(crate) fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> u64 {
     let each = sample(bands(matrix), bands_each(sample_bands, count)).len() as u64;
     each * band_bytes(matrix)
 }

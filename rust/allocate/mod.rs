@@ -13,7 +13,7 @@ use crate::codec::Scheme;
 
 /// One choice for a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SchemeCost {
+pub(crate) struct SchemeCost {
     /// The scheme.
     pub scheme: Scheme,
     /// What it takes, in bytes.
@@ -24,14 +24,14 @@ pub struct SchemeCost {
 
 /// The choices of a fusion group: of tensors that must share a scheme. Never empty.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FusionGroup {
+pub(crate) struct FusionGroup {
     /// By growing bytes.
     pub points: Vec<SchemeCost>,
 }
 
 /// One point for each group.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Allocation {
+pub(crate) struct Allocation {
     /// Index into each group's points.
     pub choice: Vec<usize>,
     /// Bytes of all.
@@ -42,7 +42,7 @@ pub struct Allocation {
 
 /// The solution for one capacity.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Solution {
+pub(crate) struct Solution {
     /// The allocation.
     pub allocation: Allocation,
     /// No allocation within the capacity has less loss than this.
@@ -68,14 +68,14 @@ const CLOSE_ENOUGH: f64 = 1e-5;
 
 /// Bytes of every group at its smallest.
 #[must_use]
-pub fn minimum(groups: &[FusionGroup]) -> u64 {
+pub(crate) fn minimum(groups: &[FusionGroup]) -> u64 {
     groups.iter().map(|group| group.points.iter().map(|point| point.bytes).min().unwrap_or(0)).sum()
 }
 
 /// The allocation of at most `capacity` bytes with the least loss that was found; `None` if not even the smallest
 /// points fit. Each of `schemes`, by growing bytes, is tried for all groups at once, too.
 #[must_use]
-pub fn allocate(groups: &[FusionGroup], schemes: &[Scheme], capacity: u64) -> Option<Solution> {
+pub(crate) fn allocate(groups: &[FusionGroup], schemes: &[Scheme], capacity: u64) -> Option<Solution> {
     let hulls: Vec<Vec<usize>> = groups.iter().map(hull).collect();
     let mut now = Search {
         groups,
@@ -119,7 +119,7 @@ pub fn allocate(groups: &[FusionGroup], schemes: &[Scheme], capacity: u64) -> Op
 
 impl Solution {
     /// Takes note of a uniform allocation that fits, and takes it where it has less loss.
-    pub fn compare(&mut self, scheme: Scheme, uniform: Allocation) {
+    pub(crate) fn compare(&mut self, scheme: Scheme, uniform: Allocation) {
         if self.uniform.is_none_or(|(_, least)| uniform.loss < least) {
             self.uniform = Some((scheme, uniform.loss));
         }
@@ -141,7 +141,7 @@ impl Solution {
 
 /// Sizes and losses from the smallest allocation to the largest, along the hulls, at most about `wanted` of them.
 #[must_use]
-pub fn trade_off(groups: &[FusionGroup], wanted: usize) -> Vec<(u64, f64)> {
+pub(crate) fn trade_off(groups: &[FusionGroup], wanted: usize) -> Vec<(u64, f64)> {
     let hulls: Vec<Vec<usize>> = groups.iter().map(hull).collect();
     let mut choice: Vec<usize> = hulls.iter().map(|hull| hull[0]).collect();
     let mut bytes = total_bytes(groups, &choice);
@@ -215,7 +215,7 @@ fn rate(step: HullStep) -> f64 {
 /// The choice that gives every group `scheme`; where a group has not got it, the smallest that it has of at least as
 /// many bits, or its largest.
 #[must_use]
-pub fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usize> {
+pub(crate) fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usize> {
     // What is kept has more bits than any code.
     let enough = |point: &SchemeCost| match (point.scheme.code_bits(), scheme.code_bits()) {
         (Some(bits), Some(least)) => bits >= least,
@@ -231,7 +231,7 @@ pub fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usize> {
 
 /// The allocation that each of `schemes` for all groups gives, of those that some group has, in their order.
 #[must_use]
-pub fn uniforms(groups: &[FusionGroup], schemes: &[Scheme]) -> Vec<(Scheme, Allocation)> {
+pub(crate) fn uniforms(groups: &[FusionGroup], schemes: &[Scheme]) -> Vec<(Scheme, Allocation)> {
     let has = |scheme: &Scheme| groups.iter().any(|group| group.points.iter().any(|point| point.scheme == *scheme));
     let uniform = |scheme| {
         let choice = uniform_choice(groups, scheme);

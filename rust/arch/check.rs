@@ -16,7 +16,7 @@ impl<'a> Model<'a> {
     ///
     /// # Errors
     /// A sentence that says what is missing, or which tensor has no place.
-    pub fn runnable(&self, checkpoint: &Checkpoint) -> Result<Runnable<'a>, String> {
+    pub(crate) fn runnable(&self, checkpoint: &Checkpoint) -> Result<Runnable<'a>, String> {
         let Self { embedding, positions, head, heads, conventions, .. } = self;
         let family = conventions.family.ok_or("its forward pass is not one of those that are known")?;
         let epsilon = conventions.epsilon.ok_or("config.json has no epsilon for its norms")?;

@@ -6,21 +6,21 @@
 //! without saying it comes from the table of [`families`].
 
 mod check;
-pub mod conventions;
-pub mod families;
-pub mod pattern;
+pub(crate) mod conventions;
+pub(crate) mod families;
+pub(crate) mod pattern;
 mod resolve;
-pub mod rope;
+pub(crate) mod rope;
 mod runnable;
 
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-pub use crate::simd::math::Activation;
+pub(crate) use crate::simd::math::Activation;
 use conventions::Conventions;
-pub use resolve::model;
-pub use runnable::{
+pub(crate) use resolve::model;
+pub(crate) use runnable::{
     Attention, Expansion, Experts, Ffn, HeadShape, Layer, Mixer, Mlp, Projection, Runnable, SharedExpert,
 };
 
@@ -96,8 +96,7 @@ pub struct Norm<'a> {
 
 /// Attention as it was found. `None` where a part is missing or ambiguous.
 #[derive(Clone, Copy, Debug, Default)]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
-pub struct FoundAttention<'a> {
+pub(crate) struct FoundAttention<'a> {
     pub query: Option<Linear<'a>>,
     pub key: Option<Linear<'a>>,
     pub value: Option<Linear<'a>>,
@@ -110,8 +109,7 @@ pub struct FoundAttention<'a> {
 
 /// A feed-forward network, or one expert, as it was found.
 #[derive(Clone, Copy, Debug, Default)]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
-pub struct FoundMlp<'a> {
+pub(crate) struct FoundMlp<'a> {
     pub gate: Option<Linear<'a>>,
     pub up: Option<Linear<'a>>,
     pub gate_up: Option<Linear<'a>>,
@@ -120,7 +118,7 @@ pub struct FoundMlp<'a> {
 
 /// A mixture of experts as it was found.
 #[derive(Clone, Debug)]
-pub struct FoundExperts<'a> {
+pub(crate) struct FoundExperts<'a> {
     /// Scores the experts for each token.
     pub router: Option<Linear<'a>>,
     /// Added to the router's scores when experts are chosen, and only then.
@@ -135,8 +133,7 @@ pub struct FoundExperts<'a> {
 
 /// One layer as it was found.
 #[derive(Clone, Debug, Default)]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
-pub struct FoundLayer<'a> {
+pub(crate) struct FoundLayer<'a> {
     pub index: usize,
     pub attention_in: Option<Norm<'a>>,
     pub attention: FoundAttention<'a>,
@@ -150,7 +147,7 @@ pub struct FoundLayer<'a> {
 
 /// A decoder-only model as it was found in a checkpoint: embedding, layers, final norm, head.
 #[derive(Clone, Debug)]
-pub struct Model<'a> {
+pub(crate) struct Model<'a> {
     /// The token embedding.
     pub embedding: Linear<'a>,
     /// Learned position embeddings, if any.
@@ -170,13 +167,13 @@ pub struct Model<'a> {
 impl Model<'_> {
     /// Width of the residual stream.
     #[must_use]
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.embedding.matrix.cols as usize
     }
 
     /// Rows of the embedding.
     #[must_use]
-    pub fn vocabulary(&self) -> usize {
+    pub(crate) fn vocabulary(&self) -> usize {
         self.embedding.matrix.rows as usize
     }
 }
@@ -193,7 +190,7 @@ pub fn runnable(checkpoint: &Checkpoint) -> std::result::Result<Runnable<'_>, St
 ///
 /// # Errors
 /// [`Error::NonFinite`], and those of reading.
-pub fn read_vector(pass: Pass<'_>, vector: ParameterVector<'_>, length: usize) -> Result<Option<Vec<f32>>> {
+pub(crate) fn read_vector(pass: Pass<'_>, vector: ParameterVector<'_>, length: usize) -> Result<Option<Vec<f32>>> {
     let ParameterVector { tensor, at } = vector;
     let rows = tensor.elements().checked_div(length as u64).unwrap_or(0);
     let fits = at < rows && tensor.elements() == rows * length as u64;

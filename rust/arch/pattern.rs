@@ -11,7 +11,7 @@ pub struct PatternMatch<'n> {
 
 /// Matches all of `name` against `pattern`.
 #[must_use]
-pub fn matches<'n>(pattern: &str, name: &'n str) -> Option<PatternMatch<'n>> {
+pub(crate) fn matches<'n>(pattern: &str, name: &'n str) -> Option<PatternMatch<'n>> {
     let (rest, is_open) = pattern.strip_prefix('*').map_or((pattern, false), |rest| (rest, true));
     let (before, number) = match rest.split_once('#') {
         None => (name.strip_suffix(rest)?, None),

@@ -19,7 +19,7 @@ type Group<'a> = Vec<(Name, &'a Tensor)>;
 ///
 /// # Errors
 /// A sentence that says what is missing.
-pub fn model(checkpoint: &Checkpoint) -> Result<Model<'_>, String> {
+pub(crate) fn model(checkpoint: &Checkpoint) -> Result<Model<'_>, String> {
     let mut groups: BTreeMap<Option<usize>, Group<'_>> = BTreeMap::new();
     for tensor in &checkpoint.tensors {
         let name = Name::parse(&tensor.name);

@@ -19,7 +19,6 @@ pub struct HeadShape {
 
 /// Queries, keys and values: three things, or all three in one.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
 pub enum Projection<T> {
     Split { query: T, key: T, value: T },
     Fused(T),
@@ -54,7 +53,6 @@ pub enum Mixer<'a> {
 
 /// The first matrices of a feed-forward network, or something that there is one of for each of them.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
 pub enum Expansion<T> {
     /// `act(up)`
     Plain(T),
@@ -100,7 +98,6 @@ pub struct Experts<'a> {
 /// The feed-forward part of a layer.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one for each layer")]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
 pub enum Ffn<'a> {
     Dense(Mlp<'a>),
     Mixture(Experts<'a>),
@@ -109,7 +106,6 @@ pub enum Ffn<'a> {
 /// One layer. Each half has a norm before it, after it, or both; in a parallel layer the second half may have none and
 /// then reads what the first reads.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the parts are named as in the literature")]
 pub struct Layer<'a> {
     pub index: usize,
     pub mixer_in: Option<Norm<'a>>,

@@ -2,7 +2,7 @@
 
 mod matrix;
 
-pub use matrix::{Matrix, band_bytes, bands, chunk_bands, cut, rows_of};
+pub(crate) use matrix::{Matrix, band_bytes, bands, chunk_bands, cut, rows_of};
 
 use half::{bf16, f16};
 
@@ -26,7 +26,7 @@ kernel! {
 ///
 /// # Panics
 /// If `source` is not `out.len()` elements long or not aligned to the element.
-pub fn widen(isa: Isa, float: Float, source: &[u8], out: &mut [f32]) {
+pub(crate) fn widen(isa: Isa, float: Float, source: &[u8], out: &mut [f32]) {
     if float == Float::BF16 && !source.is_empty() {
         assert_eq!(source.len(), out.len() * float.bytes(), "widen: lengths differ");
         widen_bf16(isa, bytemuck::cast_slice(source), out);

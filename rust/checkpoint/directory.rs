@@ -18,7 +18,7 @@ const MAX_JSON_BYTES: u64 = 256 << 20;
 
 /// A checkpoint's directory, sorted into what is what.
 #[derive(Debug)]
-pub struct Directory {
+pub(crate) struct Directory {
     /// The directory, symbolic links resolved.
     pub dir: PathBuf,
     /// Name and resolved path of each shard, by name.
@@ -36,7 +36,7 @@ impl Directory {
     ///
     /// # Errors
     /// [`Error::NoCheckpoint`], [`Error::File`], [`Error::Io`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let found = path.canonicalize().map_err(|fault| missing(path, &fault))?;
         if found.is_dir() {
             return Self::of_dir(&found);

@@ -4,27 +4,27 @@
 //! for what may lie where. What a shard holds is a [`Part`]; what it means is a [`Tensor`]: most often the same, but where
 //! weights are stored as codes beside scales ([`prequantized`]). Weights are streamed, by [`stream`].
 
-pub mod directory;
-pub mod prequantized;
-pub mod shard;
-pub mod stream;
-pub mod view;
+pub(crate) mod directory;
+pub(crate) mod prequantized;
+pub(crate) mod shard;
+pub(crate) mod stream;
+pub(crate) mod view;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-pub use crate::band::Matrix;
+pub(crate) use crate::band::Matrix;
 use crate::container::file::read_at;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
 use prequantized::{Packing, Paired, Use};
-pub use shard::Shard;
+pub(crate) use shard::Shard;
 pub use view::View;
 
 /// A model's configuration, with its keys in the order of the file.
-pub type Config = serde_json::Map<String, serde_json::Value>;
+pub(crate) type Config = serde_json::Map<String, serde_json::Value>;
 
 /// A tensor as a shard holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -73,7 +73,7 @@ pub enum Use {
 
 /// The tensors that some parts make up.
 #[derive(Debug, Default)]
-pub struct Paired {
+pub(crate) struct Paired {
     /// The tensors, in the order of the parts that hold their elements.
     pub tensors: Vec<Tensor>,
     /// What each part is for.
@@ -101,7 +101,7 @@ const CACHE: &str = "the scale of a cache";
 
 /// Finds what belongs together among `parts`.
 #[must_use]
-pub fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
+pub(crate) fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
     let by_name: BTreeMap<&str, usize> = parts.iter().enumerate().map(|(at, part)| (part.name.as_str(), at)).collect();
     let pairing = Pairing { parts, by_name, block_size: block_size(config) };
     let mut paired = Paired { uses: vec![Use::None(""); parts.len()], ..Paired::default() };
@@ -487,7 +487,7 @@ impl Blocks {
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn widen_scales(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn widen_scales(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match Float::of(dtype) {
         Some(float) => float.widen(bytes, out),
         None => out.iter_mut().zip(bytes).for_each(|(scale, &code)| *scale = e8m0(code)),

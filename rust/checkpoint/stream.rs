@@ -22,7 +22,7 @@ pub const CHUNK_BYTES: u64 = 1 << 20;
 /// Bytes that may be held to save time, unless the caller says otherwise.
 pub const HELD_BYTES: u64 = 320 << 20;
 
-pub use crate::band::{bands, chunk_bands, cut, rows_of};
+pub(crate) use crate::band::{cut, rows_of};
 
 /// What every pass over a checkpoint needs.
 #[derive(Clone, Copy)]

@@ -103,7 +103,7 @@ impl View {
 
 /// The index of element `at` of a tensor of that shape.
 #[must_use]
-pub fn unravel(shape: &[u64], mut at: u64) -> Vec<u64> {
+pub(crate) fn unravel(shape: &[u64], mut at: u64) -> Vec<u64> {
     let mut index = Vec::with_capacity(shape.len());
     for &size in shape.iter().rev() {
         index.push(at % size.max(1));

@@ -16,7 +16,7 @@ kernel! {
     /// Error of each row of a band as `decoded`, row after row; rows that are not there have none.
     ///
     /// Squares are summed in `f32` over `block` columns, then in `f64`: the order of a codec that measures block by block.
-    pub fn errors_of<V: Simd>(
+    pub(crate) fn errors_of<V: Simd>(
         band: &[Column],
         k: &[f32],
         decoded: &[f32],

@@ -6,8 +6,8 @@
 //!
 //! A codec is a file here and one line of [`CODECS`].
 
-pub mod affine;
-pub mod error;
+pub(crate) mod affine;
+pub(crate) mod error;
 mod passthrough;
 mod scheme;
 
@@ -15,9 +15,9 @@ use std::any::Any;
 use std::fmt;
 use std::str::FromStr;
 
-pub use affine::Channels;
-pub use error::{RowError, errors_of};
-pub use scheme::{Bits, NotAScheme, Scheme};
+pub(crate) use affine::Channels;
+pub(crate) use error::{RowError, errors_of};
+pub(crate) use scheme::{Bits, Scheme};
 
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float};
@@ -25,7 +25,7 @@ use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
 
 /// The codecs there are. A scheme holds its codec's position; documents hold spelled schemes, so positions may change.
-pub const CODECS: &[&dyn Codec] = &[
+pub(crate) const CODECS: &[&dyn Codec] = &[
     &affine::AffineCodec,
     &passthrough::Int4,
     &passthrough::Mxfp4,
@@ -79,7 +79,7 @@ pub trait Codec: Sync {
     }
 
     /// Appends rows that a release stores in this form to the parts' data.
-    fn pass_through(&self, scheme: Scheme, float: Float, _rows: PackedRows<'_>, _parts: &mut [Vec<u8>]) {
+    fn pass_through(&self, scheme: Scheme, float: Float, _rows: PassedRows<'_>, _parts: &mut [Vec<u8>]) {
         unreachable!("no release stores {scheme} with scales of {float:?}")
     }
 }
@@ -214,7 +214,7 @@ pub struct Rows {
 
 /// Whole rows as a release packs them.
 #[derive(Clone, Copy, Debug)]
-pub struct PackedRows<'a> {
+pub struct PassedRows<'a> {
     /// Their codes.
     pub codes: &'a [u8],
     /// Their scales.

@@ -2,7 +2,7 @@
 //! encoded.
 
 use super::affine::Affine;
-use super::{Bits, Codec, Extent, PackedRows, PartSpec, Rows, Scheme};
+use super::{Bits, Codec, Extent, PartSpec, PassedRows, Rows, Scheme};
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float, e2m1_values, e8m0};
 
@@ -64,7 +64,7 @@ impl Codec for Int4 {
         affine(scheme).decode(of, parts, out);
     }
 
-    fn pass_through(&self, _scheme: Scheme, float: Float, rows: PackedRows<'_>, parts: &mut [Vec<u8>]) {
+    fn pass_through(&self, _scheme: Scheme, float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
         let mut values = vec![0.0; rows.scales.len() / float.bytes()];
         float.widen(rows.scales, &mut values);
         parts[0].extend_from_slice(rows.codes);
@@ -122,7 +122,7 @@ impl Codec for Mxfp4 {
         }
     }
 
-    fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PackedRows<'_>, parts: &mut [Vec<u8>]) {
+    fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
         parts[0].extend_from_slice(rows.codes);
         parts[1].extend_from_slice(rows.scales);
     }

@@ -23,13 +23,13 @@ pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Resu
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) -> Result<()> {
+pub(crate) fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) -> Result<()> {
     file.write_all_at(content, offset).map_err(Error::io("writing", path))
 }
 
 /// Tells the system that `bytes` of `file` from `offset` on are read soon. It reads them while others compute; whether it
 /// does is its own affair, and so is any failure.
-pub fn read_soon(file: &File, offset: u64, bytes: u64) {
+pub(crate) fn read_soon(file: &File, offset: u64, bytes: u64) {
     let Some(bytes) = NonZeroU64::new(bytes) else { return };
     #[cfg(target_os = "linux")]
     if is_cached(file, offset + bytes.get() - 1) {

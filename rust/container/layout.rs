@@ -4,11 +4,11 @@ use super::Container;
 use crate::dtype::Dtype;
 
 /// Tensor data per file, unless the caller says otherwise: 5 GiB, as `mlx_lm` and the Hugging Face hub like it.
-pub const SHARD_BYTES: u64 = 5 << 30;
+pub(crate) const SHARD_BYTES: u64 = 5 << 30;
 
 /// A tensor to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredTensor {
+pub(crate) struct StoredTensor {
     /// Its name.
     pub name: String,
     /// Its element type.
@@ -30,7 +30,7 @@ impl StoredTensor {
 
 /// Where a stored tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
+pub(crate) struct Location {
     /// Which file.
     pub file: usize,
     /// Offset of its data in that file, in bytes.
@@ -39,7 +39,7 @@ pub struct Location {
 
 /// A file of the output: its header, and how long it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedFile {
+pub(crate) struct PlannedFile {
     /// Its name.
     pub name: String,
     /// Everything before the data.
@@ -50,7 +50,7 @@ pub struct PlannedFile {
 
 /// All files of weights, and where each tensor is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// The files.
     pub files: Vec<PlannedFile>,
     /// Location of each tensor of each module, in the order they were given.
@@ -60,12 +60,12 @@ pub struct Layout {
 impl Layout {
     /// Bytes of all files.
     #[must_use]
-    pub fn file_bytes(&self) -> u64 {
+    pub(crate) fn file_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
     /// The tensors of `modules`, which were laid out so, and where each is.
-    pub fn placed<'a>(
+    pub(crate) fn placed<'a>(
         &'a self,
         modules: &'a [Vec<StoredTensor>],
     ) -> impl Iterator<Item = (&'a StoredTensor, Location)> {
@@ -76,7 +76,7 @@ impl Layout {
 /// Lays out `modules`, each a list of tensors that belong together, over files of at most `shard_bytes` of data (or
 /// one module, if that is longer). `metadata` goes into each file.
 #[must_use]
-pub fn lay_out(
+pub(crate) fn lay_out(
     container: &dyn Container,
     modules: &[Vec<StoredTensor>],
     shard_bytes: u64,

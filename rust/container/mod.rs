@@ -2,16 +2,16 @@
 //!
 //! A container reads what a file holds and writes what one is to hold. What the tensors mean is the format's affair.
 
-pub mod file;
+pub(crate) mod file;
 mod layout;
-pub mod safetensors;
+pub(crate) mod safetensors;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
-pub use layout::{Layout, Location, PlannedFile, SHARD_BYTES, StoredTensor, lay_out};
-pub use safetensors::Safetensors;
+pub(crate) use layout::{Layout, Location, SHARD_BYTES, StoredTensor, lay_out};
+pub(crate) use safetensors::Safetensors;
 
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -20,7 +20,7 @@ use crate::error::Result;
 const CONTAINERS: &[&dyn Container] = &[&Safetensors];
 
 /// A kind of file that holds tensors.
-pub trait Container: Sync {
+pub(crate) trait Container: Sync {
     /// Whether a file of this name is one.
     fn owns(&self, file_name: &str) -> bool;
 
@@ -44,7 +44,7 @@ pub trait Container: Sync {
 
 /// The container of files called `file_name`, if there is one.
 #[must_use]
-pub fn of_file(file_name: &str) -> Option<&'static dyn Container> {
+pub(crate) fn of_file(file_name: &str) -> Option<&'static dyn Container> {
     CONTAINERS.iter().copied().find(|container| container.owns(file_name))
 }
 
@@ -78,7 +78,7 @@ pub struct Header {
 
 /// A file as a container arranges it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ArrangedFile {
+pub(crate) struct ArrangedFile {
     /// Everything before the data.
     pub head: Vec<u8>,
     /// Where the data of each tensor begin, in bytes from the start of the file.

@@ -21,14 +21,14 @@ use crate::dtype::Dtype;
 use crate::error::{EntryFault, Error, FileFault, Result};
 
 /// Name of the index of a sharded checkpoint.
-pub const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The longest header the format allows, in bytes.
-pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The container.
 #[derive(Debug)]
-pub struct Safetensors;
+pub(crate) struct Safetensors;
 
 impl Container for Safetensors {
     fn owns(&self, file_name: &str) -> bool {
@@ -101,11 +101,11 @@ fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
 }
 
 /// A tensor as a header is to list it: name, element type, shape and length in bytes.
-pub type Listed<'a> = (&'a str, Dtype, &'a [u64], u64);
+pub(crate) type Listed<'a> = (&'a str, Dtype, &'a [u64], u64);
 
 /// The header of a file that holds `tensors` in this order, with its length in front, padded to 8 bytes.
 #[must_use]
-pub fn compose<'a>(metadata: &[(&str, &str)], tensors: impl Iterator<Item = Listed<'a>>) -> Vec<u8> {
+pub(crate) fn compose<'a>(metadata: &[(&str, &str)], tensors: impl Iterator<Item = Listed<'a>>) -> Vec<u8> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let metadata: Vec<String> =
         metadata.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();

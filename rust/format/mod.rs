@@ -3,7 +3,7 @@
 //! A format is a folder here and one line of [`FORMATS`]. It says in which [container](crate::container) tensors are
 //! stored, and which [schemes](crate::codec) a tensor may have.
 
-pub mod mlx;
+pub(crate) mod mlx;
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ use crate::option::OptionName;
 
 /// What the output has in place of a tensor of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Treatment {
+pub(crate) enum Treatment {
     /// The targets that have views of it.
     Write,
     /// Nothing: it is the same as this other tensor.
@@ -29,7 +29,7 @@ pub enum Treatment {
 
 /// A tensor of the output, before it is decided how it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// Its name.
     pub name: String,
     /// Its element type, if it is not quantized.
@@ -49,7 +49,7 @@ pub struct Target {
 impl Target {
     /// `tensor`, number `index`, under its own name and as it is.
     #[must_use]
-    pub fn same(checkpoint: &Checkpoint, index: usize) -> Self {
+    pub(crate) fn same(checkpoint: &Checkpoint, index: usize) -> Self {
         let tensor = &checkpoint.tensors[index];
         Self {
             name: tensor.name.clone(),
@@ -64,7 +64,7 @@ impl Target {
 
     /// The tensor that it has byte for byte, if it is no other.
     #[must_use]
-    pub fn copies(&self, checkpoint: &Checkpoint) -> Option<usize> {
+    pub(crate) fn copies(&self, checkpoint: &Checkpoint) -> Option<usize> {
         let [view] = self.views.as_slice() else { return None };
         let tensor = &checkpoint.tensors[view.tensor];
         let same = view.is_whole(tensor) && tensor.packing == Packing::Plain && !self.adds_one;
@@ -73,7 +73,7 @@ impl Target {
 
     /// The form that `format` takes all of it over in, as the source stores it, if there is one.
     #[must_use]
-    pub fn packed(&self, checkpoint: &Checkpoint, format: &dyn Format) -> Option<Scheme> {
+    pub(crate) fn packed(&self, checkpoint: &Checkpoint, format: &dyn Format) -> Option<Scheme> {
         let of = |view: &View| {
             let packing = &checkpoint.tensors[view.tensor].packing;
             let scales = packing.scales().map(|part| checkpoint.parts[part].dtype)?;
@@ -88,7 +88,7 @@ impl Target {
 
 /// What becomes of a checkpoint in a format.
 #[derive(Clone, Debug, Default)]
-pub struct Arrangement {
+pub(crate) struct Arrangement {
     /// The tensors of the output, in the order in which the source first has something of them.
     pub targets: Vec<Target>,
     /// What becomes of each tensor of the source, in their order.
@@ -98,7 +98,7 @@ pub struct Arrangement {
 impl Arrangement {
     /// Every tensor under its own name and as it is.
     #[must_use]
-    pub fn untouched(checkpoint: &Checkpoint) -> Self {
+    pub(crate) fn untouched(checkpoint: &Checkpoint) -> Self {
         let count = checkpoint.tensors.len();
         Self {
             targets: (0..count).map(|at| Target::same(checkpoint, at)).collect(),
@@ -109,7 +109,7 @@ impl Arrangement {
 
 /// A module of the output that could be quantized, and what it became.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
+pub(crate) struct Module {
     /// Its path: the tensor's name without `.weight`.
     pub path: String,
     /// What it became.
@@ -121,14 +121,14 @@ pub struct Module {
 impl Module {
     /// The scheme that its bytes are stored in: none for plain numbers.
     #[must_use]
-    pub fn stored_in(&self) -> Option<Scheme> {
+    pub(crate) fn stored_in(&self) -> Option<Scheme> {
         if self.scheme.is_kept() { self.packed } else { Some(self.scheme) }
     }
 }
 
 /// What a model card says of a format.
 #[derive(Clone, Copy, Debug)]
-pub struct CardFacts {
+pub(crate) struct CardFacts {
     /// `library_name` of the card's front matter.
     pub library: &'static str,
     /// Tags of the front matter.
@@ -143,7 +143,7 @@ pub struct CardFacts {
 
 /// A file beside the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SideFile {
+pub(crate) struct SideFile {
     /// Its name in the output directory.
     pub name: &'static str,
     /// Its content.
@@ -152,7 +152,7 @@ pub struct SideFile {
 
 /// Why a runtime would not load an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The tensor or module that it stumbles over.
     pub tensor: String,
     /// The rule, and what to do.
@@ -160,7 +160,7 @@ pub struct Refusal {
 }
 
 /// An output format.
-pub trait Format: Sync {
+pub(crate) trait Format: Sync {
     /// Its name on the command line.
     fn name(&self) -> &'static str;
 
@@ -215,7 +215,7 @@ pub trait Format: Sync {
 
 /// What `format` stores for the tensor `name` of dimensions `shape`, whose rows are `matrix`, in `scheme`.
 #[must_use]
-pub fn stored_tensors(
+pub(crate) fn stored_tensors(
     format: &dyn Format,
     (name, shape): (&str, &[u64]),
     matrix: Matrix,
@@ -244,7 +244,7 @@ const FORMATS: &[&dyn Format] = &[
 ///
 /// # Errors
 /// [`Error::Option`].
-pub fn by_name(name: &str) -> Result<&'static dyn Format> {
+pub(crate) fn by_name(name: &str) -> Result<&'static dyn Format> {
     FORMATS.iter().copied().find(|format| format.name() == name).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().map(|format| format.name()).collect();
         Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", ")))

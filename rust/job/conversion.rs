@@ -21,7 +21,7 @@ use crate::sensitivity::Candidate;
 const LISTED: usize = 8;
 
 /// A checkpoint, and what becomes of it in a format.
-pub struct Conversion {
+pub(crate) struct Conversion {
     /// The source.
     pub checkpoint: Checkpoint,
     /// The output's format.
@@ -37,7 +37,7 @@ pub struct Conversion {
 }
 
 /// A tensor of the output.
-pub struct OutputTensor {
+pub(crate) struct OutputTensor {
     /// What its name says.
     pub name: Name,
     /// What it is made of.
@@ -52,7 +52,7 @@ pub struct OutputTensor {
 
 /// What becomes of a part of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate<'a> {
+pub(crate) enum Fate<'a> {
     /// It is of no use to whoever computes with weights, for this reason.
     Unused(&'static str),
     /// It is read with this tensor, which is written.
@@ -67,7 +67,7 @@ pub enum Fate<'a> {
 
 /// What one tensor gave to one target.
 #[derive(Debug)]
-pub struct Share {
+pub(crate) struct Share {
     /// Which of the outputs.
     pub target: usize,
     /// Which of its views.
@@ -86,7 +86,7 @@ impl OutputTensor {
     }
 
     /// Bytes of it, if it is kept.
-    pub fn kept_bytes(&self) -> u64 {
+    pub(crate) fn kept_bytes(&self) -> u64 {
         let elements: u64 = self.target.shape.iter().product();
         match (self.packed, &self.candidate) {
             (Some(packed), Ok((matrix, _))) => packed.stored_bytes(*matrix),
@@ -95,7 +95,7 @@ impl OutputTensor {
     }
 
     /// How it is stored, if it is kept.
-    pub fn kept_mode(&self, checkpoint: &Checkpoint) -> StoreMode<'static> {
+    pub(crate) fn kept_mode(&self, checkpoint: &Checkpoint) -> StoreMode<'static> {
         match (&self.candidate, self.packed) {
             (Ok((matrix, _)), Some(packed)) => StoreMode::PassedThrough(packed, matrix.float),
             _ if self.target.copies(checkpoint).is_some() => StoreMode::Copied,
@@ -104,7 +104,7 @@ impl OutputTensor {
     }
 
     /// Bytes of it in the smallest scheme, or kept if that is smaller or all there is.
-    pub fn smallest_bytes(&self) -> u64 {
+    pub(crate) fn smallest_bytes(&self) -> u64 {
         let smallest = self
             .candidate
             .as_ref()
@@ -114,7 +114,7 @@ impl OutputTensor {
     }
 
     /// As an analysis describes it, without its curve.
-    pub fn described(&self, checkpoint: &Checkpoint) -> analysis::AnalyzedTensor {
+    pub(crate) fn described(&self, checkpoint: &Checkpoint) -> analysis::AnalyzedTensor {
         let Target { name, dtype, shape, .. } = &self.target;
         let mut sources: Vec<String> = Vec::new();
         for view in &self.target.views {
@@ -146,7 +146,7 @@ impl Conversion {
     ///
     /// # Errors
     /// Those of opening it, and of [`Format::arrange`].
-    pub fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
+    pub(crate) fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
         let format = format::by_name(format)?;
         let checkpoint = Checkpoint::open(model)?;
         if checkpoint.tensors.is_empty() {
@@ -158,7 +158,7 @@ impl Conversion {
     }
 
     /// A checkpoint that the format has no layout for, as if everything in it were written under its own name.
-    pub fn untouched(model: &Path, format: &str) -> Result<Self> {
+    pub(crate) fn untouched(model: &Path, format: &str) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let arrangement = Arrangement::untouched(&checkpoint);
         Ok(Self::with(checkpoint, format::by_name(format)?, true, arrangement))
@@ -188,7 +188,7 @@ impl Conversion {
     ///
     /// # Errors
     /// [`Error::Scheme`], for the first tensor that it would refuse.
-    pub fn check_refusals(&self, scheme_of: impl Fn(usize) -> Scheme) -> Result<()> {
+    pub(crate) fn check_refusals(&self, scheme_of: impl Fn(usize) -> Scheme) -> Result<()> {
         match self.format.refusals(&self.modules(scheme_of)).into_iter().next() {
             Some(Refusal { tensor, reason }) => Err(Error::Scheme { tensor, reason }),
             None => Ok(()),
@@ -196,7 +196,7 @@ impl Conversion {
     }
 
     /// The modules that could be quantized, each in the scheme that `scheme_of` gives its output.
-    pub fn modules(&self, scheme_of: impl Fn(usize) -> Scheme) -> Vec<Module> {
+    pub(crate) fn modules(&self, scheme_of: impl Fn(usize) -> Scheme) -> Vec<Module> {
         let outputs = self.outputs.iter().enumerate().filter(|(_, output)| output.candidate.is_ok());
         let module = |(at, output): (usize, &OutputTensor)| Module {
             path: output.name.module.clone(),
@@ -207,7 +207,7 @@ impl Conversion {
     }
 
     /// What becomes of part `part` of the source.
-    pub fn fate(&self, part: usize) -> Fate<'_> {
+    pub(crate) fn fate(&self, part: usize) -> Fate<'_> {
         let (tensor, written) = match self.checkpoint.uses[part] {
             Use::None(why) => return Fate::Unused(why),
             Use::Beside(tensor) => (tensor, Fate::Companion(tensor)),
@@ -221,13 +221,13 @@ impl Conversion {
     }
 
     /// Whether tensor `tensor` is all of `output`, under its own name and byte for byte.
-    pub fn is_as_it_is(&self, tensor: usize, output: &OutputTensor) -> bool {
+    pub(crate) fn is_as_it_is(&self, tensor: usize, output: &OutputTensor) -> bool {
         let (target, source) = (&output.target, &self.checkpoint.tensors[tensor]);
         target.copies(&self.checkpoint) == Some(tensor) && target.name == source.name && target.shape == source.shape
     }
 
     /// The matrices that schemes exist for, those of one target after those of the one before.
-    pub fn candidates(&self) -> Vec<Candidate<'_>> {
+    pub(crate) fn candidates(&self) -> Vec<Candidate<'_>> {
         let mut found = Vec::new();
         for (target, entry) in self.outputs.iter().enumerate().filter(|(_, entry)| entry.candidate.is_ok()) {
             for view in &entry.target.views {
@@ -240,7 +240,7 @@ impl Conversion {
     }
 
     /// The role of part `part`: of one that is read with a weight, that of the weight.
-    pub fn role(&self, part: usize) -> Role {
+    pub(crate) fn role(&self, part: usize) -> Role {
         let name = match self.checkpoint.uses[part] {
             Use::Beside(tensor) => &self.checkpoint.tensors[tensor].name,
             Use::Elements(_) | Use::None(_) => &self.checkpoint.parts[part].name,
@@ -249,14 +249,14 @@ impl Conversion {
     }
 
     /// Weights in it that are written, however they are stored.
-    pub fn parameters(&self) -> u64 {
+    pub(crate) fn parameters(&self) -> u64 {
         let tensors = self.checkpoint.tensors.iter().zip(&self.treatments);
         let written = tensors.filter(|(tensor, treatment)| **treatment == Treatment::Write && tensor.dtype.is_float());
         written.map(|(tensor, _)| tensor.elements()).sum()
     }
 
     /// Which checkpoint it is.
-    pub fn id(&self) -> SourceId {
+    pub(crate) fn id(&self) -> SourceId {
         let mut digest = Digest::default();
         for shard in &self.checkpoint.shards {
             digest.text(&shard.name);
@@ -276,7 +276,7 @@ impl Conversion {
     ///
     /// # Errors
     /// [`Error::Unexplained`].
-    pub fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
+    pub(crate) fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
         for (reason, count, bytes) in self.left_out() {
             say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
         }

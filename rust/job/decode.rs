@@ -9,7 +9,7 @@ use crate::format::{Format, stored_tensors};
 use crate::pass::{BandAt, BandJob, Which};
 
 /// A quantized tensor of an output: its parts, and the matrices of the source if those are at hand.
-pub struct DecodeJob<'a> {
+pub(crate) struct DecodeJob<'a> {
     /// The parts, in the codec's order.
     pub parts: Vec<&'a Tensor>,
     /// Its scheme.
@@ -22,7 +22,7 @@ pub struct DecodeJob<'a> {
 
 /// What decoding a matrix showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Decoded {
+pub(crate) struct Decoded {
     /// Weights that are not finite numbers.
     pub not_finite: u64,
     /// `Σ (ŵ − w)²` against the source, 0 without one.
@@ -32,7 +32,7 @@ pub struct Decoded {
 /// The parts in `output` of the tensor called `target` in `scheme`, and all its rows as one matrix; `None` if they are
 /// not all there, of the right types and shapes.
 #[must_use]
-pub fn find<'a>(
+pub(crate) fn find<'a>(
     format: &dyn Format,
     output: &'a Checkpoint,
     target: &str,
@@ -72,7 +72,7 @@ struct Buffers {
 ///
 /// # Errors
 /// Those of reading.
-pub fn decode(pass: Pass<'_>, output: &Checkpoint, jobs: &[DecodeJob<'_>]) -> Result<Vec<Vec<Decoded>>> {
+pub(crate) fn decode(pass: Pass<'_>, output: &Checkpoint, jobs: &[DecodeJob<'_>]) -> Result<Vec<Vec<Decoded>>> {
     // Each matrix: of which job, which of its views, and which row of the job is its first.
     let mut matrices: Vec<(usize, usize, u64)> = Vec::new();
     let mut bands: Vec<BandJob> = Vec::new();

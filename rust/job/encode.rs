@@ -14,7 +14,7 @@ use crate::checkpoint::prequantized::{Packing, Use};
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
-use crate::codec::{Band, Encoder, Metric, PackedRows, Scheme, Scratch};
+use crate::codec::{Band, Encoder, Metric, PassedRows, Scheme, Scratch};
 use crate::container::StoredTensor;
 use crate::container::file::write_at;
 use crate::digest::Digest;
@@ -28,19 +28,19 @@ use crate::sensitivity::MatrixSensitivity;
 
 /// How an output tensor is stored.
 #[derive(Clone, Copy)]
-pub enum StoreMode<'a> {
+pub(crate) enum StoreMode<'a> {
     /// Byte for byte.
     Copied,
     /// As numbers, in another order or under another name.
     Converted,
     /// As the source packs it.
     PassedThrough(Scheme, Float),
-    /// Encoded, each matrix by its sensitivity.
+    /// EncodedOutput, each matrix by its sensitivity.
     Encoded(Scheme, Float, &'a [MatrixSensitivity]),
 }
 
 /// All that was read and written.
-pub struct Encoded {
+pub(crate) struct EncodedOutput {
     /// SHA-256 of the data of each part of the source, in their order.
     pub parts_sha256: Vec<String>,
     /// For each output, the record of each of its units.
@@ -63,7 +63,7 @@ struct Piece {
 
 /// What was made of a chunk.
 #[derive(Default)]
-pub struct Made {
+pub(crate) struct Made {
     /// Data of each part.
     pub parts: Vec<Vec<u8>>,
     /// Per band, so that they are added up alike for any size of chunk.
@@ -90,7 +90,12 @@ struct Writer<'a> {
 ///
 /// # Errors
 /// Those of reading and writing, and [`Error::NonFinite`].
-pub fn encode(pass: Pass<'_>, encoder: Encoder, files: &[(File, PathBuf)], jobs: &[WriteJob<'_>]) -> Result<Encoded> {
+pub(crate) fn encode(
+    pass: Pass<'_>,
+    encoder: Encoder,
+    files: &[(File, PathBuf)],
+    jobs: &[WriteJob<'_>],
+) -> Result<EncodedOutput> {
     let first_rows = |job: &WriteJob<'_>| {
         let views = job.target.views.iter();
         views.scan(0, |next, view| Some(std::mem::replace(next, *next + view.rows))).collect()
@@ -146,7 +151,7 @@ fn collect(
     checkpoint: &Checkpoint,
     jobs: &[WriteJob<'_>],
     folds: Vec<(SourceDigests<'_>, RecordFold)>,
-) -> Result<Encoded> {
+) -> Result<EncodedOutput> {
     let mut records: Vec<Vec<Option<UnitRecord>>> =
         jobs.iter().map(|job| job.target.views.iter().map(|_| None).collect()).collect();
     let (mut parts_sha256, mut source_files) = (Vec::new(), Vec::new());
@@ -160,7 +165,7 @@ fn collect(
     let records: Option<Vec<Vec<UnitRecord>>> = records.into_iter().map(|views| views.into_iter().collect()).collect();
     let complete = source_files.len() == checkpoint.shards.len() && parts_sha256.len() == checkpoint.parts.len();
     match records.filter(|_| complete) {
-        Some(records) => Ok(Encoded { parts_sha256, records, source_files }),
+        Some(records) => Ok(EncodedOutput { parts_sha256, records, source_files }),
         None => Err(Error::Bug("not everything was written and hashed".to_owned())),
     }
 }
@@ -313,7 +318,7 @@ fn kept_rows(
         && let Some(codec) = scheme.codec()
     {
         let (codes, scales) = reader.packed_rows(checkpoint, view, rows)?;
-        codec.pass_through(scheme, float, PackedRows { codes: &codes, scales: &scales }, &mut parts);
+        codec.pass_through(scheme, float, PassedRows { codes: &codes, scales: &scales }, &mut parts);
         return Ok(parts);
     }
     let bytes = reader.rows(checkpoint, view, rows)?;
@@ -338,7 +343,7 @@ fn kept_rows(
 ///
 /// # Errors
 /// Those of reading, and [`Error::NonFinite`].
-pub fn kept_digests(pass: Pass<'_>, job: &WriteJob<'_>) -> Result<Vec<String>> {
+pub(crate) fn kept_digests(pass: Pass<'_>, job: &WriteJob<'_>) -> Result<Vec<String>> {
     let mut digests = vec![Digest::default(); job.parts.len()];
     let mut reader = Reader::default();
     for (at, view) in job.target.views.iter().enumerate() {

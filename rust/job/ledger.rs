@@ -1,7 +1,7 @@
 //! The ledger: every part of the source, and what became of it.
 
 use super::conversion::{Conversion, Fate, OutputTensor, Share};
-use super::encode::Encoded;
+use super::encode::EncodedOutput;
 use super::unit::UnitRecord;
 use crate::codec::Scheme;
 use crate::container::{Location, StoredTensor};
@@ -12,7 +12,7 @@ use crate::schema::plan::PlannedTensor;
 use crate::sensitivity::MatrixSensitivity;
 
 /// A tensor of the output, and all that was planned and done with it.
-pub struct WrittenTensor<'a> {
+pub(crate) struct WrittenTensor<'a> {
     /// What it is made of.
     pub output: &'a OutputTensor,
     /// What was planned for it.
@@ -28,7 +28,7 @@ pub struct WrittenTensor<'a> {
 }
 
 /// An output that was written.
-pub struct WrittenOutput<'a> {
+pub(crate) struct WrittenOutput<'a> {
     /// The source, and what became of it.
     pub conversion: &'a Conversion,
     /// What is minimised.
@@ -36,11 +36,11 @@ pub struct WrittenOutput<'a> {
     /// The tensors of the output.
     pub tensors: &'a [WrittenTensor<'a>],
     /// What was found and written.
-    pub encoded: &'a Encoded,
+    pub encoded: &'a EncodedOutput,
 }
 
 /// Length and digest of each slice that a stored tensor was written in.
-pub type SliceDigests = Vec<(u64, String)>;
+pub(crate) type SliceDigests = Vec<(u64, String)>;
 
 impl WrittenTensor<'_> {
     /// Bytes of part `part` that store rows `rows` of it; a part that does not grow with rows is stored with the first.
@@ -63,7 +63,7 @@ impl WrittenTensor<'_> {
 impl WrittenOutput<'_> {
     /// A line for each part of the source.
     #[must_use]
-    pub fn ledger(&self) -> Vec<LedgerLine> {
+    pub(crate) fn ledger(&self) -> Vec<LedgerLine> {
         let checkpoint = &self.conversion.checkpoint;
         let line = |(at, sha256): (usize, &String)| {
             let part = &checkpoint.parts[at];
@@ -145,7 +145,7 @@ impl WrittenOutput<'_> {
     /// What is stored, and its SHA-256 as far as that is known: of what was written in slices it is not, before it is
     /// read back. `file` names a file of the output.
     #[must_use]
-    pub fn digests(&self, file: impl Fn(usize) -> String) -> Vec<TensorDigest> {
+    pub(crate) fn digests(&self, file: impl Fn(usize) -> String) -> Vec<TensorDigest> {
         let mut digests = Vec::new();
         for (written, records) in self.tensors.iter().zip(&self.encoded.records) {
             for (at, (part, location)) in written.parts.iter().zip(written.locations).enumerate() {
@@ -163,7 +163,7 @@ impl WrittenOutput<'_> {
 
     /// What was written in more than one go, by the name of the stored tensor.
     #[must_use]
-    pub fn slices(&self) -> std::collections::BTreeMap<String, SliceDigests> {
+    pub(crate) fn slices(&self) -> std::collections::BTreeMap<String, SliceDigests> {
         let mut slices = std::collections::BTreeMap::new();
         for (written, records) in self.tensors.iter().zip(&self.encoded.records) {
             for (at, part) in written.parts.iter().enumerate() {

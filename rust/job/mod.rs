@@ -10,15 +10,15 @@
 //! | [`ledger`] | what became of what |
 //! | [`read_back`] [`decode`] | is every byte what was written; what it decodes to |
 
-pub mod conversion;
-pub mod decode;
-pub mod encode;
-pub mod ledger;
-pub mod model_card;
-pub mod place;
-pub mod read_back;
-pub mod side_files;
-pub mod source_digest;
-pub mod staging;
-pub mod stored;
-pub mod unit;
+pub(crate) mod conversion;
+pub(crate) mod decode;
+pub(crate) mod encode;
+pub(crate) mod ledger;
+pub(crate) mod model_card;
+pub(crate) mod place;
+pub(crate) mod read_back;
+pub(crate) mod side_files;
+pub(crate) mod source_digest;
+pub(crate) mod staging;
+pub(crate) mod stored;
+pub(crate) mod unit;

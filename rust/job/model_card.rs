@@ -13,12 +13,12 @@ use crate::schema::manifest::Manifest;
 use crate::schema::plan::Plan;
 
 /// Where the source's own card goes.
-pub const SOURCE_CARD: &str = "README.source.md";
+pub(crate) const SOURCE_CARD: &str = "README.source.md";
 
 /// The card of an output.
 ///
 /// Without a runtime that is promised to load it, it promises none.
-pub fn text(conversion: &Conversion, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
+pub(crate) fn text(conversion: &Conversion, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
     let facts = conversion.format.card();
     let mut card = String::from("---\n");
     if has_runtime {

@@ -13,7 +13,7 @@ use crate::schema::manifest::FILE_NAME;
 ///
 /// # Errors
 /// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::Foreign`], [`Error::Busy`].
-pub fn may_write(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
+pub(crate) fn may_write(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
     if output.as_os_str().is_empty() {
         return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
     }

@@ -17,7 +17,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 
 /// The digest of a file and, if it is a file of tensors, of each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileContent {
+pub(crate) struct FileContent {
     /// Of the whole file.
     pub file: FileDigest,
     /// Of each tensor, in the order of their data.
@@ -27,7 +27,7 @@ pub struct FileContent {
 }
 
 /// Length and digest of each slice that a tensor was written in, by name.
-pub type Slices = BTreeMap<String, Vec<(u64, String)>>;
+pub(crate) type Slices = BTreeMap<String, Vec<(u64, String)>>;
 
 /// Slices of a tensor as they are read back.
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl<'a> Sliced<'a> {
 ///
 /// # Errors
 /// [`Error::Io`], and those of [`Shard::open`].
-pub fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progress) -> Result<FileContent> {
+pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progress) -> Result<FileContent> {
     let path = dir.join(name);
     let entries = if container::of_file(name).is_some() {
         Shard::open(path.clone(), name.to_owned())?.1.entries
@@ -146,7 +146,7 @@ impl Problem {
 
 /// Compares what was read of the files with what `manifest` says of them.
 #[must_use]
-pub fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem> {
+pub(crate) fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let found_files: BTreeMap<&str, &FileContent> =
         found.iter().map(|found| (found.file.name.as_str(), found)).collect();

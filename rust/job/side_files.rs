@@ -29,7 +29,7 @@ const OTHER_WEIGHTS: [&str; 14] = [
 
 /// The source's other files: those that are copied, and those that are left out, with the reason.
 #[must_use]
-pub fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
+pub(crate) fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
     let (mut copied, mut left_out) = (Vec::new(), Vec::new());
     for file in &checkpoint.other_files {
         let name = file.display().to_string();
@@ -52,7 +52,7 @@ pub fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
 
 /// The name in the output of a file that is copied.
 #[must_use]
-pub fn copied_name(file: &Path) -> &Path {
+pub(crate) fn copied_name(file: &Path) -> &Path {
     if file == Path::new("README.md") { Path::new(SOURCE_CARD) } else { file }
 }
 
@@ -60,7 +60,7 @@ pub fn copied_name(file: &Path) -> &Path {
 ///
 /// # Errors
 /// [`crate::error::Error::Io`].
-pub fn put(staging: &Staging, name: &Path, content: &[u8]) -> Result<FileDigest> {
+pub(crate) fn put(staging: &Staging, name: &Path, content: &[u8]) -> Result<FileDigest> {
     staging.write_file(name, content)?;
     Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })
 }

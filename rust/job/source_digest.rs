@@ -13,7 +13,7 @@ use crate::schema::manifest::FileDigest;
 
 /// Some of the bytes of a part.
 #[derive(Clone, Debug)]
-pub struct DigestChunk {
+pub(crate) struct DigestChunk {
     /// Of which part.
     pub part: usize,
     /// Which bytes of its data.
@@ -24,7 +24,7 @@ pub struct DigestChunk {
 
 /// All of part `part`, in pieces.
 #[must_use]
-pub fn chunks(pass: Pass<'_>, part: usize) -> Vec<DigestChunk> {
+pub(crate) fn chunks(pass: Pass<'_>, part: usize) -> Vec<DigestChunk> {
     let mut ranges: Vec<Range<u64>> =
         cut(pass.checkpoint.parts[part].bytes, whole_elements(pass.chunk_bytes)).collect();
     if ranges.is_empty() {
@@ -38,7 +38,7 @@ pub fn chunks(pass: Pass<'_>, part: usize) -> Vec<DigestChunk> {
 /// Ranges of shards that are worked on side by side, of about as many bytes: a shard's digest is made by one thread at a
 /// time, and should not be what all wait for.
 #[must_use]
-pub fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
+pub(crate) fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
     let shards = &pass.checkpoint.shards;
     let count = pass.workers.threads().min(shards.len()).max(1) as u64;
     let all: u64 = shards.iter().map(|shard| shard.bytes).sum();
@@ -56,7 +56,7 @@ pub fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
 }
 
 /// Digests of some shards and their parts, fed in the order of the data.
-pub struct SourceDigests<'a> {
+pub(crate) struct SourceDigests<'a> {
     checkpoint: &'a Checkpoint,
     /// The shards that are still to come.
     shards: Range<usize>,
@@ -73,7 +73,7 @@ impl<'a> SourceDigests<'a> {
     ///
     /// # Errors
     /// [`crate::error::Error::Io`], and [`crate::error::FileFault::Changed`].
-    pub fn new(checkpoint: &'a Checkpoint, shards: Range<usize>) -> Result<Self> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, shards: Range<usize>) -> Result<Self> {
         let (part, file) = (Digest::default(), Digest::default());
         let mut digests = Self { checkpoint, shards, part, file, parts_sha256: Vec::new(), files: Vec::new() };
         digests.begin_file()?;
@@ -104,7 +104,7 @@ impl<'a> SourceDigests<'a> {
     ///
     /// # Errors
     /// Those of reading the next shard's header.
-    pub fn take(&mut self, chunk: &DigestChunk, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn take(&mut self, chunk: &DigestChunk, bytes: &[u8]) -> Result<()> {
         self.part.update(bytes);
         self.file.update(bytes);
         if !chunk.is_last {

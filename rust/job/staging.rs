@@ -12,7 +12,7 @@ const LOCK: &str = ".ramrs-lock";
 
 /// `<out>.partial`: removed when dropped, unless [`finish`](Self::finish) gave it its name.
 #[derive(Debug)]
-pub struct Staging {
+pub(crate) struct Staging {
     out: PathBuf,
     dir: PathBuf,
     overwrite: bool,
@@ -26,7 +26,7 @@ impl Staging {
     /// # Errors
     /// [`Error::OutputExists`] if `out` is there and not to be overwritten, or another run is writing it;
     /// [`Error::DiskFull`], [`Error::Io`].
-    pub fn create(out: &Path, overwrite: bool, needed_bytes: u64) -> Result<Self> {
+    pub(crate) fn create(out: &Path, overwrite: bool, needed_bytes: u64) -> Result<Self> {
         if out.symlink_metadata().is_ok() && !overwrite {
             return Err(Error::OutputExists { path: out.to_owned() });
         }
@@ -52,14 +52,14 @@ impl Staging {
     ///
     /// # Errors
     /// [`Error::Busy`].
-    pub fn check_free(out: &Path) -> Result<()> {
+    pub(crate) fn check_free(out: &Path) -> Result<()> {
         let (_, dir) = places(out)?;
         if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
     }
 
     /// Where it is now.
     #[must_use]
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
@@ -67,7 +67,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create_file(&self, name: impl AsRef<Path>, bytes: u64) -> Result<File> {
+    pub(crate) fn create_file(&self, name: impl AsRef<Path>, bytes: u64) -> Result<File> {
         let path = self.dir.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::io("creating", parent))?;
@@ -82,7 +82,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write_file(&self, name: impl AsRef<Path>, content: &[u8]) -> Result<()> {
+    pub(crate) fn write_file(&self, name: impl AsRef<Path>, content: &[u8]) -> Result<()> {
         let file = self.create_file(&name, content.len() as u64)?;
         write_at(&file, &self.dir.join(name), content, 0)?;
         Ok(())
@@ -92,7 +92,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`Error::Io`]; the partial output is removed, and what was to be overwritten is where it was.
-    pub fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         let lock = self.dir.join(LOCK);
         fs::remove_file(&lock).map_err(Error::io("removing", &lock))?;
         sync(&self.dir)?;
@@ -133,7 +133,7 @@ impl Drop for Staging {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let (_, partial) = places(path)?;
     let written = fs::write(&partial, content)
         .and_then(|()| File::open(&partial)?.sync_all())
@@ -149,7 +149,7 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Option`] for a directory, [`Error::Io`] for a place in one that is not there.
-pub fn check_place(path: &Path) -> Result<()> {
+pub(crate) fn check_place(path: &Path) -> Result<()> {
     let (parent, _) = places(path)?;
     if path.is_dir() {
         return Err(Error::option(OptionName::Output, path.display(), "is a directory, and should be a file"));

@@ -11,7 +11,7 @@ use crate::schema::plan::Totals;
 ///
 /// # Errors
 /// [`Error::Scheme`] for a scheme that does not fit the tensor.
-pub fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Scheme) -> Result<Vec<StoredTensor>> {
+pub(crate) fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Scheme) -> Result<Vec<StoredTensor>> {
     let wrong = |reason: String| Error::Scheme { tensor: tensor.name.clone(), reason };
     let of = (tensor.name.as_str(), tensor.shape.as_slice());
     let stored_in = if scheme.is_kept() { tensor.packed() } else { Some(scheme) };
@@ -28,7 +28,7 @@ pub fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Scheme) -> R
 }
 
 /// Tensors of an output in their schemes, and where each part of them is.
-pub struct StoredOutput {
+pub(crate) struct StoredOutput {
     /// What is stored for each tensor.
     pub modules: Vec<Vec<StoredTensor>>,
     /// Where it is.
@@ -42,7 +42,7 @@ impl StoredOutput {
     ///
     /// # Errors
     /// As [`stored`].
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         format: &dyn Format,
         tensors: impl Iterator<Item = (&'a AnalyzedTensor, Scheme)>,
         shard_bytes: u64,
@@ -61,7 +61,7 @@ impl StoredOutput {
 
     /// Sizes of an output of a source of `parameters` weights; loss and budget are not known here.
     #[must_use]
-    pub fn totals(&self, parameters: u64) -> Totals {
+    pub(crate) fn totals(&self, parameters: u64) -> Totals {
         let parameters = parameters.max(1) as f64;
         let tensor_bytes: u64 = self.modules.iter().flatten().map(|tensor| tensor.bytes).sum();
         Totals {

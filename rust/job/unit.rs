@@ -15,7 +15,7 @@ use crate::format::Target;
 use crate::rate_distortion::Noise;
 
 /// How one output tensor is written.
-pub struct WriteJob<'a> {
+pub(crate) struct WriteJob<'a> {
     /// What it is made of.
     pub target: &'a Target,
     /// How it is stored.
@@ -29,7 +29,7 @@ pub struct WriteJob<'a> {
 impl WriteJob<'_> {
     /// Which parts do not grow with rows, and their data.
     #[must_use]
-    pub fn fixed_parts(&self, checkpoint: &Checkpoint) -> Vec<(usize, Vec<u8>)> {
+    pub(crate) fn fixed_parts(&self, checkpoint: &Checkpoint) -> Vec<(usize, Vec<u8>)> {
         let (StoreMode::Encoded(scheme, float, _) | StoreMode::PassedThrough(scheme, float)) = self.mode else {
             return Vec::new();
         };
@@ -46,7 +46,7 @@ impl WriteJob<'_> {
 
 /// A unit: which output tensor, and which of its views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct UnitId {
+pub(crate) struct UnitId {
     /// Which output.
     pub output: usize,
     /// Which of its views.
@@ -55,7 +55,7 @@ pub struct UnitId {
 
 /// What was found and written of one unit.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct UnitRecord {
+pub(crate) struct UnitRecord {
     /// SHA-256 of its share of each part; of one that does not grow with rows, of nothing.
     pub parts_sha256: Vec<String>,
     /// The error of what was written.
@@ -64,7 +64,7 @@ pub struct UnitRecord {
 
 /// Some of a unit: what one thread does at a time.
 #[derive(Clone, Debug)]
-pub struct UnitChunk {
+pub(crate) struct UnitChunk {
     /// Of which unit.
     pub id: UnitId,
     /// What of it.
@@ -79,7 +79,7 @@ pub struct UnitChunk {
 
 /// What of a unit a chunk is.
 #[derive(Clone, Debug)]
-pub enum UnitSpan {
+pub(crate) enum UnitSpan {
     /// Bytes that are copied.
     Bytes(Range<u64>),
     /// Bands that are encoded.
@@ -90,7 +90,7 @@ pub enum UnitSpan {
 
 /// The chunks of unit `id`, a view of a tensor that is stored as `job` says, in the order of its rows.
 #[must_use]
-pub fn chunks(pass: Pass<'_>, id: UnitId, job: &WriteJob<'_>, view: View, tensor: &Tensor) -> Vec<UnitChunk> {
+pub(crate) fn chunks(pass: Pass<'_>, id: UnitId, job: &WriteJob<'_>, view: View, tensor: &Tensor) -> Vec<UnitChunk> {
     let row_bytes = (view.cols * tensor.dtype.bits() / 8).max(1);
     let (length, step, unit) = match (job.mode, view.matrix(pass.checkpoint)) {
         (StoreMode::Copied, _) => (tensor.bytes, whole_elements(pass.chunk_bytes), 1),
@@ -120,13 +120,13 @@ pub fn chunks(pass: Pass<'_>, id: UnitId, job: &WriteJob<'_>, view: View, tensor
 
 /// About so many bytes, and whole elements whatever their type.
 #[must_use]
-pub fn whole_elements(bytes: u64) -> u64 {
+pub(crate) fn whole_elements(bytes: u64) -> u64 {
     (bytes / 8 * 8).max(8)
 }
 
 /// Folds what was made of chunks into records, chunk by chunk.
 #[derive(Default)]
-pub struct RecordFold {
+pub(crate) struct RecordFold {
     parts: Vec<Digest>,
     noise: Noise,
     records: Vec<(UnitId, UnitRecord)>,
@@ -134,7 +134,7 @@ pub struct RecordFold {
 
 impl RecordFold {
     /// Takes in what was made of a chunk: those of a unit in the order of its rows.
-    pub fn take(&mut self, chunk: &UnitChunk, made: &Made) {
+    pub(crate) fn take(&mut self, chunk: &UnitChunk, made: &Made) {
         self.parts.resize(made.parts.len(), Digest::default());
         for (digest, bytes) in self.parts.iter_mut().zip(&made.parts) {
             digest.update(bytes);
@@ -149,7 +149,7 @@ impl RecordFold {
     }
 
     /// The records, in the order in which their units were done.
-    pub fn records(self) -> impl Iterator<Item = (UnitId, UnitRecord)> {
+    pub(crate) fn records(self) -> impl Iterator<Item = (UnitId, UnitRecord)> {
         self.records.into_iter()
     }
 }

@@ -70,7 +70,7 @@ fn all(view: View, matrix: Matrix) -> BandJob {
 ///
 /// # Errors
 /// As [`energies`].
-pub fn column_means(pass: Pass<'_>, view: View, matrix: Matrix) -> Result<Vec<f64>> {
+pub(crate) fn column_means(pass: Pass<'_>, view: View, matrix: Matrix) -> Result<Vec<f64>> {
     let cols = usize::try_from(matrix.cols).map_err(|_| Error::Bug("columns".to_owned()))?;
     let mut sums = vec![0.0; cols];
     pass.fold_bands(

@@ -1,6 +1,6 @@
 //! Passes over matrices: the one loop over bands ([`fold`]), and what it finds without a scheme ([`energy`]).
 
-pub mod energy;
-pub mod fold;
+pub(crate) mod energy;
+pub(crate) mod fold;
 
-pub use fold::{BandAt, BandJob, Which};
+pub(crate) use fold::{BandAt, BandJob, Which};

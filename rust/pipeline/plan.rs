@@ -133,7 +133,7 @@ pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: 
 }
 
 /// A tensor that some scheme exists for.
-pub(super) struct Candidate {
+pub(super) struct GroupMember {
     /// Which of the analysis.
     pub tensor: usize,
     /// What may be done to it.
@@ -141,7 +141,7 @@ pub(super) struct Candidate {
 }
 
 /// Tensors that get one scheme, in the order of the groups that are allocated.
-pub(super) type Members = Vec<Candidate>;
+pub(super) type Members = Vec<GroupMember>;
 
 /// An analysis, seen through a policy.
 pub(super) struct Planner<'a> {
@@ -177,7 +177,7 @@ impl<'a> Planner<'a> {
                 planner.members.push(Vec::new());
             }
             let limits = policy.allowed(tensor.names(), tensor.role);
-            planner.members[group].push(Candidate { tensor: at, limits });
+            planner.members[group].push(GroupMember { tensor: at, limits });
         }
         for members in &planner.members {
             let points = planner.points(members, has_floor)?;
@@ -203,7 +203,7 @@ impl<'a> Planner<'a> {
     }
 
     /// What a group may become, by growing bytes.
-    fn points(&self, members: &[Candidate], has_floor: bool) -> Result<Vec<SchemeCost>> {
+    fn points(&self, members: &[GroupMember], has_floor: bool) -> Result<Vec<SchemeCost>> {
         let schemes = self.format.schemes().iter().copied().chain([Scheme::KEPT]);
         let mut points: Vec<SchemeCost> =
             schemes.filter_map(|scheme| self.group_cost(members, scheme, has_floor)).collect();
@@ -217,7 +217,7 @@ impl<'a> Planner<'a> {
     }
 
     /// What `scheme` does to a group, if all of it may have it; `floor` says whether the floor counts.
-    fn group_cost(&self, members: &[Candidate], scheme: Scheme, floor: bool) -> Option<SchemeCost> {
+    fn group_cost(&self, members: &[GroupMember], scheme: Scheme, floor: bool) -> Option<SchemeCost> {
         let mut total = SchemeCost { scheme, bytes: 0, loss: 0.0 };
         for member in members {
             let cost = self.cost(member, scheme, floor)?;
@@ -227,7 +227,7 @@ impl<'a> Planner<'a> {
         Some(total)
     }
 
-    fn cost(&self, Candidate { tensor, limits }: &Candidate, scheme: Scheme, floor: bool) -> Option<SchemeCost> {
+    fn cost(&self, GroupMember { tensor, limits }: &GroupMember, scheme: Scheme, floor: bool) -> Option<SchemeCost> {
         let tensor = &self.analysis.tensors[*tensor];
         if !limits.admits(scheme) {
             return None;
@@ -241,7 +241,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether a group would have a smaller scheme, were it not for the floor.
-    fn is_floored(&self, members: &[Candidate], points: &[SchemeCost]) -> bool {
+    fn is_floored(&self, members: &[GroupMember], points: &[SchemeCost]) -> bool {
         let least = points.first().map_or(u64::MAX, |point| point.bytes);
         let is_smaller =
             |&scheme: &Scheme| self.group_cost(members, scheme, false).is_some_and(|cost| cost.bytes < least);
@@ -297,7 +297,7 @@ impl<'a> Planner<'a> {
     fn schemes(&self, choice: &[usize]) -> Vec<(Scheme, Option<&Limits>)> {
         let mut schemes = vec![(Scheme::KEPT, None); self.analysis.tensors.len()];
         for ((members, group), &at) in self.members.iter().zip(&self.groups).zip(choice) {
-            for Candidate { tensor, limits } in members {
+            for GroupMember { tensor, limits } in members {
                 schemes[*tensor] = (group.points[at].scheme, Some(limits));
             }
         }

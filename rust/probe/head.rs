@@ -47,7 +47,7 @@ pub(super) struct HeadGradients {
 
 /// Logits and the random gradients at them, for comparing a run with another implementation.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct LogitTrace {
+pub(crate) struct LogitTrace {
     /// `[token][entry]`
     pub logits: Vec<f32>,
     /// `[token][draw][entry]`

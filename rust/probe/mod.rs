@@ -23,23 +23,22 @@ mod gating;
 mod generate;
 mod head;
 mod layer;
-pub mod matmul;
+pub(crate) mod matmul;
 mod moe;
-pub mod moments;
+pub(crate) mod moments;
 mod norm;
 mod routing;
 mod run;
-pub mod tokens;
-pub mod vocabulary;
+pub(crate) mod tokens;
+pub(crate) mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-pub use head::LogitTrace;
-pub use moments::Moments;
-pub use run::{EXPERT_TOKENS, Mode, Options, Probe, WRITTEN_BYTES, probe};
+pub(crate) use moments::Moments;
+pub(crate) use run::{EXPERT_TOKENS, Mode, Options, Probe, probe};
 
 use crate::arch::{Layer, Linear, ParameterVector, Runnable, read_vector};
 use crate::checkpoint::Tensor;
@@ -50,7 +49,7 @@ use matmul::stored::{Direction, Operand, Product, product, products};
 use tokens::WINDOW;
 
 /// A matrix: the name of its tensor, and its index if that is a stack of matrices.
-pub type MatrixKey = (String, u64);
+pub(crate) type MatrixKey = (String, u64);
 
 /// A linear layer, and rows at its output: what it gives, or gradients.
 struct LinearOutput<'a> {

@@ -19,7 +19,7 @@ use crate::error::Result;
 
 /// Sums over windows and draws for one matrix, not yet divided by the number of tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Moments {
+pub(crate) struct Moments {
     /// `K_j`, for each input.
     pub inputs: Vec<f64>,
     /// `R_i`, for each output.
@@ -135,7 +135,8 @@ impl Moments {
 
     /// `Σ_ij (Σ_t g_ti x_tj)²`, added up from the sums of its columns.
     #[must_use]
-    pub fn total(&self) -> f64 {
+    #[cfg(test)]
+    pub(crate) fn total(&self) -> f64 {
         self.inputs.iter().sum()
     }
 }

@@ -21,7 +21,7 @@ use crate::pass::energy;
 use crate::progress::Stage;
 
 /// Tokens that every expert should have seen.
-pub const EXPERT_TOKENS: u64 = 16;
+pub(crate) const EXPERT_TOKENS: u64 = 16;
 
 /// More tokens than requested are drawn until every expert has seen [`EXPERT_TOKENS`], up to this multiple.
 const MOST_DRAWN: usize = 8;
@@ -34,7 +34,7 @@ const LONGER: f64 = 8.0;
 
 /// Bytes of weights up to which a model writes its windows by default. In larger models, reading the weights again for
 /// every token of a text takes longer than the rest of the probe.
-pub const WRITTEN_BYTES: u64 = 16 << 30;
+pub(crate) const WRITTEN_BYTES: u64 = 16 << 30;
 
 /// Where the tokens of a window come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -85,7 +85,7 @@ impl Options {
 
 /// What a run has measured.
 #[derive(Clone, Debug)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// The moments of every matrix that tokens were multiplied with: of the embedding only where it is the head, too.
     pub moments: BTreeMap<MatrixKey, Moments>,
     /// Of the embedding as a table: for each channel the squares of the gradients, summed over tokens and draws, and those
@@ -111,7 +111,7 @@ pub struct Probe {
 ///
 /// # Errors
 /// [`Error::Unrunnable`] if its numbers overflow, [`Error::NonFinite`], and those of reading.
-pub fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<Probe> {
+pub(crate) fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<Probe> {
     let options = options.of(model);
     let vocabulary = Vocabulary::of(pass.checkpoint, model.vocabulary())?;
     let session = Session::new(pass, model);

@@ -3,7 +3,7 @@
 use super::vocabulary::Vocabulary;
 
 /// Tokens of a window.
-pub const WINDOW: usize = 64;
+pub(crate) const WINDOW: usize = 64;
 
 /// `SplitMix64` at position `at` of stream `stream`.
 #[must_use]

@@ -14,7 +14,7 @@ use crate::error::{Error, FileFault, Result};
 
 /// Tokens of a vocabulary that may be drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vocabulary {
+pub(crate) struct Vocabulary {
     allowed: Vec<u32>,
     first: Option<u32>,
 }
@@ -84,7 +84,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// [`Error::File`] for a tokenizer that does not read as one, [`Error::Io`].
-    pub fn of(checkpoint: &Checkpoint, rows: usize) -> Result<Self> {
+    pub(crate) fn of(checkpoint: &Checkpoint, rows: usize) -> Result<Self> {
         let tokenizer: Option<TokenizerFile> = read(checkpoint, "tokenizer.json")?;
         let config: Option<TokenizerConfig> = read(checkpoint, "tokenizer_config.json")?;
         let mut special: BTreeSet<u32> = ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"]
@@ -113,13 +113,13 @@ impl Vocabulary {
 
     /// Tokens that may be drawn, by id.
     #[must_use]
-    pub fn allowed(&self) -> &[u32] {
+    pub(crate) fn allowed(&self) -> &[u32] {
         &self.allowed
     }
 
     /// The token that windows begin with, if any.
     #[must_use]
-    pub fn first(&self) -> Option<u32> {
+    pub(crate) fn first(&self) -> Option<u32> {
         self.first
     }
 }

@@ -13,7 +13,7 @@ use crate::name::Role;
 use crate::sensitivity::Origin;
 
 /// Version of the document.
-pub const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

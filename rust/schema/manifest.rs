@@ -15,10 +15,10 @@ use crate::policy::PolicyOptions;
 use crate::sensitivity::Origin;
 
 /// Version of the document.
-pub const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 
 /// Its name in the output directory.
-pub const FILE_NAME: &str = "ramrs-manifest.json";
+pub(crate) const FILE_NAME: &str = "ramrs-manifest.json";
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! What ramrs writes beside weights: analyses, plans, manifests. JSON, versioned, with the reason for every number.
 
-pub mod analysis;
-pub mod manifest;
-pub mod plan;
+pub(crate) mod analysis;
+pub(crate) mod manifest;
+pub(crate) mod plan;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -94,7 +94,7 @@ pub trait Document: DeserializeOwned {
 ///
 /// # Errors
 /// [`Error::File`] for anything that is no such document, [`Error::Io`].
-pub fn read<D: Document>(path: &Path) -> Result<D> {
+pub(crate) fn read<D: Document>(path: &Path) -> Result<D> {
     let text = fs::read_to_string(path).map_err(Error::io("reading", path))?;
     parse(&text).map_err(|reason| Error::file(path, FileFault::Document { what: D::WHAT, reason }))
 }
@@ -168,7 +168,7 @@ impl<'de> Deserialize<'de> for Saved {
 ///
 /// # Errors
 /// [`Error::Bug`] if it has no JSON form.
-pub fn text<T: Serialize>(document: &T) -> Result<String> {
+pub(crate) fn text<T: Serialize>(document: &T) -> Result<String> {
     let text = serde_json::to_string_pretty(document).map_err(|fault| Error::Bug(fault.to_string()))?;
     Ok(text + "\n")
 }

@@ -12,7 +12,7 @@ use crate::name::Role;
 use crate::policy::PolicyOptions;
 
 /// Version of the document.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ pub struct PlannedTensor {
 
 /// SHA-256 of the names and schemes of `tensors`.
 #[must_use]
-pub fn schemes_digest(tensors: &[PlannedTensor]) -> String {
+pub(crate) fn schemes_digest(tensors: &[PlannedTensor]) -> String {
     let mut digest = Digest::default();
     for tensor in tensors {
         digest.text(&tensor.name);

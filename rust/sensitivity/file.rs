@@ -29,14 +29,14 @@ use crate::error::{Error, FileFault, Result};
 use crate::probe::{Mode, Options};
 
 /// `format` in the metadata.
-pub const FORMAT: &str = "ramrs-sensitivity";
+pub(crate) const FORMAT: &str = "ramrs-sensitivity";
 
 /// `version` in the metadata.
-pub const VERSION: &str = "1";
+pub(crate) const VERSION: &str = "1";
 
 /// An opened sensitivity file. Its header is checked; vectors are read and checked when they are used.
 #[derive(Debug)]
-pub struct SensitivityFile {
+pub(crate) struct SensitivityFile {
     shard: Shard,
     entries: BTreeMap<String, TensorEntry>,
     probed: Option<ProbeRecord>,
@@ -76,7 +76,7 @@ impl ProbeRecord {
 ///
 /// # Errors
 /// [`Error::Bug`] if the options have no JSON form.
-pub fn bytes(table: &Table, probed: ProbeRecord) -> Result<Vec<u8>> {
+pub(crate) fn bytes(table: &Table, probed: ProbeRecord) -> Result<Vec<u8>> {
     let note = serde_json::to_string(&probed).map_err(|fault| Error::Bug(fault.to_string()))?;
     let mut vectors: Vec<(String, Vec<u64>, &[f32])> = Vec::new();
     for (name, found) in table {
@@ -104,7 +104,7 @@ impl SensitivityFile {
     ///
     /// # Errors
     /// [`Error::File`] and [`Error::TensorEntry`] for what is no such file, [`Error::Io`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let (shard, header) = Shard::open(path.to_owned(), path.display().to_string())?;
         let is = |key: &str| header.metadata.get(key).map(String::as_str);
         let reason = match (is("format"), is("version")) {
@@ -126,7 +126,7 @@ impl SensitivityFile {
 
     /// How the probe was run, if it made the file.
     #[must_use]
-    pub fn probed(&self) -> Option<ProbeRecord> {
+    pub(crate) fn probed(&self) -> Option<ProbeRecord> {
         self.probed
     }
 
@@ -172,7 +172,7 @@ impl SensitivityFile {
     ///
     /// # Errors
     /// [`Error::Sensitivity`] for vectors that do not fit, and those of [`crate::pass::energy::energies`].
-    pub fn measure(
+    pub(crate) fn measure(
         &self,
         pass: Pass<'_>,
         candidates: &[Candidate<'_>],

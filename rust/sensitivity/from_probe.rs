@@ -12,7 +12,7 @@ use crate::arch::{Ffn, Linear, Runnable};
 use crate::probe::{EXPERT_TOKENS, MatrixKey, Mode, Moments, Probe};
 
 /// Version of the probe; a change of any number it gives is a new one.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// How much more an error costs in a text that the model did not write than in one that it wrote, on average over two
 /// models (`docs/method.md`, "Source `probe`"). It is the same for all matrices: it changes predictions, not plans.
@@ -69,7 +69,7 @@ impl MatrixSums {
 
 /// The vectors of all matrices of `model` that `probe` measured, and warnings.
 #[must_use]
-pub fn table(model: &Runnable<'_>, probe: &Probe) -> (Table, Vec<String>) {
+pub(crate) fn table(model: &Runnable<'_>, probe: &Probe) -> (Table, Vec<String>) {
     let weight = (probe.tokens.len() * probe.draws) as f64;
     let mut sums: BTreeMap<MatrixKey, MatrixSums> = BTreeMap::new();
     let mut linears: Vec<Linear<'_>> = Vec::new();

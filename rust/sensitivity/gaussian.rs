@@ -10,7 +10,7 @@ use crate::math::exp;
 
 /// The value of `activation` at `x`. All forms of GELU take the tanh form: they differ by less than 5e-4.
 #[must_use]
-pub fn at(activation: Activation, x: f64) -> f64 {
+pub(crate) fn at(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + exp(-x)),
         Activation::QuickGelu => x / (1.0 + exp(-1.702 * x)),
@@ -33,7 +33,7 @@ static POINTS: LazyLock<Vec<(f64, f64)>> =
 
 /// `E[act(g)²]` for a Gaussian `g` of mean 0 and variance `variance`.
 #[must_use]
-pub fn second_moment(activation: Activation, variance: f64) -> f64 {
+pub(crate) fn second_moment(activation: Activation, variance: f64) -> f64 {
     let deviation = variance.sqrt();
     let (mut sum, mut total) = (0.0, 0.0);
     for &(x, density) in POINTS.iter() {

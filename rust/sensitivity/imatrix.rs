@@ -29,7 +29,7 @@ struct ImatrixEntry {
 
 /// The file.
 #[must_use]
-pub fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
+pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     let entries = entries(model, probe);
     let windows = (probe.tokens.len() / WINDOW) as u32;
     let mut out = b"GGUF".to_vec();

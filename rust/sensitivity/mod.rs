@@ -11,13 +11,13 @@
 //! model; [`from_probe`] takes them from a run on tokens of the model's own vocabulary; [`mod@file`] reads them from a file
 //! of the documented schema.
 
-pub mod file;
-pub mod from_probe;
-pub mod gaussian;
-pub mod imatrix;
-pub mod prior;
-pub mod propagate;
-pub mod table;
+pub(crate) mod file;
+pub(crate) mod from_probe;
+pub(crate) mod gaussian;
+pub(crate) mod imatrix;
+pub(crate) mod prior;
+pub(crate) mod propagate;
+pub(crate) mod table;
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ pub enum Origin {
 
 /// A matrix that may be quantized.
 #[derive(Clone, Copy, Debug)]
-pub struct Candidate<'a> {
+pub(crate) struct Candidate<'a> {
     /// The parsed name of the output tensor that it is in, alone or in a stack.
     pub name: &'a Name,
     /// Index of that tensor; candidates of one tensor are consecutive.
@@ -98,7 +98,7 @@ pub struct Candidate<'a> {
 impl Candidate<'_> {
     /// The tensor of the checkpoint that holds it.
     #[must_use]
-    pub fn tensor(self, checkpoint: &Checkpoint) -> &Tensor {
+    pub(crate) fn tensor(self, checkpoint: &Checkpoint) -> &Tensor {
         &checkpoint.tensors[self.view.tensor]
     }
 }

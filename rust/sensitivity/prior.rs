@@ -11,7 +11,7 @@ use std::str::FromStr;
 use crate::name::Role;
 
 /// Version of the table. A change of any number is a new version.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// Nats per token for an error as large as the output, in the middle of a model.
 const BY_ROLE: [(Role, f64); 13] = [

@@ -28,11 +28,11 @@ use crate::name::{Name, Role};
 use crate::pass::energy::{self, Energy, EnergyJob};
 
 /// Share of a matrix's energy for which all input channels count alike (`docs/method.md`, "Shrinkage").
-pub const FLAT_SHARE: f64 = 0.3;
+pub(crate) const FLAT_SHARE: f64 = 0.3;
 
 /// Share of a matrix's loss that is the plain squared error. Propagated moments are an estimate, and a plan that trusts
 /// them fully spends bytes on their errors (`docs/method.md`, "Hedging").
-pub const HEDGE: f64 = 0.7;
+pub(crate) const HEDGE: f64 = 0.7;
 
 /// Second moment of each channel.
 type SecondMoments = Vec<f64>;
@@ -52,7 +52,7 @@ struct Propagated<'a> {
 ///
 /// # Errors
 /// Those of [`energy::energies`].
-pub fn derive(pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Result<Vec<MatrixSensitivity>> {
+pub(crate) fn derive(pass: Pass<'_>, candidates: &[Candidate<'_>], prior: Prior) -> Result<Vec<MatrixSensitivity>> {
     let mut held: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (at, candidate) in candidates.iter().enumerate() {
         held.entry(candidate.view.tensor).or_default().push(at);

@@ -11,14 +11,14 @@ use crate::error::Result;
 use crate::pass::energy::{self, EnergyJob};
 
 /// Largest element of a vector. Up to it, sums of products with squared weights stay finite in `f32`.
-pub const LARGEST: f32 = 1e20;
+pub(crate) const LARGEST: f32 = 1e20;
 
 /// The vectors `k` and, where they are known, `r` of one matrix.
-pub type Given = (Arc<[f32]>, Option<Arc<[f32]>>);
+pub(crate) type Given = (Arc<[f32]>, Option<Arc<[f32]>>);
 
 /// The vectors of one tensor, as it is stored.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TensorVectors {
+pub(crate) struct TensorVectors {
     /// Number of matrices, if it is a stack.
     pub stack: Option<u64>,
     /// Importance of each column, matrix by matrix.
@@ -30,13 +30,13 @@ pub struct TensorVectors {
 }
 
 /// Vectors of the tensors of one checkpoint, by name.
-pub type Table = BTreeMap<String, TensorVectors>;
+pub(crate) type Table = BTreeMap<String, TensorVectors>;
 
 impl TensorVectors {
     /// The vectors for the rows and columns of `view`, a view of `tensor`; `None` if its columns are neither the stored
     /// columns nor the stored rows.
     #[must_use]
-    pub fn of(&self, tensor: &Tensor, view: View) -> Option<Given> {
+    pub(crate) fn of(&self, tensor: &Tensor, view: View) -> Option<Given> {
         let (cols, above) = tensor.shape.split_last()?;
         let (rows, cols) = (usize::try_from(*above.last()?).ok()?, usize::try_from(*cols).ok()?);
         if self.stack.is_none() && view.is_whole(tensor) {
@@ -69,7 +69,7 @@ impl TensorVectors {
 ///
 /// # Errors
 /// Those of `vectors` and of [`energy::energies`].
-pub fn measure(
+pub(crate) fn measure(
     pass: Pass<'_>,
     candidates: &[Candidate<'_>],
     prior: Prior,

@@ -9,13 +9,13 @@ use super::vector::{BAND_ROWS, Column, Vector};
 use crate::dtype::Float;
 
 /// Elements that are widened, rounded or packed at once.
-pub const CHUNK: usize = 32;
+pub(crate) const CHUNK: usize = 32;
 
 /// Vectors that hold the elements of a chunk.
 const VECTORS: usize = CHUNK / BAND_ROWS;
 
 /// A type that weights are stored as.
-pub trait Element: bytemuck::Pod {
+pub(crate) trait Element: bytemuck::Pod {
     /// A chunk as numbers, in the order that [`Convert::round_to_bytes`] takes them in.
     fn widen<V: Convert>(chunk: &[Self; CHUNK]) -> [V; CHUNK / BAND_ROWS];
 
@@ -115,7 +115,7 @@ pub(super) fn ranges<V: Convert, T: Element, const G: usize>(groups: &[[T; G]; B
 }
 
 /// Converts lanes from and to the types that weights and codes are stored as.
-pub trait Convert: Shuffle {
+pub(crate) trait Convert: Shuffle {
     /// Bytes as floats.
     #[must_use]
     #[inline(always)]

@@ -7,7 +7,7 @@
 use super::vector::Vector;
 
 /// Divides by a divisor that is prepared once.
-pub trait Divide: Vector {
+pub(crate) trait Divide: Vector {
     /// A prepared divisor, one number per lane.
     type Divisor: Copy;
 

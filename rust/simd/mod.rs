@@ -9,19 +9,19 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod batch;
-pub mod convert;
+pub(crate) mod convert;
 pub(crate) mod dispatch;
-pub mod divide;
+pub(crate) mod divide;
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod intrinsics;
-pub mod math;
+pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-pub mod pack;
+pub(crate) mod pack;
 mod portable;
-pub mod quantize;
-pub mod shuffle;
-pub mod vector;
+pub(crate) mod quantize;
+pub(crate) mod shuffle;
+pub(crate) mod vector;
 
 pub use dispatch::Isa;
 pub(crate) use dispatch::kernel;

@@ -6,7 +6,7 @@ use super::convert::CHUNK;
 use super::vector::Vector;
 
 /// Packs codes, one a byte, into fewer bits.
-pub trait Pack: Vector {
+pub(crate) trait Pack: Vector {
     /// Packs codes of `BITS` bits into the first `CHUNK / 8 * BITS` bytes of `out`. The other bytes of `out` are unspecified.
     #[inline(always)]
     fn pack_bits<const BITS: usize>(codes: &[u8; CHUNK], out: &mut [u8; CHUNK]) {

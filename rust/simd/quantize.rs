@@ -3,7 +3,7 @@
 use super::vector::{INTEGERS, Lanes};
 
 /// Rounds lanes to codes.
-pub trait Quantize: Lanes {
+pub(crate) trait Quantize: Lanes {
     /// The lesser of two positive numbers, compared as the integers that their bits represent; unspecified for others.
     #[must_use]
     fn min_positive(self, other: Self) -> Self;

@@ -17,7 +17,7 @@ fn transpose<T: Copy + Default>(matrix: [[T; BAND_ROWS]; BAND_ROWS]) -> [[T; BAN
 }
 
 /// Moves and compares elements across the lanes of vectors.
-pub trait Shuffle: Vector {
+pub(crate) trait Shuffle: Vector {
     /// Lane `i` is the least lane of vector `i`. No lane may be NaN; which zero (±0) is returned is unspecified.
     #[must_use]
     #[inline(always)]

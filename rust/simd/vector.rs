@@ -40,7 +40,7 @@ pub type Column = [f32; BAND_ROWS];
 pub(super) const INTEGERS: f32 = 12_582_912.0;
 
 /// Arithmetic on lanes.
-pub trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
     /// The same value in each lane.
     fn splat(value: f32) -> Self;
     /// `self + other`
@@ -88,7 +88,7 @@ pub trait Lanes: Copy {
 }
 
 /// Eight `f32`, one per row.
-pub trait Vector: Lanes {
+pub(crate) trait Vector: Lanes {
     /// One truth value per lane.
     type Mask: Copy;
 
@@ -123,6 +123,6 @@ pub trait Vector: Lanes {
 }
 
 /// A vector with every operation there is: what `kernel!` gives to the body of a kernel.
-pub trait Simd: Vector + Shuffle + Divide + Convert + Quantize + Pack {}
+pub(crate) trait Simd: Vector + Shuffle + Divide + Convert + Quantize + Pack {}
 
 impl<V: Vector + Shuffle + Divide + Convert + Quantize + Pack> Simd for V {}

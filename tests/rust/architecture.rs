@@ -42,7 +42,11 @@ fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     // A line for tests alone, as in a registry, is no use; a module of tests ends the file.
     let text = text.replace("#[cfg(test)]\n    &crate::tests", "");
-    let tested = text.find("#[cfg(test)]").unwrap_or(text.len());
+    let is_module = |&(at, _): &(usize, &str)| {
+        let after = text[at..].lines().find(|line| !line.starts_with("#["));
+        after.is_some_and(|line| line.starts_with("mod "))
+    };
+    let tested = text.match_indices("#[cfg(test)]").find(is_module).map_or(text.len(), |(at, _)| at);
     let without = |line: &str| line.split("//").next().unwrap_or("").to_owned();
     text[..tested].lines().map(without).collect::<Vec<_>>().join("\n")
 }
@@ -97,6 +101,30 @@ fn every_module_uses_only_modules_above_it_in_the_table() {
         }
     }
     assert!(edges > 80, "only {edges} uses were seen: does the test still read the code?");
+}
+
+#[test]
+fn no_two_types_that_other_modules_see_share_a_name() {
+    let mut found = Vec::new();
+    files(&root(), &mut found);
+    let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for (_, path) in found {
+        for line in code(&path).lines().filter(|line| line.starts_with("pub")) {
+            // Behind `pub` or `pub(…)`.
+            let item =
+                line.strip_prefix("pub(").and_then(|rest| rest.split_once(')')).map_or(&line[3..], |(_, rest)| rest);
+            let mut words = item.split_whitespace();
+            if !words.next().is_some_and(|word| ["struct", "enum", "trait", "type", "union"].contains(&word)) {
+                continue;
+            }
+            let name: String =
+                words.next().unwrap_or("").chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if let Some(other) = seen.insert(name.clone(), path.clone()) {
+                panic!("`{name}` is a type of {} and of {}", other.display(), path.display());
+            }
+        }
+    }
+    assert!(seen.len() > 100, "only {} types were seen", seen.len());
 }
 
 #[test]

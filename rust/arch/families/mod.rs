@@ -123,7 +123,7 @@ pub struct ModelFamily {
 
 /// The family of `model_type`.
 #[must_use]
-pub fn family(model_type: &str) -> Option<&'static ModelFamily> {
+pub(crate) fn family(model_type: &str) -> Option<&'static ModelFamily> {
     FAMILIES.iter().find(|family| family.types.contains(&model_type))
 }
 
@@ -204,7 +204,7 @@ const LLAMA_CPP: [(Role, &str); 11] = [
 
 /// The name that llama.cpp gives to a matrix of `role`.
 #[must_use]
-pub fn llama_cpp_name(role: Role) -> Option<&'static str> {
+pub(crate) fn llama_cpp_name(role: Role) -> Option<&'static str> {
     LLAMA_CPP.iter().find(|(known, _)| *known == role).map(|(_, name)| *name)
 }
 

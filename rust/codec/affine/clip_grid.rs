@@ -5,7 +5,7 @@
 ///
 /// Chosen by greedy selection from a 9 × 9 lattice for the least mean weighted error over groups of real weights (see
 /// `docs/method.md`), then made symmetric.
-pub const CLIP_GRID: [&[[u16; 2]]; 6] = [
+pub(crate) const CLIP_GRID: [&[[u16; 2]]; 6] = [
     &[
         [1800, 1800],
         [2400, 2400],

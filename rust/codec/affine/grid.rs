@@ -11,10 +11,10 @@ use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Simd, Vector};
 
 /// The largest number of schemes whose errors are measured at once: one per code width.
-pub const MAX_SCHEMES: usize = BITS.len();
+pub(crate) const MAX_SCHEMES: usize = BITS.len();
 
 /// Output buffers for the codes and grids of a band, row after row.
-pub struct GroupBuffers<'a> {
+pub(crate) struct GroupBuffers<'a> {
     /// One code per weight.
     pub codes: &'a mut [u8],
     /// The difference of two adjacent codes' weights, per group.
@@ -108,11 +108,11 @@ pub(super) fn range<V: Vector, const G: usize>(w: &[Column; G]) -> (V, V) {
 pub(super) const LEAST_GROUP: usize = GROUP_SIZES[0] as usize;
 
 /// The least and the greatest element of some columns of each row; which zero (±0) is unspecified.
-pub type ColumnRange = (Column, Column);
+pub(crate) type ColumnRange = (Column, Column);
 
 kernel! {
     /// The ranges of groups of 32. Those of larger groups can be merged from them.
-    pub fn ranges<V: Simd>(band: &[Column]) -> Vec<ColumnRange> {
+    pub(crate) fn ranges<V: Simd>(band: &[Column]) -> Vec<ColumnRange> {
         let mut ranges = Vec::with_capacity(band.len() / LEAST_GROUP);
         for w in band.as_chunks::<LEAST_GROUP>().0 {
             let (low, high) = range::<V, LEAST_GROUP>(w);
@@ -151,7 +151,7 @@ impl<V: Simd, const G: usize> GroupCodes<V> for GivenCodes<'_, G> {
 kernel! {
     /// The errors of the rows of a band, weighted by `k` and plain, as `codes`, `scales` and `biases` decode. These hold row
     /// after row.
-    pub fn error<V: Simd, const G: usize>(
+    pub(crate) fn error<V: Simd, const G: usize>(
         band: &[Column], k: &[f32], codes: &[u8], scales: &[f32], biases: &[f32],
     ) -> [RowError; BAND_ROWS] {
         let (cols, groups) = (band.len(), band.len() / G);

@@ -291,7 +291,7 @@ kernel! {
     /// `source` holds whole groups, row after row, and `out` has room for them. Eight groups are encoded at a time, in the order
     /// of the file. (Nothing is summed over a row, so lanes need not be rows; and eight rows that are a power of two apart
     /// compete for the same cache lines.)
-    pub fn encode_plain<V: Simd, const G: usize; T: Element>(
+    pub(crate) fn encode_plain<V: Simd, const G: usize; T: Element>(
         source: &[T], max_code: u8, store: Float, out: &mut GroupBuffers<'_>,
     ) {
         let zero = V::splat(0.0);
@@ -365,7 +365,7 @@ fn add_plain<W: Batch, const G: usize, const N: usize>(
 kernel! {
     /// The errors of [`encode_plain`] with each of `max_codes`, without its output; a weight halfway between two codes may get
     /// either. The weights must be values of type `store`. `ranges` are the band's [`ranges`](super::ranges).
-    pub fn plain_errors<V: Simd in W: Batch, const G: usize>(
+    pub(crate) fn plain_errors<V: Simd in W: Batch, const G: usize>(
         band: &[Column], ranges: &[ColumnRange], channels: &Channels<'_>, max_codes: &[u8], store: Float, out: &mut [[RowError; BAND_ROWS]],
     ) {
         let mut sums = [RowSums::ZERO; MAX_SCHEMES];

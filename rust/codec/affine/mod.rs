@@ -10,19 +10,19 @@
 //! | [`encoder`] | a band to codes and grids |
 //! | [`pack`] | codes to bytes and back |
 
-pub mod channels;
-pub mod clip_grid;
-pub mod encoder;
-pub mod grid;
-pub mod mlx_rule;
-pub mod pack;
-pub mod search;
+pub(crate) mod channels;
+pub(crate) mod clip_grid;
+pub(crate) mod encoder;
+pub(crate) mod grid;
+pub(crate) mod mlx_rule;
+pub(crate) mod pack;
+pub(crate) mod search;
 
 pub use channels::Channels;
-pub use clip_grid::CLIP_GRID;
-pub use grid::{GroupBuffers, MAX_SCHEMES, error, ranges};
-pub use mlx_rule::{encode_plain, plain_errors};
-pub use search::{encode_search, search_errors};
+pub(crate) use clip_grid::CLIP_GRID;
+pub(crate) use grid::{GroupBuffers, MAX_SCHEMES, error, ranges};
+pub(crate) use mlx_rule::{encode_plain, plain_errors};
+pub(crate) use search::{encode_search, search_errors};
 
 use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, RowError, Scheme};
 use crate::band::{Matrix, append};
@@ -31,10 +31,10 @@ use crate::simd::vector::BAND_ROWS;
 use encoder::{Encoded, GridEncoder};
 
 /// Code widths of MLX's affine mode, in bits.
-pub const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
+pub(crate) const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 
 /// Group sizes of MLX's affine mode, in elements along a row.
-pub const GROUP_SIZES: [u16; 3] = [32, 64, 128];
+pub(crate) const GROUP_SIZES: [u16; 3] = [32, 64, 128];
 
 /// Position in [`CODECS`](super::CODECS).
 const CODEC: u8 = 0;
@@ -150,7 +150,7 @@ static SCHEMES: [Scheme; BITS.len() * GROUP_SIZES.len()] = {
 
 /// The codec.
 #[derive(Debug)]
-pub struct AffineCodec;
+pub(crate) struct AffineCodec;
 
 /// The parameters of one of the codec's schemes.
 fn params(scheme: Scheme) -> Affine {

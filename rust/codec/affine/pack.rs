@@ -60,7 +60,7 @@ kernel! {
 ///
 /// # Panics
 /// If the number of bytes is no multiple of `bits`.
-pub fn unpack(bits: u8, bytes: &[u8], codes: &mut Vec<u8>) {
+pub(crate) fn unpack(bits: u8, bytes: &[u8], codes: &mut Vec<u8>) {
     let width = usize::from(bits);
     assert!(bytes.len().is_multiple_of(width), "unpack: not whole codes");
     let mask = u64::from(u8::MAX >> (8 - bits));

@@ -363,7 +363,7 @@ kernel! {
     ///
     /// `k` weighs the columns; none may be negative. `clips` is the list of [`CLIP_GRID`](super::CLIP_GRID) for the code width. `out` has room for
     /// [`BAND_ROWS`] rows.
-    pub fn encode_search<V: Simd in W: Batch, const G: usize>(
+    pub(crate) fn encode_search<V: Simd in W: Batch, const G: usize>(
         band: &[Column], k: &[f32], clips: &[[u16; 2]], max_code: u8, store: Float, out: &mut GroupBuffers<'_>,
     ) {
         let (cols, groups) = (band.len(), band.len() / G);
@@ -383,7 +383,7 @@ kernel! {
 
 kernel! {
     /// The errors of [`encode_search`] with each of `max_codes`. Each has its list of `clips`.
-    pub fn search_errors<V: Simd in W: Batch, const G: usize>(
+    pub(crate) fn search_errors<V: Simd in W: Batch, const G: usize>(
         band: &[Column], k: &[f32], clips: &[&[[u16; 2]]], max_codes: &[u8], store: Float, out: &mut [[RowError; BAND_ROWS]],
     ) {
         let mut sums = [RowSums::ZERO; MAX_SCHEMES];

@@ -21,7 +21,7 @@ use crate::error::Result;
 
 /// The format.
 #[derive(Debug)]
-pub struct Mlx;
+pub(crate) struct Mlx;
 
 impl Format for Mlx {
     fn name(&self) -> &'static str {

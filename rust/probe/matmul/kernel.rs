@@ -18,39 +18,39 @@ use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Vector};
 
 /// Numbers that are broadcast together.
-pub const TILE: usize = 6;
+pub(crate) const TILE: usize = 6;
 
 /// Columns (of eight lanes) that are processed together.
 const PANEL_COLUMNS: usize = 2;
 
 /// The same, in lanes.
-pub const PANEL: usize = PANEL_COLUMNS * BAND_ROWS;
+pub(crate) const PANEL: usize = PANEL_COLUMNS * BAND_ROWS;
 
 /// Steps that are taken at a time.
-pub const STEPS: usize = 128;
+pub(crate) const STEPS: usize = 128;
 
 /// One step of a panel.
-pub type PanelStep = [Column; PANEL_COLUMNS];
+pub(crate) type PanelStep = [Column; PANEL_COLUMNS];
 
 /// Sums of one tile and one panel: `[number of the tile][column of the panel]`.
-pub type TileSums = [[Column; PANEL_COLUMNS]; TILE];
+pub(crate) type TileSums = [[Column; PANEL_COLUMNS]; TILE];
 
 /// Empty sums.
-pub const ZERO_SUMS: TileSums = [[[0.0; BAND_ROWS]; PANEL_COLUMNS]; TILE];
+pub(crate) const ZERO_SUMS: TileSums = [[[0.0; BAND_ROWS]; PANEL_COLUMNS]; TILE];
 
 /// Rows of numbers in groups of `N`, packed for [`STEPS`] at a time: `[steps][group][step][row]`. Missing rows are zero.
 #[derive(Clone, Debug, Default)]
-pub struct PackedRows<const N: usize> {
+pub(crate) struct PackedRows<const N: usize> {
     steps: usize,
     groups: usize,
     values: Vec<[f32; N]>,
 }
 
 /// Rows whose numbers are broadcast, [`TILE`] rows at a time.
-pub type Tiles = PackedRows<TILE>;
+pub(crate) type Tiles = PackedRows<TILE>;
 
 /// Rows that are lanes, [`PANEL`] rows at a time.
-pub type Panels = PackedRows<PANEL>;
+pub(crate) type Panels = PackedRows<PANEL>;
 
 impl<const N: usize> PackedRows<N> {
     /// Packs the rows `x`, each `width` long.
@@ -58,7 +58,7 @@ impl<const N: usize> PackedRows<N> {
     /// # Panics
     /// If `x` is not whole rows.
     #[must_use]
-    pub fn pack(x: &[f32], width: usize) -> Self {
+    pub(crate) fn pack(x: &[f32], width: usize) -> Self {
         assert!(width > 0 && x.len().is_multiple_of(width), "pack: not whole rows");
         let groups = (x.len() / width).div_ceil(N);
         let mut values = vec![[0.0; N]; groups * width];
@@ -78,14 +78,8 @@ impl<const N: usize> PackedRows<N> {
 
     /// The number of groups.
     #[must_use]
-    pub fn groups(&self) -> usize {
+    pub(crate) fn groups(&self) -> usize {
         self.groups
-    }
-
-    /// The number of steps.
-    #[must_use]
-    pub fn steps(&self) -> usize {
-        self.steps
     }
 
     /// The groups of at most [`STEPS`] steps from `from` on, a multiple of [`STEPS`]; and the number of these steps.
@@ -138,7 +132,7 @@ fn add_product<W: Batch>(number: W, lanes: Registers<W>, held: &mut Registers<W>
 kernel! {
     /// Adds the products of the steps `from..` of `x` with those of `panels`, which are of equal length, to `sums`:
     /// `[tile][panel]`.
-    pub fn accumulate_across<V: Simd in W: Batch>(x: &Tiles, from: usize, panels: &[&[PanelStep]], sums: &mut [TileSums]) {
+    pub(crate) fn accumulate_across<V: Simd in W: Batch>(x: &Tiles, from: usize, panels: &[&[PanelStep]], sums: &mut [TileSums]) {
         let (tiles, steps) = x.block(from);
         for (tile, sums) in tiles.chunks_exact(steps).zip(sums.chunks_exact_mut(panels.len().max(1))) {
             for (panel, sums) in panels.iter().zip(sums) {
@@ -163,7 +157,7 @@ kernel! {
 kernel! {
     /// Adds the products of the rows of `w`, one every `stride` numbers, with the steps `from..` of `x` to `sums`:
     /// `[panel][tile]`. The first number of a row belongs to step `from`.
-    pub fn accumulate_along<V: Simd in W: Batch>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
+    pub(crate) fn accumulate_along<V: Simd in W: Batch>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
         let (panels, steps) = x.block(from);
         let tiles = w.len().div_ceil(stride * TILE);
         for (panel, sums) in panels.chunks_exact(steps).zip(sums.chunks_exact_mut(tiles.max(1))) {
@@ -192,7 +186,7 @@ kernel! {
 kernel! {
     /// The same for at most eight rows of `x`, which fill one column. (There are registers for twice the rows of `w`, but not for
     /// the pointers to them.)
-    pub fn accumulate_few<V: Simd>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
+    pub(crate) fn accumulate_few<V: Simd>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
         let (panel, steps) = x.block(from);
         let panel = &panel[..steps];
         for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
@@ -217,7 +211,7 @@ kernel! {
 
 /// Writes `values`, at most [`PANEL`] of them, as one step. Missing columns are zero.
 #[inline]
-pub fn lay_step(step: &mut PanelStep, values: &[f32]) {
+pub(crate) fn lay_step(step: &mut PanelStep, values: &[f32]) {
     let flat = step.as_flattened_mut();
     if let Some(values) = values.first_chunk::<PANEL>() {
         flat.copy_from_slice(values);
@@ -228,7 +222,7 @@ pub fn lay_step(step: &mut PanelStep, values: &[f32]) {
 }
 
 /// Copies the sums of [`accumulate_across`] over `panels` panels to the columns `columns` of the rows `y`, each `width` long.
-pub fn unpack_across(sums: &[TileSums], panels: usize, y: &mut [f32], width: usize, columns: &Range<usize>) {
+pub(crate) fn unpack_across(sums: &[TileSums], panels: usize, y: &mut [f32], width: usize, columns: &Range<usize>) {
     for (rows, sums) in y.chunks_mut(TILE * width).zip(sums.chunks_exact(panels)) {
         for (at, row) in rows.chunks_exact_mut(width).enumerate() {
             for (part, panel) in row[columns.clone()].chunks_mut(PANEL).zip(sums) {
@@ -239,7 +233,7 @@ pub fn unpack_across(sums: &[TileSums], panels: usize, y: &mut [f32], width: usi
 }
 
 /// Copies the sums of [`accumulate_along`] over `tiles` tiles to the rows `y`, each `width` long.
-pub fn unpack_along(sums: &[TileSums], tiles: usize, y: &mut [f32], width: usize) {
+pub(crate) fn unpack_along(sums: &[TileSums], tiles: usize, y: &mut [f32], width: usize) {
     for (rows, sums) in y.chunks_mut(PANEL * width).zip(sums.chunks_exact(tiles)) {
         for (at, row) in rows.chunks_exact_mut(width).enumerate() {
             for (part, tile) in row.chunks_mut(TILE).zip(sums) {

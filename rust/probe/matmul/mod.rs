@@ -1,5 +1,5 @@
 //! Matrix products.
 
 pub(in crate::probe) mod dense;
-pub mod kernel;
+pub(crate) mod kernel;
 pub(in crate::probe) mod stored;

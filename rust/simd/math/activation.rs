@@ -181,7 +181,7 @@ kernel! {
     ///
     /// # Panics
     /// If `x` and `y` differ in length.
-    pub fn apply<V: Simd>(act: Activation, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn apply<V: Simd>(act: Activation, x: &[f32], y: &mut [f32]) {
         map_activation::<V, false>(act, x, y);
     }
 }
@@ -192,7 +192,7 @@ kernel! {
     ///
     /// # Panics
     /// If `x` and `y` differ in length.
-    pub fn slope<V: Simd>(act: Activation, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn slope<V: Simd>(act: Activation, x: &[f32], y: &mut [f32]) {
         map_activation::<V, true>(act, x, y);
     }
 }

@@ -9,7 +9,7 @@
 
 mod activation;
 
-pub use activation::{Activation, apply, slope};
+pub(crate) use activation::{Activation, apply, slope};
 
 use super::kernel;
 use super::vector::{BAND_ROWS, Vector};
@@ -55,7 +55,7 @@ fn reduce<V: Vector>(x: V) -> (V, V, V) {
 ///
 /// `n` lies in `[−126, 128]`, and `2^128` is no float: the last doubling is applied to `1 + f q`.
 #[inline(always)]
-pub fn exp<V: Vector>(x: V) -> V {
+pub(crate) fn exp<V: Vector>(x: V) -> V {
     // The least float not below −126 ln 2, and the greatest float with a finite power.
     const LOWEST: f32 = -87.336_54;
     const HIGHEST: f32 = 88.722_83;
@@ -79,7 +79,7 @@ fn sigmoids<V: Vector>(x: V) -> (V, V) {
 ///
 /// With `p = e^−|x|` it is `1 / (1 + p)`, or `p / (1 + p)` for negative `x`: no overflow, no cancellation.
 #[inline(always)]
-pub fn sigmoid<V: Vector>(x: V) -> V {
+pub(crate) fn sigmoid<V: Vector>(x: V) -> V {
     sigmoids(x).0
 }
 
@@ -88,7 +88,7 @@ pub fn sigmoid<V: Vector>(x: V) -> V {
 /// `tanh |x| = −m / (2 + m)` with `m = e^−2|x| − 1 = 2^n f q + (2^n − 1)`, `n`, `f` and `q` as in [`exp`]. Around 0 `n` is 0 and
 /// `m = f q`.
 #[inline(always)]
-pub fn tanh<V: Vector>(x: V) -> V {
+pub(crate) fn tanh<V: Vector>(x: V) -> V {
     let (one, two) = (V::splat(1.0), V::splat(2.0));
     let double = V::splat(10.0).min(x.abs()).mul(V::splat(-2.0));
     let (n, f, q) = reduce(double);
@@ -125,8 +125,9 @@ fn normal<V: Vector>(x: V) -> (V, V) {
 ///
 /// Below ¾ it is `|x| + |x| s(x²)`, with `s` of degree 5 and a relative error of 1.7e-9; from there on
 /// `1 − 2 (1 − Φ(√2 |x|))`.
+#[cfg(test)]
 #[inline(always)]
-pub fn erf<V: Vector>(x: V) -> V {
+pub(crate) fn erf<V: Vector>(x: V) -> V {
     let s = [-6.737_584e-4, 5.113_157e-3, -2.683_433_5e-2, 0.112_833_79, -0.376_126_2, 0.128_379_17];
     let size = x.abs();
     let near = size.mul_add(polynomial(size.mul(size), s), size);
@@ -138,7 +139,7 @@ pub fn erf<V: Vector>(x: V) -> V {
 
 kernel! {
     /// `x_i = e^(x_i − max)`: [`exp`] of the rounded difference; NaN where both are the same infinity.
-    pub fn exp_minus<V: Simd>(x: &mut [f32], max: f32) {
+    pub(crate) fn exp_minus<V: Simd>(x: &mut [f32], max: f32) {
         let max = V::splat(max);
         let (whole, rest) = x.as_chunks_mut::<BAND_ROWS>();
         for lanes in whole {
@@ -153,7 +154,7 @@ kernel! {
 
 kernel! {
     /// `x_i = cap · tanh(x_i / cap)`: [`tanh`] of the rounded quotient.
-    pub fn soft_cap<V: Simd>(x: &mut [f32], cap: f32) {
+    pub(crate) fn soft_cap<V: Simd>(x: &mut [f32], cap: f32) {
         let cap = V::splat(cap);
         let (whole, rest) = x.as_chunks_mut::<BAND_ROWS>();
         for lanes in whole {
