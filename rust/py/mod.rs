@@ -1,7 +1,7 @@
-//! The Python door: one function, JSON in and JSON out.
+//! The Python bindings: one function for all verbs, JSON in and JSON out.
 //!
-//! The work runs on a thread of its own, without the interpreter. The calling thread looks at the clock: it hears
-//! Ctrl-C, hands on progress, and turns an error into an exception.
+//! A job runs on a thread of its own, without the interpreter. The calling thread wakes up every 50 ms: it checks for
+//! Ctrl-C and reports progress. At the end it turns an error into an exception.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::pipeline::{
 };
 use crate::progress::Progress;
 
-/// How often the calling thread looks up.
+/// How often the calling thread wakes up.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The native module.
@@ -146,7 +146,7 @@ fn tell(callback: Option<&Bound<'_, PyAny>>, watch: &Progress) -> PyResult<()> {
     callback.call1((stage, now.done_bytes, now.total_bytes)).map(|_| ())
 }
 
-/// The Python exception for `error`: `ramrs.errors` knows the classes.
+/// The Python exception for `error`, made by `ramrs.errors`.
 fn exception(py: Python<'_>, error: &Error) -> PyErr {
     let made = || -> PyResult<Bound<'_, PyAny>> {
         let fields = PyDict::new(py);

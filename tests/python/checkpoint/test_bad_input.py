@@ -520,7 +520,10 @@ OPTIONS = {
         "--tensor `q_(proj=4`: not a regular expression",
     ),
     "rule without a spec": (["--budget", "4", "--tensor", "q_proj"], "--tensor `q_proj`: has no `=`: write REGEX=SPEC"),
-    "rule with a bad spec": (["--budget", "4", "--tensor", "q_proj=9"], "`9` is not a scheme: kept, BITS, BITSgGROUP"),
+    "rule with a bad spec": (
+        ["--budget", "4", "--tensor", "q_proj=9"],
+        "`9` is not a scheme: kept, BITS or MIN-MAX of 2 3 4 5 6 8",
+    ),
     "rule that matches nothing": (["--budget", "4", "--keep", "lm_haed"], "--keep `lm_haed`: matches no tensor"),
     "impossible bits": (["--budget", "4", "--min-bits", "7"], "--min-bits `7`: not one of 2 3 4 5 6 8"),
     "limits that cross": (["--budget", "4", "--min-bits", "6", "--max-bits", "3"], "is above --max-bits 3"),
