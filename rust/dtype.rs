@@ -16,6 +16,7 @@ compile_error!("safetensors is little-endian and ramrs reads it in place: big-en
 /// A tensor of a type that is not a [`Float`] is carried through byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(non_camel_case_types, reason = "the names are the format's own")]
+#[expect(clippy::upper_case_acronyms, reason = "the names are the format's own")]
 pub enum Dtype {
     BOOL,
     F4,
@@ -109,8 +110,11 @@ impl fmt::Display for Dtype {
 /// A float type whose elements ramrs decodes, and in which scales and biases are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Float {
+    /// binary32
     F32,
+    /// binary16
     F16,
+    /// bfloat16
     BF16,
 }
 
@@ -253,7 +257,9 @@ fn power_of_two(exponent: i32) -> f32 {
 /// An 8-bit float type that weights are stored in beside scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Float8 {
+    /// 4 bits of exponent, 3 of mantissa; no infinities.
     E4M3,
+    /// 5 bits of exponent, 2 of mantissa.
     E5M2,
 }
 

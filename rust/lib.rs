@@ -44,10 +44,19 @@ mod schema;
 mod sensitivity;
 mod simd;
 
+pub use codec::{Effort, Scheme};
 pub use error::{Error, Result};
 pub use option::OptionName;
 pub use pipeline::*;
+pub use policy::PolicyOptions;
+pub use probe::{Mode as ProbeMode, Options as ProbeOptions};
 pub use progress::Progress;
+pub use rate_distortion::Objective;
+pub use schema::Saved;
+pub use schema::analysis::Analysis;
+pub use schema::manifest::Manifest;
+pub use schema::plan::Plan;
+pub use sensitivity::prior::Prior;
 
 /// What `benches/` measure. Not part of the interface: it may change with any commit.
 #[doc(hidden)]
@@ -65,6 +74,7 @@ pub mod bench {
     pub use crate::dtype::{Float, Float8};
     pub use crate::pass::energy::{EnergyJob, energies};
     pub use crate::pool::Workers;
+    pub use crate::probe::{Mode, Options, probe};
 
     pub use crate::progress::Progress;
     pub use crate::rate_distortion::{Member, StackJob, curves};

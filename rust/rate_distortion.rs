@@ -207,7 +207,7 @@ pub fn curves(
     let mut estimates = encode(pass, encoder, asks, &again)?.into_iter();
     for at in which {
         let of_ask: Vec<_> = estimates.by_ref().take(asks[at].matrices.len()).collect();
-        curves[at] = points(&asks[at], &of_ask);
+        curves[at] = points(asks[at], &of_ask);
     }
     Ok(curves)
 }
@@ -244,7 +244,7 @@ fn encode(
         |job, sums, is_last| {
             measured.extend(sums);
             if is_last {
-                estimates.push(estimated(&asks[sampled[job].0.0], member(job), &measured)?);
+                estimates.push(estimated(asks[sampled[job].0.0], member(job), &measured)?);
                 measured.clear();
             }
             Ok(())

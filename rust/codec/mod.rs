@@ -17,7 +17,8 @@ use std::str::FromStr;
 
 pub(crate) use affine::Channels;
 pub(crate) use error::{RowError, errors_of};
-pub(crate) use scheme::{Bits, Scheme};
+pub(crate) use scheme::Bits;
+pub use scheme::Scheme;
 
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float};

@@ -35,7 +35,7 @@ pub(crate) enum StoreMode<'a> {
     Converted,
     /// As the source packs it.
     PassedThrough(Scheme, Float),
-    /// EncodedOutput, each matrix by its sensitivity.
+    /// Encoded, each matrix by its sensitivity.
     Encoded(Scheme, Float, &'a [MatrixSensitivity]),
 }
 
@@ -211,7 +211,7 @@ impl Writer<'_> {
         let digest =
             |chunk: DigestChunk| Piece { bytes: chunk.range.end - chunk.range.start, work: Work::Digest(chunk) };
         pieces.extend(source_digest::chunks(self.pass, part).into_iter().map(digest));
-        for (id, tensor) in units.iter().flat_map(|id| Some((*id, tensor?))) {
+        for (id, tensor) in units.iter().filter_map(|id| Some((*id, tensor?))) {
             pieces.extend(chunks(id, tensor).into_iter().map(unit));
         }
     }

@@ -38,7 +38,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub(crate) use moments::Moments;
-pub(crate) use run::{EXPERT_TOKENS, Mode, Options, Probe, probe};
+pub(crate) use run::{EXPERT_TOKENS, Probe};
+pub use run::{Mode, Options, probe};
 
 use crate::arch::{Layer, Linear, ParameterVector, Runnable, read_vector};
 use crate::checkpoint::Tensor;

@@ -85,33 +85,33 @@ impl Options {
 
 /// What a run has measured.
 #[derive(Clone, Debug)]
-pub(crate) struct Probe {
+pub struct Probe {
     /// The moments of every matrix that tokens were multiplied with: of the embedding only where it is the head, too.
-    pub moments: BTreeMap<MatrixKey, Moments>,
+    pub(crate) moments: BTreeMap<MatrixKey, Moments>,
     /// Of the embedding as a table: for each channel the squares of the gradients, summed over tokens and draws, and those
     /// of the windows' first tokens separately; weighted as if windows were parts of longer texts.
-    pub lookups: [Vec<f64>; 2],
+    pub(crate) lookups: [Vec<f64>; 2],
     /// The tokens that may be drawn.
-    pub vocabulary: Vocabulary,
+    pub(crate) vocabulary: Vocabulary,
     /// The tokens that the model was run on, window after window.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Where the tokens come from; never [`Mode::Auto`].
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Random gradients for each token.
-    pub draws: usize,
+    pub(crate) draws: usize,
     /// Tokens of each expert, by layer.
-    pub loads: BTreeMap<usize, Vec<u64>>,
+    pub(crate) loads: BTreeMap<usize, Vec<u64>>,
     /// Multiply-adds.
-    pub multiply_adds: u64,
+    pub(crate) multiply_adds: u64,
     /// The logits and the gradients at them, if they were asked for.
-    pub trace: Option<LogitTrace>,
+    pub(crate) trace: Option<LogitTrace>,
 }
 
 /// Runs `model` on tokens of its own vocabulary.
 ///
 /// # Errors
 /// [`Error::Unrunnable`] if its numbers overflow, [`Error::NonFinite`], and those of reading.
-pub(crate) fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<Probe> {
+pub fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<Probe> {
     let options = options.of(model);
     let vocabulary = Vocabulary::of(pass.checkpoint, model.vocabulary())?;
     let session = Session::new(pass, model);

@@ -83,9 +83,9 @@ impl Encode for ToyCodec {
         for row in 0..band.rows {
             let weights = || band.columns.iter().map(|column| column[row]);
             let scale = weights().fold(0.0_f32, |largest, weight| largest.max(weight.abs())) / 127.0;
-            codes.extend(
-                weights().map(|weight| if scale > 0.0 { (weight / scale).round() as i32 + 128 } else { 128 } as u8),
-            );
+            let code = |weight: f32| if scale > 0.0 { (weight / scale).round() + 128.0 } else { 128.0 };
+            #[expect(clippy::cast_sign_loss, reason = "from 1 to 255")]
+            codes.extend(weights().map(|weight| code(weight) as u8));
             scales.extend(scale.to_le_bytes());
         }
         let decoded: &mut Vec<f32> = context.scratch.of();
