@@ -171,9 +171,9 @@ impl<'a> Check<'_, 'a> {
         if let Some(correction) = found.correction {
             self.floats(correction, count as u64)?;
         }
-        let experts: Vec<Mlp<'a>> = found.experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_, _>>()?;
+        let routed: Vec<Mlp<'a>> = found.experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_, _>>()?;
         let form = |mlp: &Mlp<'a>| std::mem::discriminant(&mlp.expansion);
-        if experts.windows(2).any(|pair| form(&pair[0]) != form(&pair[1])) {
+        if routed.windows(2).any(|pair| form(&pair[0]) != form(&pair[1])) {
             return Err("its experts do not have the same matrices".to_owned());
         }
         let shared = match &found.shared {
@@ -186,7 +186,7 @@ impl<'a> Check<'_, 'a> {
                 Some(SharedExpert { mlp, gate })
             }
         };
-        Ok(Experts { router, correction: found.correction, routing, experts, shared })
+        Ok(Experts { router, correction: found.correction, routing, routed, shared })
     }
 
     /// Records a linear layer as used, and checks its numbers of inputs and outputs.

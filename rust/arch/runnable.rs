@@ -90,7 +90,7 @@ pub struct Experts<'a> {
     /// How experts are chosen.
     pub routing: Routing,
     /// The routed experts, all of one form.
-    pub experts: Vec<Mlp<'a>>,
+    pub routed: Vec<Mlp<'a>>,
     /// The shared expert.
     pub shared: Option<SharedExpert<'a>>,
 }
@@ -201,7 +201,7 @@ impl<'a> Layer<'a> {
                 let shared = experts.shared.iter();
                 found.push(experts.router);
                 found.extend(shared.clone().filter_map(|shared| shared.gate));
-                found.extend(experts.experts.iter().chain(shared.map(|shared| &shared.mlp)).flat_map(Mlp::linears));
+                found.extend(experts.routed.iter().chain(shared.map(|shared| &shared.mlp)).flat_map(Mlp::linears));
             }
         }
         found

@@ -58,7 +58,7 @@ impl MoeTrace<'_> {
 
     /// Tokens of each expert.
     pub(super) fn loads(&self) -> Vec<u64> {
-        let mut loads = vec![0; self.experts.experts.len()];
+        let mut loads = vec![0; self.experts.routed.len()];
         for visit in &self.visits {
             loads[visit.expert] = visit.tokens.len() as u64;
         }
@@ -106,7 +106,7 @@ fn visit<'a>(
     routes: &[Route],
     x: &Activations,
 ) -> Result<Vec<Visit<'a>>> {
-    let mut tokens: Vec<Vec<RoutedToken>> = vec![Vec::new(); experts.experts.len()];
+    let mut tokens: Vec<Vec<RoutedToken>> = vec![Vec::new(); experts.routed.len()];
     for (token, route) in routes.iter().enumerate() {
         for (choice, &expert) in route.experts.iter().enumerate() {
             tokens[expert].push(RoutedToken { token, choice });
@@ -116,7 +116,7 @@ fn visit<'a>(
     let (numbers, tokens): (Vec<usize>, Vec<Vec<RoutedToken>>) = visited.unzip();
     let inputs: Vec<Activations> = tokens.iter().map(|tokens| x.picked(&tokens_of(tokens))).collect();
     let networks: Vec<(Mlp<'a>, &Activations)> =
-        numbers.iter().zip(&inputs).map(|(&expert, x)| (experts.experts[expert], x)).collect();
+        numbers.iter().zip(&inputs).map(|(&expert, x)| (experts.routed[expert], x)).collect();
     let traces = ffn::forward(session, &networks)?;
     let visits = numbers.into_iter().zip(tokens).zip(traces);
     Ok(visits.map(|((expert, tokens), trace)| Visit { expert, tokens, trace }).collect())

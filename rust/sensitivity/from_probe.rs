@@ -130,7 +130,7 @@ fn impute_starved_experts(
     let mut warnings = Vec::new();
     for layer in &model.layers {
         let (Ffn::Mixture(mixture), Some(loads)) = (&layer.ffn, probe.loads.get(&layer.index)) else { continue };
-        let experts = &mixture.experts;
+        let experts = &mixture.routed;
         let (poor, rich): (Vec<usize>, Vec<usize>) =
             (0..experts.len()).partition(|&expert| loads[expert] < EXPERT_TOKENS);
         if poor.is_empty() {

@@ -122,7 +122,7 @@ fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
 /// Hands `put` the matrices of a mixture: those of the routed experts stacked, and a fused gate and up as two tensors.
 fn mixture(mixture: &Experts<'_>, put: &mut dyn FnMut(Role, &str, &[Linear<'_>])) {
     put(Role::Router, "", &[mixture.router]);
-    let parts: Vec<Vec<(Role, Linear<'_>)>> = mixture.experts.iter().map(split).collect();
+    let parts: Vec<Vec<(Role, Linear<'_>)>> = mixture.routed.iter().map(split).collect();
     for (which, (role, _)) in parts.first().into_iter().flatten().enumerate() {
         let stack: Vec<Linear<'_>> = parts.iter().map(|expert| expert[which].1).collect();
         put(*role, "_exps", &stack);
