@@ -59,6 +59,7 @@ lint: .venv/tests
 		cargo clippy --locked --all-targets --features python -- -D warnings; \
 	else echo 'no clippy: not checked'; fi
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --quiet --document-private-items
 
 models: models/smollm2-135m/config.json
 models/smollm2-135m/config.json: | .venv/tests

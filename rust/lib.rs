@@ -62,7 +62,7 @@ pub use sensitivity::prior::Prior;
 #[doc(hidden)]
 pub mod bench {
     pub use crate::arch::runnable;
-    pub use crate::band::{append, energy, load};
+    pub use crate::band::{Matrix, append, bands, chunk_bands, cut, energy, load, rows_of};
     pub use crate::checkpoint::prequantized::{Blocks, Packing};
     pub use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass, Reader};
     pub use crate::checkpoint::{Checkpoint, Tensor, View};

@@ -187,7 +187,7 @@ pub struct PolicyOptions {
     pub min_bits: Option<u8>,
     /// No more bits than this, and nothing kept that can be quantized.
     pub max_bits: Option<u8>,
-    /// The floor in decibels, if not [`FLOOR_DB`].
+    /// The floor in decibels, if not 9.
     pub floor_db: Option<f64>,
     /// Patterns of tensors to keep as they are.
     pub keep: Vec<String>,

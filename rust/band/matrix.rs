@@ -32,7 +32,7 @@ impl Matrix {
 
 /// Bands of a matrix. The last may have fewer rows.
 #[must_use]
-pub(crate) fn bands(matrix: Matrix) -> u64 {
+pub fn bands(matrix: Matrix) -> u64 {
     matrix.rows.div_ceil(BAND_ROWS as u64)
 }
 
@@ -44,18 +44,18 @@ pub(crate) fn band_bytes(matrix: Matrix) -> u64 {
 
 /// Bands of about `chunk_bytes` bytes, at least one.
 #[must_use]
-pub(crate) fn chunk_bands(matrix: Matrix, chunk_bytes: u64) -> u64 {
+pub fn chunk_bands(matrix: Matrix, chunk_bytes: u64) -> u64 {
     (chunk_bytes / band_bytes(matrix)).max(1)
 }
 
 /// Cuts `0..length` into ranges of `step`. The last may be shorter.
-pub(crate) fn cut(length: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
+pub fn cut(length: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
     (0..length.div_ceil(step)).map(move |at| at * step..((at + 1) * step).min(length))
 }
 
 /// The rows of a range of bands.
 #[must_use]
-pub(crate) fn rows_of(matrix: Matrix, bands: &Range<u64>) -> Range<u64> {
+pub fn rows_of(matrix: Matrix, bands: &Range<u64>) -> Range<u64> {
     bands.start * BAND_ROWS as u64..(bands.end * BAND_ROWS as u64).min(matrix.rows)
 }
 

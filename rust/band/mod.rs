@@ -2,7 +2,8 @@
 
 mod matrix;
 
-pub(crate) use matrix::{Matrix, band_bytes, bands, chunk_bands, cut, rows_of};
+pub(crate) use matrix::band_bytes;
+pub use matrix::{Matrix, bands, chunk_bands, cut, rows_of};
 
 use half::{bf16, f16};
 

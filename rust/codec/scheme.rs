@@ -21,7 +21,7 @@ impl Scheme {
     /// The source's own bytes.
     pub const KEPT: Self = Self { codec: u8::MAX, params: 0 };
 
-    /// The scheme of the codec at `codec` of [`CODECS`] with these parameters.
+    /// The scheme of the codec at this position of the registry with these parameters.
     #[must_use]
     pub const fn new(codec: u8, params: u16) -> Self {
         Self { codec, params }

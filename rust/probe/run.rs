@@ -40,7 +40,7 @@ pub(crate) const WRITTEN_BYTES: u64 = 16 << 30;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Written by the model, unless it is larger than [`WRITTEN_BYTES`].
+    /// Written by the model, unless it is larger than `WRITTEN_BYTES`.
     #[default]
     Auto,
     /// All of them from the fixed generator.
@@ -94,7 +94,7 @@ pub struct Probe {
     /// The tokens that may be drawn.
     pub(crate) vocabulary: Vocabulary,
     /// The tokens that the model was run on, window after window.
-    pub(crate) tokens: Vec<u32>,
+    pub tokens: Vec<u32>,
     /// Where the tokens come from; never [`Mode::Auto`].
     pub(crate) mode: Mode,
     /// Random gradients for each token.
@@ -102,7 +102,7 @@ pub struct Probe {
     /// Tokens of each expert, by layer.
     pub(crate) loads: BTreeMap<usize, Vec<u64>>,
     /// Multiply-adds.
-    pub(crate) multiply_adds: u64,
+    pub multiply_adds: u64,
     /// The logits and the gradients at them, if they were asked for.
     pub(crate) trace: Option<LogitTrace>,
 }

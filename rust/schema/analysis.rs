@@ -19,7 +19,7 @@ pub(crate) const VERSION: u32 = 2;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
-    /// [`VERSION`].
+    /// Version of the document's form.
     pub ramrs_analysis: u32,
     /// Who made it.
     pub tool: Tool,
@@ -103,7 +103,7 @@ impl Analysis {
     /// Reads one.
     ///
     /// # Errors
-    /// As [`super::read`], and for sizes and losses that no analysis has.
+    /// [`Error::File`](crate::Error::File), [`Error::Io`](crate::Error::Io), and for sizes and losses that no analysis has.
     pub fn read(path: &Path) -> Result<Self> {
         super::read(path)
     }

@@ -24,7 +24,7 @@ pub(crate) const FILE_NAME: &str = "ramrs-manifest.json";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`VERSION`].
+    /// Version of the document's form.
     pub ramrs_manifest: u32,
     /// Who made it.
     pub tool: Tool,
@@ -160,7 +160,7 @@ impl Manifest {
     /// Reads one.
     ///
     /// # Errors
-    /// As [`super::read`].
+    /// [`Error::File`](crate::Error::File) for anything that is no such document, [`Error::Io`](crate::Error::Io).
     pub fn read(path: &Path) -> Result<Self> {
         super::read(path)
     }

@@ -126,7 +126,7 @@ impl Saved {
     /// Reads the document.
     ///
     /// # Errors
-    /// Those of [`read`] for a file, and [`Error::Document`].
+    /// [`Error::File`] and [`Error::Io`] for a file, and [`Error::Document`].
     pub fn read<D: Document>(&self) -> Result<D> {
         match self {
             Self::File(path) => read(path),

@@ -18,7 +18,7 @@ pub(crate) const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// [`VERSION`].
+    /// Version of the document's form.
     pub ramrs_plan: u32,
     /// Who made it.
     pub tool: Tool,
@@ -125,7 +125,7 @@ impl Plan {
     /// Reads one.
     ///
     /// # Errors
-    /// As [`super::read`].
+    /// [`Error::File`](crate::Error::File) for anything that is no such document, [`Error::Io`](crate::Error::Io).
     pub fn read(path: &Path) -> Result<Self> {
         super::read(path)
     }

@@ -12,7 +12,7 @@ const CODES: usize = 8;
 /// Appends `codes` to `out`, `bits` bits each.
 ///
 /// # Panics
-/// If the number of codes is no multiple of eight, or `bits` is none of [`BITS`](super::BITS).
+/// If the number of codes is no multiple of eight, or `bits` is none of the code widths.
 pub fn pack(isa: Isa, bits: u8, codes: &[u8], out: &mut Vec<u8>) {
     match bits {
         2 => pack_bits::<2>(isa, codes, out),
