@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`conversion`] | the source, and what a format makes of it |
 //! | [`stored`] | what is stored for tensors in their schemes, and how large that is |
-//! | [`unit`] [`encode`] [`source_digest`] | units of work and their records; the pass that writes; digests of the source |
+//! | [`mod@unit`] [`encode`] [`source_digest`] | units of work and their records; the pass that writes; digests of the source |
 //! | [`place`] [`staging`] | where an output may go; the directory until it is complete |
 //! | [`side_files`] [`model_card`] | files beside the weights |
 //! | [`ledger`] | what became of what |

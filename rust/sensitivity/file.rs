@@ -103,7 +103,7 @@ impl SensitivityFile {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::TensorEntry`] for what is no such file, [`Error::Io`].
+    /// [`Error::File`] and [`Error::Entry`] for what is no such file, [`Error::Io`].
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (shard, header) = Shard::open(path.to_owned(), path.display().to_string())?;
         let is = |key: &str| header.metadata.get(key).map(String::as_str);
