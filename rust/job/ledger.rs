@@ -107,7 +107,9 @@ impl WrittenOutput<'_> {
         let mut why: Vec<&str> = Vec::new();
         for share in shares {
             let WrittenTensor { output, planned, parts, .. } = &self.tensors[share.target];
-            let rows: u64 = share.views.iter().map(|&view| output.target.views[view].rows).sum();
+            // Rows as they are stored: a view of a convolution has longer ones.
+            let elements: u64 = share.views.iter().map(|&view| output.target.views[view].elements()).sum();
+            let rows = elements / output.target.shape.last().copied().unwrap_or(1).max(1);
             let is_first = share.views.first() == Some(&0);
             line.bytes += parts.iter().map(|part| WrittenTensor::share_bytes(part, rows, is_first)).sum::<u64>();
             if !why.contains(&planned.why.as_str()) {
