@@ -136,6 +136,14 @@ def test_the_documentation_names_the_model_types(column):
     assert told == expected
 
 
+def test_the_design_describes_the_modules_in_the_order_of_their_ranks():
+    text = (ROOT / "rust" / "lib.rs").read_text(encoding="utf-8")
+    ranks = re.findall(r"^//! \| \d+ \| ([^|]+) \|", text, flags=re.MULTILINE)
+    section = PAGES["docs/design.md"].split("\n## Modules\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+) \|", section, flags=re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == re.findall(r"`(\w+)`", " ".join(ranks))
+
+
 def squeezed(text: str) -> str:
     """The lines of ``text`` without indentation and without empty ones."""
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
