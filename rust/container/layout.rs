@@ -17,11 +17,16 @@ pub(crate) struct StoredTensor {
     pub shape: Vec<u64>,
     /// Its length in bytes.
     pub bytes: u64,
-    /// Bytes for each row of the matrix that it stores; 0 if it does not grow with rows.
-    pub row_bytes: u64,
+    /// Whether it holds the rows of a matrix, one after the other, and so grows with them.
+    pub grows: bool,
 }
 
 impl StoredTensor {
+    /// Bytes of it for each of `rows` rows; 0 if it does not grow with them.
+    pub(crate) fn row_bytes(&self, rows: u64) -> u64 {
+        if self.grows { self.bytes.checked_div(rows).unwrap_or(0) } else { 0 }
+    }
+
     /// As a header lists it: name, element type, shape, length.
     pub(super) fn listed(&self) -> (&str, Dtype, &[u64], u64) {
         (&self.name, self.dtype, &self.shape, self.bytes)
@@ -116,7 +121,7 @@ mod tests {
 
     fn stored(name: &str, dtype: Dtype, elements: u64) -> StoredTensor {
         let bytes = dtype.bytes(elements).unwrap();
-        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, row_bytes: 0 }
+        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, grows: true }
     }
 
     fn data(layout: &Layout, modules: &[Vec<StoredTensor>]) -> Vec<Vec<u8>> {

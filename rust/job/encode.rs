@@ -250,8 +250,8 @@ impl Writer<'_> {
         let vectors = &sensitivities[id.view].vectors;
         let metric = Metric::diagonal(&vectors.importance);
         let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a chunk of what is no matrix".to_owned()))?;
-        let all = rows_of(matrix, bands);
-        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes * (all.end - all.start)) as usize);
+        let (all, rows) = (rows_of(matrix, bands), job.target.rows());
+        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes(rows) * (all.end - all.start)) as usize);
         let mut made = Made { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
         reader.bands((checkpoint, self.pass.isa), view, bands, |rows, columns, stored| {
             let band = Band { rows: (rows.end - rows.start) as usize, stored, columns };
@@ -266,10 +266,11 @@ impl Writer<'_> {
     /// Writes what was made of rows of a unit, from row `first` on, to where they belong.
     fn put(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let job = &self.jobs[id.output];
+        let rows = job.target.rows();
         let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());
         for ((part, location), bytes) in parts {
             let (file, path) = &self.files[location.file];
-            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes;
+            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes(rows);
             write_at(file, path, bytes, location.offset + place)?;
         }
         Ok(())
