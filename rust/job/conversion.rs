@@ -154,7 +154,10 @@ impl Conversion {
             return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
         }
         let arrangement = format.arrange(&checkpoint, generic)?;
-        Ok(Self::with(checkpoint, format, generic, arrangement))
+        let conversion = Self::with(checkpoint, format, generic, arrangement);
+        // What the runtime refuses in any scheme is known before any work.
+        conversion.check_refusals(|_| Scheme::KEPT)?;
+        Ok(conversion)
     }
 
     /// A checkpoint that the format has no layout for, as if everything in it were written under its own name.
