@@ -3,6 +3,7 @@
 //! A container reads what a file holds and writes what one is to hold. What the tensors mean is the format's affair.
 
 pub(crate) mod file;
+pub(crate) mod gguf;
 mod layout;
 pub(crate) mod safetensors;
 
