@@ -1,4 +1,4 @@
-//! Allocations: held against every allocation there is, where there are few.
+//! Compares allocations of few groups with all possible allocations.
 
 use crate::allocate::{FusionGroup, SchemeCost, Solution, allocate, minimum, trade_off, uniform_choice, uniforms};
 use crate::band::Matrix;
@@ -13,7 +13,7 @@ fn schemes() -> &'static [Scheme] {
     AffineCodec.schemes()
 }
 
-/// Everything that fits: the least loss, by trying all.
+/// The least loss within `capacity`, by trying all allocations.
 fn optimum(groups: &[FusionGroup], capacity: u64) -> Option<f64> {
     match groups {
         [] => Some(0.0),
@@ -33,7 +33,7 @@ fn loss(groups: &[FusionGroup], choice: &[usize]) -> f64 {
     groups.iter().zip(choice).map(|(group, &at)| group.points[at].loss).sum()
 }
 
-/// Whether some group could have less loss within what is left.
+/// Whether an upgrade of one group fits into the unused bytes.
 fn has_room(groups: &[FusionGroup], capacity: u64, Solution { allocation, .. }: &Solution) -> bool {
     let left = capacity - allocation.bytes;
     groups.iter().zip(&allocation.choice).any(|(group, &at)| {
@@ -42,7 +42,8 @@ fn has_room(groups: &[FusionGroup], capacity: u64, Solution { allocation, .. }: 
     })
 }
 
-/// Families as matrices have them: 18 schemes and perhaps "kept", loss falling by about a factor of four per bit.
+/// Groups with the curves of real matrices: 18 schemes and sometimes "kept"; the loss falls by about a factor of four
+/// per bit.
 fn matrices(seed: u64, count: usize) -> Vec<FusionGroup> {
     let mut numbers = Numbers(seed);
     let group = |_| {
@@ -66,7 +67,7 @@ fn matrices(seed: u64, count: usize) -> Vec<FusionGroup> {
     (0..count).map(group).collect()
 }
 
-/// A few groups of a few points, by growing bytes; losses need not fall, and often lie on a line.
+/// A few groups of a few points, by increasing bytes. Losses need not decrease, and often lie on a line.
 fn few() -> impl Strategy<Value = Vec<FusionGroup>> {
     let schemes: Vec<_> = schemes().iter().copied().chain([Scheme::KEPT]).collect();
     let group = (prop::sample::subsequence(schemes, 1..6), any::<u64>(), any::<bool>());
@@ -114,7 +115,7 @@ proptest! {
         let least = minimum(&groups);
         let most: u64 = groups.iter().map(|group| group.points.iter().map(|p| p.bytes).max().unwrap()).sum();
         let capacity = least + percent * (most - least) / 100;
-        // max over λ of  Σ min (loss + λ bytes) − λ capacity, at all λ where the optimum of a group may change.
+        // The maximum over λ of  Σ min (loss + λ bytes) − λ capacity, at all λ where the optimum of a group can change.
         let slopes = groups.iter().flat_map(|group| {
             group.points.iter().flat_map(|a| group.points.iter().map(move |b| (a, b)))
                 .filter(|(a, b)| a.bytes < b.bytes && a.loss > b.loss)
@@ -163,7 +164,7 @@ fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
             assert!(solution.bound <= optimum * (1.0 + 1e-12), "{solution:?}, and there is {optimum}");
         }
     }
-    // As many as a small model has: the least is found, and proved to be.
+    // As many groups as a small model has: the search finds the minimum and proves it.
     for seed in 0..20 {
         let groups = matrices(seed, 36);
         let solution = allocate(&groups, schemes(), minimum(&groups) * 3 / 2).unwrap();
@@ -185,7 +186,7 @@ fn more_bytes_never_do_harm_to_many_matrices() {
     let least = minimum(&groups);
     let losses: Vec<f64> =
         (0..40).map(|at| allocate(&groups, schemes(), least + least * at / 20).unwrap().allocation.loss).collect();
-    // What is found is not the optimum: a little slack.
+    // Allocations are not optimal, so a small slack is allowed.
     assert!(losses.windows(2).all(|pair| pair[1] <= pair[0] * 1.000_1), "{losses:?}");
 }
 
@@ -235,7 +236,7 @@ fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
     };
     let groups = [
         group(&["3g64", "4g64", "5g64"]),
-        // Rows of 160: no larger group divides them.
+        // Rows of 160 weights: no larger group size divides them.
         group(&["3g32", "4g32", "5g32"]),
         group(&["5g128", "5g64", "kept"]),
         group(&["2g64", "3g64"]),
@@ -248,7 +249,8 @@ fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
 
 #[test]
 fn a_uniform_plan_that_is_better_than_what_was_found_is_improved_with_what_it_leaves() {
-    // One of these is found no better than a uniform plan that leaves a hundredth of the capacity.
+    // In one of these cases the greedy allocation is no better than a uniform plan that leaves a hundredth of the
+    // capacity.
     for seed in 0..400 {
         for count in [2, 4] {
             let groups = matrices(seed, count);

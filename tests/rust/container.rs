@@ -1,4 +1,4 @@
-//! Layouts: the reference reader finds every tensor where it was planned, without gaps, whatever is stored.
+//! Layouts: the reference reader finds every tensor at its planned offset, without gaps.
 
 use crate::band::Matrix;
 use crate::checkpoint::Checkpoint;
@@ -76,7 +76,7 @@ proptest! {
         pack::pack(Isa::detect(), bits, &codes, &mut packed);
         pack::unpack(bits, &packed, &mut back);
         prop_assert_eq!(&back, &codes);
-        // The rule of the format: bit n of the stream is bit n mod 8 of byte n / 8.
+        // Definition of the format: bit n of the stream is bit n mod 8 of byte n / 8.
         for n in 0..8 * packed.len() {
             let (code, bit) = (back[n / usize::from(bits)], n % usize::from(bits));
             prop_assert_eq!(packed[n / 8] >> (n % 8) & 1, code >> bit & 1);

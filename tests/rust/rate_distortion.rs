@@ -1,4 +1,4 @@
-//! Energies of weights and rate–distortion curves, held against plain loops in `f64`.
+//! Compares energies and rate–distortion curves with plain loops in `f64`.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use proptest::prelude::*;
 
 use super::support::{self, Crew, Numbers, checkpoint, made};
 
-/// Energies of the only tensor, with these threads and chunks.
+/// Energies of the only tensor, with this number of threads and chunk size.
 fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> crate::error::Result<Energy> {
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
@@ -53,7 +53,7 @@ proptest! {
             plain += squares().sum::<f64>();
         }
         prop_assert!(is_close(found.weighted, weighted) && is_close(found.plain, plain), "{:?}", found);
-        // However it is cut, and by however many: the same bits.
+        // Chunk size and number of threads do not change a bit.
         for (threads, chunk_bytes) in [(1, 1), (2, 1_000), (1, 1 << 30)] {
             prop_assert_eq!(&measured(&checkpoint, &k, threads, chunk_bytes).unwrap(), &found);
         }
@@ -72,7 +72,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
     for (bad, float) in [(f32::NAN, Float::BF16), (f32::INFINITY, Float::F16), (f32::NEG_INFINITY, Float::F32)] {
         let (rows, cols) = (21, 70);
         let mut weights = Numbers(4).weights(rows * cols, float);
-        // Row 18 holds the first; both are in the third band, rows 16 to 20.
+        // The first non-finite value is in row 18; both are in the third band, rows 16 to 20.
         weights[18 * cols + 65] = bad;
         weights[19 * cols] = bad;
         let tensors = [made("model.q_proj.weight", float, &[rows as u64, cols as u64], &weights)];
@@ -84,7 +84,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
             let message = fault.to_string();
             assert!(message.contains("2 non-finite values among rows 16..21, first at [18, 65]"), "{message}");
         }
-        // Not even where nothing depends on it.
+        // An importance of 0 does not hide it.
         assert_eq!(measured(&checkpoint, &vec![0.0; cols], 1, CHUNK_BYTES).unwrap_err().slug(), "non-finite");
         let crew = Crew::new(1, CHUNK_BYTES);
         let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
@@ -103,7 +103,7 @@ fn weights_too_large_to_square_are_named() {
     assert!(fault.to_string().contains("e38 at row 8 is too large"), "{fault}");
 }
 
-/// A matrix whose rows are of many sizes, and its sensitivity.
+/// A matrix with rows of different magnitudes, and its sensitivity.
 fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoint, MatrixSensitivity) {
     let mut numbers = Numbers(9);
     let mut weights = Vec::new();
@@ -138,7 +138,7 @@ fn curve(
     rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[&ask], sample_bands).unwrap().remove(0)
 }
 
-/// The errors of a band's rows as they are encoded.
+/// The errors of a band's rows as encoded.
 fn of_what_is_written(
     encoder: GridEncoder,
     (scheme, float): (Affine, Float),
@@ -188,7 +188,8 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
             Ok(())
         };
         reader.bands((pass.checkpoint, pass.isa), View::whole(0, tensor), &(0..3), sum).unwrap();
-        // Another order of sums, and of a weight between two codes either: of 2,688, the more the narrower a step.
+        // The sums are in another order, and weights halfway between two codes may take either: among 2,688 weights,
+        // more for smaller steps.
         let most = match affine.bits() {
             2 | 3 => 2e-6,
             4 => 1e-3,
@@ -199,7 +200,7 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
     }
 }
 
-/// Weights lie in the middle between two codes more often than numbers at random do, and a curve does not ask which of them
+/// Real weights lie halfway between two codes more often than random numbers, and a curve does not determine which code
 /// is written.
 #[test]
 fn curves_of_a_real_model_are_those_of_what_is_written() {
@@ -257,7 +258,7 @@ fn one_sampled_band_says_nothing_of_its_error_so_all_are_encoded() {
 
 #[test]
 fn sampled_bands_that_are_all_zero_say_nothing_of_the_rest() {
-    // 64 bands, of which the sample of four takes the 8th, 24th, 40th and 56th.
+    // There are 64 bands; a sample of four takes the 8th, 24th, 40th and 56th.
     let mut weights = Numbers(3).weights(512 * 64, Float::BF16);
     for band in [8, 24, 40, 56] {
         weights[band * 8 * 64..][..8 * 64].fill(0.0);

@@ -1,4 +1,4 @@
-//! Analyses, plans and manifests come back as they were, and nothing else is taken for one.
+//! Documents survive a round trip, and readers reject everything else.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Losses that only a writer and a reader of full precision hand on unchanged.
+/// Losses that survive a round trip only at full precision.
 const LOSSES: [f64; 3] = [0.1 + 0.2, 1.0 / 3.0 * 1e-7, 5e-324];
 
 fn an_analysis() -> Analysis {
@@ -159,7 +159,7 @@ fn a_manifest() -> Manifest {
     }
 }
 
-/// Writes `text`, and reads it.
+/// Writes `text` to a file and reads it with `read`.
 fn read<T>(text: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("document.json");
@@ -183,7 +183,7 @@ fn documents_come_back_as_they_were_to_the_last_bit() {
     assert!(schema::text(&plan).unwrap().ends_with("}\n"));
 }
 
-/// Each document as JSON, and what its reader says of a changed one.
+/// Calls `check` with each document as JSON, and a function that returns its reader's error for a changed document.
 fn each(check: impl Fn(&str, Value, &dyn Fn(&str) -> String)) {
     let value = |text: Result<String>| serde_json::from_str(&text.unwrap()).unwrap();
     check("analysis", value(schema::text(&an_analysis())), &|text| reason(read(text, Analysis::read)));

@@ -1,4 +1,4 @@
-//! What of a checkpoint's directory is read, and what is refused.
+//! Which files of a checkpoint's directory are read, and which directories are refused.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -24,7 +24,7 @@ fn index(dir: &Path, entries: &[(&str, &str)]) {
     fs::write(dir.join(INDEX), serde_json::json!({ "metadata": {}, "weight_map": weight_map }).to_string()).unwrap();
 }
 
-/// A sound checkpoint of two shards `a` and `b`, each with one tensor of its name.
+/// A valid checkpoint of two shards `a` and `b`, each with one tensor of the same name.
 fn two_shards() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     shard(dir.path().join("a.safetensors"), &["a"]);
@@ -147,7 +147,7 @@ fn a_snapshot_in_the_hugging_face_cache_may_link_to_its_blobs_and_nowhere_else()
     symlink("../../blobs/5a5a", snapshot.join("model.safetensors")).unwrap();
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
     assert_eq!(checkpoint.shards[0].name, "model.safetensors");
-    // The file alone is the same checkpoint.
+    // The path of the file gives the same checkpoint.
     assert_eq!(Checkpoint::open(&snapshot.join("model.safetensors")).unwrap().tensors, checkpoint.tensors);
 
     fs::rename(repository.join("blobs/5a5a"), repository.join("5a5a")).unwrap();
@@ -155,7 +155,7 @@ fn a_snapshot_in_the_hugging_face_cache_may_link_to_its_blobs_and_nowhere_else()
     symlink("../../5a5a", snapshot.join("model.safetensors")).unwrap();
     fails(&snapshot, "link-escapes");
 
-    // A folder of another name has no blobs.
+    // A directory with another name has no blobs.
     let other = repository.join("elsewhere/0123abc");
     fs::create_dir_all(&other).unwrap();
     fs::rename(repository.join("5a5a"), repository.join("blobs/5a5a")).unwrap();
