@@ -87,7 +87,7 @@ proptest! {
     #![proptest_config(support::config(3_000))]
 
     #[test]
-    fn bound_optimum_found_and_uniform_are_in_this_order_and_the_capacity_is_filled(
+    fn bound_optimum_allocation_and_uniform_are_ordered_and_the_capacity_is_filled(
         groups in few(), percent in 0..120_u64,
     ) {
         let least = minimum(&groups);
@@ -144,7 +144,7 @@ fn nothing_fits_below_the_smallest_points() {
 }
 
 #[test]
-fn with_room_for_everything_everything_has_its_least_loss() {
+fn an_unlimited_capacity_gives_every_group_its_least_loss() {
     let groups = matrices(2, 30);
     let solution = allocate(&groups, schemes(), u64::MAX).unwrap();
     let least: f64 = groups.iter().map(|f| f.points.iter().map(|p| p.loss).min_by(f64::total_cmp).unwrap()).sum();
@@ -152,7 +152,7 @@ fn with_room_for_everything_everything_has_its_least_loss() {
 }
 
 #[test]
-fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
+fn allocations_are_close_to_the_optimum_of_few_groups_and_to_the_bound_of_many() {
     for seed in 0..60 {
         let groups = matrices(seed, 4);
         let (least, most) = (minimum(&groups), groups.iter().map(|f| f.points.last().unwrap().bytes).sum::<u64>());
@@ -181,7 +181,7 @@ fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
 }
 
 #[test]
-fn more_bytes_never_do_harm_to_many_matrices() {
+fn more_bytes_do_not_increase_the_loss_of_many_matrices() {
     let groups = matrices(7, 100);
     let least = minimum(&groups);
     let losses: Vec<f64> =
@@ -200,7 +200,7 @@ fn twenty_thousand_matrices_are_allocated() {
 }
 
 #[test]
-fn the_order_of_the_families_changes_no_loss() {
+fn the_order_of_the_groups_does_not_change_the_loss() {
     let groups = matrices(11, 60);
     let reversed: Vec<_> = groups.iter().rev().cloned().collect();
     let capacity = minimum(&groups) * 3 / 2;
@@ -226,7 +226,7 @@ fn the_trade_off_falls_from_the_smallest_allocation_to_the_least_loss() {
 }
 
 #[test]
-fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
+fn a_group_without_a_scheme_gets_its_smallest_of_as_many_bits() {
     let group = |schemes: &[&str]| FusionGroup {
         points: schemes
             .iter()
@@ -248,7 +248,7 @@ fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
 }
 
 #[test]
-fn a_uniform_plan_that_is_better_than_what_was_found_is_improved_with_what_it_leaves() {
+fn a_better_uniform_plan_is_improved_with_its_unused_bytes() {
     // In one of these cases the greedy allocation is no better than a uniform plan that leaves a hundredth of the
     // capacity.
     for seed in 0..400 {

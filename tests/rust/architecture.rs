@@ -104,7 +104,7 @@ fn every_module_uses_only_modules_above_it_in_the_table() {
 }
 
 #[test]
-fn no_two_types_that_other_modules_see_share_a_name() {
+fn no_two_types_visible_to_other_modules_share_a_name() {
     let mut found = Vec::new();
     files(&root(), &mut found);
     let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
@@ -144,7 +144,7 @@ fn only_the_door_names_pyo3() {
 }
 
 #[test]
-fn unsafe_code_is_where_the_kernels_are_and_each_block_says_why() {
+fn unsafe_code_is_in_simd_only_and_each_block_has_a_reason() {
     let mut found = Vec::new();
     files(&root(), &mut found);
     for (module, path) in found {

@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(support::config(150))]
 
     #[test]
-    fn files_are_as_long_as_planned_contiguous_and_readable(modules in modules(), shard_bytes in 1..400_u64) {
+    fn files_have_the_planned_length_and_are_contiguous_and_readable(modules in modules(), shard_bytes in 1..400_u64) {
         let layout = lay_out(&Safetensors, &modules, shard_bytes, &[("format", "mlx")]);
         let (stored, locations): (Vec<&StoredTensor>, Vec<_>) = layout.placed(&modules).unzip();
         let dir = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ proptest! {
     }
 
     #[test]
-    fn packed_rows_are_as_long_as_the_scheme_says_and_come_back(
+    fn packed_rows_have_the_length_of_the_scheme_and_survive_a_round_trip(
         bits in prop::sample::select(BITS.as_slice()), eights in 0..40_usize, seed: u64,
     ) {
         let mut numbers = support::Numbers(seed);

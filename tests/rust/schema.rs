@@ -175,7 +175,7 @@ fn reason<T: std::fmt::Debug>(found: Result<T>) -> String {
 }
 
 #[test]
-fn documents_come_back_as_they_were_to_the_last_bit() {
+fn documents_survive_a_round_trip_bit_for_bit() {
     let (analysis, plan, manifest) = (an_analysis(), a_plan(), a_manifest());
     assert_eq!(read(&schema::text(&analysis).unwrap(), Analysis::read).unwrap(), analysis);
     assert_eq!(read(&schema::text(&plan).unwrap(), Plan::read).unwrap(), plan);
@@ -207,7 +207,7 @@ fn a_document_of_another_version_is_refused_before_anything_else_of_it_is_read()
 }
 
 #[test]
-fn a_document_that_does_not_say_what_it_is_is_refused() {
+fn a_document_without_a_version_is_refused() {
     each(|what, mut document, reason| {
         document.as_object_mut().unwrap().remove(&format!("ramrs_{what}"));
         let message = reason(&document.to_string());

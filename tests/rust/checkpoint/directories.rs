@@ -60,7 +60,7 @@ fn an_index_that_names_anything_but_a_plain_file_is_refused() {
 }
 
 #[test]
-fn an_index_that_is_none_is_refused() {
+fn an_invalid_index_is_refused() {
     let dir = two_shards();
     for text in ["", "[]", "{}", "{\"weight_map\":{}}", "{\"weight_map\":{\"a\":7}}", "{\"weight_map\":[]}"] {
         fs::write(dir.path().join(INDEX), text).unwrap();
@@ -205,13 +205,13 @@ fn a_single_file_is_a_checkpoint_unless_it_is_a_shard_of_several() {
 }
 
 #[test]
-fn a_name_that_looks_like_a_repository_is_told_that_nothing_is_downloaded() {
+fn a_repository_name_is_refused_with_a_hint_that_nothing_is_downloaded() {
     assert!(fails(Path::new("someone/some-model"), "no-checkpoint").hint().unwrap().contains("never downloads"));
     assert!(!fails(Path::new("/no/such/place"), "no-checkpoint").hint().unwrap().contains("never downloads"));
 }
 
 #[test]
-fn a_configuration_that_is_no_object_is_refused() {
+fn a_configuration_that_is_not_an_object_is_refused() {
     let dir = two_shards();
     for text in ["", "[]", "{", "null"] {
         fs::write(dir.path().join("config.json"), text).unwrap();

@@ -69,7 +69,7 @@ fn a_header_above_the_format_s_cap_is_refused_however_long_the_file_is() {
 }
 
 #[test]
-fn a_header_that_is_no_json_object_is_refused() {
+fn a_header_that_is_not_a_json_object_is_refused() {
     for header in ["", "{", "[]", "null", "7", "\"x\"", " {}", "{}x", "{\"a\"}", "{\"a\":", "\u{feff}{}", "{'a':1}"] {
         refused(&file(header, b""), "header-syntax", None);
     }
@@ -110,7 +110,7 @@ fn an_unknown_dtype_is_refused_by_name() {
 }
 
 #[test]
-fn an_entry_that_is_none_is_refused_by_name() {
+fn an_invalid_entry_is_refused_by_name() {
     for entry in [
         "7",
         "null",
@@ -228,7 +228,7 @@ fn an_empty_list_scalars_and_empty_tensors_are_read() {
 }
 
 #[test]
-fn what_the_reference_writes_is_read_as_the_reference_reads_it() {
+fn files_of_the_reference_writer_are_read_as_by_the_reference_reader() {
     use safetensors::tensor::{Dtype, TensorView};
     let data: Vec<u8> = (0..=255).collect();
     let view = |dtype, shape: &[usize], range: std::ops::Range<usize>| {

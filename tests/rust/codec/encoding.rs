@@ -279,7 +279,7 @@ proptest! {
     #![proptest_config(support::config(400))]
 
     #[test]
-    fn every_level_gives_the_same_bits(case in cases()) {
+    fn every_isa_gives_the_same_bits(case in cases()) {
         let Case { float, scheme, band, k } = case;
         let (schemes, channels) = (alike(scheme), Channels::new(&k));
         for effort in [Effort::Fast, Effort::Normal] {
@@ -306,7 +306,7 @@ proptest! {
     }
 
     #[test]
-    fn errors_of_all_schemes_at_once_are_those_of_encoding_with_each(case in cases()) {
+    fn errors_of_all_schemes_equal_those_of_encoding_with_each(case in cases()) {
         let Case { float, scheme, ref band, ref k } = case;
         let (schemes, channels) = (alike(scheme), Channels::new(k));
         for effort in [Effort::Fast, Effort::Normal] {
@@ -342,7 +342,7 @@ proptest! {
     }
 
     #[test]
-    fn errors_are_those_of_the_stored_values_summed_one_by_one(case in cases()) {
+    fn errors_equal_the_sums_over_the_stored_values(case in cases()) {
         let Case { float, scheme, band, k } = case;
         for effort in [Effort::Fast, Effort::Normal] {
             let encoded = encode(encoder(effort), scheme, float, &band, &k);
@@ -364,7 +364,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_stored_is_a_value_of_the_type_and_decodes_to_numbers(case in cases()) {
+    fn stored_values_are_exact_in_the_type_and_decode_to_finite_weights(case in cases()) {
         let Case { float, scheme, band, k } = case;
         for effort in [Effort::Fast, Effort::Normal] {
             let encoded = encode(encoder(effort), scheme, float, &band, &k);
@@ -379,7 +379,7 @@ proptest! {
     }
 
     #[test]
-    fn a_group_of_a_row_is_encoded_alike_whatever_is_beside_it(case in cases(), lane in 0..BAND_ROWS) {
+    fn a_group_is_encoded_independently_of_its_neighbours(case in cases(), lane in 0..BAND_ROWS) {
         let Case { float, scheme, band, k } = case;
         let size = scheme.group_size();
         for effort in [Effort::Fast, Effort::Normal] {
@@ -401,7 +401,7 @@ proptest! {
 }
 
 /// Weighted error of `normal` relative to `fast`, over many groups of normal weights.
-fn share_that_is_left(bits: u8, group_size: u16) -> f64 {
+fn remaining_error(bits: u8, group_size: u16) -> f64 {
     let (mut numbers, scheme) = (Numbers(1), Affine::new(bits, group_size).unwrap());
     let band: Vec<Column> = (0..64 * scheme.group_size())
         .map(|_| std::array::from_fn(|_| Float::BF16.round((0.05 * numbers.normal()) as f32)))
@@ -415,9 +415,9 @@ fn share_that_is_left(bits: u8, group_size: u16) -> f64 {
 }
 
 #[test]
-fn the_search_takes_away_much_of_the_error() {
+fn the_search_reduces_the_error() {
     for (bits, at_most) in [(2, 0.66), (3, 0.74), (4, 0.79), (5, 0.81), (6, 0.80), (8, 0.58)] {
-        let share = share_that_is_left(bits, 64);
+        let share = remaining_error(bits, 64);
         assert!(share < at_most, "{bits} bits: {share:.3} of the error is left");
     }
 }

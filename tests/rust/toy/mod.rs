@@ -54,7 +54,7 @@ fn written(dir: &Path, name: &str, threads: usize) -> (PathBuf, QuantizeReport) 
 }
 
 #[test]
-fn a_codec_and_a_format_of_one_file_each_are_written_and_verified() {
+fn an_output_of_a_codec_and_a_format_of_one_file_each_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let (output, report) = written(dir.path(), "out", 1);
     let toy: Scheme = "toy8".parse().unwrap();
@@ -93,7 +93,7 @@ fn a_codec_and_a_format_of_one_file_each_are_written_and_verified() {
 }
 
 #[test]
-fn its_bytes_are_the_same_for_any_number_of_threads() {
+fn bytes_are_the_same_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let read = |output: PathBuf| {
         ["model.safetensors", "ramrs-manifest.json"].map(|name| std::fs::read(output.join(name)).unwrap())
@@ -103,7 +103,7 @@ fn its_bytes_are_the_same_for_any_number_of_threads() {
 }
 
 #[test]
-fn a_budget_is_met_and_mixes_what_it_has_with_what_is_kept() {
+fn a_budget_is_met_by_a_mix_of_schemes_and_kept_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let mut request = request(&source(dir.path()), PathBuf::new(), None, 1).plan;
     request.budget = Some("12.0".to_owned());
@@ -116,7 +116,7 @@ fn a_budget_is_met_and_mixes_what_it_has_with_what_is_kept() {
 }
 
 #[test]
-fn what_its_runtime_would_refuse_is_refused_before_anything_is_written() {
+fn a_refusal_of_the_runtime_is_reported_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let model = source(dir.path());
     let tensors = [made("refused.weight", Float::BF16, &[8, 32], &Numbers(1).weights(256, Float::BF16))];
