@@ -167,7 +167,7 @@ impl Spec {
                 Ok(Self::Bits { min, max, suffix: (!after.is_empty()).then(|| after.to_owned()) })
             }
             _ => Err(format!(
-                "`{text}` is not a scheme: kept, BITS or MIN-MAX of {}, perhaps followed by one of {}",
+                "`{text}` is not a scheme: kept, BITS or MIN-MAX of {}, optionally followed by one of {}",
                 widths(schemes),
                 listed(schemes, suffix)
             )),
@@ -236,13 +236,13 @@ impl Limits {
     /// The reason for `scheme`.
     #[must_use]
     pub(crate) fn why(&self, scheme: Scheme) -> String {
-        let is_told = match &self.spec {
+        let is_decided = match &self.spec {
             Some(Spec::Kept | Spec::Exact(_)) => true,
             Some(Spec::Bits { min, max, suffix }) => min == max && suffix.is_some(),
             None => false,
         };
         match &self.rule {
-            Some(rule) if is_told => Kept::ByRule(rule.clone()).to_string(),
+            Some(rule) if is_decided => Kept::ByRule(rule.clone()).to_string(),
             Some(rule) => format!("the allocation, within {rule}"),
             None if scheme.is_kept() => Kept::ByAllocation.to_string(),
             None => "the allocation".to_owned(),

@@ -334,7 +334,7 @@ fn estimated(stack: &StackJob<'_>, member: Member<'_>, encoded: &[BandSums]) -> 
         let weighted: f64 = encoded.iter().map(|band| band.noise[at].weighted).sum();
         let plain: f64 = encoded.iter().map(|band| band.noise[at].plain).sum();
         if !(weighted.is_finite() && plain.is_finite()) {
-            return Err(Error::Bug(format!("the error of `{}` at {scheme} is not a number", stack.name)));
+            return Err(Error::Bug(format!("the error of `{}` at {scheme} is not finite", stack.name)));
         }
         if everything || is_uninformative {
             let error = if everything { 0.0 } else { f64::INFINITY };

@@ -21,7 +21,7 @@ pub(super) struct Exact {
 
 /// A point that may be in a better allocation.
 #[derive(Clone, Copy)]
-struct Open {
+struct OpenPoint {
     point: usize,
     bytes: u64,
     loss: f64,
@@ -50,7 +50,7 @@ pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, kno
     let bound = least.iter().sum::<f64>() - multiplier * capacity as f64;
     // Tolerates rounding: the sums are in another order.
     let distance = known - bound + 1e-9 * known.abs();
-    let open: Vec<Vec<Open>> =
+    let open: Vec<Vec<OpenPoint>> =
         groups.iter().zip(&least).map(|(group, least)| open(group, multiplier, *least, distance)).collect();
     // Groups with few open points come first: they constrain the others most.
     let mut order: Vec<usize> = (0..groups.len()).collect();
@@ -83,7 +83,7 @@ pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, kno
             }));
         }
         next.retain(may_be_better);
-        unbeaten(&mut next, |partial| (partial.bytes, partial.loss));
+        retain_pareto_front(&mut next, |partial| (partial.bytes, partial.loss));
         if next.len() > MAX_PARTIAL {
             is_least = false;
             next.sort_by(|a, b| a.reduced.total_cmp(&b.reduced).then(a.bytes.cmp(&b.bytes)));
@@ -105,20 +105,20 @@ pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, kno
 }
 
 /// The points of a group that may be in a better allocation, by increasing bytes.
-fn open(group: &FusionGroup, multiplier: f64, least: f64, distance: f64) -> Vec<Open> {
-    let all = group.points.iter().enumerate().map(|(at, point)| Open {
+fn open(group: &FusionGroup, multiplier: f64, least: f64, distance: f64) -> Vec<OpenPoint> {
+    let all = group.points.iter().enumerate().map(|(at, point)| OpenPoint {
         point: at,
         bytes: point.bytes,
         loss: point.loss,
         reduced: (point.loss + multiplier * point.bytes as f64 - least).max(0.0),
     });
-    let mut open: Vec<Open> = all.filter(|open| open.reduced <= distance).collect();
-    unbeaten(&mut open, |open| (open.bytes, open.loss));
+    let mut open: Vec<OpenPoint> = all.filter(|open| open.reduced <= distance).collect();
+    retain_pareto_front(&mut open, |open| (open.bytes, open.loss));
     open
 }
 
 /// Sorts by bytes and removes all elements that another beats; `of` returns bytes and loss.
-fn unbeaten<T>(all: &mut Vec<T>, of: impl Fn(&T) -> (u64, f64)) {
+fn retain_pareto_front<T>(all: &mut Vec<T>, of: impl Fn(&T) -> (u64, f64)) {
     all.sort_by(|a, b| {
         let (a, b) = (of(a), of(b));
         a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))

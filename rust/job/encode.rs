@@ -121,7 +121,7 @@ pub(crate) fn encode(
             match (&piece.work, done) {
                 (Work::Digest(chunk), Done::Bytes(bytes)) => digests.take(chunk, &bytes)?,
                 (Work::Unit(chunk), Done::Made(made)) => records.take(chunk, &made),
-                _ => return Err(Error::Bug("work came back as something else".to_owned())),
+                _ => return Err(Error::Bug("a piece of work returned a result of another kind".to_owned())),
             }
             Ok(())
         };
@@ -166,7 +166,7 @@ fn collect(
     let complete = source_files.len() == checkpoint.shards.len() && parts_sha256.len() == checkpoint.parts.len();
     match records.filter(|_| complete) {
         Some(records) => Ok(EncodedOutput { parts_sha256, records, source_files }),
-        None => Err(Error::Bug("not everything was written and hashed".to_owned())),
+        None => Err(Error::Bug("some parts were not written or hashed".to_owned())),
     }
 }
 
@@ -245,11 +245,13 @@ impl Writer<'_> {
     fn encoded(&self, id: UnitId, bands: &Range<u64>, reader: &mut Reader, scratch: &mut Scratch) -> Result<Made> {
         let (view, job, checkpoint) = (self.view(id), &self.jobs[id.output], self.pass.checkpoint);
         let StoreMode::Encoded(scheme, float, sensitivities) = job.mode else {
-            return Err(Error::Bug("a chunk is encoded without a scheme".to_owned()));
+            return Err(Error::Bug("a chunk of bands belongs to an output without a scheme".to_owned()));
         };
         let vectors = &sensitivities[id.view].vectors;
         let metric = Metric::diagonal(&vectors.importance);
-        let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a chunk of what is no matrix".to_owned()))?;
+        let matrix = view
+            .matrix(checkpoint)
+            .ok_or_else(|| Error::Bug("a chunk of bands belongs to a view that is not a matrix".to_owned()))?;
         let all = rows_of(matrix, bands);
         let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes * (all.end - all.start)) as usize);
         let mut made = Made { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };

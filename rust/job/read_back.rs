@@ -150,11 +150,11 @@ pub(crate) fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem
         match found_files.get(expected.name.as_str()) {
             None => problems.push(Problem::file(&expected.name, "is missing")),
             Some(found) if found.file.bytes != expected.bytes => {
-                let what = format!("is {} bytes long, and was written with {}", found.file.bytes, expected.bytes);
+                let what = format!("is {} bytes long, but {} bytes were written", found.file.bytes, expected.bytes);
                 problems.push(Problem::file(&expected.name, what));
             }
             Some(found) if found.file.sha256 != expected.sha256 => {
-                problems.push(Problem::file(&expected.name, "has another SHA-256 than was written"));
+                problems.push(Problem::file(&expected.name, "has another SHA-256 than the data that were written"));
             }
             Some(_) => {}
         }
@@ -175,7 +175,7 @@ pub(crate) fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem
             let what = format!("is {} {:?}, not {} {:?}", entry.dtype, entry.shape, expected.dtype, expected.shape);
             problems.push(Problem::tensor(file, &expected.name, what));
         } else if sha256 != expected.sha256 {
-            problems.push(Problem::tensor(file, &expected.name, "has another SHA-256 than was written"));
+            problems.push(Problem::tensor(file, &expected.name, "has another SHA-256 than the data that were written"));
         }
     }
     problems.extend(

@@ -151,14 +151,14 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
 pub(crate) fn check_place(path: &Path) -> Result<()> {
     let (parent, _) = places(path)?;
     if path.is_dir() {
-        return Err(Error::option(OptionName::Output, path.display(), "is a directory, and should be a file"));
+        return Err(Error::option(OptionName::Output, path.display(), "is a directory: give the path of a file"));
     }
     fs::metadata(parent).map(drop).map_err(Error::io("writing", path))
 }
 
 /// The parent directory of `out`, and the path of the partial output.
 fn places(out: &Path) -> Result<(&Path, PathBuf)> {
-    let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "is not a name"))?;
+    let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "has no file name"))?;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut partial_name = name.to_owned();
     partial_name.push(".partial");
@@ -192,7 +192,7 @@ fn sync(dir: &Path) -> Result<()> {
 
 /// Bytes that this process can still write on the file system of `dir`.
 fn available_bytes(dir: &Path) -> Result<u64> {
-    let found = rustix::fs::statvfs(dir).map_err(|fault| Error::io("asking for free space in", dir)(fault.into()))?;
+    let found = rustix::fs::statvfs(dir).map_err(|fault| Error::io("reading the free space of", dir)(fault.into()))?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 

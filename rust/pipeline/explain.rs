@@ -24,7 +24,7 @@ pub(super) fn explain_minimum(planner: &Planner<'_>, header_bytes: u64) -> Strin
     let asked_bytes: u64 = planner.groups.iter().filter(asked).map(|group| group.points[0].bytes).sum();
     let asked = match planner.groups.iter().filter(asked).count() {
         0 => String::new(),
-        asked => format!(" ({asked} of them, {}, are to be kept by your rules)", size(asked_bytes)),
+        asked => format!(" ({asked} of them, {}, are kept by your rules)", size(asked_bytes)),
     };
     let kept: Vec<&AnalyzedTensor> = planner.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).collect();
     // The first of several largest tensors: `max_by_key` returns the last.

@@ -153,7 +153,7 @@ struct Engine {
 impl Engine {
     fn new(resources: &Resources) -> Result<Self> {
         if resources.chunk_bytes == 0 {
-            return Err(Error::option(OptionName::ChunkBytes, 0, "nothing can be read"));
+            return Err(Error::option(OptionName::ChunkBytes, 0, "must be at least 1"));
         }
         let workers = Workers::new(resources.threads)?;
         let isa = if resources.simd { Isa::detect() } else { Isa::PORTABLE };

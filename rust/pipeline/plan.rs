@@ -75,7 +75,7 @@ impl PlanRequest {
                 }
             },
             (Some(budget), Some(scheme)) => {
-                let reason = format!("is given, and so is ⟨uniform⟩ ({scheme} for all matrices): give one of them");
+                let reason = format!("conflicts with ⟨uniform⟩ ({scheme} for all matrices): give only one of them");
                 Err(Error::option(OptionName::Budget, budget, &reason))
             }
             (None, None) => Err(Error::MissingOption {
@@ -194,7 +194,10 @@ impl<'a> Planner<'a> {
             let parts = stored(self.format, tensor, point.scheme)?;
             if let Some(part) = parts.iter().find(|part| part.name != tensor.name && names.contains(part.name.as_str()))
             {
-                let reason = format!("what is stored for it would be called `{}`, as another tensor is", part.name);
+                let reason = format!(
+                    "one of its stored parts would be called `{}`, which is the name of another tensor",
+                    part.name
+                );
                 return Err(Error::Scheme { tensor: tensor.name.clone(), reason });
             }
         }

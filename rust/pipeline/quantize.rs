@@ -182,7 +182,7 @@ impl QuantizeJob<'_> {
         let stored = stored(plan, conversion, request.plan.shard_bytes)?;
         let file_bytes = stored.layout.file_bytes();
         if file_bytes != plan.totals.file_bytes {
-            return Err(Error::Bug(format!("planned {} bytes, laid out {file_bytes}", plan.totals.file_bytes)));
+            return Err(Error::Bug(format!("the plan has {} bytes, its layout {file_bytes}", plan.totals.file_bytes)));
         }
         let (copied, left_out) = side_files::sort(&conversion.checkpoint);
         let staging = Staging::create(&request.output, request.overwrite, file_bytes + self.other_bytes(&copied)?)?;
@@ -347,7 +347,7 @@ impl QuantizeJob<'_> {
         let planned: BTreeMap<&str, u64> = files.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
         let is_off = |file: &&FileDigest| planned.get(file.name.as_str()).is_some_and(|bytes| *bytes != file.bytes);
         match manifest.files.iter().find(is_off) {
-            Some(file) => Err(Error::Bug(format!("`{}` is not as long as planned", file.name))),
+            Some(file) => Err(Error::Bug(format!("`{}` does not have its planned size", file.name))),
             None => Ok(()),
         }
     }

@@ -166,7 +166,7 @@ fn decoded(
     for (((target, claim), job), found) in claims.iter().zip(&jobs).zip(&found) {
         let not_finite: u64 = found.iter().map(|matrix| matrix.not_finite).sum();
         if not_finite > 0 {
-            let what = format!("{not_finite} weights decode to numbers that are not finite");
+            let what = format!("{not_finite} weights decode to NaN or infinity");
             report.problems.push(Problem::tensor(&claim.lines[0].0.file, target, what));
         }
         if let Some(source) = &source {
@@ -215,7 +215,7 @@ fn check_errors(
         if squared_error.to_bits() != quantized.squared_error.to_bits() {
             let claimed = quantized.squared_error;
             let what =
-                format!("its squared error against the source is {squared_error:e}, and {claimed:e} was claimed");
+                format!("its squared error against the source is {squared_error:e}, but the manifest has {claimed:e}");
             report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
         }
     }
@@ -241,7 +241,7 @@ fn decode_job<'a>(
         Some(Some(entry)) if entry.candidate.as_ref().is_ok_and(|(whole, _)| *whole == matrix) => {
             entry.target.views.clone()
         }
-        Some(_) => return Err(problem("is not what the source would become".to_owned())),
+        Some(_) => return Err(problem("does not have the shape that the source gives it".to_owned())),
     };
     Ok(DecodeJob { parts, scheme, matrix, views })
 }
@@ -291,10 +291,10 @@ fn compare_source(
             report.problems.push(Problem::tensor(
                 &line.file,
                 &line.tensor,
-                "the source's data are not those that were read",
+                "the source's data have another SHA-256 than the data that were read",
             ));
         } else if line.became == Became::Kept && written.get(line.tensor.as_str()) != of_source {
-            report.problems.push(Problem::tensor(&line.file, &line.tensor, "was kept, and is not the same"));
+            report.problems.push(Problem::tensor(&line.file, &line.tensor, "was kept, but differs from the source"));
         }
     }
     let quantized = claims(manifest);
@@ -310,7 +310,7 @@ fn compare_source(
         let job = WriteJob { target: &entry.target, mode, parts: &parts, locations: &[] };
         for (part, sha256) in parts.iter().zip(kept_digests(pass, &job)?) {
             if written.get(part.name.as_str()) != Some(&sha256.as_str()) {
-                let what = "is not what the source has, laid out anew";
+                let what = "differs from the source's data in the output's layout";
                 report.problems.push(Problem::tensor("", &part.name, what));
             }
         }

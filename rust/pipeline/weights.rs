@@ -37,7 +37,10 @@ pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
     let found =
         found.ok_or_else(|| Error::option(OptionName::Tensor, tensor, "is not one of the checkpoint's weights"))?;
     let Some(float) = Float::of(found.dtype) else {
-        return fault(&checkpoint.parts[found.part], format!("is {}, not a float type that is decoded", found.dtype));
+        return fault(
+            &checkpoint.parts[found.part],
+            format!("is {}, which is not a float type that ramrs decodes", found.dtype),
+        );
     };
     let mut reader = Reader::default();
     let bytes = reader.bytes(&checkpoint, found, 0..found.bytes)?;

@@ -168,7 +168,7 @@ impl AnalyzedTensor {
             return Err(format!("{} {:?} is not {} bytes", self.dtype, self.shape, self.bytes));
         }
         let Some(curve) = &self.curve else { return Ok(()) };
-        let matrix = self.matrix().ok_or("has a curve, and is no matrix")?;
+        let matrix = self.matrix().ok_or("has a curve, but is not a matrix")?;
         for point in &curve.points {
             if !point.scheme.fits(matrix.cols) {
                 return Err(format!("{} does not fit it", point.scheme));

@@ -55,7 +55,7 @@ pub(super) fn refusals(modules: &[Module]) -> Vec<Refusal> {
     let is_key = |module: &&Module| ["bits", "group_size", "mode"].contains(&module.path.as_str());
     let refusal = |module: &Module| Refusal {
         tensor: format!("{}.weight", module.path),
-        reason: "its module is called as a key of MLX's quantization block is".to_owned(),
+        reason: "its module has the name of a key in MLX's quantization block".to_owned(),
     };
     modules.iter().filter(is_key).map(refusal).collect()
 }
