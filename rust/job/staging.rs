@@ -51,7 +51,7 @@ impl Staging {
     /// Whether another run is writing `out`: to be known before any work, and not after it.
     ///
     /// # Errors
-    /// [`Error::Busy`].
+    /// [`Error::Locked`].
     pub(crate) fn check_free(out: &Path) -> Result<()> {
         let (_, dir) = places(out)?;
         if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
@@ -168,8 +168,8 @@ fn places(out: &Path) -> Result<(&Path, PathBuf)> {
 
 /// Whether a partial output is one of ours that nobody is writing any more.
 fn check_abandoned(dir: &Path) -> Result<()> {
-    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Busy { path: dir.to_owned() })?;
-    lock.try_lock().map_err(|_| Error::Busy { path: dir.to_owned() })
+    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Locked { path: dir.to_owned() })?;
+    lock.try_lock().map_err(|_| Error::Locked { path: dir.to_owned() })
 }
 
 fn remove(path: &Path) -> Result<()> {

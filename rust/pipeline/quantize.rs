@@ -15,7 +15,7 @@ use crate::checkpoint::stream::Pass;
 use crate::codec::Encoder;
 use crate::container::file::write_at;
 use crate::digest::Digest;
-use crate::error::{Error, Place, Result};
+use crate::error::{DocumentSource, Error, Result};
 use crate::format::{self, Target};
 use crate::job::conversion::Conversion;
 use crate::job::encode::{StoreMode, encode};
@@ -155,7 +155,7 @@ pub struct OutputRequest {
 /// Checks that [`quantize`] may write the output: for a front that prepares a source by long work of its own.
 ///
 /// # Errors
-/// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::Foreign`], [`Error::Busy`], [`Error::Io`].
+/// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::NotOurs`], [`Error::Locked`], [`Error::Io`].
 pub fn check_output(request: &OutputRequest) -> Result<()> {
     let dir = request.model.canonicalize().map_err(Error::io("resolving", &request.model))?;
     may_write(&request.model, &dir, &request.output, request.overwrite)
@@ -163,7 +163,7 @@ pub fn check_output(request: &OutputRequest) -> Result<()> {
 
 /// Where the plan comes from.
 enum PlanSource {
-    Saved(Box<Plan>, Place),
+    Saved(Box<Plan>, DocumentSource),
     Goal(Goal),
 }
 
