@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::source_digest::{self, DigestChunk, SourceDigests};
 use super::unit::{self, RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan, WriteJob};
 use crate::band::{cut, rows_of};
-use crate::checkpoint::prequantized::{Packing, Use};
+use crate::checkpoint::prequantized::{Packing, PartUse};
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
@@ -127,7 +127,7 @@ pub(crate) fn encode(
         };
         Queue { pieces, consume }
     };
-    pass.workers.in_lanes(
+    pass.workers.in_queues(
         pass.progress,
         queues.into_iter().zip(&mut folds).map(queue).collect(),
         || (Reader::default(), Scratch::default()),
@@ -192,8 +192,8 @@ impl Writer<'_> {
         let checkpoint = self.pass.checkpoint;
         let unit = |chunk: UnitChunk| Piece { bytes: chunk.bytes, work: Work::Unit(chunk) };
         let (tensor, units) = match checkpoint.uses[part] {
-            Use::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), units[tensor].as_slice()),
-            Use::Beside(_) | Use::None(_) => (None, [].as_slice()),
+            PartUse::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), units[tensor].as_slice()),
+            PartUse::Companion(_) | PartUse::Unused(_) => (None, [].as_slice()),
         };
         let chunks =
             |id: UnitId, tensor: &Tensor| unit::chunks(self.pass, id, &self.jobs[id.output], self.view(id), tensor);
