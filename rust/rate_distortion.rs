@@ -265,7 +265,7 @@ pub(crate) fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> 
     each * band_bytes(matrix)
 }
 
-/// MatrixIndex most `wanted` of `bands` bands, evenly spaced; all bands if `wanted` is 0.
+/// At most `wanted` of `bands` bands, evenly spaced; all bands if `wanted` is 0.
 fn sample(bands: u64, wanted: u64) -> Vec<u64> {
     if wanted == 0 || bands <= wanted {
         return (0..bands).collect();
