@@ -63,7 +63,7 @@ impl Budget {
 
     /// The least budget of this one's unit that `bytes` fit in, for a message: what it names can be asked for.
     #[must_use]
-    pub(crate) fn in_its_unit(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
+    pub(crate) fn format_like(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
         let (whole, decimals, unit) = match self.amount {
             Amount::BitsPerWeight(_) => (8.0 * bytes as f64 / parameters.max(1) as f64, 4, " bits per weight"),
             Amount::FileBytes(_) => return format!("{bytes}B ({})", size(bytes)),
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_size_is_told_in_the_budgets_own_unit() {
-        let told = |text: &str| text.parse::<Budget>().unwrap().in_its_unit(400, 1_000, 5_000);
+        let told = |text: &str| text.parse::<Budget>().unwrap().format_like(400, 1_000, 5_000);
         assert_eq!(told("4.0"), "3.2000 bits per weight");
         assert_eq!(told("24GB"), "400B (400 B)");
         assert_eq!(told("30%"), "8.00%");
@@ -201,7 +201,7 @@ mod tests {
     fn a_size_that_is_told_can_be_asked_for_and_is_enough() {
         for bytes in (1..2_000).chain([123_456_789_012, 70_000_000_001]) {
             for text in ["4.0", "24GB", "30%"] {
-                let told = text.parse::<Budget>().unwrap().in_its_unit(bytes, 70_000_000_000, 140_000_000_123);
+                let told = text.parse::<Budget>().unwrap().format_like(bytes, 70_000_000_000, 140_000_000_123);
                 let asked = told.split(" (").next().unwrap().replace(" bits per weight", "bpw");
                 let limit = asked.parse::<Budget>().unwrap().limit(70_000_000_000, 140_000_000_123);
                 let (Limit::TensorBytes(limit) | Limit::FileBytes(limit)) = limit;

@@ -271,7 +271,7 @@ pub enum Error {
     },
     /// What it is asked to account for strictly cannot be.
     #[error("tensor `{tensor}` in {}: {reason} (all such tensors: {listed})", file.display())]
-    Unexplained {
+    UnrecognisedTensor {
         /// The shard.
         file: PathBuf,
         /// The first such tensor.
@@ -295,7 +295,7 @@ pub enum Error {
     #[error("{place}: {reason}")]
     Stale {
         /// Where the document is.
-        place: Place,
+        place: DocumentSource,
         /// What differs.
         reason: String,
     },
@@ -327,13 +327,13 @@ pub enum Error {
     },
     /// What is to be overwritten was not written by ramrs.
     #[error("{} is not an output of ramrs", path.display())]
-    Foreign {
+    NotOurs {
         /// The output.
         path: PathBuf,
     },
     /// The partial output is there already.
     #[error("{} is there: another run is writing it, or it is not ramrs' own", path.display())]
-    Busy {
+    Locked {
         /// The partial output.
         path: PathBuf,
     },
@@ -370,7 +370,7 @@ pub enum Error {
         reason: String,
     },
     /// The operating system refused.
-    #[error("{action} {}: {}", path.display(), said(source))]
+    #[error("{action} {}: {}", path.display(), os_message(source))]
     Io {
         /// What was tried, as a participle: `reading`, `writing`…
         action: &'static str,
@@ -389,14 +389,14 @@ pub enum Error {
 
 /// Where a saved document is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum DocumentSource {
     /// In a file.
     File(PathBuf),
     /// In the request: an analysis, a plan.
     Given(&'static str),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for DocumentSource {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(out),
@@ -427,7 +427,7 @@ pub enum Kind {
 }
 
 /// What the system said, without the number of its error.
-pub(crate) fn said(source: &io::Error) -> String {
+pub(crate) fn os_message(source: &io::Error) -> String {
     let text = source.to_string();
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
@@ -458,8 +458,8 @@ impl Error {
             Self::Option { .. }
             | Self::MissingOption { .. }
             | Self::Request(_)
-            | Self::Foreign { .. }
-            | Self::Busy { .. }
+            | Self::NotOurs { .. }
+            | Self::Locked { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }
             | Self::Document { .. }
@@ -472,7 +472,7 @@ impl Error {
             | Self::Unrunnable { .. }
             | Self::AlreadyQuantized { .. }
             | Self::Layout { .. }
-            | Self::Unexplained { .. } => Kind::Checkpoint,
+            | Self::UnrecognisedTensor { .. } => Kind::Checkpoint,
             Self::NonFinite { .. } | Self::TooLarge { .. } | Self::Sensitivity { .. } | Self::Scheme { .. } => {
                 Kind::Tensor
             }
@@ -491,8 +491,8 @@ impl Error {
             Self::Option { .. } => "bad-option",
             Self::Request(_) => "bad-request",
             Self::MissingOption { .. } => "missing-option",
-            Self::Foreign { .. } => "output-foreign",
-            Self::Busy { .. } => "output-busy",
+            Self::NotOurs { .. } => "output-foreign",
+            Self::Locked { .. } => "output-busy",
             Self::NoCheckpoint { .. } => "no-checkpoint",
             Self::File { fault, .. } => match fault {
                 FileFault::TooShort(_) => "file-too-short",
@@ -528,7 +528,7 @@ impl Error {
             Self::Unrunnable { .. } => "unrunnable",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Layout { .. } => "bad-layout",
-            Self::Unexplained { .. } => "unexplained",
+            Self::UnrecognisedTensor { .. } => "unexplained",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
             Self::Stale { .. } => "stale-document",
             Self::Document { .. } => "bad-document",
@@ -573,16 +573,16 @@ impl Error {
             Self::Layout { .. } => Some(
                 "the checkpoint is incomplete or of a form that is not known: fetch it again, or give the release in BF16",
             ),
-            Self::Unexplained { .. } => {
+            Self::UnrecognisedTensor { .. } => {
                 Some("`inspect` lists all tensors; without ⟨strict⟩ they are only warned about")
             }
             Self::AlreadyQuantized { .. } => Some("give the original checkpoint: quantizing twice loses twice"),
             Self::BudgetTooSmall { .. } => Some("raise the budget, or loosen what sets the minimum"),
             Self::OutputExists { .. } => Some("give another ⟨output⟩, or ⟨overwrite=true⟩ to replace it"),
-            Self::Foreign { .. } => Some(
+            Self::NotOurs { .. } => Some(
                 "⟨overwrite=true⟩ replaces outputs of ramrs and empty directories: remove it yourself, or give another ⟨output⟩",
             ),
-            Self::Busy { .. } => Some("wait for the other run, remove what is there, or give another ⟨output⟩"),
+            Self::Locked { .. } => Some("wait for the other run, remove what is there, or give another ⟨output⟩"),
             Self::OutputIsSource { .. } => Some("give another ⟨output⟩"),
             Self::DiskFull { .. } => Some("free some space, or give an ⟨output⟩ on another file system"),
             Self::Stale { .. } => Some("analyze the checkpoint again"),
@@ -598,8 +598,8 @@ impl Error {
             Self::NoCheckpoint { path, .. }
             | Self::OutputExists { path }
             | Self::OutputIsSource { path }
-            | Self::Foreign { path }
-            | Self::Busy { path }
+            | Self::NotOurs { path }
+            | Self::Locked { path }
             | Self::DiskFull { path, .. }
             | Self::Io { path, .. } => Some(path),
             Self::File { file, .. }
@@ -607,16 +607,16 @@ impl Error {
             | Self::NonFinite { file, .. }
             | Self::TooLarge { file, .. }
             | Self::Layout { file, .. }
-            | Self::Unexplained { file, .. }
+            | Self::UnrecognisedTensor { file, .. }
             | Self::Sensitivity { file, .. }
-            | Self::Stale { place: Place::File(file), .. }
+            | Self::Stale { place: DocumentSource::File(file), .. }
             | Self::Verify { file, .. } => Some(file),
             Self::DuplicateTensor { second, .. } => Some(second),
             Self::AlreadyQuantized { config, .. } => Some(config),
             Self::Option { .. }
             | Self::MissingOption { .. }
             | Self::Request(_)
-            | Self::Stale { place: Place::Given(_), .. }
+            | Self::Stale { place: DocumentSource::Given(_), .. }
             | Self::Document { .. }
             | Self::UnknownModel { .. }
             | Self::Unrunnable { .. }
@@ -636,7 +636,7 @@ impl Error {
             | Self::NonFinite { tensor, .. }
             | Self::TooLarge { tensor, .. }
             | Self::Layout { tensor, .. }
-            | Self::Unexplained { tensor, .. }
+            | Self::UnrecognisedTensor { tensor, .. }
             | Self::Sensitivity { tensor, .. }
             | Self::Scheme { tensor, .. }
             | Self::File { fault: FileFault::Disagrees { tensor, .. }, .. } => Some(tensor),

@@ -82,7 +82,7 @@ impl Workers {
 
     /// Hands `f` of each piece to `consume`, in the order of the pieces.
     ///
-    /// As [`in_lanes`](Self::in_lanes) with one lane; a single piece is done by the caller.
+    /// As [`in_queues`](Self::in_queues) with one lane; a single piece is done by the caller.
     ///
     /// # Errors
     /// That of the first piece, in order, for which `f` or `consume` failed; none after it is handed on.
@@ -95,7 +95,7 @@ impl Workers {
         mut consume: impl FnMut(&T, R) -> Result<()> + Send,
     ) -> Result<()> {
         let lane = Queue { pieces: pieces.iter().collect(), consume: |piece: &&T, result| consume(piece, result) };
-        self.in_lanes(progress, vec![lane], scratch, |scratch, piece| f(scratch, piece)).map(|_| ())
+        self.in_queues(progress, vec![lane], scratch, |scratch, piece| f(scratch, piece)).map(|_| ())
     }
 
     /// Hands `f` of each piece of each lane to the lane's `consume`, in the order of its pieces. Lanes go on side by side:
@@ -106,7 +106,7 @@ impl Workers {
     ///
     /// # Errors
     /// That of the first piece of the first lane for which `f` or `consume` failed; none after it is handed on.
-    pub fn in_lanes<T: Sync, S, R: Send, C: FnMut(&T, R) -> Result<()> + Send>(
+    pub fn in_queues<T: Sync, S, R: Send, C: FnMut(&T, R) -> Result<()> + Send>(
         &self,
         progress: &Progress,
         lanes: Vec<Queue<T, C>>,
@@ -337,10 +337,11 @@ mod tests {
             };
             let square = |(): &mut (), &n: &usize| Ok(n * n);
             let sound = vec![lane(0), lane(1_000), lane(3_000)];
-            assert_eq!(workers(threads).in_lanes(&Progress::default(), sound, || (), square).unwrap().len(), 3);
+            assert_eq!(workers(threads).in_queues(&Progress::default(), sound, || (), square).unwrap().len(), 3);
             // The first lane that fails is the one that is heard of.
             let spoilt = vec![lane(0), lane(2_000), lane(1_900)];
-            let fault = workers(threads).in_lanes(&Progress::default(), spoilt, || (), square).map(|_| ()).unwrap_err();
+            let fault =
+                workers(threads).in_queues(&Progress::default(), spoilt, || (), square).map(|_| ()).unwrap_err();
             assert_eq!(fault.to_string(), "internal error: 2345");
         }
     }

@@ -20,7 +20,7 @@ use crate::checkpoint::stream::Pass;
 use crate::codec::{Encoder, Metric, RowError, Scheme, Scratch};
 use crate::error::{Error, Result};
 use crate::math::decibels;
-use crate::pass::{BandAt, BandJob, Which};
+use crate::pass::{BandAt, BandJob, BandSelection};
 use crate::sensitivity::{Gain, MatrixSensitivity};
 
 /// Default number of bands of a matrix that are encoded for its curve in the first round.
@@ -227,7 +227,7 @@ fn encode(
     let member = |job: usize| stacks[sampled[job].0.0].matrices[sampled[job].0.1];
     let job = |(at, (_, sample)): (usize, &(MatrixIndex, Vec<u64>))| {
         let Member { view, matrix, .. } = member(at);
-        BandJob { matrix, view: Some(view), which: Which::Sampled(sample.clone()) }
+        BandJob { matrix, view: Some(view), selection: BandSelection::Sampled(sample.clone()) }
     };
     let jobs: Vec<BandJob> = sampled.iter().enumerate().map(job).collect();
     let mut estimates = Vec::with_capacity(sampled.len());

@@ -1,11 +1,11 @@
-//! The shape of a matrix, and how its rows divide into bands and chunks.
+//! The shape of a matrix, and the division of its rows into bands and chunks.
 
 use std::ops::Range;
 
 use crate::dtype::Float;
 use crate::simd::vector::BAND_ROWS;
 
-/// The shape of a matrix of floats: `rows` outputs of `cols` inputs each, rows contiguous.
+/// The shape of a matrix of floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
     /// Output channels.
@@ -17,38 +17,38 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Number of elements.
+    /// The number of elements.
     #[must_use]
     pub fn elements(self) -> u64 {
         self.rows * self.cols
     }
 
-    /// Bytes of one row.
+    /// The size of a row, in bytes.
     #[must_use]
     pub fn row_bytes(self) -> u64 {
         self.cols * self.float.bytes() as u64
     }
 }
 
-/// Bands of a matrix. The last may have fewer rows.
+/// The number of bands of a matrix. The last band may have fewer rows.
 #[must_use]
 pub fn bands(matrix: Matrix) -> u64 {
     matrix.rows.div_ceil(BAND_ROWS as u64)
 }
 
-/// Bytes of a whole band.
+/// The size of a full band, in bytes of source.
 #[must_use]
 pub(crate) fn band_bytes(matrix: Matrix) -> u64 {
     matrix.row_bytes() * BAND_ROWS as u64
 }
 
-/// Bands of about `chunk_bytes` bytes, at least one.
+/// The number of bands per chunk of about `chunk_bytes` bytes; at least 1.
 #[must_use]
 pub fn chunk_bands(matrix: Matrix, chunk_bytes: u64) -> u64 {
     (chunk_bytes / band_bytes(matrix)).max(1)
 }
 
-/// Cuts `0..length` into ranges of `step`. The last may be shorter.
+/// Cuts `0..length` into ranges of length `step`. The last may be shorter.
 pub fn cut(length: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
     (0..length.div_ceil(step)).map(move |at| at * step..((at + 1) * step).min(length))
 }

@@ -1,4 +1,4 @@
-//! Bands: tiles of eight rows, transposed. Rows of a file into a band, and sums over a band.
+//! Bands: transposed tiles of eight rows. Loads rows into a band, and sums over a band.
 
 mod matrix;
 
@@ -11,11 +11,12 @@ use crate::dtype::{Float, bf16_bits};
 use crate::simd::vector::{BAND_ROWS, Column};
 use crate::simd::{Isa, kernel};
 
-/// Columns that are summed in `f32` before the sum continues in `f64`.
+/// Number of columns whose squares are summed in `f32` before the sum is added to an `f64`. Part of the definition of an
+/// energy: another number changes its bits.
 const SUM_COLUMNS: usize = 64;
 
 kernel! {
-    /// Widens bfloat16, whose bits are the upper halves of `f32`.
+    /// Widens bfloat16 to `f32`: its bits are the upper half of the result.
     fn widen_bf16<V: Simd>(source: &[u16], out: &mut [f32]) {
         for (wide, &bits) in out.iter_mut().zip(source) {
             *wide = f32::from_bits(u32::from(bits) << 16);
@@ -37,7 +38,7 @@ pub(crate) fn widen(isa: Isa, float: Float, source: &[u8], out: &mut [f32]) {
 }
 
 kernel! {
-    /// Appends the nearest bfloat16 numbers.
+    /// Appends `values`, rounded to bfloat16.
     fn append_bf16<V: Simd>(values: &[f32], out: &mut Vec<u8>) {
         let from = out.len();
         out.resize(from + values.len() * size_of::<bf16>(), 0);
@@ -57,7 +58,7 @@ pub fn append(isa: Isa, float: Float, values: &[f32], out: &mut Vec<u8>) {
 }
 
 kernel! {
-    /// Transposes eight rows, which `source` holds one after the other.
+    /// Transposes eight contiguous rows.
     fn load_whole<V: Simd; T: Element>(source: &[T], band: &mut [Column]) {
         let cols = band.len();
         let rows: [&[T]; BAND_ROWS] = std::array::from_fn(|row| &source[row * cols..][..cols]);
@@ -68,10 +69,10 @@ kernel! {
     }
 }
 
-/// Loads up to [`BAND_ROWS`] rows into a band: `source` holds them one after the other, each with as many elements as `band` has
-/// columns. Missing rows are zero. `row` is scratch space.
+/// Loads up to [`BAND_ROWS`] rows into a band. `source` holds contiguous rows, each with as many elements as `band` has
+/// columns. Missing rows become zero. `row` is scratch space.
 ///
-/// Kernels are faster if each column of the band lies in one cache line.
+/// Kernels are faster if no column of the band crosses a cache line.
 ///
 /// # Panics
 /// If `source` does not hold whole rows, holds more than [`BAND_ROWS`] of them, or is not aligned to the element.
@@ -97,17 +98,17 @@ pub fn load(isa: Isa, float: Float, source: &[u8], row: &mut Vec<f32>, band: &mu
     }
 }
 
-/// Sums of squares of one row.
+/// Energy of one row: sums of squares.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowEnergy {
     /// `Σ_j k_j w_j²`
     pub weighted: f64,
-    /// `Σ_j w_j²`; not finite if an element or its square is not.
+    /// `Σ_j w_j²`; non-finite if an element or its square is.
     pub plain: f64,
 }
 
 kernel! {
-    /// Sums of squares of each row of a band, weighted by `k` and plain.
+    /// Computes the energy of each row of a band, with the weights `k` of the columns.
     pub fn energy<V: Simd>(band: &[Column], k: &[f32]) -> [RowEnergy; BAND_ROWS] {
         let mut rows = [RowEnergy::default(); BAND_ROWS];
         for (band, k) in band.chunks(SUM_COLUMNS).zip(k.chunks(SUM_COLUMNS)) {

@@ -1,9 +1,9 @@
-//! What lies in a checkpoint's directory, and what of it may be read.
+//! The files of a checkpoint's directory: shards, index, configuration, and others.
 //!
 //! The shards are those that `model.safetensors.index.json` lists, else `model.safetensors`, else a complete set of
-//! `model-0000i-of-0000n.safetensors`, else the only `*.safetensors` there is. Nothing outside the directory is read:
-//! an index may name plain files only, and a symbolic link must stay inside, or lead into the `blobs` folder of the
-//! Hugging Face cache that the directory is a snapshot of.
+//! `model-0000i-of-0000n.safetensors`, else the only `*.safetensors`. Nothing outside the directory is read: an index may
+//! name plain files only, and a symbolic link must stay inside. If the directory is a snapshot in a Hugging Face cache,
+//! links may also lead into the `blobs` folder of that cache.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,28 +11,27 @@ use std::path::{Component, Path, PathBuf};
 
 use super::Config;
 use crate::container::safetensors::INDEX;
-use crate::error::{Error, FileFault, Result, said};
+use crate::error::{Error, FileFault, Result, os_message};
 
 /// The longest index or configuration that is read, in bytes.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 
-/// A checkpoint's directory, sorted into what is what.
+/// The files of a checkpoint, by kind.
 #[derive(Debug)]
 pub(crate) struct Directory {
     /// The directory, symbolic links resolved.
     pub dir: PathBuf,
-    /// Name and resolved path of each shard, by name.
+    /// Name and resolved path of each shard, sorted by name.
     pub shards: Vec<(String, PathBuf)>,
     /// The index, if there is one: its path and its `weight_map`.
     pub index: Option<(PathBuf, BTreeMap<String, String>)>,
-    /// `config.json`.
     pub config: Option<Config>,
     /// All other files, relative to the directory, sorted.
     pub other_files: Vec<PathBuf>,
 }
 
 impl Directory {
-    /// Looks at `path`: a directory, or a single `.safetensors` file.
+    /// Lists the files of the checkpoint at `path`, a directory or a single `.safetensors` file.
     ///
     /// # Errors
     /// [`Error::NoCheckpoint`], [`Error::File`], [`Error::Io`].
@@ -107,14 +106,14 @@ fn missing(path: &Path, fault: &std::io::Error) -> Error {
     } else {
         "give the model's directory"
     };
-    no_checkpoint(path, said(fault), hint)
+    no_checkpoint(path, os_message(fault), hint)
 }
 
 fn no_checkpoint(path: &Path, reason: impl Into<String>, hint: &'static str) -> Error {
     Error::NoCheckpoint { path: path.to_owned(), reason: reason.into(), hint }
 }
 
-/// Collects the files under `dir`/`below`, relative to `dir`; hidden files and folders are passed over.
+/// Collects the files under `dir`/`below`, relative to `dir`. Skips hidden files and folders.
 fn walk(dir: &Path, below: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let here = dir.join(below);
     for entry in fs::read_dir(&here).map_err(Error::io("listing", &here))? {
@@ -133,7 +132,7 @@ fn walk(dir: &Path, below: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `path` with symbolic links resolved, if that is still part of the checkpoint in `dir`.
+/// Resolves the symbolic links of `path`, and checks that the target belongs to the checkpoint in `dir`.
 fn inside(dir: &Path, path: &Path) -> Result<PathBuf> {
     let target = path.canonicalize().map_err(Error::io("opening", path))?;
     let is_snapshot = dir.parent().and_then(Path::file_name).is_some_and(|name| name == "snapshots");
@@ -145,10 +144,10 @@ fn inside(dir: &Path, path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Reads `dir`/`name` as text, if it is there.
+/// Reads `dir`/`name` as text, if there is such a file.
 pub(super) fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, String)>> {
     let path = dir.join(name);
-    // A link that leads nowhere is there.
+    // Not `exists`: a dangling link is an error, not a missing file.
     if path.symlink_metadata().is_err() {
         return Ok(None);
     }
@@ -163,13 +162,13 @@ pub(super) fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, Strin
 
 fn read_config(dir: &Path) -> Result<Option<Config>> {
     let Some((path, text)) = read_text(dir, "config.json")? else { return Ok(None) };
-    let config =
-        serde_json::from_str(&text).or_else(|fault| serde_json::from_str(&spelled_out(&text)).map_err(|_| fault));
+    let config = serde_json::from_str(&text)
+        .or_else(|fault| serde_json::from_str(&replace_non_finite(&text)).map_err(|_| fault));
     config.map(Some).map_err(|fault| Error::file(&path, FileFault::Config(fault.to_string())))
 }
 
-/// `text` with the numbers that Python writes and JSON does not have, as the objects that `transformers` writes for them.
-fn spelled_out(text: &str) -> String {
+/// Replaces `NaN` and infinities, which Python writes but JSON lacks, by the objects that `transformers` writes for them.
+fn replace_non_finite(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
@@ -191,7 +190,7 @@ fn spelled_out(text: &str) -> String {
     out
 }
 
-/// Length of the quoted string that `text` begins with, quotes included.
+/// The length of the quoted string at the start of `text`, quotes included.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, found) in text.char_indices().skip(1) {
@@ -219,7 +218,7 @@ fn read_index(dir: &Path) -> Result<Option<(PathBuf, BTreeMap<String, String>)>>
     }
 }
 
-/// The shards an index lists, by name, each with its number of tensors.
+/// The shards that an index lists, sorted by name, each with its number of tensors.
 fn listed_shards(index: &Path, weight_map: &BTreeMap<String, String>) -> Result<Vec<(String, usize)>> {
     let mut shards = BTreeMap::new();
     for shard in weight_map.values() {
@@ -233,7 +232,7 @@ fn listed_shards(index: &Path, weight_map: &BTreeMap<String, String>) -> Result<
     Ok(shards.into_iter().collect())
 }
 
-/// The shards of a directory without an index, among the file names `top`.
+/// Finds the shards of a directory without an index, among the file names `top`.
 fn loose_shards(dir: &Path, top: &[String]) -> Result<Vec<(String, usize)>> {
     let all: Vec<&String> = top.iter().filter(|name| name.ends_with(".safetensors")).collect();
     let numbered: Vec<&&String> =
@@ -271,13 +270,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_json_does_not_have_are_spelled_out_and_strings_are_left_alone() {
+    fn non_finite_numbers_are_replaced_and_strings_are_left_alone() {
         let text = r#"{"a": [0.0, Infinity, -Infinity], "Infinity \" NaN": "NaN", "b": NaN}"#;
-        let read: serde_json::Value = serde_json::from_str(&spelled_out(text)).unwrap();
+        let read: serde_json::Value = serde_json::from_str(&replace_non_finite(text)).unwrap();
         assert_eq!(read["a"][1]["__float__"], "Infinity");
         assert_eq!(read["a"][2]["__float__"], "-Infinity");
         assert_eq!(read["Infinity \" NaN"], "NaN");
         assert_eq!(read["b"]["__float__"], "NaN");
-        assert_eq!(spelled_out("\"open"), "\"open");
+        assert_eq!(replace_non_finite("\"open"), "\"open");
     }
 }

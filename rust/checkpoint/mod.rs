@@ -1,8 +1,9 @@
 //! A checkpoint on disk: its shards, its tensors, its configuration, its other files.
 //!
-//! Opening one reads headers and small JSON only, and checks all of it: see [`Container::read`](crate::container::Container::read) for a shard and [`directory`]
-//! for what may lie where. What a shard holds is a [`Part`]; what it means is a [`Tensor`]: most often the same, but where
-//! weights are stored as codes beside scales ([`prequantized`]). Weights are streamed, by [`stream`].
+//! [`Checkpoint::open`] reads and checks headers and small JSON files only. See
+//! [`Container::read`](crate::container::Container::read) for the checks of a shard, and [`directory`] for the layout of
+//! the directory. A [`Part`] is a tensor as a shard stores it; a [`Tensor`] is what the model uses. The two are the same
+//! unless weights are [prequantized]. [`stream`] reads weights.
 
 pub(crate) mod directory;
 pub(crate) mod prequantized;
@@ -19,55 +20,53 @@ use crate::container::file::read_at;
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
-use prequantized::{Packing, Paired, Use};
+use prequantized::{Packing, Paired, PartUse};
 pub(crate) use shard::Shard;
 pub use view::View;
 
 /// A model's configuration, with its keys in the order of the file.
 pub(crate) type Config = serde_json::Map<String, serde_json::Value>;
 
-/// A tensor as a shard holds it.
+/// A tensor as a shard stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Its name.
     pub name: String,
-    /// Its element type.
     pub dtype: Dtype,
-    /// Its dimensions, outermost first; none for a scalar.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Which shard holds it.
+    /// Index into [`Checkpoint::shards`].
     pub shard: usize,
-    /// Where its data begin in the shard's file, in bytes.
+    /// Offset of the data in the shard's file, in bytes.
     pub offset: u64,
-    /// How many bytes they are.
+    /// Length of the data, in bytes.
     pub bytes: u64,
 }
 
-/// A tensor of a checkpoint: that of a part, or what its codes decode to.
+/// A tensor of a checkpoint: a part, or the decoded form of a prequantized weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// The name of the part that holds its elements.
     pub name: String,
-    /// Its element type, decoded.
+    /// The element type after decoding.
     pub dtype: Dtype,
-    /// Its dimensions, outermost first; none for a scalar.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Which part holds its elements.
+    /// Index of the part that holds its elements.
     pub part: usize,
-    /// How many bytes they are, decoded.
+    /// Length after decoding, in bytes.
     pub bytes: u64,
-    /// How they are stored.
+    /// How the elements are stored.
     pub packing: Packing,
 }
 
 impl Tensor {
-    /// Number of elements.
+    /// The number of elements.
     #[must_use]
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
 
-    /// Rows and columns, if it is a matrix of a float type that ramrs decodes.
+    /// The shape as a matrix; `None` unless the tensor has two dimensions and a float type that ramrs decodes.
     #[must_use]
     pub fn matrix(&self) -> Option<Matrix> {
         match (self.shape.as_slice(), Float::of(self.dtype)) {
@@ -80,22 +79,22 @@ impl Tensor {
 /// A checkpoint whose headers, index and configuration were read and checked.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// Its directory, symbolic links resolved.
+    /// The directory, symbolic links resolved.
     pub dir: PathBuf,
-    /// Its shards, by name.
+    /// The shards, sorted by name.
     pub shards: Vec<Shard>,
-    /// What the shards hold, shard by shard, in the order of the data.
+    /// The tensors as they are stored, shard by shard, in the order of their data.
     pub parts: Vec<Part>,
-    /// The tensors that the parts make up, in the order of those that hold their elements.
+    /// The tensors after decoding, in the order of the parts that hold their elements.
     pub tensors: Vec<Tensor>,
-    /// What each part is for.
-    pub uses: Vec<Use>,
+    /// The use of each part.
+    pub uses: Vec<PartUse>,
     /// Parts that do not fit together, and why.
     pub faults: Vec<(usize, String)>,
     /// `config.json`, if there is one.
     pub config: Option<Config>,
-    /// Whom its shards are laid out for, as the metadata of the first say: `pt`, `mlx`.
-    pub laid_out_for: Option<String>,
+    /// `format` in the metadata of the first shard that has it: `pt`, `mlx`.
+    pub metadata_format: Option<String>,
     /// The other files of the directory, as paths relative to it, sorted.
     pub other_files: Vec<PathBuf>,
     by_name: BTreeMap<String, usize>,
@@ -105,16 +104,16 @@ impl Checkpoint {
     /// Opens the checkpoint in directory `path`, or the single shard at `path`.
     ///
     /// # Errors
-    /// Whatever is not sound about it: see [`Shard::open`] and [`directory`].
+    /// Those of [`Shard::open`] and of [`directory`], and [`Error::DuplicateTensor`].
     pub fn open(path: &Path) -> Result<Self> {
         let Directory { dir, shards: names, index, config, other_files } = Directory::open(path)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut parts: Vec<Part> = Vec::new();
         let mut by_name = BTreeMap::new();
-        let mut laid_out_for = None;
+        let mut metadata_format = None;
         for (name, path) in names {
             let (shard, mut header) = Shard::open(path, name)?;
-            laid_out_for = laid_out_for.or(header.metadata.remove("format"));
+            metadata_format = metadata_format.or(header.metadata.remove("format"));
             for entry in header.entries {
                 if let Some(first) = by_name.insert(entry.name.clone(), parts.len()) {
                     return Err(Error::DuplicateTensor {
@@ -135,16 +134,17 @@ impl Checkpoint {
             shards.push(shard);
         }
         let Paired { tensors, uses, mut faults } = prequantized::pair(&parts, config.as_ref());
-        faults.extend(misshapen(&shards, &parts, &tensors)?);
-        let checkpoint = Self { dir, shards, parts, tensors, uses, faults, config, laid_out_for, other_files, by_name };
+        faults.extend(check_declared_shapes(&shards, &parts, &tensors)?);
+        let checkpoint =
+            Self { dir, shards, parts, tensors, uses, faults, config, metadata_format, other_files, by_name };
         if let Some((path, weight_map)) = index {
-            checkpoint.agrees(&path, &weight_map)?;
+            checkpoint.check_index(&path, &weight_map)?;
         }
         Ok(checkpoint)
     }
 
-    /// Whether the index at `path` and the shards say the same.
-    fn agrees(&self, path: &Path, weight_map: &BTreeMap<String, String>) -> Result<()> {
+    /// Checks that the index at `path` and the shards list the same tensors in the same places.
+    fn check_index(&self, path: &Path, weight_map: &BTreeMap<String, String>) -> Result<()> {
         let fault = |tensor: &str, expected: &str, found| {
             let (tensor, expected) = (tensor.to_owned(), expected.to_owned());
             Err(Error::file(path, FileFault::Disagrees { tensor, expected, found }))
@@ -165,7 +165,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The path and text of the file `name` of the directory, if it is there.
+    /// Reads the file `name` of the directory, if there is one: its path and its text.
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::File`] for a link that leads out of the directory.
@@ -173,22 +173,22 @@ impl Checkpoint {
         directory::read_text(&self.dir, name)
     }
 
-    /// Which tensor has that name.
+    /// The index of the tensor called `name`.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {
         match self.uses[*self.by_name.get(name)?] {
-            Use::Elements(tensor) => Some(tensor),
-            Use::Beside(_) | Use::None(_) => None,
+            PartUse::Elements(tensor) => Some(tensor),
+            PartUse::Companion(_) | PartUse::Unused(_) => None,
         }
     }
 
-    /// The tensor of that name.
+    /// The tensor called `name`.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         Some(&self.tensors[self.position(name)?])
     }
 
-    /// The file that holds `tensor`.
+    /// The path of the shard that holds the elements of `tensor`.
     #[must_use]
     pub fn file_of(&self, tensor: &Tensor) -> &Path {
         &self.shards[self.parts[tensor.part].shard].path
@@ -200,7 +200,7 @@ impl Checkpoint {
         self.shards.iter().map(|shard| shard.bytes).sum()
     }
 
-    /// Value `key` of the configuration, or of its `text_config` (where multimodal models keep the language model's).
+    /// Value `key` of the configuration, or of its `text_config`, where multimodal models keep that of the language model.
     #[must_use]
     pub fn config_value(&self, key: &str) -> Option<&serde_json::Value> {
         let config = self.config.as_ref()?;
@@ -225,15 +225,15 @@ impl Checkpoint {
         self.model_type().into_iter().chain(inner())
     }
 
-    /// Whether the head shares the embedding's weights, as far as the configuration says.
+    /// `tie_word_embeddings` of the configuration: whether the head shares the weights of the embedding.
     #[must_use]
     pub fn is_tied(&self) -> Option<bool> {
         self.config_value("tie_word_embeddings")?.as_bool()
     }
 }
 
-/// Tensors that have another shape than a part beside them says.
-fn misshapen(shards: &[Shard], parts: &[Part], tensors: &[Tensor]) -> Result<Vec<(usize, String)>> {
+/// Finds INT4 tensors whose shape differs from the one that a companion part declares.
+fn check_declared_shapes(shards: &[Shard], parts: &[Part], tensors: &[Tensor]) -> Result<Vec<(usize, String)>> {
     let mut found = Vec::new();
     let mut open: Option<(usize, File)> = None;
     for tensor in tensors {
@@ -242,15 +242,15 @@ fn misshapen(shards: &[Shard], parts: &[Part], tensors: &[Tensor]) -> Result<Vec
         if open.as_ref().is_none_or(|(other, _)| *other != shard) {
             open = Some((shard, shards[shard].file()?));
         }
-        let mut said = [0; 32];
-        let said = &mut said[..usize::try_from(bytes).unwrap_or(usize::MAX).min(32)];
+        let mut declared = [0; 32];
+        let declared = &mut declared[..usize::try_from(bytes).unwrap_or(usize::MAX).min(32)];
         if let Some((_, file)) = &open {
-            read_at(file, &shards[shard].path, said, offset)?;
+            read_at(file, &shards[shard].path, declared, offset)?;
         }
         let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
-        let said: Vec<u64> = said.chunks_exact((dtype.bits() / 8) as usize).map(number).collect();
-        if said != tensor.shape {
-            let reason = format!("its codes are for {:?}, and `{}` says {said:?}", tensor.shape, parts[part].name);
+        let declared: Vec<u64> = declared.chunks_exact((dtype.bits() / 8) as usize).map(number).collect();
+        if declared != tensor.shape {
+            let reason = format!("its codes are for {:?}, and `{}` says {declared:?}", tensor.shape, parts[part].name);
             found.push((tensor.part, reason));
         }
     }

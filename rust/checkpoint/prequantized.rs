@@ -1,10 +1,10 @@
-//! Weights that are stored as codes beside scales, and what they decode to.
+//! Prequantized weights: recognises codes with their scales, and decodes them.
 //!
-//! A checkpoint may hold its weights in 8 or 4 bits, in one of the forms below. What belongs together is found by names
-//! and types and may lie in different shards; the rest of ramrs sees one tensor of the type the codes decode to, as if
+//! A checkpoint may store its weights in 8 or 4 bits, in one of the forms below. The parts of one weight are matched by
+//! name and element type; they may lie in different shards. The rest of ramrs sees one tensor of the decoded type, as if
 //! the release had stored that. Products are computed in `f32` and rounded once.
 //!
-//! | form | codes | scales | decodes to |
+//! | form | codes | scales | decoded type and value |
 //! |---|---|---|---|
 //! | FP8 | `P` E4M3 or E5M2 `[…, rows, cols]` | `P_scale_inv` or `P_scale`: one, one per row, or one per block; float or E8M0 | BF16: code · scale |
 //! | MXFP4 | `P_blocks` U8 `[…, cols/32, 16]`, the low half first | `P_scales` U8 (E8M0) `[…, cols/32]` | BF16: code · scale, exactly |
@@ -16,35 +16,35 @@ use std::ops::Range;
 use super::{Config, Part, Tensor};
 use crate::dtype::{Dtype, Float, Float8, e2m1_values, e8m0};
 
-/// Elements of an MXFP4 block.
+/// Elements per MXFP4 block.
 const BLOCK: u64 = 32;
 
 /// How the elements of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// As they are.
+    /// Not encoded: the part's bytes are the elements.
     Plain,
-    /// As 8-bit floats, with scales for blocks of rows and columns.
+    /// 8-bit floats, with one scale per block of rows and columns.
     Fp8 {
-        /// Their type.
+        /// Type of the codes.
         codes: Float8,
         /// The part that holds the scales.
         scales: usize,
-        /// What shares a scale.
+        /// Elements that share a scale.
         blocks: Blocks,
     },
-    /// As E2M1 and E8M0, in blocks of 32 along the rows.
+    /// E2M1 codes with E8M0 scales, in blocks of 32 along the rows.
     Mxfp4 {
         /// The part that holds the scales.
         scales: usize,
     },
-    /// As 4-bit integers from −8 to 7, in groups along the rows.
+    /// 4-bit integers from −8 to 7, in groups along the rows.
     Int4 {
         /// The part that holds the scales.
         scales: usize,
         /// Elements that share a scale.
         group_size: u64,
-        /// The part that says what shape it has, if there is one.
+        /// The part that declares the shape of the weight, if there is one.
         shape: Option<usize>,
     },
 }
@@ -54,36 +54,36 @@ pub enum Packing {
 pub struct Blocks {
     /// Rows of one matrix of the stack.
     pub matrix_rows: u64,
-    /// Rows that share a scale, within a matrix.
+    /// Rows of one matrix that share a scale.
     pub rows: u64,
-    /// Columns that do.
+    /// Columns that share a scale.
     pub cols: u64,
 }
 
-/// What a part of a checkpoint is for.
+/// How a part of a checkpoint is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub enum PartUse {
     /// It holds the elements of this tensor.
     Elements(usize),
-    /// It is read with this tensor, whose scales or shape it holds.
-    Beside(usize),
-    /// It is of no use to whoever computes with weights, for this reason.
-    None(&'static str),
+    /// It holds the scales or the shape of this tensor, and is read together with it.
+    Companion(usize),
+    /// The weights do not need it, for this reason.
+    Unused(&'static str),
 }
 
-/// The tensors that some parts make up.
+/// Parts grouped into tensors.
 #[derive(Debug, Default)]
 pub(crate) struct Paired {
     /// The tensors, in the order of the parts that hold their elements.
     pub tensors: Vec<Tensor>,
-    /// What each part is for.
-    pub uses: Vec<Use>,
-    /// Parts that do not fit together, and why: they are left as they are.
+    /// The use of each part.
+    pub uses: Vec<PartUse>,
+    /// Parts that do not fit together, and why. They become plain tensors.
     pub faults: Vec<(usize, String)>,
 }
 
-/// Ends of names of scales that weights do not need.
-const IDLE: [(&str, &str); 11] = [
+/// Suffixes of the names of scales that weights do not need, and what such a scale is.
+const UNUSED_SUFFIXES: [(&str, &str); 11] = [
     (".input_scale", ACTIVATION),
     (".input_scale_ub", ACTIVATION),
     (".input_global_scale", ACTIVATION),
@@ -99,18 +99,18 @@ const IDLE: [(&str, &str); 11] = [
 const ACTIVATION: &str = "the scale of an activation";
 const CACHE: &str = "the scale of a cache";
 
-/// Finds what belongs together among `parts`.
+/// Groups `parts` into tensors.
 #[must_use]
 pub(crate) fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
     let by_name: BTreeMap<&str, usize> = parts.iter().enumerate().map(|(at, part)| (part.name.as_str(), at)).collect();
     let pairing = Pairing { parts, by_name, block_size: block_size(config) };
-    let mut paired = Paired { uses: vec![Use::None(""); parts.len()], ..Paired::default() };
-    let mut beside: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut paired = Paired { uses: vec![PartUse::Unused(""); parts.len()], ..Paired::default() };
+    let mut companions: BTreeMap<usize, usize> = BTreeMap::new();
     let mut found: Vec<(usize, Tensor)> = Vec::new();
     for (at, part) in parts.iter().enumerate() {
         match pairing.tensor(at) {
             Ok((tensor, with)) => {
-                beside.extend(with.into_iter().map(|other| (other, at)));
+                companions.extend(with.into_iter().map(|other| (other, at)));
                 found.push((at, tensor));
             }
             Err(reason) => {
@@ -121,28 +121,28 @@ pub(crate) fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
     }
     let mut number: BTreeMap<usize, usize> = BTreeMap::new();
     for (at, tensor) in found {
-        let idle = IDLE.iter().find(|(end, _)| tensor.name.ends_with(end)).map(|(_, why)| *why);
-        if let Some(why) = idle {
-            paired.uses[at] = Use::None(why);
-        } else if !beside.contains_key(&at) {
-            paired.uses[at] = Use::Elements(paired.tensors.len());
+        let unused = UNUSED_SUFFIXES.iter().find(|(end, _)| tensor.name.ends_with(end)).map(|(_, why)| *why);
+        if let Some(why) = unused {
+            paired.uses[at] = PartUse::Unused(why);
+        } else if !companions.contains_key(&at) {
+            paired.uses[at] = PartUse::Elements(paired.tensors.len());
             number.insert(at, paired.tensors.len());
             paired.tensors.push(tensor);
         }
     }
-    for (other, at) in beside {
+    for (other, at) in companions {
         if let Some(&tensor) = number.get(&at) {
-            paired.uses[other] = Use::Beside(tensor);
+            paired.uses[other] = PartUse::Companion(tensor);
         }
     }
     let (mut foreign, mut orphans) = (Vec::new(), Vec::new());
     for (at, part) in parts.iter().enumerate() {
-        let Use::Elements(tensor) = paired.uses[at] else { continue };
+        let PartUse::Elements(tensor) = paired.uses[at] else { continue };
         if paired.tensors[tensor].packing != Packing::Plain || paired.faults.iter().any(|(other, _)| *other == at) {
             continue;
         }
         match (other_method(part), orphan(part)) {
-            // What another method stores is the reason for whatever else does not fit.
+            // Listed first: another method's parts explain why other parts do not fit.
             (Some(reason), _) => foreign.push((at, reason.to_owned())),
             (None, Some(reason)) => orphans.push((at, reason.to_owned())),
             (None, None) => {}
@@ -159,7 +159,7 @@ fn has_end(name: &str, ends: &[&str]) -> bool {
     ends.iter().any(|end| name.ends_with(end))
 }
 
-/// The method that stores a part of this name, if that is one whose weights are not read.
+/// Returns why the weights of a part cannot be read, if its name belongs to an unsupported method.
 fn other_method(part: &Part) -> Option<&'static str> {
     if has_end(&part.name, &[".weight_scale_2", ".weight_global_scale"]) {
         return Some("it belongs to NVFP4, which is not read");
@@ -168,7 +168,7 @@ fn other_method(part: &Part) -> Option<&'static str> {
         .then_some("it belongs to GPTQ or AWQ, which are not read")
 }
 
-/// Why a part that is alone should not be: it holds codes without scales, or scales without codes.
+/// Returns what an unmatched part lacks, if it holds codes without scales, or scales without codes.
 fn orphan(part: &Part) -> Option<&'static str> {
     let is_block_scale = part.dtype == Dtype::U8 && part.name.ends_with("_scales");
     if part.name.ends_with(".weight_packed") {
@@ -182,7 +182,7 @@ fn orphan(part: &Part) -> Option<&'static str> {
     }
 }
 
-/// A tensor whose elements are those of a part.
+/// Makes a tensor of a part that is not encoded.
 fn plain(at: usize, part: &Part) -> Tensor {
     Tensor {
         name: part.name.clone(),
@@ -194,7 +194,7 @@ fn plain(at: usize, part: &Part) -> Tensor {
     }
 }
 
-/// Rows and columns of a block, as a configuration says.
+/// Returns rows and columns of an FP8 block, as declared by `quantization_config.weight_block_size`.
 fn block_size(config: Option<&Config>) -> Option<(u64, u64)> {
     let size = config?.get("quantization_config")?.get("weight_block_size")?.as_array()?;
     match size.as_slice() {
@@ -209,12 +209,12 @@ struct Pairing<'a> {
     block_size: Option<(u64, u64)>,
 }
 
-/// A tensor, and the other parts it needs.
-type Found = Result<(Tensor, Vec<usize>), String>;
+/// A tensor and its companion parts, or why a part does not fit with them.
+type Recognised = Result<(Tensor, Vec<usize>), String>;
 
 impl Pairing<'_> {
-    /// The tensor whose elements part `at` holds, unless it turns out to be read beside another.
-    fn tensor(&self, at: usize) -> Found {
+    /// Recognises the tensor whose elements part `at` holds. The part may still be the companion of another tensor.
+    fn tensor(&self, at: usize) -> Recognised {
         let part = &self.parts[at];
         if let Some(base) = part.name.strip_suffix("_blocks").filter(|_| part.dtype == Dtype::U8) {
             return self.mxfp4(at, base);
@@ -232,14 +232,14 @@ impl Pairing<'_> {
         self.by_name.get(name).copied()
     }
 
-    /// `part` with elements of type `float` and this shape.
+    /// Makes a tensor of part `at` that decodes to elements of type `float` in this shape.
     fn packed(&self, at: usize, float: Float, shape: Vec<u64>, packing: Packing) -> Result<Tensor, String> {
         let elements = shape.iter().try_fold(1_u64, |product, &length| product.checked_mul(length));
         let bytes = elements.and_then(|elements| float.dtype().bytes(elements)).ok_or("it is too large")?;
         Ok(Tensor { dtype: float.dtype(), shape, bytes, packing, ..plain(at, &self.parts[at]) })
     }
 
-    fn fp8(&self, at: usize, codes: Float8) -> Found {
+    fn fp8(&self, at: usize, codes: Float8) -> Recognised {
         let part = &self.parts[at];
         let names = ["_scale_inv", "_scale"].map(|end| format!("{}{end}", part.name));
         let scales = names.iter().find_map(|name| self.named(name));
@@ -250,7 +250,7 @@ impl Pairing<'_> {
         Ok((tensor, vec![scales]))
     }
 
-    /// Which elements of `codes` share one of `scales`.
+    /// Derives from the two shapes which elements of `codes` share one of `scales`.
     fn blocks(&self, codes: &Part, scales: &Part) -> Result<Blocks, String> {
         let is_scale = Float::of(scales.dtype).is_some() || matches!(scales.dtype, Dtype::F8_E8M0 | Dtype::U8);
         if !is_scale {
@@ -287,7 +287,7 @@ impl Pairing<'_> {
         }
     }
 
-    fn mxfp4(&self, at: usize, base: &str) -> Found {
+    fn mxfp4(&self, at: usize, base: &str) -> Recognised {
         let part = &self.parts[at];
         let name = format!("{base}_scales");
         let scales = self.named(&name).ok_or_else(|| format!("its scales, `{name}`, are not there"))?;
@@ -306,7 +306,7 @@ impl Pairing<'_> {
         Ok((self.packed(at, Float::BF16, shape, Packing::Mxfp4 { scales })?, vec![scales]))
     }
 
-    fn int4(&self, at: usize, base: &str) -> Found {
+    fn int4(&self, at: usize, base: &str) -> Recognised {
         let part = &self.parts[at];
         let name = format!("{base}_scale");
         let scales = self.named(&name).ok_or_else(|| format!("its scales, `{name}`, are not there"))?;
@@ -338,14 +338,14 @@ impl Pairing<'_> {
     }
 }
 
-/// Elements that are decoded together, and the scales for them.
+/// Elements that are decoded together, and the codes and scales to read for them.
 #[derive(Debug)]
-pub struct Request {
-    /// Elements, whole units of codes.
+pub struct DecodeRange {
+    /// Elements, extended to whole units of codes.
     pub elements: Range<u64>,
-    /// Bytes of their codes.
+    /// Bytes within the data of the codes.
     pub codes: Range<u64>,
-    /// Their scales, by number.
+    /// Indices of scales, not bytes.
     pub scales: Range<u64>,
 }
 
@@ -359,7 +359,7 @@ impl Packing {
         }
     }
 
-    /// Its name in documents.
+    /// The name of the form in documents; `None` for plain tensors.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {
         match self {
@@ -371,73 +371,75 @@ impl Packing {
         }
     }
 
-    /// What must be read to decode `elements` of a tensor of rows of `cols`.
+    /// Returns what must be read to decode `elements` of a tensor with `cols` columns.
     #[must_use]
-    pub fn request(self, cols: u64, elements: &Range<u64>) -> Request {
+    pub fn decode_range(self, cols: u64, elements: &Range<u64>) -> DecodeRange {
         let whole = |unit: u64| elements.start / unit * unit..elements.end.div_ceil(unit) * unit;
         match self {
-            Self::Plain => Request { elements: elements.clone(), codes: elements.clone(), scales: 0..0 },
+            Self::Plain => DecodeRange { elements: elements.clone(), codes: elements.clone(), scales: 0..0 },
             Self::Fp8 { blocks, .. } => {
                 let across = cols.div_ceil(blocks.cols);
                 let first = blocks.scale_row(elements.start / cols);
                 let last = blocks.scale_row(elements.end.saturating_sub(1).max(elements.start) / cols);
                 let scales = first * across..(last + 1) * across;
-                Request { elements: elements.clone(), codes: elements.clone(), scales }
+                DecodeRange { elements: elements.clone(), codes: elements.clone(), scales }
             }
             Self::Mxfp4 { .. } => {
                 let elements = whole(BLOCK);
                 let scales = elements.start / BLOCK..elements.end / BLOCK;
-                Request { codes: elements.start / 2..elements.end / 2, scales, elements }
+                DecodeRange { codes: elements.start / 2..elements.end / 2, scales, elements }
             }
             Self::Int4 { group_size, .. } => {
                 let elements = whole(8);
                 let scales = elements.start / group_size..elements.end.div_ceil(group_size);
-                Request { codes: elements.start / 2..elements.end / 2, scales, elements }
+                DecodeRange { codes: elements.start / 2..elements.end / 2, scales, elements }
             }
         }
     }
 
-    /// Decodes `request` of a tensor of rows of `cols` into elements of type `float`, 2 bytes each.
+    /// Decodes `range` of a tensor with `cols` columns into elements of type `float`, 2 bytes each.
     ///
     /// # Panics
-    /// If the codes, the scales or the room are not as long as the request says.
-    pub fn decode(self, float: Float, cols: u64, request: &Request, codes: &[u8], scales: &[f32], out: &mut [u8]) {
+    /// If `codes`, `scales` or `out` are not as long as `range` demands.
+    pub fn decode(self, float: Float, cols: u64, range: &DecodeRange, codes: &[u8], scales: &[f32], out: &mut [u8]) {
         let out: &mut [u16] = bytemuck::cast_slice_mut(out);
         match self {
-            Self::Plain => unreachable!("what is plain is read as it is"),
+            Self::Plain => unreachable!("plain tensors need no decoding"),
             Self::Fp8 { codes: float8, blocks, .. } => {
                 let values = float8.values();
                 let across = cols.div_ceil(blocks.cols);
                 let mut done = 0;
                 while done < out.len() {
-                    let at = request.elements.start + done as u64;
+                    let at = range.elements.start + done as u64;
                     let (row, column) = (at / cols, at % cols);
                     let block = column / blocks.cols;
                     let span = span(done, ((block + 1) * blocks.cols).min(cols) - column, out.len());
-                    let scale = scales[(blocks.scale_row(row) * across + block - request.scales.start) as usize];
+                    let scale = scales[(blocks.scale_row(row) * across + block - range.scales.start) as usize];
                     done = span.end;
-                    put_scaled(float, scale, &codes[span.clone()], &mut out[span], |code| [values[usize::from(code)]]);
+                    decode_scaled(float, scale, &codes[span.clone()], &mut out[span], |code| {
+                        [values[usize::from(code)]]
+                    });
                 }
             }
-            Self::Mxfp4 { .. } => put_halves(float, (&e2m1_values(), BLOCK), request, codes, scales, out),
+            Self::Mxfp4 { .. } => decode_nibbles(float, (&e2m1_values(), BLOCK), range, codes, scales, out),
             Self::Int4 { group_size, .. } => {
                 let values = std::array::from_fn(|code| code as f32 - 8.0);
-                put_halves(float, (&values, group_size), request, codes, scales, out);
+                decode_nibbles(float, (&values, group_size), range, codes, scales, out);
             }
         }
     }
 }
 
-/// From `from` on `length` elements, or as many as there are before `end`.
+/// Returns `length` elements from `from` on, cut off at `end`.
 fn span(from: usize, length: u64, end: usize) -> Range<usize> {
     from..usize::try_from(length).map_or(end, |length| end.min(from.saturating_add(length)))
 }
 
-/// Codes of four bits, two a byte, `group_size` of them with the same scale.
-fn put_halves(
+/// Decodes codes of 4 bits, two per byte, low nibble first. `group_size` elements share a scale.
+fn decode_nibbles(
     float: Float,
     (values, group_size): (&[f32; 16], u64),
-    request: &Request,
+    range: &DecodeRange,
     codes: &[u8],
     scales: &[f32],
     out: &mut [u16],
@@ -445,25 +447,28 @@ fn put_halves(
     let pairs: [[f32; 2]; 256] = std::array::from_fn(|both| [values[both & 15], values[both >> 4]]);
     let mut done = 0;
     while done < out.len() {
-        let at = request.elements.start + done as u64;
+        let at = range.elements.start + done as u64;
         let span = span(done, group_size - at % group_size, out.len());
-        let scale = scales[(at / group_size - request.scales.start) as usize];
+        let scale = scales[(at / group_size - range.scales.start) as usize];
         done = span.end;
-        put_scaled(float, scale, &codes[span.start / 2..span.end / 2], &mut out[span], |both| pairs[usize::from(both)]);
+        decode_scaled(float, scale, &codes[span.start / 2..span.end / 2], &mut out[span], |both| {
+            pairs[usize::from(both)]
+        });
     }
 }
 
-/// Puts what each byte of `codes` stands for, by `scale`: some at a time, for the processor to round them side by side.
-fn put_scaled<const N: usize>(
+/// Decodes each byte of `codes` to `N` values, multiplies them by `scale`, and rounds them to `float`. It works on batches,
+/// so that the compiler vectorises multiplication and rounding.
+fn decode_scaled<const N: usize>(
     float: Float,
     scale: f32,
     codes: &[u8],
     out: &mut [u16],
     values: impl Fn(u8) -> [f32; N],
 ) {
-    const AT_ONCE: usize = 128;
-    let mut wide = [0.0; AT_ONCE];
-    for (codes, out) in codes.chunks(AT_ONCE / N).zip(out.chunks_mut(AT_ONCE)) {
+    const BATCH_ELEMENTS: usize = 128;
+    let mut wide = [0.0; BATCH_ELEMENTS];
+    for (codes, out) in codes.chunks(BATCH_ELEMENTS / N).zip(out.chunks_mut(BATCH_ELEMENTS)) {
         let wide = &mut wide[..out.len()];
         for (wide, &code) in wide.as_chunks_mut::<N>().0.iter_mut().zip(codes) {
             *wide = values(code);
@@ -476,17 +481,17 @@ fn put_scaled<const N: usize>(
 }
 
 impl Blocks {
-    /// Which row of scales row `row` of the stack has.
+    /// Returns the row of scales for row `row` of the stack.
     fn scale_row(self, row: u64) -> u64 {
         let per_matrix = self.matrix_rows.div_ceil(self.rows);
         row / self.matrix_rows * per_matrix + row % self.matrix_rows / self.rows
     }
 }
 
-/// Widens scales of type `dtype`.
+/// Widens scales of type `dtype`, a float type or E8M0, to `f32`.
 ///
 /// # Panics
-/// If the lengths do not fit.
+/// If `dtype` is a float type and the lengths do not fit.
 pub(crate) fn widen_scales(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match Float::of(dtype) {
         Some(float) => float.widen(bytes, out),

@@ -1,4 +1,4 @@
-//! One file of a checkpoint. It is opened by the thread that reads from it, and stays open only there.
+//! One file of a checkpoint. Each thread that reads it opens it for itself.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -6,23 +6,23 @@ use std::path::PathBuf;
 use crate::container::{self, Header};
 use crate::error::{Error, FileFault, Result};
 
-/// A file of tensors whose header was checked.
+/// A file of tensors with a checked header.
 #[derive(Clone, Debug)]
 pub struct Shard {
-    /// Where it is, symbolic links resolved.
+    /// The path, symbolic links resolved.
     pub path: PathBuf,
-    /// Its name in the checkpoint's directory.
+    /// The file name in the checkpoint's directory.
     pub name: String,
-    /// Its length.
+    /// Length of the file, in bytes.
     pub bytes: u64,
-    /// Length of its header, with the eight bytes before it.
+    /// Length of everything before the data, in bytes.
     pub header_bytes: u64,
     /// SHA-256 of the header's text.
     pub header_sha256: String,
 }
 
 impl Shard {
-    /// Opens `path`, known in the checkpoint as `name`, and checks its header.
+    /// Opens `path`, which the checkpoint calls `name`, and checks its header.
     ///
     /// # Errors
     /// As [`Container::read`](container::Container::read).
@@ -34,10 +34,10 @@ impl Shard {
         Ok((Self { path, name, bytes, header_bytes, header_sha256 }, header))
     }
 
-    /// The file, for reading.
+    /// Opens the file for reading.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`FileFault::Changed`] if its length is not what it was.
+    /// [`Error::Io`]; [`FileFault::Changed`] if its length has changed since [`open`](Self::open).
     pub fn file(&self) -> Result<File> {
         let file = File::open(&self.path).map_err(Error::io("opening", &self.path))?;
         let bytes = file.metadata().map_err(Error::io("reading", &self.path))?.len();

@@ -1,14 +1,15 @@
-//! Streaming a tensor's rows, a few at a time.
+//! Reads tensors in chunks of rows.
 //!
-//! The unit of work is the *band*: [`BAND_ROWS`] rows side by side, counted from the tensor's first row. Bands are read in
-//! *chunks* of about as many bytes as the caller likes; what is computed of a band does not depend on that.
+//! The unit of computation is the *band*: a transposed tile of [`BAND_ROWS`] rows, counted from the tensor's first row. The
+//! unit of reading is the *chunk*: several bands, about as many bytes as the caller asks for. The result of a band does not
+//! depend on the size of chunks.
 
 use std::fs::File;
 use std::ops::Range;
 
 use super::prequantized::{Packing, widen_scales};
 use super::{Checkpoint, Part, Tensor, View};
-use crate::container::file::{PageBuffer, read_at, read_soon};
+use crate::container::file::{PageBuffer, prefetch, read_at};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::pool::Workers;
@@ -16,10 +17,10 @@ use crate::progress::Progress;
 use crate::simd::vector::{BAND_ROWS, Column};
 use crate::{band, simd::Isa};
 
-/// Bytes of source that are read at a time, unless the caller says otherwise.
+/// Default size of a chunk, in bytes of source.
 pub const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Bytes that may be held to save time, unless the caller says otherwise.
+/// Default size of the caches of weights and activations, in bytes.
 pub const HELD_BYTES: u64 = 320 << 20;
 
 pub(crate) use crate::band::{cut, rows_of};
@@ -27,21 +28,21 @@ pub(crate) use crate::band::{cut, rows_of};
 /// What every pass over a checkpoint needs.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
-    /// What is read.
+    /// The source.
     pub checkpoint: &'a Checkpoint,
-    /// Who works.
+    /// The thread pool.
     pub workers: &'a Workers,
-    /// Who watches.
+    /// Progress and cancellation.
     pub progress: &'a Progress,
-    /// With which instructions.
+    /// The instruction set of the kernels.
     pub isa: Isa,
-    /// About how many bytes are read at a time.
+    /// Approximate size of a chunk, in bytes of source.
     pub chunk_bytes: u64,
-    /// Bytes of weights, or of what layers make of their inputs, that may be held to save reading and computing them again.
+    /// Size of the caches, in bytes: weights and activations that are kept instead of being read or computed again.
     pub held_bytes: u64,
 }
 
-/// Bytes of a tensor, held.
+/// A copy of some bytes of a tensor, decoded.
 pub struct Block {
     buffer: PageBuffer,
     bytes: usize,
@@ -55,19 +56,19 @@ impl Block {
     }
 }
 
-/// How far ahead of what is read the system is asked to read.
-const AHEAD_BYTES: u64 = 16 << 20;
+/// Distance of prefetching: the system is asked for the bytes this far after a read.
+const PREFETCH_DISTANCE_BYTES: u64 = 16 << 20;
 
-/// Reads of fewer bytes jump about, and say nothing of what comes next.
-const LEAST_AHEAD_BYTES: u64 = 128 << 10;
+/// Reads below this size trigger no prefetch: they are not sequential, so they do not predict the next read.
+const MIN_PREFETCH_BYTES: u64 = 128 << 10;
 
-/// Files that a reader keeps open: those of a weight and its scales, and of the weight before.
+/// Files that a reader keeps open: those of a weight and of its scales, and that of the previous weight.
 const OPEN_FILES: usize = 3;
 
-/// One thread's means of reading a checkpoint: buffers, and the files it read last.
+/// Reads a checkpoint for one thread. It keeps buffers, and the files it has read last.
 #[derive(Default)]
 pub struct Reader {
-    /// Shards and their files, the last one used first.
+    /// Indices of shards and their files, most recently used first.
     open: Vec<(usize, File)>,
     buffer: PageBuffer,
     codes: PageBuffer,
@@ -77,7 +78,7 @@ pub struct Reader {
     band: PageBuffer,
 }
 
-/// Fills `buffer` from `offset` of shard `shard`, one of `open` or opened for it.
+/// Fills `buffer` with the bytes of shard `shard` from `offset` on. Takes the file from `open`, or opens it.
 fn fill(
     open: &mut Vec<(usize, File)>,
     checkpoint: &Checkpoint,
@@ -94,8 +95,8 @@ fn fill(
     }
     read_at(&open[0].1, &found.path, buffer, offset)?;
     let bytes = buffer.len() as u64;
-    if bytes >= LEAST_AHEAD_BYTES {
-        read_soon(&open[0].1, offset + AHEAD_BYTES, bytes);
+    if bytes >= MIN_PREFETCH_BYTES {
+        prefetch(&open[0].1, offset + PREFETCH_DISTANCE_BYTES, bytes);
     }
     Ok(())
 }
@@ -105,7 +106,7 @@ fn length(range: &Range<u64>) -> Result<usize> {
 }
 
 impl Reader {
-    /// The bytes `range` of the data of `part`, as they are stored.
+    /// Reads the bytes `range` of the data of `part`, not decoded.
     ///
     /// # Errors
     /// [`Error::Io`], or [`crate::error::FileFault::Changed`].
@@ -118,7 +119,8 @@ impl Reader {
         Ok(buffer)
     }
 
-    /// The bytes `range` of the data of `tensor`, decoded if it is packed: whole elements, then.
+    /// Reads the bytes `range` of the data of `tensor`, decoded. If the tensor is prequantized, `range` must cover whole
+    /// elements.
     ///
     /// # Errors
     /// [`Error::Io`], or [`crate::error::FileFault::Changed`].
@@ -135,23 +137,23 @@ impl Reader {
         }
         let size = float.bytes() as u64;
         let cols = tensor.shape.last().copied().unwrap_or(1).max(1);
-        let request = tensor.packing.request(cols, &(range.start / size..range.end / size));
+        let needed = tensor.packing.decode_range(cols, &(range.start / size..range.end / size));
         let (part, scale_part) = (&checkpoint.parts[tensor.part], &checkpoint.parts[scales]);
         let scale_bytes = scale_part.dtype.bits() / 8;
-        let buffer = self.buffer.get(length(&request.scales)? * scale_bytes as usize);
-        let offset = scale_part.offset + request.scales.start * scale_bytes;
+        let buffer = self.buffer.get(length(&needed.scales)? * scale_bytes as usize);
+        let offset = scale_part.offset + needed.scales.start * scale_bytes;
         fill(&mut self.open, checkpoint, scale_part.shard, offset, buffer)?;
-        self.scales.resize(length(&request.scales)?, 0.0);
+        self.scales.resize(length(&needed.scales)?, 0.0);
         widen_scales(scale_part.dtype, buffer, &mut self.scales);
-        let codes = self.codes.get(length(&request.codes)?);
-        fill(&mut self.open, checkpoint, part.shard, part.offset + request.codes.start, codes)?;
-        let whole = request.elements.start * size..request.elements.end * size;
+        let codes = self.codes.get(length(&needed.codes)?);
+        fill(&mut self.open, checkpoint, part.shard, part.offset + needed.codes.start, codes)?;
+        let whole = needed.elements.start * size..needed.elements.end * size;
         let out = self.buffer.get(length(&whole)?);
-        tensor.packing.decode(float, cols, &request, codes, &self.scales, out);
+        tensor.packing.decode(float, cols, &needed, codes, &self.scales, out);
         Ok(&out[length(&(whole.start..range.start))?..][..bytes])
     }
 
-    /// The same bytes, to keep.
+    /// Reads the same bytes as [`bytes`](Self::bytes), into a buffer of their own.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes).
@@ -166,7 +168,7 @@ impl Reader {
         Ok(Block { bytes: decoded.len(), buffer })
     }
 
-    /// The elements of the rows `rows` of `view`, row after row, as bytes of the tensor's type.
+    /// Reads the rows `rows` of `view`, row by row, as bytes of the tensor's element type.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes).
@@ -188,7 +190,7 @@ impl Reader {
                 out.copy_from_slice(self.bytes(checkpoint, tensor, elements.start * size..elements.end * size)?);
             }
         } else {
-            // Row by row of what is stored: each holds one column.
+            // Transposed: each stored row holds one column of the view.
             let stride = length(&(0..view.row_stride))? * width;
             for column in 0..cols {
                 let first = view.offset + rows.start * view.row_stride + column as u64 * view.col_stride;
@@ -204,8 +206,8 @@ impl Reader {
         Ok(self.gathered.held(count * cols * width))
     }
 
-    /// The codes and the scales of the rows `rows` of `view`, as a packed tensor stores them, row after row. Its rows must
-    /// follow each other in elements, and fill whole units of codes.
+    /// Reads the stored codes and scales of the rows `rows` of `view`, row by row, not decoded. The tensor must be
+    /// prequantized, and each row must be contiguous and fill whole units of codes.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes).
@@ -217,24 +219,24 @@ impl Reader {
     ) -> Result<(Vec<u8>, Vec<u8>)> {
         let tensor = &checkpoint.tensors[view.tensor];
         let (Some(scales), 1) = (tensor.packing.scales(), view.col_stride) else {
-            return Err(Error::Bug(format!("`{}` is not packed by rows", tensor.name)));
+            return Err(Error::Bug(format!("`{}` has no contiguous rows of codes", tensor.name)));
         };
         let (codes_part, scale_part) = (&checkpoint.parts[tensor.part], &checkpoint.parts[scales]);
         let size = scale_part.dtype.bits() / 8;
         let (mut codes, mut found) = (Vec::new(), Vec::new());
-        let at_once = if view.is_contiguous() { length(rows)?.max(1) } else { 1 };
-        for first in rows.clone().step_by(at_once) {
-            let elements = view.row(first).start..view.row(first + at_once as u64 - 1).end;
-            let request = tensor.packing.request(view.cols, &elements);
-            codes.extend_from_slice(self.stored(checkpoint, codes_part, request.codes)?);
-            let bytes = request.scales.start * size..request.scales.end * size;
+        let rows_per_read = if view.is_contiguous() { length(rows)?.max(1) } else { 1 };
+        for first in rows.clone().step_by(rows_per_read) {
+            let elements = view.row(first).start..view.row(first + rows_per_read as u64 - 1).end;
+            let needed = tensor.packing.decode_range(view.cols, &elements);
+            codes.extend_from_slice(self.stored(checkpoint, codes_part, needed.codes)?);
+            let bytes = needed.scales.start * size..needed.scales.end * size;
             found.extend_from_slice(self.stored(checkpoint, scale_part, bytes)?);
         }
         Ok((codes, found))
     }
 
-    /// Calls `each` with every one of the `bands` of `view`: the range of its rows, the band, and
-    /// the rows' bytes. They are laid side by side with the instructions of `isa`.
+    /// Calls `each` for every one of the `bands` of `view`, with its range of rows, its columns, and the bytes of its rows.
+    /// Rows are transposed with the instructions of `isa`.
     ///
     /// # Errors
     /// As [`bytes`](Self::bytes), and those of `each`.
@@ -245,16 +247,17 @@ impl Reader {
         bands: &Range<u64>,
         mut each: impl FnMut(Range<u64>, &[Column], &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("bands of what is no matrix".to_owned()))?;
+        let matrix =
+            view.matrix(checkpoint).ok_or_else(|| Error::Bug("a view that is not a matrix has no bands".to_owned()))?;
         let rows = rows_of(matrix, bands);
         let (mut row, mut band) = (std::mem::take(&mut self.row), std::mem::take(&mut self.band));
-        let side_by_side: &mut [Column] = band.elements(length(&(0..matrix.cols))?);
+        let columns: &mut [Column] = band.elements(length(&(0..matrix.cols))?);
         let mut first = rows.start;
         let band_bytes = length(&(0..matrix.row_bytes()))? * BAND_ROWS;
         for source in self.rows(checkpoint, view, &rows)?.chunks(band_bytes) {
-            band::load(isa, matrix.float, source, &mut row, side_by_side);
+            band::load(isa, matrix.float, source, &mut row, columns);
             let after = (first + BAND_ROWS as u64).min(rows.end);
-            each(first..after, side_by_side, source)?;
+            each(first..after, columns, source)?;
             first = after;
         }
         (self.row, self.band) = (row, band);

@@ -1,14 +1,14 @@
-//! A matrix as it is used, and where its elements are.
+//! A matrix as a strided view of a tensor.
 //!
-//! Releases store matrices transposed, stacked, fused by halves or in turns. Each of these is a pattern of strides over
-//! the elements of one tensor:
+//! Releases store matrices transposed, stacked, fused, or interleaved. Each of these is a pattern of strides over the
+//! elements of one tensor:
 //!
 //! | stored | rows | offset, row stride, column stride |
 //! |---|---|---|
 //! | `[rows, cols]` | rows | 0, cols, 1 |
 //! | matrix `e` of a stack `[E, rows, cols]` | rows | e·rows·cols, cols, 1 |
 //! | the second half of `[2·rows, cols]` | rows | rows·cols, cols, 1 |
-//! | every second row, from the first on | rows / 2 | 0, 2·cols, 1 |
+//! | the even rows of two interleaved matrices | rows / 2 | 0, 2·cols, 1 |
 //! | `[inputs, outputs]` | outputs | 0, 1, outputs |
 
 use std::ops::Range;
@@ -16,26 +16,26 @@ use std::ops::Range;
 use super::{Checkpoint, Matrix, Tensor};
 use crate::dtype::Float;
 
-/// A matrix of `rows` outputs and `cols` inputs among the elements of a tensor: `(i, j)` is element
-/// `offset + i · row_stride + j · col_stride`.
+/// A matrix of `rows` outputs and `cols` inputs. Its element `(i, j)` is element `offset + i · row_stride + j · col_stride`
+/// of the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct View {
     /// Index of the tensor in its checkpoint.
     pub tensor: usize,
-    /// Element of the tensor that is the first.
+    /// Element of the tensor at row 0, column 0.
     pub offset: u64,
     /// Output channels.
     pub rows: u64,
     /// Input channels.
     pub cols: u64,
-    /// Elements from one row to the next.
+    /// Distance between rows, in elements.
     pub row_stride: u64,
-    /// Elements from one column to the next.
+    /// Distance between columns, in elements.
     pub col_stride: u64,
 }
 
 impl View {
-    /// All elements of `tensor`, number `index`, in rows as long as its last dimension.
+    /// Views all of `tensor`, number `index` of its checkpoint, in rows as long as its last dimension.
     #[must_use]
     pub fn whole(index: usize, tensor: &Tensor) -> Self {
         let cols = tensor.shape.last().copied().unwrap_or(1);
@@ -43,65 +43,65 @@ impl View {
         Self { tensor: index, offset: 0, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
-    /// Rows `first`, `first + step`, … of these, `count` of them.
+    /// Selects `count` rows: `first`, `first + step`, ….
     #[must_use]
     pub fn rows(self, first: u64, step: u64, count: u64) -> Self {
         Self { offset: self.offset + first * self.row_stride, rows: count, row_stride: step * self.row_stride, ..self }
     }
 
-    /// Matrix `at` of a stack of `count`, one after the other.
+    /// Selects matrix `at` of a stack of `count`.
     #[must_use]
     pub fn matrix_of(self, at: u64, count: u64) -> Self {
         let rows = self.rows / count.max(1);
         self.rows(at * rows, 1, rows)
     }
 
-    /// Rows for columns.
+    /// Swaps rows and columns.
     #[must_use]
     pub fn transposed(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
-    /// Elements in it.
+    /// The number of elements.
     #[must_use]
     pub fn elements(&self) -> u64 {
         self.rows * self.cols
     }
 
-    /// Whether its elements follow each other as they are stored.
+    /// Whether its elements are adjacent and row-major in the tensor.
     #[must_use]
     pub fn is_contiguous(&self) -> bool {
         self.col_stride == 1 && (self.row_stride == self.cols || self.rows == 1)
     }
 
-    /// Whether it is all of `tensor`, as it is stored.
+    /// Whether it covers all of `tensor`, in stored order.
     #[must_use]
     pub fn is_whole(&self, tensor: &Tensor) -> bool {
         self.is_contiguous() && self.offset == 0 && self.elements() == tensor.elements()
     }
 
-    /// Its shape and element type, if it has elements and ramrs computes with them.
+    /// The shape as a matrix; `None` if it is empty, or of an element type that ramrs does not decode.
     #[must_use]
     pub fn matrix(&self, checkpoint: &Checkpoint) -> Option<Matrix> {
         let float = Float::of(checkpoint.tensors[self.tensor].dtype)?;
         (self.rows > 0 && self.cols > 0).then_some(Matrix { rows: self.rows, cols: self.cols, float })
     }
 
-    /// The elements of row `row`, if they follow each other.
+    /// The elements of row `row`. The column stride must be 1.
     #[must_use]
     pub fn row(&self, row: u64) -> Range<u64> {
         let first = self.offset + row * self.row_stride;
         first..first + self.cols
     }
 
-    /// Where element `(row, column)` is in `tensor`, by its dimensions.
+    /// The index of element `(row, column)` in the dimensions of `tensor`.
     #[must_use]
     pub fn index(&self, tensor: &Tensor, row: u64, column: u64) -> Vec<u64> {
         unravel(&tensor.shape, self.offset + row * self.row_stride + column * self.col_stride)
     }
 }
 
-/// The index of element `at` of a tensor of that shape.
+/// Converts element number `at` of a tensor of that shape to one index per dimension.
 #[must_use]
 pub(crate) fn unravel(shape: &[u64], mut at: u64) -> Vec<u64> {
     let mut index = Vec::with_capacity(shape.len());

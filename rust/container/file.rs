@@ -1,8 +1,7 @@
 //! Positional reads and writes, and page-aligned buffers.
 //!
-//! Files are read with positional reads into buffers of our own, not mapped: a mapped file that someone truncates
-//! kills the process, its pages count as our memory, and the copy is cheap if the buffer is page-aligned (see
-//! `docs/design.md`).
+//! Files are read into buffers, not mapped. Truncating a mapped file kills the process, mapped pages count as memory of
+//! the process, and the copy is cheap if the buffer is page-aligned (see `docs/design.md`).
 
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -14,12 +13,12 @@ use crate::error::{Error, Result};
 /// Fills `buffer` with the bytes of `file` from `offset`; `path` is for errors.
 ///
 /// # Errors
-/// [`Error::Io`], also if the file ends before.
+/// [`Error::Io`], also if the file is too short.
 pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
     file.read_exact_at(buffer, offset).map_err(Error::io("reading", path))
 }
 
-/// Writes `content` into `file` from `offset`; `path` is for errors.
+/// Writes `content` to `file` from `offset` on; `path` is for errors.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -27,13 +26,12 @@ pub(crate) fn write_at(file: &File, path: &Path, content: &[u8], offset: u64) ->
     file.write_all_at(content, offset).map_err(Error::io("writing", path))
 }
 
-/// Tells the system that `bytes` of `file` from `offset` on are read soon. It reads them while others compute; whether it
-/// does is its own affair, and so is any failure.
-pub(crate) fn read_soon(file: &File, offset: u64, bytes: u64) {
+/// Asks the system to read `bytes` of `file` from `offset` on in the background. This is a hint: failures are ignored.
+pub(crate) fn prefetch(file: &File, offset: u64, bytes: u64) {
     let Some(bytes) = NonZeroU64::new(bytes) else { return };
     #[cfg(target_os = "linux")]
     if is_cached(file, offset + bytes.get() - 1) {
-        // Asking would look for each of its pages.
+        // `fadvise` would look up every page of the range.
         return;
     }
     #[cfg(target_vendor = "apple")]
@@ -42,7 +40,7 @@ pub(crate) fn read_soon(file: &File, offset: u64, bytes: u64) {
     let _ = rustix::fs::fadvise(file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
 }
 
-/// Whether the byte at `offset` of `file` is in memory.
+/// Whether the byte at `offset` of `file` is in the page cache.
 #[cfg(target_os = "linux")]
 fn is_cached(file: &File, offset: u64) -> bool {
     use std::io::IoSliceMut;
@@ -58,15 +56,15 @@ const PAGE_BYTES: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_BYTES]);
 
-/// A buffer that starts on a page: the kernel's copy into one that does not is several times slower on some CPUs, and what a
-/// register takes from one does not lie across two lines of the cache.
+/// A buffer that starts on a page boundary. On some CPUs the system copies into unaligned buffers several times slower;
+/// and no vector load crosses a cache line.
 #[derive(Default)]
 pub struct PageBuffer {
     pages: Vec<Page>,
 }
 
 impl PageBuffer {
-    /// The first `bytes` of the buffer, grown if need be. What they hold is whatever was there before.
+    /// Returns the first `bytes` of the buffer, and grows it if necessary. Their content is unspecified.
     pub fn get(&mut self, bytes: usize) -> &mut [u8] {
         let pages = bytes.div_ceil(PAGE_BYTES);
         if self.pages.len() < pages {
@@ -75,12 +73,15 @@ impl PageBuffer {
         &mut bytemuck::cast_slice_mut(&mut self.pages)[..bytes]
     }
 
-    /// The first `count` elements of the buffer, as [`get`](Self::get) gives bytes.
+    /// Returns the first `count` elements of the buffer. See [`get`](Self::get).
     pub fn elements<T: bytemuck::Pod>(&mut self, count: usize) -> &mut [T] {
         bytemuck::cast_slice_mut(self.get(count * size_of::<T>()))
     }
 
-    /// The first `bytes` of the buffer, which was that long before.
+    /// Returns the first `bytes` of the buffer, without growing it.
+    ///
+    /// # Panics
+    /// If it is shorter.
     #[must_use]
     pub fn held(&self, bytes: usize) -> &[u8] {
         &bytemuck::cast_slice(&self.pages)[..bytes]

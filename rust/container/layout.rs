@@ -1,70 +1,69 @@
-//! Where every byte of the output will be: a pure function of names, types and shapes.
+//! The layout of the output: the place of every byte, as a pure function of names, types and shapes.
 
 use super::Container;
 use crate::dtype::Dtype;
 
-/// Tensor data per file, unless the caller says otherwise: 5 GiB, as `mlx_lm` and the Hugging Face hub like it.
+/// Default limit of tensor data per file, in bytes: 5 GiB, as `mlx_lm` and the Hugging Face hub have it.
 pub(crate) const SHARD_BYTES: u64 = 5 << 30;
 
 /// A tensor to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredTensor {
-    /// Its name.
     pub name: String,
-    /// Its element type.
     pub dtype: Dtype,
-    /// Its shape.
     pub shape: Vec<u64>,
-    /// Its length in bytes.
     pub bytes: u64,
-    /// Bytes for each row of the matrix that it stores; 0 if it does not grow with rows.
-    pub row_bytes: u64,
+    /// Whether it holds the rows of a matrix, one after the other, and so grows with them.
+    pub grows: bool,
 }
 
 impl StoredTensor {
-    /// As a header lists it: name, element type, shape, length.
+    /// Bytes of it for each of `rows` rows; 0 if it does not grow with them.
+    pub(crate) fn row_bytes(&self, rows: u64) -> u64 {
+        if self.grows { self.bytes.checked_div(rows).unwrap_or(0) } else { 0 }
+    }
+
+    /// The fields of a header entry: name, element type, shape, length in bytes.
     pub(super) fn listed(&self) -> (&str, Dtype, &[u64], u64) {
         (&self.name, self.dtype, &self.shape, self.bytes)
     }
 }
 
-/// Where a stored tensor is.
+/// The place of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
-    /// Which file.
+    /// Index into [`Layout::files`].
     pub file: usize,
     /// Offset of its data in that file, in bytes.
     pub offset: u64,
 }
 
-/// A file of the output: its header, and how long it is.
+/// A file of the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PlannedFile {
-    /// Its name.
     pub name: String,
     /// Everything before the data.
     pub head: Vec<u8>,
-    /// Its length.
+    /// Length of the file, in bytes.
     pub bytes: u64,
 }
 
-/// All files of weights, and where each tensor is in them.
+/// All files of weights, and the place of each tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// The files.
     pub files: Vec<PlannedFile>,
-    /// Location of each tensor of each module, in the order they were given.
+    /// The place of each tensor of each module, in the order of the modules given to [`lay_out`].
     pub modules: Vec<Vec<Location>>,
 }
 
 impl Layout {
-    /// Bytes of all files.
+    /// Total length of the files, in bytes.
     #[must_use]
     pub(crate) fn file_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    /// The tensors of `modules`, which were laid out so, and where each is.
+    /// The tensors of `modules` with their places. `modules` must be those that were laid out.
     pub(crate) fn placed<'a>(
         &'a self,
         modules: &'a [Vec<StoredTensor>],
@@ -73,8 +72,8 @@ impl Layout {
     }
 }
 
-/// Lays out `modules`, each a list of tensors that belong together, over files of at most `shard_bytes` of data (or
-/// one module, if that is longer). `metadata` goes into each file.
+/// Lays out `modules` over files of at most `shard_bytes` of data each. The tensors of a module stay in one file, so a
+/// file with a single module may be longer. Every file gets `metadata`.
 #[must_use]
 pub(crate) fn lay_out(
     container: &dyn Container,
@@ -116,7 +115,7 @@ mod tests {
 
     fn stored(name: &str, dtype: Dtype, elements: u64) -> StoredTensor {
         let bytes = dtype.bytes(elements).unwrap();
-        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, row_bytes: 0 }
+        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, grows: true }
     }
 
     fn data(layout: &Layout, modules: &[Vec<StoredTensor>]) -> Vec<Vec<u8>> {

@@ -1,8 +1,9 @@
-//! Containers: files of tensors, one file here and one line of [`CONTAINERS`] each.
+//! Containers: kinds of files that hold tensors. Each is one file here and one line of [`CONTAINERS`].
 //!
-//! A container reads what a file holds and writes what one is to hold. What the tensors mean is the format's affair.
+//! A container reads and composes headers. It knows names, types and shapes; the output format knows what they mean.
 
 pub(crate) mod file;
+pub(crate) mod gguf;
 mod layout;
 pub(crate) mod safetensors;
 
@@ -16,73 +17,70 @@ pub(crate) use safetensors::Safetensors;
 use crate::dtype::Dtype;
 use crate::error::Result;
 
-/// The containers there are.
+/// All containers.
 const CONTAINERS: &[&dyn Container] = &[&Safetensors];
 
 /// A kind of file that holds tensors.
 pub(crate) trait Container: Sync {
-    /// Whether a file of this name is one.
+    /// Whether files of this name belong to this container.
     fn owns(&self, file_name: &str) -> bool;
 
     /// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
     ///
     /// # Errors
-    /// [`Error::File`](crate::error::Error::File) and [`Error::Entry`](crate::error::Error::Entry) for whatever is not as the
-    /// container demands, [`Error::Io`](crate::error::Error::Io).
+    /// [`Error::File`](crate::error::Error::File) and [`Error::Entry`](crate::error::Error::Entry) for violations of the
+    /// container's rules, [`Error::Io`](crate::error::Error::Io).
     fn read(&self, file: &File, path: &Path, file_bytes: u64) -> Result<Header>;
 
-    /// Name of file `at` of `count` that an output consists of.
+    /// The name of file `at` of the `count` files of an output.
     fn shard_name(&self, at: usize, count: usize) -> String;
 
-    /// Arranges `tensors` in one file. `metadata` are texts by key.
+    /// Arranges `tensors` in one file, with `metadata` as pairs of key and text.
     fn arrange(&self, metadata: &[(&str, &str)], tensors: &[&StoredTensor]) -> ArrangedFile;
 
-    /// Name and text of the file that lists which of the files of `layout` holds which tensor of `modules`, if there is
-    /// one. The tensors stand for `parameters` weights.
+    /// Name and text of the index, which maps the tensors of `modules` to the files of `layout`; `None` if the container
+    /// has no index. `parameters` is the number of weights that the tensors encode.
     fn index(&self, layout: &Layout, modules: &[Vec<StoredTensor>], parameters: u64) -> Option<(&'static str, String)>;
 }
 
-/// The container of files called `file_name`, if there is one.
+/// The container that files called `file_name` belong to.
 #[must_use]
 pub(crate) fn of_file(file_name: &str) -> Option<&'static dyn Container> {
     CONTAINERS.iter().copied().find(|container| container.owns(file_name))
 }
 
-/// One tensor as a header lists it.
+/// A header's entry for one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// Its name.
     pub name: String,
-    /// Its element type.
     pub dtype: Dtype,
-    /// Its dimensions, outermost first; none for a scalar.
+    /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
-    /// Where its data begin, in bytes from the start of the file.
+    /// Offset of the data from the start of the file, in bytes.
     pub offset: u64,
-    /// How many bytes they are.
+    /// Length of the data, in bytes.
     pub bytes: u64,
 }
 
-/// A header, checked.
+/// A checked header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The tensors, in the order of their data.
+    /// In the order of the data.
     pub entries: Vec<TensorEntry>,
-    /// Texts by key.
     pub metadata: BTreeMap<String, String>,
-    /// Where the data begin, in bytes from the start of the file.
+    /// Offset of the first tensor's data from the start of the file, in bytes.
     pub bytes: u64,
     /// SHA-256 of the header's text.
     pub sha256: String,
 }
 
-/// A file as a container arranges it.
+/// The header and the offsets of a file to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ArrangedFile {
     /// Everything before the data.
     pub head: Vec<u8>,
-    /// Where the data of each tensor begin, in bytes from the start of the file.
+    /// Offset of the data of each tensor from the start of the file, in bytes.
     pub offsets: Vec<u64>,
-    /// Length of the file.
+    /// Length of the file, in bytes.
     pub bytes: u64,
 }

@@ -1,9 +1,9 @@
-//! safetensors: a JSON header, then the data. The header is checked before anything else is believed.
+//! safetensors: a JSON header, then the data. The header is checked before any of it is used.
 //!
-//! A file is eight bytes of header length, the header (a JSON object: names to `{dtype, shape, data_offsets}`, and
-//! `__metadata__`), and the data. The format demands that tensors fill the data section without holes or overlaps;
-//! that and every size is checked here, in integers that cannot wrap, against the true length of the file. Nothing is
-//! allocated by a number that the file claims alone.
+//! A file consists of the length of the header (8 bytes), the header, and the data. The header is a JSON object of names
+//! to `{dtype, shape, data_offsets}`, and `__metadata__`. The format demands that tensors fill the data section without
+//! holes or overlaps. This module checks that and every size against the length of the file, in arithmetic that cannot
+//! overflow. It allocates nothing by a size that only the header claims.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,6 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// The longest header the format allows, in bytes.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The container.
 #[derive(Debug)]
 pub(crate) struct Safetensors;
 
@@ -47,8 +46,7 @@ impl Container for Safetensors {
         }
     }
 
-    /// Tensors are ordered by falling alignment, so that each lies at a multiple of its element's size without gaps; then
-    /// as they come.
+    /// Orders tensors by decreasing element size, so that each is aligned without gaps. The order is stable.
     fn arrange(&self, metadata: &[(&str, &str)], tensors: &[&StoredTensor]) -> ArrangedFile {
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&at| (Reverse(tensors[at].dtype.bits()), at));
@@ -62,7 +60,6 @@ impl Container for Safetensors {
         ArrangedFile { head, offsets, bytes }
     }
 
-    /// `model.safetensors.index.json`.
     fn index(&self, layout: &Layout, modules: &[Vec<StoredTensor>], parameters: u64) -> Option<(&'static str, String)> {
         let total_size: u64 = modules.iter().flatten().map(|tensor| tensor.bytes).sum();
         let weight_map: BTreeMap<&str, &str> = layout
@@ -80,7 +77,7 @@ impl Container for Safetensors {
 /// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
 ///
 /// # Errors
-/// [`Error::File`] and [`Error::Entry`] for whatever is not as the format demands, [`Error::Io`].
+/// [`Error::File`] and [`Error::Entry`] for violations of the format, [`Error::Io`].
 fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
     let mut length = [0; 8];
     if file_bytes < 8 {
@@ -90,7 +87,7 @@ fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
     let claimed = u64::from_le_bytes(length);
     let limit = MAX_HEADER_BYTES.min(file_bytes - 8);
     if claimed > limit {
-        // Only now: a length that is possible may begin with the bytes of another format.
+        // Only for impossible lengths: a possible length may begin with the magic bytes of another format.
         return Err(Error::file(path, other_format(length).unwrap_or(FileFault::HeaderLength { claimed, limit })));
     }
     let mut text = vec![0; usize::try_from(claimed).map_err(|_| Error::Bug("header length".to_owned()))?];
@@ -100,10 +97,10 @@ fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
     Ok(Header { entries, metadata: listed.metadata, bytes: 8 + claimed, sha256: Digest::of(&text) })
 }
 
-/// A tensor as a header is to list it: name, element type, shape and length in bytes.
+/// The fields of a header entry: name, element type, shape, length in bytes.
 pub(crate) type Listed<'a> = (&'a str, Dtype, &'a [u64], u64);
 
-/// The header of a file that holds `tensors` in this order, with its length in front, padded to 8 bytes.
+/// Composes the header of a file that holds `tensors` in this order: the length, then the text, padded to 8 bytes.
 #[must_use]
 pub(crate) fn compose<'a>(metadata: &[(&str, &str)], tensors: impl Iterator<Item = Listed<'a>>) -> Vec<u8> {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
@@ -127,7 +124,7 @@ pub(crate) fn compose<'a>(metadata: &[(&str, &str)], tensors: impl Iterator<Item
     head
 }
 
-/// What the first bytes say the file is, if not safetensors.
+/// Recognises another format by its first bytes.
 fn other_format(start: [u8; 8]) -> Option<FileFault> {
     match start {
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => Some(FileFault::Pickle),
@@ -138,19 +135,19 @@ fn other_format(start: [u8; 8]) -> Option<FileFault> {
     }
 }
 
-/// An entry as it stands in the header, nothing checked.
+/// An entry as the header states it, not checked yet.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Unchecked {
+struct RawEntry {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: [u64; 2],
 }
 
-/// What a header lists, in its own order; an entry that is none comes with the reason.
+/// The contents of a header, in its order. A malformed entry comes with the reason.
 #[derive(Default)]
 struct Listing {
-    entries: Vec<(String, std::result::Result<Unchecked, String>)>,
+    entries: Vec<(String, std::result::Result<RawEntry, String>)>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -178,7 +175,7 @@ impl<'de> Deserialize<'de> for Listing {
                     if name == "__metadata__" {
                         listing.metadata.append(&mut map.next_value()?);
                     } else {
-                        // A raw value first: a malformed entry is reported with its name.
+                        // Read as a raw value first, so that the error for a malformed entry can name the tensor.
                         let raw = map.next_value::<Box<RawValue>>()?;
                         listing
                             .entries
@@ -192,10 +189,10 @@ impl<'de> Deserialize<'de> for Listing {
     }
 }
 
-/// Checks every entry against the `available` bytes of data that begin at `start`.
+/// Checks every entry against the data section, `available` bytes from `start` on.
 fn check(
     path: &Path,
-    listed: Vec<(String, std::result::Result<Unchecked, String>)>,
+    listed: Vec<(String, std::result::Result<RawEntry, String>)>,
     start: u64,
     available: u64,
 ) -> Result<Vec<TensorEntry>> {
@@ -226,7 +223,7 @@ fn check(
     contiguous(path, entries, start, start + available)
 }
 
-/// The entries in the order of their data, which must fill `start..end` exactly.
+/// Sorts the entries by offset, and checks that they fill `start..end` exactly.
 fn contiguous(path: &Path, mut entries: Vec<TensorEntry>, start: u64, end: u64) -> Result<Vec<TensorEntry>> {
     let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
     entries.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));

@@ -71,6 +71,12 @@ impl Target {
         same.then_some(view.tensor)
     }
 
+    /// Rows of all its views.
+    #[must_use]
+    pub(crate) fn rows(&self) -> u64 {
+        self.views.iter().map(|view| view.rows).sum()
+    }
+
     /// The prequantized form in which `format` passes the whole target through, if it does.
     #[must_use]
     pub(crate) fn packed(&self, checkpoint: &Checkpoint, format: &dyn Format) -> Option<Scheme> {
@@ -223,8 +229,8 @@ pub(crate) fn stored_tensors(
             Extent::PerRow(width) => above.iter().copied().chain([*width]).collect(),
             Extent::Fixed(shape) => shape.clone(),
         };
-        let (bytes, row_bytes) = (part.bytes(matrix.rows), part.row_bytes());
-        StoredTensor { name: format.part_name(name, part.kind), dtype: part.dtype, shape, bytes, row_bytes }
+        let (bytes, grows) = (part.bytes(matrix.rows), matches!(part.extent, Extent::PerRow(_)));
+        StoredTensor { name: format.part_name(name, part.kind), dtype: part.dtype, shape, bytes, grows }
     };
     scheme.parts(matrix).into_iter().map(stored).collect()
 }

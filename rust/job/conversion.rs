@@ -6,7 +6,7 @@ use std::path::Path;
 use super::encode::StoreMode;
 use crate::band::Matrix;
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::prequantized::Use;
+use crate::checkpoint::prequantized::PartUse;
 use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::dtype::Float;
@@ -149,7 +149,10 @@ impl Conversion {
             return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
         }
         let arrangement = format.arrange(&checkpoint, generic)?;
-        Ok(Self::with(checkpoint, format, generic, arrangement))
+        let conversion = Self::with(checkpoint, format, generic, arrangement);
+        // What the runtime refuses in any scheme is known before any work.
+        conversion.check_refusals(|_| Scheme::KEPT)?;
+        Ok(conversion)
     }
 
     /// Opens a checkpoint that the format has no layout for, with every tensor under its source name.
@@ -204,9 +207,9 @@ impl Conversion {
     /// The fate of part `part` of the source.
     pub(crate) fn fate(&self, part: usize) -> Fate<'_> {
         let (tensor, written) = match self.checkpoint.uses[part] {
-            Use::None(why) => return Fate::Unused(why),
-            Use::Beside(tensor) => (tensor, Fate::Companion(tensor)),
-            Use::Elements(tensor) => (tensor, Fate::Written(tensor)),
+            PartUse::Unused(why) => return Fate::Unused(why),
+            PartUse::Companion(tensor) => (tensor, Fate::Companion(tensor)),
+            PartUse::Elements(tensor) => (tensor, Fate::Written(tensor)),
         };
         match &self.dispositions[tensor] {
             Disposition::Tied(to) => Fate::Tied(to),
@@ -237,8 +240,8 @@ impl Conversion {
     /// The role of part `part`. A part that is read together with a weight has the weight's role.
     pub(crate) fn role(&self, part: usize) -> Role {
         let name = match self.checkpoint.uses[part] {
-            Use::Beside(tensor) => &self.checkpoint.tensors[tensor].name,
-            Use::Elements(_) | Use::None(_) => &self.checkpoint.parts[part].name,
+            PartUse::Companion(tensor) => &self.checkpoint.tensors[tensor].name,
+            PartUse::Elements(_) | PartUse::Unused(_) => &self.checkpoint.parts[part].name,
         };
         Name::parse(name).role
     }
@@ -270,7 +273,7 @@ impl Conversion {
     /// With `strict`, the latter are an error.
     ///
     /// # Errors
-    /// [`Error::Unexplained`].
+    /// [`Error::UnrecognisedTensor`].
     pub(crate) fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
         for (reason, count, bytes) in self.left_out() {
             say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
@@ -287,7 +290,7 @@ impl Conversion {
         let listed = format!("{}{more}", listed.join(", "));
         if strict {
             let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
-            return Err(Error::Unexplained {
+            return Err(Error::UnrecognisedTensor {
                 file: self.checkpoint.file_of(tensor).to_owned(),
                 tensor: tensor.name.clone(),
                 reason: (*reason).to_owned(),

@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::codec::{Extent, Rows, Scheme, errors_of};
 use crate::error::Result;
 use crate::format::{Format, stored_tensors};
-use crate::pass::{BandAt, BandJob, Which};
+use crate::pass::{BandAt, BandJob, BandSelection};
 
 /// A quantized tensor of an output, and the source views of its matrices if the source is available.
 pub(crate) struct DecodeJob<'a> {
@@ -81,7 +81,7 @@ pub(crate) fn decode(pass: Pass<'_>, output: &Checkpoint, jobs: &[DecodeJob<'_>]
             let source = job.views.get(view).copied();
             let rows = source.map_or(job.matrix.rows, |view| view.rows);
             matrices.push((at, view, first));
-            bands.push(BandJob { matrix: Matrix { rows, ..job.matrix }, view: source, which: Which::All });
+            bands.push(BandJob { matrix: Matrix { rows, ..job.matrix }, view: source, selection: BandSelection::All });
             first += rows;
         }
     }

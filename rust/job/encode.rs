@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::source_digest::{self, DigestChunk, SourceDigests};
 use super::unit::{self, RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan, WriteJob};
 use crate::band::{cut, rows_of};
-use crate::checkpoint::prequantized::{Packing, Use};
+use crate::checkpoint::prequantized::{Packing, PartUse};
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
@@ -127,7 +127,7 @@ pub(crate) fn encode(
         };
         Queue { pieces, consume }
     };
-    pass.workers.in_lanes(
+    pass.workers.in_queues(
         pass.progress,
         queues.into_iter().zip(&mut folds).map(queue).collect(),
         || (Reader::default(), Scratch::default()),
@@ -192,8 +192,8 @@ impl Writer<'_> {
         let checkpoint = self.pass.checkpoint;
         let unit = |chunk: UnitChunk| Piece { bytes: chunk.bytes, work: Work::Unit(chunk) };
         let (tensor, units) = match checkpoint.uses[part] {
-            Use::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), units[tensor].as_slice()),
-            Use::Beside(_) | Use::None(_) => (None, [].as_slice()),
+            PartUse::Elements(tensor) => (Some(&checkpoint.tensors[tensor]), units[tensor].as_slice()),
+            PartUse::Companion(_) | PartUse::Unused(_) => (None, [].as_slice()),
         };
         let chunks =
             |id: UnitId, tensor: &Tensor| unit::chunks(self.pass, id, &self.jobs[id.output], self.view(id), tensor);
@@ -258,8 +258,8 @@ impl Writer<'_> {
         let matrix = view
             .matrix(checkpoint)
             .ok_or_else(|| Error::Bug("a chunk of bands belongs to a view that is not a matrix".to_owned()))?;
-        let all = rows_of(matrix, bands);
-        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes * (all.end - all.start)) as usize);
+        let (all, rows) = (rows_of(matrix, bands), job.target.rows());
+        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes(rows) * (all.end - all.start)) as usize);
         let mut made = WrittenChunk { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
         reader.bands((checkpoint, self.pass.isa), view, bands, |rows, columns, stored| {
             let band = Band { rows: (rows.end - rows.start) as usize, stored, columns };
@@ -274,10 +274,11 @@ impl Writer<'_> {
     /// Writes the data of a unit's rows, from row `first` on, at their locations.
     fn write_rows(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let job = &self.jobs[id.output];
+        let rows = job.target.rows();
         let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());
         for ((part, location), bytes) in parts {
             let (file, path) = &self.files[location.file];
-            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes;
+            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes(rows);
             write_at(file, path, bytes, location.offset + place)?;
         }
         Ok(())

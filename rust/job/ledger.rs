@@ -37,9 +37,9 @@ pub(crate) type SliceDigests = Vec<(u64, String)>;
 
 impl WrittenTensor<'_> {
     /// Bytes of `part` that store `rows` rows. A part of fixed size counts for the first rows only.
-    fn share_bytes(part: &StoredTensor, rows: u64, is_first: bool) -> u64 {
-        let fixed = if part.row_bytes == 0 && is_first { part.bytes } else { 0 };
-        part.row_bytes * rows + fixed
+    fn share_bytes(&self, part: &StoredTensor, rows: u64, is_first: bool) -> u64 {
+        let fixed = if !part.grows && is_first { part.bytes } else { 0 };
+        part.row_bytes(self.output.target.rows()) * rows + fixed
     }
 
     /// SHA-256 of part `at`, if it is known without reading the output: the part has a fixed size or was written by one
@@ -104,10 +104,10 @@ impl WrittenOutput<'_> {
         line.into = self.into(contributions);
         let mut why: Vec<&str> = Vec::new();
         for contribution in contributions {
-            let WrittenTensor { output, planned, parts, .. } = &self.tensors[contribution.target];
+            let written @ WrittenTensor { output, planned, parts, .. } = &self.tensors[contribution.target];
             let rows: u64 = contribution.views.iter().map(|&view| output.target.views[view].rows).sum();
             let is_first = contribution.views.first() == Some(&0);
-            line.bytes += parts.iter().map(|part| WrittenTensor::share_bytes(part, rows, is_first)).sum::<u64>();
+            line.bytes += parts.iter().map(|part| written.share_bytes(part, rows, is_first)).sum::<u64>();
             if !why.contains(&planned.why.as_str()) {
                 why.push(&planned.why);
             }
@@ -168,9 +168,10 @@ impl WrittenOutput<'_> {
         for (written, records) in self.tensors.iter().zip(&self.encoded.records) {
             for (at, part) in written.parts.iter().enumerate() {
                 if written.digest(at, records).is_none() {
+                    let rows = written.output.target.rows();
                     let views = written.output.target.views.iter().zip(records);
                     let of_view =
-                        views.map(|(view, record)| (view.rows * part.row_bytes, record.parts_sha256[at].clone()));
+                        views.map(|(view, record)| (view.rows * part.row_bytes(rows), record.parts_sha256[at].clone()));
                     slices.insert(part.name.clone(), of_view.collect());
                 }
             }

@@ -13,7 +13,7 @@ use crate::schema::manifest::FILE_NAME;
 /// output may be in the same directory.
 ///
 /// # Errors
-/// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::Foreign`], [`Error::Busy`].
+/// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::NotOurs`], [`Error::Locked`].
 pub(crate) fn check_output_path(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
     if output.as_os_str().is_empty() {
         return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
@@ -31,7 +31,7 @@ pub(crate) fn check_output_path(model: &Path, source_dir: &Path, output: &Path, 
     }
     let is_empty = || fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_none());
     if output.symlink_metadata().is_ok() && !output.join(FILE_NAME).is_file() && !is_empty() {
-        return Err(Error::Foreign { path: output.to_owned() });
+        return Err(Error::NotOurs { path: output.to_owned() });
     }
     Staging::check_free(output)
 }

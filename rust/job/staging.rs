@@ -51,7 +51,7 @@ impl Staging {
     /// Checks, before any work, that no other run is writing `out`.
     ///
     /// # Errors
-    /// [`Error::Busy`].
+    /// [`Error::Locked`].
     pub(crate) fn check_free(out: &Path) -> Result<()> {
         let (_, dir) = partial_path(out)?;
         if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
@@ -167,8 +167,8 @@ fn partial_path(out: &Path) -> Result<(&Path, PathBuf)> {
 
 /// Checks that no process holds the lock of a partial output.
 fn check_abandoned(dir: &Path) -> Result<()> {
-    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Busy { path: dir.to_owned() })?;
-    lock.try_lock().map_err(|_| Error::Busy { path: dir.to_owned() })
+    let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Locked { path: dir.to_owned() })?;
+    lock.try_lock().map_err(|_| Error::Locked { path: dir.to_owned() })
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -22,9 +22,7 @@ pub(crate) fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Schem
     }
     let dtype = tensor.dtype().ok_or_else(|| wrong("its dtype is not one of the format's".to_owned()))?;
     let (name, shape, bytes) = (tensor.name.clone(), tensor.shape.clone(), tensor.bytes);
-    let rows = shape.iter().product::<u64>().checked_div(shape.last().copied().unwrap_or(1)).unwrap_or(0);
-    let row_bytes = bytes.checked_div(rows).unwrap_or(0);
-    Ok(vec![StoredTensor { name, dtype, shape, bytes, row_bytes }])
+    Ok(vec![StoredTensor { name, dtype, shape, bytes, grows: true }])
 }
 
 /// The stored tensors of an output in their schemes, and their locations.

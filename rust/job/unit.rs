@@ -33,7 +33,7 @@ impl WriteJob<'_> {
             return Vec::new();
         };
         let Some(codec) = scheme.codec() else { return Vec::new() };
-        let rows = self.target.views.iter().map(|view| view.rows).sum();
+        let rows = self.target.rows();
         let cols = self.target.views.iter().find_map(|view| Some(view.matrix(checkpoint)?.cols)).unwrap_or(0);
         let matrix = Matrix { rows, cols, float };
         let fixed = |(at, part): (usize, PartSpec)| {

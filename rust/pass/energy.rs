@@ -1,26 +1,26 @@
-//! One pass over matrices: are the weights finite, and how much energy do their rows and columns carry.
+//! Energies of matrices: one pass checks that weights are finite, and sums the squares of rows and columns.
 
 use std::ops::Range;
 
-use super::fold::{BandAt, BandJob, Which};
+use super::fold::{BandAt, BandJob, BandSelection};
 use crate::band::energy;
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, View};
 use crate::error::{Error, Result};
 use crate::simd::vector::{BAND_ROWS, Column};
 
-/// A matrix to measure, and one weight per column to measure it with.
+/// A matrix to measure.
 #[derive(Clone, Copy)]
 pub struct EnergyJob<'a> {
-    /// Where it is.
+    /// The source.
     pub view: View,
-    /// Its shape.
+    /// The shape of `view`.
     pub matrix: Matrix,
-    /// One weight per column.
+    /// The importance of each column.
     pub k: &'a [f32],
 }
 
-/// What was measured of a matrix.
+/// Sums of squares of a matrix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Energy {
     /// `Σ_j k_j w_ij²` of each row `i`.
@@ -31,21 +31,21 @@ pub struct Energy {
     pub plain: f64,
 }
 
-/// Measures each of `asks`.
+/// Computes the energies of the matrices of `jobs`.
 ///
 /// # Errors
-/// [`Error::NonFinite`] and [`Error::TooLarge`] for weights that are none; [`Error::Io`].
-pub fn energies(pass: Pass<'_>, asks: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
-    let rows = |ask: &EnergyJob<'_>| Vec::with_capacity(usize::try_from(ask.matrix.rows).unwrap_or(0));
-    let mut energies: Vec<Energy> = asks.iter().map(|ask| Energy { rows: rows(ask), ..Energy::default() }).collect();
-    let jobs: Vec<BandJob> = asks.iter().map(|ask| all(ask.view, ask.matrix)).collect();
+/// [`Error::NonFinite`] and [`Error::TooLarge`] for invalid weights; [`Error::Io`].
+pub fn energies(pass: Pass<'_>, jobs: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
+    let rows = |job: &EnergyJob<'_>| Vec::with_capacity(usize::try_from(job.matrix.rows).unwrap_or(0));
+    let mut energies: Vec<Energy> = jobs.iter().map(|job| Energy { rows: rows(job), ..Energy::default() }).collect();
+    let bands: Vec<BandJob> = jobs.iter().map(|job| all(job.view, job.matrix)).collect();
     pass.fold_bands(
-        &jobs,
+        &bands,
         || (),
         |(), BandAt { job, rows, band }| {
-            let found = energy(pass.isa, band.columns, asks[job].k);
+            let found = energy(pass.isa, band.columns, jobs[job].k);
             if found.iter().any(|row| !row.plain.is_finite()) {
-                return Err(not_weights(pass, asks[job].view, rows, band.columns));
+                return Err(not_weights(pass, jobs[job].view, rows, band.columns));
             }
             Ok((band.rows, found))
         },
@@ -63,10 +63,10 @@ pub fn energies(pass: Pass<'_>, asks: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
 }
 
 fn all(view: View, matrix: Matrix) -> BandJob {
-    BandJob { matrix, view: Some(view), which: Which::All }
+    BandJob { matrix, view: Some(view), selection: BandSelection::All }
 }
 
-/// Mean square of each column of a matrix.
+/// Computes the mean square of each column of a matrix.
 ///
 /// # Errors
 /// As [`energies`].
@@ -97,7 +97,7 @@ pub(crate) fn column_means(pass: Pass<'_>, view: View, matrix: Matrix) -> Result
     Ok(sums.into_iter().map(|sum| sum / matrix.rows as f64).collect())
 }
 
-/// The error for a band of `view`, holding `rows`, whose squares do not add up to a number.
+/// The error for a band of `view` with the rows `rows` and a non-finite sum of squares.
 fn not_weights(pass: Pass<'_>, view: View, rows: Range<u64>, band: &[Column]) -> Error {
     let tensor = &pass.checkpoint.tensors[view.tensor];
     let file = pass.checkpoint.file_of(tensor).to_owned();

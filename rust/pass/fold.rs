@@ -1,7 +1,7 @@
-//! The loop over bands: matrices are cut into chunks of bands, threads map them, one consumer folds the results in order.
+//! The loop over bands: cuts matrices into chunks of bands, maps them on all threads, and folds the results in order.
 //!
-//! What is computed of a band does not depend on the chunk it is in, and the fold is sequential, so a sum has the same
-//! bits for any number of threads and any size of chunk.
+//! The result of a band does not depend on its chunk, and the fold is sequential. A sum therefore has the same bits for
+//! any number of threads and any size of chunks.
 
 use std::ops::Range;
 
@@ -14,35 +14,32 @@ use crate::error::Result;
 /// A matrix whose bands are visited.
 #[derive(Clone, Debug)]
 pub struct BandJob {
-    /// Its shape.
     pub matrix: Matrix,
-    /// Where it is; none if only the ranges of rows are wanted, and nothing is read.
+    /// The source; `None` to visit ranges of rows without reading them.
     pub view: Option<View>,
-    /// Which of its bands.
-    pub which: Which,
+    pub selection: BandSelection,
 }
 
-/// Which bands of a matrix are visited.
+/// The bands of a matrix that are visited.
 #[derive(Clone, Debug)]
-pub enum Which {
-    /// All, one after the other.
+pub enum BandSelection {
+    /// All bands, in order.
     All,
-    /// These. Each is read by itself.
+    /// The bands of these numbers, each read on its own.
     Sampled(Vec<u64>),
 }
 
-/// A band that is visited.
+/// A band during a visit.
 #[derive(Clone, Debug)]
 pub struct BandAt<'a> {
-    /// Which job it is of.
+    /// Index of the job.
     pub job: usize,
-    /// Its rows.
     pub rows: Range<u64>,
-    /// Its weights; empty for a job without a view.
+    /// The weights; empty for a job without a view.
     pub band: Band<'a>,
 }
 
-/// Bands that a thread takes at a time, all of one job.
+/// The bands that a thread visits at a time, all of one job.
 struct Chunk {
     job: usize,
     bands: Vec<Range<u64>>,
@@ -51,15 +48,15 @@ struct Chunk {
 
 fn chunks(jobs: &[BandJob], chunk_bytes: u64) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
-    for (job, BandJob { matrix, which, .. }) in jobs.iter().enumerate() {
+    for (job, BandJob { matrix, selection, .. }) in jobs.iter().enumerate() {
         let step = chunk_bands(*matrix, chunk_bytes);
         let before = chunks.len();
-        match which {
-            Which::All => {
+        match selection {
+            BandSelection::All => {
                 let chunk = |bands| Chunk { job, bands: vec![bands], is_last: false };
                 chunks.extend(cut(bands(*matrix), step).map(chunk));
             }
-            Which::Sampled(sampled) => {
+            BandSelection::Sampled(sampled) => {
                 let one = |&at: &u64| at..at + 1;
                 let chunk = |some: &[u64]| Chunk { job, bands: some.iter().map(one).collect(), is_last: false };
                 chunks.extend(sampled.chunks(usize::try_from(step).unwrap_or(usize::MAX)).map(chunk));
@@ -73,9 +70,10 @@ fn chunks(jobs: &[BandJob], chunk_bytes: u64) -> Vec<Chunk> {
 }
 
 impl Pass<'_> {
-    /// Calls `each` with every band of `jobs`, in parallel, and `fold` with the results of each chunk of bands, in the
-    /// order of jobs and bands: which job they are of, the results, and whether they are the last of it. `scratch` makes
-    /// what a thread keeps between bands. Progress advances by the bytes of the bands' rows.
+    /// Calls `each` for every band of `jobs`, in parallel, and `fold` for the results of every chunk of bands, in the order
+    /// of jobs and bands. The arguments of `fold` are the index of the job, the results, and whether the chunk is the last
+    /// one of the job. `scratch` makes the state that a thread keeps between bands. Progress advances by the bytes of the
+    /// visited rows.
     ///
     /// # Errors
     /// Those of reading, of `each` and of `fold`.

@@ -1,6 +1,6 @@
-//! Passes over matrices: the one loop over bands ([`fold`]), and what it finds without a scheme ([`energy`]).
+//! Passes over matrices: the loop over bands ([`fold`]), and the energies of matrices ([`energy`]).
 
 pub(crate) mod energy;
 pub(crate) mod fold;
 
-pub(crate) use fold::{BandAt, BandJob, Which};
+pub(crate) use fold::{BandAt, BandJob, BandSelection};

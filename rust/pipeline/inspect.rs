@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::prequantized::Use;
+use crate::checkpoint::prequantized::PartUse;
 use crate::error::{Error, Result};
 use crate::job::conversion::{Conversion, Fate, OutputTensor};
 use crate::name::{Name, Role};
@@ -107,8 +107,8 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
         let PartFate { becomes, why, into } = part_fate(&source, at);
         let role = source.role(at);
         let elements = match source.checkpoint.uses[at] {
-            Use::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
-            Use::Beside(_) | Use::None(_) => 0,
+            PartUse::Elements(tensor) => source.checkpoint.tensors[tensor].elements(),
+            PartUse::Companion(_) | PartUse::Unused(_) => 0,
         };
         let line = roles.entry((role, part.dtype.name())).or_insert_with(|| RoleLine {
             role,

@@ -255,7 +255,7 @@ impl<'a> Planner<'a> {
         let smallest = allocate::minimum(&self.groups) + self.kept_bytes;
         let too_small = |minimum: u64| Error::BudgetTooSmall {
             budget: budget.to_string(),
-            minimum: budget.in_its_unit(minimum, self.analysis.source.parameters, self.analysis.source.file_bytes),
+            minimum: budget.format_like(minimum, self.analysis.source.parameters, self.analysis.source.file_bytes),
             sets_it: explain::explain_minimum(self, minimum - smallest),
         };
         let allocate = |tensor_bytes: u64| {

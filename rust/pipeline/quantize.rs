@@ -15,7 +15,7 @@ use crate::checkpoint::stream::Pass;
 use crate::codec::Encoder;
 use crate::container::file::write_at;
 use crate::digest::Digest;
-use crate::error::{Error, Place, Result};
+use crate::error::{DocumentSource, Error, Result};
 use crate::format::{self, Target};
 use crate::job::conversion::Conversion;
 use crate::job::encode::{StoreMode, encode};
@@ -155,14 +155,14 @@ pub struct OutputRequest {
 /// Checks that [`quantize`] may write the output. A front calls it before it prepares a source by long work of its own.
 ///
 /// # Errors
-/// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::Foreign`], [`Error::Busy`], [`Error::Io`].
+/// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::NotOurs`], [`Error::Locked`], [`Error::Io`].
 pub fn check_output(request: &OutputRequest) -> Result<()> {
     let dir = request.model.canonicalize().map_err(Error::io("resolving", &request.model))?;
     check_output_path(&request.model, &dir, &request.output, request.overwrite)
 }
 
 enum PlanSource {
-    Saved(Box<Plan>, Place),
+    Saved(Box<Plan>, DocumentSource),
     Goal(Goal),
 }
 

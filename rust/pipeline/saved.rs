@@ -1,20 +1,20 @@
 //! Saved analyses and plans: checks that they match the source, and sizes of edited schemes.
 
 use super::sensitivity::Sensitivity;
-use crate::error::{Error, Place, Result};
+use crate::error::{DocumentSource, Error, Result};
 use crate::job::conversion::Conversion;
 use crate::job::stored::StoredOutput;
 use crate::schema::analysis::{Analysis, AnalyzedTensor};
 use crate::schema::plan::{self, Plan};
 
-fn stale<T>(place: &Place, reason: impl Into<String>) -> Result<T> {
+fn stale<T>(place: &DocumentSource, reason: impl Into<String>) -> Result<T> {
     Err(Error::Stale { place: place.clone(), reason: reason.into() })
 }
 
 /// Reads a saved analysis and checks that it matches the source and its sensitivity.
 pub(super) fn fitting(
     analysis: Analysis,
-    place: &Place,
+    place: &DocumentSource,
     conversion: &Conversion,
     sensitivity: &Sensitivity,
 ) -> Result<Analysis> {
@@ -31,7 +31,7 @@ pub(super) fn fitting(
 /// Recomputes the totals from its current schemes.
 pub(super) fn recounted(
     plan: Plan,
-    place: &Place,
+    place: &DocumentSource,
     conversion: &Conversion,
     sensitivity: &Sensitivity,
     shard_bytes: u64,
@@ -46,7 +46,7 @@ pub(super) fn recounted(
     recount(plan, place, conversion, shard_bytes)
 }
 
-fn recount(mut plan: Plan, place: &Place, conversion: &Conversion, shard_bytes: u64) -> Result<Plan> {
+fn recount(mut plan: Plan, place: &DocumentSource, conversion: &Conversion, shard_bytes: u64) -> Result<Plan> {
     if plan.tensors.len() != conversion.outputs.len() {
         let (listed, written) = (plan.tensors.len(), conversion.outputs.len());
         return stale(place, format!("it lists {listed} tensors, and {written} are written"));

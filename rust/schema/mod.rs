@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::codec::Effort;
-use crate::error::{Error, FileFault, Place, Result};
+use crate::error::{DocumentSource, Error, FileFault, Result};
 use crate::rate_distortion::Objective;
 use crate::sensitivity::file::ProbeRecord;
 use crate::sensitivity::prior::Prior;
@@ -137,10 +137,10 @@ impl Saved {
 
     /// The path of the file, for an error about its content.
     #[must_use]
-    pub fn place<D: Document>(&self) -> Place {
+    pub fn place<D: Document>(&self) -> DocumentSource {
         match self {
-            Self::File(path) => Place::File(path.clone()),
-            Self::Given(_) => Place::Given(D::WHAT),
+            Self::File(path) => DocumentSource::File(path.clone()),
+            Self::Given(_) => DocumentSource::Given(D::WHAT),
         }
     }
 }

@@ -18,7 +18,7 @@ fn modules() -> impl Strategy<Value = Vec<Vec<StoredTensor>>> {
         let stored = |(module, tensors): (usize, Vec<(Dtype, Vec<u64>)>)| {
             let stored = |(at, (dtype, shape)): (usize, (Dtype, Vec<u64>))| {
                 let bytes = dtype.bytes(shape.iter().product()).unwrap();
-                StoredTensor { name: format!("m{module}.\u{e9} \"{at}\""), dtype, shape, bytes, row_bytes: 0 }
+                StoredTensor { name: format!("m{module}.\u{e9} \"{at}\""), dtype, shape, bytes, grows: true }
             };
             tensors.into_iter().enumerate().map(stored).collect()
         };

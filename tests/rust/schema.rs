@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::codec::Effort;
-use crate::error::{Error, Place, Result};
+use crate::error::{DocumentSource, Error, Result};
 use crate::name::Role;
 use crate::policy::PolicyOptions;
 use crate::rate_distortion::Objective;
@@ -267,7 +267,7 @@ fn a_request_takes_a_document_or_the_path_of_one() {
     let named = saved(&json!(path));
     assert_eq!(named, Saved::File(path.clone()));
     assert_eq!(named.read::<Plan>().unwrap(), plan);
-    assert_eq!(named.place::<Plan>(), Place::File(path));
+    assert_eq!(named.place::<Plan>(), DocumentSource::File(path));
     for saved in [given, named] {
         let again: Saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
         assert_eq!(again, saved);

@@ -54,16 +54,10 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
     Ok(arrangement)
 }
 
-/// Checks that every tensor of the output has a name of its own, and that no module is called like a key of the
-/// quantization block.
+/// Checks that every tensor of the output has a name of its own.
 fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()> {
-    let is_key = |name: &str| ["bits", "group_size", "mode"].contains(&name.strip_suffix(".weight").unwrap_or(name));
     let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in &arrangement.targets {
-        if target.shape.len() == 2 && is_key(&target.name) {
-            let reason = "its module is called as a key of MLX's quantization block is".to_owned();
-            return Err(Error::Scheme { tensor: target.name.clone(), reason });
-        }
         if let Some(other) = names.insert(&target.name, target) {
             let [first, second] = [other, target].map(|target| &checkpoint.tensors[target.views[0].tensor]);
             let reason = format!("it and `{}` are both `{}` for mlx-lm", first.name, target.name);
@@ -166,7 +160,7 @@ impl Arranging<'_> {
         if let Some(disposition) = self.drop_or_tie(tensor) {
             return Ok(disposition);
         }
-        if self.checkpoint.laid_out_for.as_deref() == Some("mlx") {
+        if self.checkpoint.metadata_format.as_deref() == Some("mlx") {
             // Already converted for MLX; do not apply the rules twice.
             let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
             self.targets.push(self.finished(as_stack(same)));
