@@ -1,7 +1,7 @@
-//! Which tensors may be quantized, to what, and why not.
+//! Decides which tensors may be quantized to which schemes, and states the reasons.
 //!
-//! Two kinds of rules. What a tensor *is* decides whether any scheme exists for it ([`candidate`]); that holds for an
-//! analysis and every plan made of it. What the user *wants* narrows the schemes of a plan ([`Policy`]).
+//! There are two kinds of rules. Properties of a tensor decide whether any scheme is available ([`candidate`]), for an
+//! analysis and every plan from it. Options of the user restrict the schemes of a plan ([`Policy`]).
 
 use regex::Regex;
 
@@ -13,91 +13,87 @@ use crate::format::Format;
 use crate::name::{Name, Role};
 use crate::option::OptionName;
 
-/// Matrices below this signal-to-noise ratio at their output are not fit for use, in decibels.
+/// Signal-to-noise ratio at a matrix's output below which the matrix is considered unusable, in decibels.
 pub(crate) const FLOOR_DB: f64 = 9.0;
 
-/// Routers get at least this many bits: a wrong choice of expert is worse than any rounding.
+/// Minimum bits of routers: choosing a wrong expert costs more than any rounding error.
 const ROUTER_BITS: Bits = Bits::whole(8);
 
-/// Why a tensor is kept as it is.
+/// The reason why a tensor is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// Not the weight of a module.
-    NoWeight,
-    /// Not of two dimensions.
-    NoMatrix(Vec<u64>),
-    /// Of a type that is not a float ramrs decodes.
-    NoFloat(Dtype),
-    /// Its role forbids it.
+    NotAWeight,
+    /// Not two-dimensional; with its shape.
+    NotAMatrix(Vec<u64>),
+    /// Not of a float type that ramrs decodes.
+    NotAFloat(Dtype),
     Role(Role),
-    /// Its rows divide into none of what the format's codecs encode together.
+    /// No group size of the format's schemes divides its rows.
     Columns {
-        /// How long they are.
+        /// Weights per row.
         cols: u64,
-        /// Into what they should divide.
+        /// The row lengths that the codec accepts.
         blocks: &'static str,
     },
-    /// The runtime has no quantized form of it, for this reason.
+    /// The runtime cannot read it quantized, for this reason.
     Runtime(&'static str),
-    /// The user said so; with the rule.
-    Asked(String),
-    /// No scheme is allowed that the budget needs: the allocation left it.
-    Chosen,
+    /// Kept by this rule of the user.
+    ByRule(String),
+    /// Kept by the allocation, within the limits of the policy.
+    ByAllocation,
 }
 
 impl std::fmt::Display for Kept {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoWeight => out.write_str("not the weight of a module"),
-            Self::NoMatrix(shape) => write!(out, "not a matrix: shape {shape:?}"),
-            Self::NoFloat(dtype) => write!(out, "{dtype} is not a float type"),
+            Self::NotAWeight => out.write_str("not the weight of a module"),
+            Self::NotAMatrix(shape) => write!(out, "not a matrix: shape {shape:?}"),
+            Self::NotAFloat(dtype) => write!(out, "{dtype} is not a float type"),
             Self::Role(role) => write!(out, "{role}: never quantized"),
             Self::Columns { cols, blocks } => write!(out, "rows of {cols} do not divide into {blocks}"),
             Self::Runtime(reason) => out.write_str(reason),
-            Self::Asked(rule) => write!(out, "asked for by {rule}"),
-            Self::Chosen => out.write_str("worth its bytes: chosen by the allocation"),
+            Self::ByRule(rule) => write!(out, "asked for by {rule}"),
+            Self::ByAllocation => out.write_str("worth its bytes: chosen by the allocation"),
         }
     }
 }
 
-/// A tensor of the output, as far as the rules ask.
+/// The properties of an output tensor that the rules use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
-    /// What its name says.
     pub name: &'a Name,
-    /// Its element type.
     pub dtype: Dtype,
-    /// Its dimensions.
+    /// Dimensions, outermost first.
     pub shape: &'a [u64],
     /// Whether it is a stack of matrices.
     pub stacked: bool,
-    /// Why the runtime cannot read it quantized, if so.
-    pub never: Option<&'static str>,
+    /// The reason why the runtime cannot read it quantized, if it cannot.
+    pub unquantizable: Option<&'static str>,
 }
 
-/// All rows of a tensor as one matrix and the schemes that `format` has for it, by growing size, or why there are none.
+/// All rows as one matrix and the schemes of `format` for it, by increasing bytes.
 ///
 /// # Errors
-/// The reason.
+/// The reason why no scheme is available.
 pub(crate) fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::result::Result<(Matrix, Vec<Scheme>), Kept> {
-    let Subject { name, dtype, shape, stacked, never } = subject;
+    let Subject { name, dtype, shape, stacked, unquantizable } = subject;
     match name.role {
         Role::Norm | Role::Convolution | Role::Position | Role::Parameter | Role::Tower | Role::MultiToken => {
             return Err(Kept::Role(name.role));
         }
-        _ if !name.is_weight => return Err(Kept::NoWeight),
-        _ if !dtype.is_float() => return Err(Kept::NoFloat(dtype)),
-        _ if shape.len() != if stacked { 3 } else { 2 } => return Err(Kept::NoMatrix(shape.to_vec())),
+        _ if !name.is_weight => return Err(Kept::NotAWeight),
+        _ if !dtype.is_float() => return Err(Kept::NotAFloat(dtype)),
+        _ if shape.len() != if stacked { 3 } else { 2 } => return Err(Kept::NotAMatrix(shape.to_vec())),
         _ => {}
     }
-    if let Some(reason) = never {
+    if let Some(reason) = unquantizable {
         return Err(Kept::Runtime(reason));
     }
-    let float = Float::of(dtype).ok_or(Kept::NoFloat(dtype))?;
+    let float = Float::of(dtype).ok_or(Kept::NotAFloat(dtype))?;
     let (cols, above) = shape.split_last().map_or((0, &[][..]), |(cols, above)| (*cols, above));
     let matrix = Matrix { rows: above.iter().product(), cols, float };
     if matrix.elements() == 0 {
-        return Err(Kept::NoFloat(dtype));
+        return Err(Kept::NotAFloat(dtype));
     }
     let schemes = format.candidates(name, matrix);
     if schemes.is_empty() {
@@ -107,28 +103,28 @@ pub(crate) fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::resul
     Ok((matrix, schemes))
 }
 
-/// What a rule gives a tensor.
+/// The effect of a rule on a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Spec {
-    /// The source's own bytes.
+    /// The source's bytes are kept.
     Kept,
     /// Schemes whose codes have bits in a range.
     Bits {
         min: Bits,
         max: Bits,
-        /// Only those that are spelled so after the bits: `g64`.
+        /// Restricts the range to schemes with this text after the bits: `g64`.
         suffix: Option<String>,
     },
-    /// This scheme, spelled as its codec spells it.
+    /// One scheme, given by its text form.
     Exact(Scheme),
 }
 
-/// What is spelled after the bits of a scheme.
+/// The text after the bits of a scheme.
 fn suffix(scheme: Scheme) -> String {
     scheme.to_string().trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
 }
 
-/// Distinct values of `of` for `schemes`, in their order, as a list.
+/// Distinct values of `of` over `schemes`, in their order, as a list.
 fn listed<T: ToString>(schemes: &[Scheme], of: impl Fn(Scheme) -> T) -> String {
     let mut found: Vec<String> = Vec::new();
     for text in schemes.iter().map(|&scheme| of(scheme).to_string()) {
@@ -139,18 +135,18 @@ fn listed<T: ToString>(schemes: &[Scheme], of: impl Fn(Scheme) -> T) -> String {
     found.join(" ")
 }
 
-/// The widths of codes that `schemes` have, as a list.
+/// The code widths of `schemes`, as a list.
 fn widths(schemes: &[Scheme]) -> String {
     listed(schemes, |scheme| scheme.code_bits().map_or(String::new(), |bits| bits.to_string()))
 }
 
-/// Whether some of `schemes` has codes of `bits` bits.
+/// Whether one of `schemes` has codes of `bits` bits.
 fn has_width(schemes: &[Scheme], bits: Bits) -> bool {
     schemes.iter().any(|scheme| scheme.code_bits() == Some(bits))
 }
 
 impl Spec {
-    /// Reads `kept`, a scheme of `schemes`, or a range of bits: `4`, `3-6` or `3-6g64`.
+    /// Parses `kept`, a scheme of `schemes`, or a range of bits: `4`, `3-6` or `3-6g64`.
     fn parse(text: &str, schemes: &[Scheme]) -> std::result::Result<Self, String> {
         if ["kept", "keep", "f16", "bf16", "f32", "16"].contains(&text) {
             return Ok(Self::Kept);
@@ -171,7 +167,7 @@ impl Spec {
                 Ok(Self::Bits { min, max, suffix: (!after.is_empty()).then(|| after.to_owned()) })
             }
             _ => Err(format!(
-                "`{text}` is not a scheme: kept, BITS or MIN-MAX of {}, perhaps followed by one of {}",
+                "`{text}` is not a scheme: kept, BITS or MIN-MAX of {}, optionally followed by one of {}",
                 widths(schemes),
                 listed(schemes, suffix)
             )),
@@ -179,23 +175,23 @@ impl Spec {
     }
 }
 
-/// What the user asks for, as text.
+/// Options of a policy, as text.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyOptions {
-    /// No fewer bits than this; asked for, 2 lifts the floor.
+    /// Minimum bits per code. A value of 2 also lifts the floor.
     pub min_bits: Option<u8>,
-    /// No more bits than this, and nothing kept that can be quantized.
+    /// Maximum bits per code. Tensors that can be quantized are then not kept.
     pub max_bits: Option<u8>,
-    /// The floor in decibels, if not 9.
+    /// Signal-to-noise floor in decibels; 9 by default.
     pub floor_db: Option<f64>,
-    /// Patterns of tensors to keep as they are.
+    /// Regular expressions of tensors to keep.
     pub keep: Vec<String>,
-    /// `REGEX=SPEC` rules; of those that match, the last counts.
+    /// Rules `REGEX=SPEC`. The last matching rule applies.
     pub tensor: Vec<String>,
 }
 
-/// What the user asks for, checked.
+/// The parsed options of a policy.
 #[derive(Debug)]
 pub(crate) struct Policy {
     min_bits: Option<Bits>,
@@ -208,52 +204,52 @@ pub(crate) struct Policy {
 struct PolicyRule {
     pattern: Regex,
     spec: Spec,
-    /// The option that it was given by.
+    /// The option that contains the rule.
     option: OptionName,
-    /// As the user wrote it.
+    /// The user's spelling of the rule.
     text: String,
 }
 
 impl PolicyRule {
-    /// The rule as a plan names it. Plans are files: this text is part of their form, whichever front made them.
+    /// The rule's text in a plan. Plans are files, so the text is fixed and independent of the front.
     fn described(&self) -> String {
         let option = if self.option == OptionName::Keep { "--keep" } else { "--tensor" };
         format!("{option} {}", self.text)
     }
 }
 
-/// What a plan may do to one candidate.
+/// Limits on the scheme of one candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Limits {
     spec: Option<Spec>,
-    /// No fewer bits, and no more.
+    /// Minimum and maximum bits per code.
     bits: (Option<Bits>, Option<Bits>),
     /// Whether it may be kept.
     pub kept: bool,
-    /// Schemes whose ratio at the output is lower are out, in decibels.
+    /// Signal-to-noise floor at the output, in decibels.
     pub floor_db: Option<f64>,
-    /// The rule of the user that says so, if there is one.
+    /// The user's rule behind the limits, if there is one.
     pub rule: Option<String>,
 }
 
 impl Limits {
-    /// Why it becomes `scheme`.
+    /// The reason for `scheme`.
     #[must_use]
     pub(crate) fn why(&self, scheme: Scheme) -> String {
-        let is_told = match &self.spec {
+        let is_decided = match &self.spec {
             Some(Spec::Kept | Spec::Exact(_)) => true,
             Some(Spec::Bits { min, max, suffix }) => min == max && suffix.is_some(),
             None => false,
         };
         match &self.rule {
-            Some(rule) if is_told => Kept::Asked(rule.clone()).to_string(),
+            Some(rule) if is_decided => Kept::ByRule(rule.clone()).to_string(),
             Some(rule) => format!("the allocation, within {rule}"),
-            None if scheme.is_kept() => Kept::Chosen.to_string(),
+            None if scheme.is_kept() => Kept::ByAllocation.to_string(),
             None => "the allocation".to_owned(),
         }
     }
 
-    /// Whether the plan may choose `scheme`, floor aside.
+    /// Whether the plan may choose `scheme`, without regard to the floor.
     #[must_use]
     pub(crate) fn admits(&self, scheme: Scheme) -> bool {
         let Some(bits) = scheme.code_bits() else { return self.kept };
@@ -270,9 +266,10 @@ impl Limits {
         }
     }
 
-    /// Whether `scheme` needs a signal-to-noise ratio, and has less than that.
+    /// Whether the floor excludes `scheme` with its signal-to-noise ratio.
     ///
-    /// The floor is for codes of less than 3 bits: what is below it with more is so by nature, a router of noise, say.
+    /// The floor applies to codes of less than 3 bits. A matrix below it with longer codes is so by nature, such as a
+    /// router that outputs noise.
     #[must_use]
     pub(crate) fn is_below_floor(&self, scheme: Scheme, sqnr_db: f64) -> bool {
         let is_coarse = scheme.code_bits().is_some_and(|bits| bits < Bits::whole(3));
@@ -281,7 +278,7 @@ impl Limits {
 }
 
 impl Policy {
-    /// Checks `options` for a format that has `schemes`.
+    /// Parses `options` for a format that has `schemes`.
     ///
     /// # Errors
     /// [`Error::Option`].
@@ -299,7 +296,7 @@ impl Policy {
         {
             return Err(Error::option(OptionName::MinBits, min, format!("is above ⟨max_bits={max}⟩")));
         }
-        // Whoever asks for 2 bits gets them, unless a floor was asked for, too.
+        // An explicit minimum, such as 2 bits, lifts the floor unless a floor is given.
         let floor_db = options.floor_db.or(min_bits.is_none().then_some(FLOOR_DB));
         if let Some(floor_db) = floor_db.filter(|floor_db| !(-100.0..=100.0).contains(floor_db)) {
             return Err(Error::option(OptionName::FloorDb, floor_db, "not between -100 and 100"));
@@ -324,7 +321,7 @@ impl Policy {
         Ok(Self { min_bits, max_bits, floor_db, rules })
     }
 
-    /// What a plan may do to a candidate that goes by `names`: its own, and those of what it is made of.
+    /// The limits of a candidate. `names` contains its own name and the names of its source tensors.
     #[must_use]
     pub(crate) fn allowed<'a>(&self, names: impl IntoIterator<Item = &'a str>, role: Role) -> Limits {
         let names: Vec<&str> = names.into_iter().collect();
@@ -349,13 +346,13 @@ impl Policy {
         allowed
     }
 
-    /// Whether a rule is about the tensor `name`.
+    /// Whether a rule matches the tensor `name`.
     #[must_use]
     pub(crate) fn is_about(&self, name: &str) -> bool {
         self.rules.iter().any(|rule| rule.pattern.is_match(name))
     }
 
-    /// Every rule must match one of `tensors`: a pattern that matches nothing is a typing error.
+    /// Checks that every rule matches one of `tensors`: a pattern without a match is probably a typing error.
     ///
     /// # Errors
     /// [`Error::Option`].

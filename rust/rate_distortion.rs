@@ -1,15 +1,16 @@
-//! Rate–distortion curves: what each scheme would do to each matrix.
+//! Rate–distortion curves: the loss of each matrix in each scheme.
 //!
-//! A point's loss is that of the encoder that will write. Where a matrix has many bands, a fixed, evenly spaced subset
-//! of them is encoded, and the whole is estimated by the ratio to the signal energy, which is known of all rows:
+//! The loss of a point is measured with the encoder that writes. For a matrix with many bands, only a fixed, evenly
+//! spaced sample of bands is encoded. A ratio estimator scales its loss by the signal energy, which is known for all
+//! rows:
 //!
 //! ```text
 //! L ≈ S · Σ_b L_b / Σ_b S_b          over the sampled bands b; S, S_b: signal of the matrix, of the band
 //! ```
 //!
-//! with the standard error of a ratio under sampling without replacement. Bytes are always exact.
+//! with the standard error of a ratio estimator under sampling without replacement. Bytes are always exact.
 //!
-//! The matrices of a stack are estimated one by one and add up: none is left out, and none stands for another.
+//! Every matrix of a stack is estimated separately, and the losses add up: no matrix is skipped or stands for another.
 
 use std::str::FromStr;
 
@@ -22,20 +23,20 @@ use crate::math::decibels;
 use crate::pass::{BandAt, BandJob, BandSelection};
 use crate::sensitivity::{Gain, MatrixSensitivity};
 
-/// Bands of a matrix that are encoded for its curve at first, unless the caller says otherwise.
+/// Default number of bands of a matrix that are encoded for its curve in the first round.
 pub(crate) const SAMPLE_BANDS: u64 = 64;
 
-/// Where the standard error of a point is larger than this, relatively, so many bands are encoded that it should not be.
+/// Relative standard error above which a point is measured again, with as many bands as should reach it.
 const TARGET_ERROR: f64 = 0.01;
 
-/// What a plan minimises.
+/// The objective that a plan minimises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
-    /// `½ Σ r k Δw²`: the model's loss, by the sensitivity.
+    /// `½ Σ r k Δw²`: the predicted loss of the model, by its sensitivity.
     #[default]
     Output,
-    /// `Σ Δw²`: squared error, all weights alike.
+    /// `Σ Δw²`: the squared error, with equal weights.
     Mse,
     /// `Σ_matrices √(Σ Δw² / Σ w²)`: the published MINT objective, for comparison.
     Mint,
@@ -65,7 +66,7 @@ impl std::fmt::Display for Objective {
 }
 
 impl Objective {
-    /// Loss of a matrix measured as `measured` whose errors are `noise`.
+    /// Loss of a matrix with sensitivity `measured` and errors `noise`.
     #[must_use]
     pub fn loss(self, noise: Noise, measured: &MatrixSensitivity) -> f64 {
         let plain = if measured.energy > 0.0 { noise.plain / measured.energy } else { 0.0 };
@@ -80,7 +81,7 @@ impl Objective {
     }
 }
 
-/// Errors of a matrix, summed.
+/// Errors of a matrix, summed over its weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Noise {
     /// `½ Σ r k Δw²`
@@ -90,7 +91,7 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// That of the rows from `first_row` on, of these errors and with the gains `r`.
+    /// The noise of consecutive rows with these errors, from `first_row` on, with the gains `r`.
     #[must_use]
     pub fn of(errors: &[RowError], r: &Gain, first_row: usize) -> Self {
         let mut noise = Self::default();
@@ -101,14 +102,14 @@ impl Noise {
         noise
     }
 
-    /// Adds that of other rows.
+    /// Adds the noise of other rows.
     pub fn add(&mut self, other: Self) {
         self.weighted += other.weighted;
         self.plain += other.plain;
     }
 }
 
-/// Ratio of the signal of `measured` matrices to their `noises`, in decibels.
+/// Signal-to-noise ratio of a stack of `matrices`, in decibels.
 pub(crate) fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a MatrixSensitivity)>) -> f64 {
     let sum = |(signal, noise): (f64, f64), (of, measured): (Noise, &MatrixSensitivity)| {
         (signal + measured.signal, noise + of.weighted)
@@ -117,109 +118,113 @@ pub(crate) fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a MatrixSensi
     decibels(signal / noise)
 }
 
-/// What one scheme does to a stack of matrices.
+/// The errors of a stack of matrices in one scheme.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchemeNoise {
     /// The scheme.
     pub scheme: Scheme,
-    /// What it does to each matrix.
+    /// The errors of each matrix.
     pub noises: Vec<Noise>,
-    /// Standard error of the weighted noise of all of them, relatively; 0 where all bands were encoded.
+    /// Relative standard error of the weighted noise of the stack; 0 if all bands were encoded.
     pub standard_error: f64,
 }
 
-/// Matrices to encode in each of `schemes`: one, or a stack of them.
+/// One matrix or a stack of matrices, to encode in each of `schemes`.
 pub struct StackJob<'a> {
-    /// What they are stored in.
+    /// Name of the output tensor.
     pub name: &'a str,
-    /// Each of them, and its sensitivity.
+    /// The matrices with their sensitivities.
     pub matrices: Vec<Member<'a>>,
-    /// The schemes.
+    /// The schemes to measure.
     pub schemes: Vec<Scheme>,
 }
 
-/// A matrix of a stack, or the only one.
+/// A matrix of a stack.
 #[derive(Clone, Copy)]
 pub struct Member<'a> {
-    /// Where it is.
+    /// The view in the source.
     pub view: View,
-    /// Its shape.
+    /// Shape and element type.
     pub matrix: Matrix,
     /// Its sensitivity.
     pub measured: &'a MatrixSensitivity,
 }
 
-/// Bands of each matrix of a stack of `count` that are encoded, of `wanted` for all of them; all of them, if 0.
-fn bands_each(wanted: u64, count: usize) -> u64 {
-    /// Fewer say little of how they differ.
-    const LEAST: u64 = 4;
-    if wanted == 0 { 0 } else { wanted.div_ceil(count.max(1) as u64).max(LEAST.min(wanted)) }
+/// Bands to encode of each matrix in a stack of `count`, if `wanted` bands are to be encoded in all; 0 stands for all
+/// bands.
+fn bands_per_matrix(wanted: u64, count: usize) -> u64 {
+    /// With fewer bands the spread between them is poorly known.
+    const MIN_BANDS: u64 = 4;
+    if wanted == 0 { 0 } else { wanted.div_ceil(count.max(1) as u64).max(MIN_BANDS.min(wanted)) }
 }
 
-/// Which matrix: of which ask, which one.
+/// A matrix: index of its stack, index within the stack.
 type At = (usize, usize);
 
-/// Signal and noise of one band: of a sample the matrix's own, which else nobody asks for, then one entry per scheme.
+/// Signal, energy and noises of one band. Signal and energy are summed for samples only: those of the whole matrix are
+/// known.
 struct BandSums {
     signal: f64,
     energy: f64,
     noise: Vec<Noise>,
 }
 
-/// What a scheme does to one matrix, and the standard error of the weighted noise.
+/// The errors of one matrix in one scheme, and the relative standard error of the weighted noise.
 #[derive(Clone, Copy)]
 struct Estimate {
     noise: Noise,
     error: f64,
 }
 
-/// Curves of `asks`, each from at most `sample_bands` bands (all of them, if 0; some of every matrix of a stack), or from
-/// more where that leaves a point's error above one per cent.
+/// Curves of `stacks`, each from at most `sample_bands` bands (0 for all), with some of every matrix. Points with a
+/// relative standard error of more than one per cent are measured again with more bands.
 ///
 /// # Errors
-/// Those of reading.
+/// The errors of reading.
 pub fn curves(
     pass: Pass<'_>,
     encoder: Encoder,
-    asks: &[&StackJob<'_>],
+    stacks: &[&StackJob<'_>],
     sample_bands: u64,
 ) -> Result<Vec<Vec<SchemeNoise>>> {
-    let sampled = |ask: usize, wanted: u64| {
-        let of = move |(at, member): (usize, &Member<'_>)| ((ask, at), sample(bands(member.matrix), wanted));
-        asks[ask].matrices.iter().enumerate().map(of)
+    let sampled = |stack: usize, wanted: u64| {
+        let of = move |(at, member): (usize, &Member<'_>)| ((stack, at), sample(bands(member.matrix), wanted));
+        stacks[stack].matrices.iter().enumerate().map(of)
     };
-    let each = |ask: usize| bands_each(sample_bands, asks[ask].matrices.len());
-    let first: Vec<_> = (0..asks.len()).flat_map(|ask| sampled(ask, each(ask))).collect();
-    let mut estimates = encode(pass, encoder, asks, &first)?.into_iter();
-    let mut curves: Vec<Vec<SchemeNoise>> =
-        asks.iter().map(|ask| points(ask, &estimates.by_ref().take(ask.matrices.len()).collect::<Vec<_>>())).collect();
+    let each = |stack: usize| bands_per_matrix(sample_bands, stacks[stack].matrices.len());
+    let first: Vec<_> = (0..stacks.len()).flat_map(|stack| sampled(stack, each(stack))).collect();
+    let mut estimates = encode(pass, encoder, stacks, &first)?.into_iter();
+    let mut curves: Vec<Vec<SchemeNoise>> = stacks
+        .iter()
+        .map(|stack| points(stack, &estimates.by_ref().take(stack.matrices.len()).collect::<Vec<_>>()))
+        .collect();
     let (mut again, mut which) = (Vec::new(), Vec::new());
     for (at, curve) in curves.iter().enumerate() {
         let error = curve.iter().map(|point| point.standard_error).fold(0.0, f64::max);
         if error > TARGET_ERROR {
-            let longest = asks[at].matrices.iter().map(|member| bands(member.matrix)).max().unwrap_or(0);
+            let longest = stacks[at].matrices.iter().map(|member| bands(member.matrix)).max().unwrap_or(0);
             let wanted = longest.min(each(at)) as f64 * (error / TARGET_ERROR) * (error / TARGET_ERROR);
             #[expect(clippy::cast_sign_loss, reason = "a count")]
             again.extend(sampled(at, wanted.ceil() as u64));
             which.push(at);
         }
     }
-    let mut estimates = encode(pass, encoder, asks, &again)?.into_iter();
+    let mut estimates = encode(pass, encoder, stacks, &again)?.into_iter();
     for at in which {
-        let of_ask: Vec<_> = estimates.by_ref().take(asks[at].matrices.len()).collect();
-        curves[at] = points(asks[at], &of_ask);
+        let of_stack: Vec<_> = estimates.by_ref().take(stacks[at].matrices.len()).collect();
+        curves[at] = points(stacks[at], &of_stack);
     }
     Ok(curves)
 }
 
-/// Encodes the `sampled` bands of some matrices of `asks`; for each, an estimate for every scheme.
+/// Encodes the `sampled` bands of matrices of `stacks`. Returns one estimate per matrix and scheme.
 fn encode(
     pass: Pass<'_>,
     encoder: Encoder,
-    asks: &[&StackJob<'_>],
+    stacks: &[&StackJob<'_>],
     sampled: &[(At, Vec<u64>)],
 ) -> Result<Vec<Vec<Estimate>>> {
-    let member = |job: usize| asks[sampled[job].0.0].matrices[sampled[job].0.1];
+    let member = |job: usize| stacks[sampled[job].0.0].matrices[sampled[job].0.1];
     let job = |(at, (_, sample)): (usize, &(At, Vec<u64>))| {
         let Member { view, matrix, .. } = member(at);
         BandJob { matrix, view: Some(view), selection: BandSelection::Sampled(sample.clone()) }
@@ -233,18 +238,18 @@ fn encode(
         |(metric, scratch), band| {
             let (at, sample) = &sampled[band.job];
             let member = member(band.job);
-            // Of the last matrix this thread was at: most bands are of the same.
+            // Reuses the metric of the thread's previous band, which is usually of the same matrix.
             let metric = match metric {
                 Some((other, metric)) if other == at => &*metric,
                 other => &other.insert((*at, Metric::diagonal(&member.measured.vectors.importance))).1,
             };
             let is_sample = (sample.len() as u64) < bands(member.matrix);
-            Ok(measure((pass, encoder), &asks[at.0].schemes, (member, metric), &band, is_sample, scratch))
+            Ok(measure((pass, encoder), &stacks[at.0].schemes, (member, metric), &band, is_sample, scratch))
         },
         |job, sums, is_last| {
             measured.extend(sums);
             if is_last {
-                estimates.push(estimated(asks[sampled[job].0.0], member(job), &measured)?);
+                estimates.push(estimated(stacks[sampled[job].0.0], member(job), &measured)?);
                 measured.clear();
             }
             Ok(())
@@ -253,19 +258,19 @@ fn encode(
     Ok(estimates)
 }
 
-/// Bytes of source that [`curves`] reads at first for a stack of `count` of these.
+/// Bytes of the source that [`curves`] reads in the first round for each matrix of a stack of `count` such matrices.
 #[must_use]
 pub(crate) fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> u64 {
-    let each = sample(bands(matrix), bands_each(sample_bands, count)).len() as u64;
+    let each = sample(bands(matrix), bands_per_matrix(sample_bands, count)).len() as u64;
     each * band_bytes(matrix)
 }
 
-/// At most `wanted` of `bands` bands, evenly spaced; all, if `wanted` is 0.
+/// At most `wanted` of `bands` bands, evenly spaced; all bands if `wanted` is 0.
 fn sample(bands: u64, wanted: u64) -> Vec<u64> {
     if wanted == 0 || bands <= wanted {
         return (0..bands).collect();
     }
-    // The middle of each of `wanted` equal stretches.
+    // The middle of each of `wanted` equal intervals.
     (0..wanted).map(|at| ((2 * at + 1) * bands) / (2 * wanted)).collect()
 }
 
@@ -293,21 +298,21 @@ fn measure(
     sums
 }
 
-/// The curve of `ask`, from what was found of each of its matrices.
-fn points(ask: &StackJob<'_>, matrices: &[Vec<Estimate>]) -> Vec<SchemeNoise> {
+/// The curve of `stack`, from the estimates of its matrices.
+fn points(stack: &StackJob<'_>, matrices: &[Vec<Estimate>]) -> Vec<SchemeNoise> {
     let point = |(at, &scheme): (usize, &Scheme)| {
         let noises: Vec<Noise> = matrices.iter().map(|schemes| schemes[at].noise).collect();
-        let standard_error = if let [only] = matrices { only[at].error } else { together(at, matrices) };
+        let standard_error = if let [only] = matrices { only[at].error } else { combined_error(at, matrices) };
         SchemeNoise { scheme, noises, standard_error }
     };
-    ask.schemes.iter().enumerate().map(point).collect()
+    stack.schemes.iter().enumerate().map(point).collect()
 }
 
-/// Relative standard error of the sum of what scheme `at` does to each of several matrices, sampled independently.
-fn together(at: usize, matrices: &[Vec<Estimate>]) -> f64 {
+/// Relative standard error of the stack's summed noise in scheme `at`. The matrices are sampled independently.
+fn combined_error(at: usize, matrices: &[Vec<Estimate>]) -> f64 {
     let (mut variance, mut sum) = (0.0, 0.0);
     for Estimate { noise, error } in matrices.iter().map(|schemes| schemes[at]) {
-        // No noise has no error, also where nothing is known of it.
+        // Without noise the error is 0, even if it is infinite.
         let error = if noise.weighted > 0.0 { error * noise.weighted } else { 0.0 };
         variance += error * error;
         sum += noise.weighted;
@@ -315,23 +320,23 @@ fn together(at: usize, matrices: &[Vec<Estimate>]) -> f64 {
     if sum > 0.0 { variance.sqrt() / sum } else { 0.0 }
 }
 
-/// What every scheme of `ask` does to one of its matrices, from the bands that were encoded.
-fn estimated(ask: &StackJob<'_>, member: Member<'_>, encoded: &[BandSums]) -> Result<Vec<Estimate>> {
+/// Estimates the errors of one matrix of `stack` in every scheme from the encoded bands.
+fn estimated(stack: &StackJob<'_>, member: Member<'_>, encoded: &[BandSums]) -> Result<Vec<Estimate>> {
     let (measured, all) = (member.measured, bands(member.matrix));
     let signal: f64 = encoded.iter().map(|band| band.signal).sum();
     let energy: f64 = encoded.iter().map(|band| band.energy).sum();
     let (count, everything) = (encoded.len() as f64, encoded.len() as u64 == all);
-    // One band has no spread, and bands of zeros are no sample of a matrix that has others.
-    let says_nothing =
+    // One band has no spread, and bands of zeros do not represent a matrix with other weights.
+    let is_uninformative =
         count < 2.0 || (signal <= 0.0 && measured.signal > 0.0) || (energy <= 0.0 && measured.energy > 0.0);
-    let mut estimates = Vec::with_capacity(ask.schemes.len());
-    for (at, &scheme) in ask.schemes.iter().enumerate() {
+    let mut estimates = Vec::with_capacity(stack.schemes.len());
+    for (at, &scheme) in stack.schemes.iter().enumerate() {
         let weighted: f64 = encoded.iter().map(|band| band.noise[at].weighted).sum();
         let plain: f64 = encoded.iter().map(|band| band.noise[at].plain).sum();
         if !(weighted.is_finite() && plain.is_finite()) {
-            return Err(Error::Bug(format!("the error of `{}` at {scheme} is not a number", ask.name)));
+            return Err(Error::Bug(format!("the error of `{}` at {scheme} is not finite", stack.name)));
         }
-        if everything || says_nothing {
+        if everything || is_uninformative {
             let error = if everything { 0.0 } else { f64::INFINITY };
             estimates.push(Estimate { noise: Noise { weighted, plain }, error });
             continue;
@@ -382,7 +387,7 @@ mod tests {
         assert_eq!(Objective::Mse.loss(noise, &file), 4.0);
         assert_eq!(Objective::Mint.loss(noise, &file), 0.5);
         assert_eq!(Objective::Mint.loss(noise, &measured(0.0, Origin::File)), 0.0);
-        // An estimate is believed in part.
+        // An estimate counts only in part.
         let hedged = Objective::Output.loss(noise, &measured(16.0, Origin::Propagated));
         assert!(3.0 < hedged && hedged < 20.0 * 4.0 / 16.0, "{hedged}");
     }

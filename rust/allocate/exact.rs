@@ -1,47 +1,46 @@
-//! The least loss within a capacity, where few choices are left open.
+//! The least loss within a capacity, if few choices remain open.
 //!
-//! At the multiplier `λ` of the dual bound every point has a reduced cost, `loss + λ · bytes` less the least of its group:
-//! what choosing it adds to the bound. The reduced costs of an allocation, and `λ` for every byte it leaves, add up to its
-//! distance from the bound. So a point whose reduced cost is more than the distance of an allocation that is known is in
-//! no better one. Of the points that remain all allocations are built, group by group, but those that are further from
-//! the bound already, and those that another beats in bytes and in loss.
+//! At the multiplier `λ` of the dual bound, every point has a reduced cost: `loss + λ · bytes`, minus the minimum of
+//! its group. It is the amount that the point adds to the bound. The reduced costs of an allocation, plus `λ` for every
+//! unused byte, add up to its distance from the bound. A point whose reduced cost exceeds the distance of a known
+//! allocation is therefore in no better one. The search builds all allocations of the remaining points, group by group.
+//! It discards partial allocations that exceed the distance, and those that another one beats in both bytes and loss.
 
 use super::FusionGroup;
 
-/// Prefix allocations that are carried on from one group to the next. If there are more, those closest to the bound
-/// are, and what is found need not be the least.
-const CARRIED: usize = 2_048;
+/// Maximum number of partial allocations carried from one group to the next. If there are more, those closest to the
+/// bound are kept, and the result may not be the minimum.
+const MAX_PARTIAL: usize = 2_048;
 
-/// What was found.
 pub(super) struct Exact {
-    /// An allocation better than the one that was known.
+    /// An allocation with less loss than the known one, if one was found.
     pub choice: Option<Vec<usize>>,
-    /// Whether no other is better still.
+    /// Whether no allocation has less loss.
     pub is_least: bool,
 }
 
 /// A point that may be in a better allocation.
 #[derive(Clone, Copy)]
-struct Open {
+struct OpenPoint {
     point: usize,
     bytes: u64,
     loss: f64,
     reduced: f64,
 }
 
-/// An allocation of the groups up to some one.
+/// A partial allocation, of the first groups.
 #[derive(Clone, Copy)]
 struct Prefix {
     bytes: u64,
     loss: f64,
     reduced: f64,
-    /// The one it continues.
+    /// Index of its prefix in the previous stage.
     from: usize,
-    /// By which of the group's open points.
+    /// Index of the chosen open point of the last group.
     by: usize,
 }
 
-/// Looks for an allocation of at most `capacity` bytes with less loss than `known`.
+/// Searches for an allocation of at most `capacity` bytes with less loss than `known`.
 pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, known: f64) -> Exact {
     let of = |group: &FusionGroup| {
         let cost = |at: usize| group.points[at].loss + multiplier * group.points[at].bytes as f64;
@@ -49,11 +48,11 @@ pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, kno
     };
     let least: Vec<f64> = groups.iter().map(of).collect();
     let bound = least.iter().sum::<f64>() - multiplier * capacity as f64;
-    // Sums in another order round otherwise.
+    // Tolerates rounding: the sums are in another order.
     let distance = known - bound + 1e-9 * known.abs();
-    let open: Vec<Vec<Open>> =
+    let open: Vec<Vec<OpenPoint>> =
         groups.iter().zip(&least).map(|(group, least)| open(group, multiplier, *least, distance)).collect();
-    // Few choices first: they tell most about the rest.
+    // Groups with few open points come first: they constrain the others most.
     let mut order: Vec<usize> = (0..groups.len()).collect();
     order.sort_by_key(|&group| open[group].len());
 
@@ -84,11 +83,11 @@ pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, kno
             }));
         }
         next.retain(may_be_better);
-        unbeaten(&mut next, |partial| (partial.bytes, partial.loss));
-        if next.len() > CARRIED {
+        retain_pareto_front(&mut next, |partial| (partial.bytes, partial.loss));
+        if next.len() > MAX_PARTIAL {
             is_least = false;
             next.sort_by(|a, b| a.reduced.total_cmp(&b.reduced).then(a.bytes.cmp(&b.bytes)));
-            next.truncate(CARRIED);
+            next.truncate(MAX_PARTIAL);
             next.sort_by_key(|partial| partial.bytes);
         }
         stages.push(next);
@@ -105,21 +104,21 @@ pub(super) fn search(groups: &[FusionGroup], capacity: u64, multiplier: f64, kno
     Exact { choice: Some(choice), is_least }
 }
 
-/// The points of a group that may be in a better allocation, by growing bytes.
-fn open(group: &FusionGroup, multiplier: f64, least: f64, distance: f64) -> Vec<Open> {
-    let all = group.points.iter().enumerate().map(|(at, point)| Open {
+/// The points of a group that may be in a better allocation, by increasing bytes.
+fn open(group: &FusionGroup, multiplier: f64, least: f64, distance: f64) -> Vec<OpenPoint> {
+    let all = group.points.iter().enumerate().map(|(at, point)| OpenPoint {
         point: at,
         bytes: point.bytes,
         loss: point.loss,
         reduced: (point.loss + multiplier * point.bytes as f64 - least).max(0.0),
     });
-    let mut open: Vec<Open> = all.filter(|open| open.reduced <= distance).collect();
-    unbeaten(&mut open, |open| (open.bytes, open.loss));
+    let mut open: Vec<OpenPoint> = all.filter(|open| open.reduced <= distance).collect();
+    retain_pareto_front(&mut open, |open| (open.bytes, open.loss));
     open
 }
 
-/// Sorts by bytes, and drops all that another beats; `of` gives bytes and loss.
-fn unbeaten<T>(all: &mut Vec<T>, of: impl Fn(&T) -> (u64, f64)) {
+/// Sorts by bytes and removes all elements that another beats; `of` returns bytes and loss.
+fn retain_pareto_front<T>(all: &mut Vec<T>, of: impl Fn(&T) -> (u64, f64)) {
     all.sort_by(|a, b| {
         let (a, b) = (of(a), of(b));
         a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))

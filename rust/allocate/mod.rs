@@ -1,55 +1,49 @@
-//! Budget to allocation: one scheme for each fusion group, the least loss that fits.
+//! Budget to allocation: chooses one scheme for each fusion group, so that the loss within the budget is minimal.
 //!
-//! A multiple-choice knapsack. On each group's lower convex hull of (bytes, loss) the steps of all groups are taken
-//! by falling gain per byte: the optimum of the Lagrangian at every multiplier. Where the next step does not fit, its
-//! fraction that would gives the dual bound: no allocation of these points within the capacity has less loss. What is
-//! left is filled with the upgrades that fit; where that is not as good as the bound, all that could still be better is
-//! searched (`exact`). Ties are broken by bytes, then by the order of the groups, so the result is a function of its
-//! input alone.
+//! This is a multiple-choice knapsack. The steps along each group's lower convex hull of (bytes, loss) are taken by
+//! decreasing gain per byte, which is the optimum of the Lagrangian at every multiplier. The fraction of the first step
+//! that does not fit gives the dual bound: no allocation of these points within the capacity has less loss. The
+//! remaining bytes are filled with upgrades that fit. If the result is not close to the bound, all points that may
+//! improve it are searched (`exact`). Ties are broken by bytes, then by the order of the groups, so the result is a
+//! function of the input alone.
 
 mod exact;
 
 use crate::codec::Scheme;
 
-/// One choice for a group.
+/// A scheme of a group with its cost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SchemeCost {
-    /// The scheme.
     pub scheme: Scheme,
-    /// What it takes, in bytes.
     pub bytes: u64,
-    /// What it costs.
     pub loss: f64,
 }
 
-/// The choices of a fusion group: of tensors that must share a scheme. Never empty.
+/// The choices of a fusion group, whose tensors share a scheme. Never empty.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FusionGroup {
-    /// By growing bytes.
+    /// By increasing bytes.
     pub points: Vec<SchemeCost>,
 }
 
-/// One point for each group.
+/// A choice of one point for each group.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Allocation {
     /// Index into each group's points.
     pub choice: Vec<usize>,
-    /// Bytes of all.
     pub bytes: u64,
-    /// Loss of all.
     pub loss: f64,
 }
 
 /// The solution for one capacity.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Solution {
-    /// The allocation.
     pub allocation: Allocation,
-    /// No allocation within the capacity has less loss than this.
+    /// Lower bound on the loss of every allocation within the capacity.
     pub bound: f64,
-    /// The best that one scheme for all groups would do within the capacity, where it exists, and its loss.
+    /// The best uniform scheme within the capacity and its loss, if one fits.
     pub uniform: Option<(Scheme, f64)>,
-    /// Whether the allocation is that uniform one.
+    /// Whether the allocation is the uniform one.
     pub is_uniform: bool,
 }
 
@@ -63,17 +57,17 @@ struct HullStep {
     gain: f64,
 }
 
-/// Nothing better is looked for where the loss is within this of the bound, relatively.
-const CLOSE_ENOUGH: f64 = 1e-5;
+/// Relative distance from the bound within which no better allocation is searched.
+const RELATIVE_GAP: f64 = 1e-5;
 
-/// Bytes of every group at its smallest.
+/// Bytes of the smallest allocation.
 #[must_use]
 pub(crate) fn minimum(groups: &[FusionGroup]) -> u64 {
     groups.iter().map(|group| group.points.iter().map(|point| point.bytes).min().unwrap_or(0)).sum()
 }
 
-/// The allocation of at most `capacity` bytes with the least loss that was found; `None` if not even the smallest
-/// points fit. Each of `schemes`, by growing bytes, is tried for all groups at once, too.
+/// The allocation of at most `capacity` bytes with the least loss found; `None` if the smallest points do not fit. Also
+/// tries each of `schemes`, sorted by increasing bytes, for all groups at once.
 #[must_use]
 pub(crate) fn allocate(groups: &[FusionGroup], schemes: &[Scheme], capacity: u64) -> Option<Solution> {
     let hulls: Vec<Vec<usize>> = groups.iter().map(hull).collect();
@@ -100,11 +94,11 @@ pub(crate) fn allocate(groups: &[FusionGroup], schemes: &[Scheme], capacity: u64
         solution.compare(scheme, uniform);
     }
     if solution.is_uniform {
-        // What it leaves may do for more.
+        // Bytes left by the uniform allocation may allow upgrades.
         let Allocation { choice, bytes, .. } = solution.allocation.clone();
         solution.take(Search { groups, choice, left: capacity - bytes }.filled());
     }
-    if solution.allocation.loss > bound * (1.0 + CLOSE_ENOUGH) {
+    if solution.allocation.loss > bound * (1.0 + RELATIVE_GAP) {
         let exact::Exact { choice, is_least } = exact::search(groups, capacity, multiplier, solution.allocation.loss);
         if let Some(choice) = choice {
             let left = capacity - total_bytes(groups, &choice);
@@ -118,7 +112,7 @@ pub(crate) fn allocate(groups: &[FusionGroup], schemes: &[Scheme], capacity: u64
 }
 
 impl Solution {
-    /// Takes note of a uniform allocation that fits, and takes it where it has less loss.
+    /// Records a uniform allocation that fits, and adopts it if it has less loss.
     pub(crate) fn compare(&mut self, scheme: Scheme, uniform: Allocation) {
         if self.uniform.is_none_or(|(_, least)| uniform.loss < least) {
             self.uniform = Some((scheme, uniform.loss));
@@ -129,7 +123,7 @@ impl Solution {
         }
     }
 
-    /// Takes an allocation of less loss.
+    /// Adopts an allocation if it has less loss.
     fn take(&mut self, better: Allocation) {
         if better.loss < self.allocation.loss {
             self.bound = self.bound.min(better.loss);
@@ -139,7 +133,7 @@ impl Solution {
     }
 }
 
-/// Sizes and losses from the smallest allocation to the largest, along the hulls, at most about `wanted` of them.
+/// Sizes and losses along the hulls from the smallest allocation to the largest: about `wanted` at most.
 #[must_use]
 pub(crate) fn trade_off(groups: &[FusionGroup], wanted: usize) -> Vec<(u64, f64)> {
     let hulls: Vec<Vec<usize>> = groups.iter().map(hull).collect();
@@ -194,7 +188,7 @@ fn hull(group: &FusionGroup) -> Vec<usize> {
     hull
 }
 
-/// The steps along all hulls, by falling gain per byte.
+/// The steps along all hulls, by decreasing gain per byte.
 fn steps(groups: &[FusionGroup], hulls: &[Vec<usize>]) -> Vec<HullStep> {
     let mut steps = Vec::new();
     for (group, hull) in hulls.iter().enumerate() {
@@ -203,7 +197,7 @@ fn steps(groups: &[FusionGroup], hulls: &[Vec<usize>]) -> Vec<HullStep> {
             steps.push(HullStep { group, from: pair[0], to: pair[1], bytes: b.bytes - a.bytes, gain: a.loss - b.loss });
         }
     }
-    // A stable sort: equal steps stay in the order of the groups, and of a group's own steps.
+    // The sort is stable: equal steps keep the order of the groups, and of the steps within a group.
     steps.sort_by(|a, b| rate(*b).total_cmp(&rate(*a)).then(a.bytes.cmp(&b.bytes)));
     steps
 }
@@ -212,24 +206,24 @@ fn rate(step: HullStep) -> f64 {
     step.gain / step.bytes as f64
 }
 
-/// The choice that gives every group `scheme`; where a group has not got it, the smallest that it has of at least as
-/// many bits, or its largest.
+/// The choice of `scheme` for every group. A group without it gets its smallest scheme with at least as many bits, or
+/// its largest.
 #[must_use]
 pub(crate) fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usize> {
-    // What is kept has more bits than any code.
+    // A kept tensor has more bits than any code.
     let enough = |point: &SchemeCost| match (point.scheme.code_bits(), scheme.code_bits()) {
         (Some(bits), Some(least)) => bits >= least,
         (bits, _) => bits.is_none(),
     };
     let pick = |group: &FusionGroup| {
         let same = group.points.iter().position(|point| point.scheme == scheme);
-        // Points grow by bytes: the first is the smallest.
+        // Points are sorted by increasing bytes, so the first is the smallest.
         same.or_else(|| group.points.iter().position(enough)).unwrap_or(group.points.len() - 1)
     };
     groups.iter().map(pick).collect()
 }
 
-/// The allocation that each of `schemes` for all groups gives, of those that some group has, in their order.
+/// The uniform allocation of each of `schemes` that at least one group has, in their order.
 #[must_use]
 pub(crate) fn uniforms(groups: &[FusionGroup], schemes: &[Scheme]) -> Vec<(Scheme, Allocation)> {
     let has = |scheme: &Scheme| groups.iter().any(|group| group.points.iter().any(|point| point.scheme == *scheme));
@@ -245,7 +239,7 @@ pub(crate) fn uniforms(groups: &[FusionGroup], schemes: &[Scheme]) -> Vec<(Schem
 struct Search<'a> {
     groups: &'a [FusionGroup],
     choice: Vec<usize>,
-    /// Bytes to spare.
+    /// Unused bytes of the capacity.
     left: u64,
 }
 
@@ -258,7 +252,7 @@ impl Search<'_> {
         self.groups[group].points[self.choice[group]]
     }
 
-    /// The upgrades that fit into what is left.
+    /// The upgrades that fit into the unused bytes.
     fn fitting(&self) -> Vec<HullStep> {
         let mut fitting = Vec::new();
         for group in 0..self.groups.len() {
@@ -273,13 +267,13 @@ impl Search<'_> {
         fitting
     }
 
-    /// The allocation, once what is left was filled.
+    /// Fills the unused bytes and returns the allocation.
     fn filled(mut self) -> Allocation {
         self.fill();
         Allocation { bytes: total_bytes(self.groups, &self.choice), loss: self.loss(), choice: self.choice }
     }
 
-    /// Takes the upgrades that fit, each time the one that gains most, until none does.
+    /// Takes upgrades that fit, by decreasing gain, until none fits.
     fn fill(&mut self) {
         loop {
             let mut fitting = self.fitting();
@@ -287,7 +281,7 @@ impl Search<'_> {
             if fitting.is_empty() {
                 return;
             }
-            // The sizes of the others do not change by taking one: one pass serves many.
+            // An upgrade does not change the sizes of other groups' upgrades, so one sorted list serves several.
             for step in fitting {
                 let (now, to) = (self.chosen(step.group), self.groups[step.group].points[step.to]);
                 if self.choice[step.group] == step.from && to.bytes <= now.bytes + self.left {

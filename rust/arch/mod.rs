@@ -2,7 +2,7 @@
 //!
 //! [`model`] finds tensors by role and layer, not by architecture, and leaves out what it does not find: the sensitivity
 //! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and gives a [`Runnable`], in
-//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies What a configuration implies
+//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies
 //! without saying it comes from the table of [`families`].
 
 mod check;

@@ -1,4 +1,4 @@
-//! The error of rows as stored.
+//! The squared error of stored rows.
 
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column};
@@ -13,9 +13,9 @@ pub struct RowError {
 }
 
 kernel! {
-    /// Error of each row of a band as `decoded`, row after row; rows that are not there have none.
+    /// Error of each row of a band against `decoded`, in row order. Missing rows have none.
     ///
-    /// Squares are summed in `f32` over `block` columns, then in `f64`: the order of a codec that measures block by block.
+    /// Sums squares in `f32` over `block` columns and then in `f64`, like a codec that measures block by block.
     pub(crate) fn errors_of<V: Simd>(
         band: &[Column],
         k: &[f32],

@@ -1,10 +1,10 @@
-//! Codecs: ways of storing rows of a matrix in fewer bits, one file or folder each.
+//! Codecs: ways of storing the rows of a matrix in fewer bits. Each is a file or folder.
 //!
-//! A [`Scheme`] is a codec with its parameters. A codec owns bytes: which rows it fits, what is stored for a matrix
-//! ([`Codec::parts`]), how rows become those bytes ([`Encode`]), and what the bytes decode to. Nothing above this module
-//! looks inside: which schemes a tensor may have is asked of the format, everything else of the scheme.
+//! A [`Scheme`] is a codec with its parameters. A codec owns bytes: which row lengths it accepts, which parts it stores
+//! for a matrix ([`Codec::parts`]), how it encodes rows ([`Encode`]), and how it decodes them. Modules above this one
+//! treat schemes as opaque: the format decides which schemes a tensor may have, and the scheme answers everything else.
 //!
-//! A codec is a file here and one line of [`CODECS`].
+//! To add a codec, add a file here and a line to [`CODECS`].
 
 pub(crate) mod affine;
 pub(crate) mod error;
@@ -25,7 +25,7 @@ use crate::dtype::{Dtype, Float};
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
 
-/// The codecs there are. A scheme holds its codec's position; documents hold spelled schemes, so positions may change.
+/// The registry. A scheme holds its codec's position, which may change: documents contain schemes as text.
 pub(crate) const CODECS: &[&dyn Codec] = &[
     &affine::AffineCodec,
     &passthrough::Int4,
@@ -34,64 +34,63 @@ pub(crate) const CODECS: &[&dyn Codec] = &[
     &crate::tests::toy::codec::ToyCodec,
 ];
 
-/// A way of storing rows. Stateless; all that is hot is compiled inside, behind one virtual call for each band.
+/// A way of storing rows. Stateless. Each band costs one virtual call; all loops over weights are compiled inside.
 pub trait Codec: Sync {
-    /// Schemes to choose from, by growing bytes; none if rows can only be passed through.
+    /// The schemes that can be chosen, by increasing bytes; empty if rows can only be passed through.
     fn schemes(&self) -> &'static [Scheme];
 
-    /// The scheme, spelled.
     fn spell(&self, scheme: Scheme) -> String;
 
-    /// What [`spell`](Self::spell) wrote.
+    /// Parses the text that [`spell`](Self::spell) returns.
     fn parse(&self, text: &str) -> Option<Scheme>;
 
-    /// Weights of a row of `cols` that are encoded together.
+    /// Number of weights, in a row of `cols`, that are encoded together.
     fn block(&self, scheme: Scheme, cols: u64) -> u64;
 
-    /// Into what rows must divide, for messages: `groups of 32, 64 or 128`.
+    /// The row lengths that the codec accepts, for messages: `groups of 32, 64 or 128`.
     fn blocks(&self) -> &'static str;
 
-    /// Whether rows of `cols` weights can be stored so.
+    /// Whether rows of `cols` weights can be stored in `scheme`.
     fn fits(&self, scheme: Scheme, cols: u64) -> bool {
         cols > 0 && cols.is_multiple_of(self.block(scheme, cols))
     }
 
-    /// Bits of a code alone, without scales and the like.
+    /// Bits of a code, without scales and biases.
     fn code_bits(&self, scheme: Scheme) -> Bits;
 
-    /// What is stored for `matrix`, in the order in which it is written.
+    /// The stored parts of `matrix`, in the order in which they are written.
     fn parts(&self, scheme: Scheme, matrix: Matrix) -> Vec<PartSpec>;
 
-    /// The last dimension and the element type of the matrix whose parts have these element types and last dimensions;
-    /// `None` if one that tells is missing. The inverse of [`parts`](Self::parts).
+    /// The number of columns and the element type of the matrix whose parts have these element types and last
+    /// dimensions; `None` if a required part is missing. The inverse of [`parts`](Self::parts).
     fn row_of(&self, scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)>;
 
-    /// Data of a part of `matrix` that does not grow with rows ([`Extent::Fixed`]).
+    /// The data of a part of fixed size ([`Extent::Fixed`]).
     fn fixed(&self, scheme: Scheme, matrix: Matrix, part: &str) -> Vec<u8> {
         unreachable!("{scheme} has no fixed part `{part}` for {matrix:?}")
     }
 
-    /// Decodes as many rows as `out` has room for from the data of all parts, row after row. Fixed parts are given whole.
+    /// Decodes rows until `out` is full, in row order. Fixed parts are given whole.
     fn decode(&self, scheme: Scheme, of: Rows, parts: &[&[u8]], out: &mut [f32]);
 
-    /// The encoder, unless rows can only be passed through.
+    /// The encoder; `None` if rows can only be passed through.
     fn encoder(&self) -> Option<&dyn Encode> {
         None
     }
 
-    /// Appends rows that a release stores in this form to the parts' data.
+    /// Appends rows of a release in this form to the parts' data.
     fn pass_through(&self, scheme: Scheme, float: Float, _rows: PassedRows<'_>, _parts: &mut [Vec<u8>]) {
         unreachable!("no release stores {scheme} with scales of {float:?}")
     }
 }
 
-/// The encoder of a codec: the code that measures is the code that writes.
+/// The encoder of a codec. The same code measures and writes.
 pub trait Encode: Sync {
-    /// Encodes `band`, appends its rows to the parts' data, and gives the error of each row as stored. Fixed parts are
-    /// left alone.
+    /// Encodes `band`, appends its rows to the parts' data, and returns the error of each row as stored. Leaves fixed
+    /// parts unchanged.
     ///
     /// # Panics
-    /// If the scheme does not fit the band, or `metric` is of another number of columns.
+    /// If the scheme does not fit the band, or `metric` has another number of columns.
     fn encode(
         &self,
         scheme: Scheme,
@@ -101,10 +100,10 @@ pub trait Encode: Sync {
         parts: &mut [Vec<u8>],
     ) -> [RowError; BAND_ROWS];
 
-    /// The errors that [`encode`](Self::encode) would leave, for several schemes of this codec at once.
+    /// The errors that [`encode`](Self::encode) would return, for several schemes of this codec.
     ///
     /// # Panics
-    /// As [`encode`](Self::encode), or if a scheme is listed twice.
+    /// As [`encode`](Self::encode), or if a scheme occurs twice.
     fn errors(
         &self,
         schemes: &[Scheme],
@@ -121,28 +120,28 @@ pub trait Encode: Sync {
     }
 }
 
-/// What is stored of a matrix under one name.
+/// A stored part of a matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartSpec {
-    /// What it is to the codec: `codes`, `scales`, …; a format makes a name of it.
+    /// The codec's name for the part, such as `codes` or `scales`; the format turns it into a tensor name.
     pub kind: &'static str,
-    /// Its element type.
+    /// Element type.
     pub dtype: Dtype,
-    /// How much of it there is.
+    /// Number of elements.
     pub extent: Extent,
 }
 
-/// How much is stored of a part.
+/// The size of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// So many elements for each row.
+    /// This many elements per row.
     PerRow(u64),
-    /// A tensor of this shape for the whole matrix, whatever its rows.
+    /// A tensor of this shape for the whole matrix, independent of the number of rows.
     Fixed(Vec<u64>),
 }
 
 impl PartSpec {
-    /// Bytes of it for `rows` rows.
+    /// Bytes of the part for `rows` rows.
     #[must_use]
     pub fn bytes(&self, rows: u64) -> u64 {
         match &self.extent {
@@ -151,7 +150,7 @@ impl PartSpec {
         }
     }
 
-    /// Bytes of one row of it; 0 if it does not grow with rows.
+    /// Bytes of one row; 0 for a part of fixed size.
     #[must_use]
     pub fn row_bytes(&self) -> u64 {
         match self.extent {
@@ -161,13 +160,13 @@ impl PartSpec {
     }
 }
 
-/// How hard the encoder tries.
+/// Effort of the encoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
     /// The format's own rule; for MLX affine the bytes of `mx.quantize` on a CPU.
     Fast,
-    /// Scale and bias of each group are searched for the least weighted error; never worse than `fast` on it.
+    /// Searches the scale and bias of each group for the least weighted error, which never exceeds that of `fast`.
     #[default]
     Normal,
 }
@@ -193,49 +192,47 @@ impl fmt::Display for Effort {
     }
 }
 
-/// Up to [`BAND_ROWS`] rows: as they are stored, and side by side. Rows beyond `rows` are zeros side by side.
+/// Up to [`BAND_ROWS`] rows, as stored and transposed. Missing rows are zeros in the transposed form.
 #[derive(Clone, Copy, Debug)]
 pub struct Band<'a> {
-    /// How many rows.
+    /// Number of rows, at most [`BAND_ROWS`].
     pub rows: usize,
-    /// Their bytes, row after row, aligned to the element type.
+    /// The stored bytes of the rows, in row order, aligned to the element type.
     pub stored: &'a [u8],
-    /// Their columns.
+    /// The columns: element `i` of a column is in row `i`.
     pub columns: &'a [Column],
 }
 
 /// Rows of a stored matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
-    /// Weights in each.
+    /// Weights per row.
     pub cols: usize,
-    /// The type that scales are stored in.
+    /// Element type of the scales.
     pub float: Float,
 }
 
-/// Whole rows as a release packs them.
+/// Rows in the prequantized form of a release.
 #[derive(Clone, Copy, Debug)]
 pub struct PassedRows<'a> {
-    /// Their codes.
     pub codes: &'a [u8],
-    /// Their scales.
     pub scales: &'a [u8],
 }
 
-/// How an error in a matrix is weighed.
+/// The weighting of errors in a matrix.
 pub enum Metric<'a> {
     /// `Σ_j k_j Δw_j²` for each row, with the importance `k` of the input channels.
     Diagonal(Channels<'a>),
 }
 
 impl<'a> Metric<'a> {
-    /// The one that weighs the columns by `importance`, none of which is negative.
+    /// Weights columns by `importance`, which must not contain negative values.
     #[must_use]
     pub fn diagonal(importance: &'a [f32]) -> Self {
         Self::Diagonal(Channels::new(importance))
     }
 
-    /// The weight of each column.
+    /// The importance of each column.
     #[must_use]
     pub fn importance(&self) -> &'a [f32] {
         match self {
@@ -244,12 +241,12 @@ impl<'a> Metric<'a> {
     }
 }
 
-/// Buffers of one thread, kept from band to band. Each codec has its own.
+/// Buffers of one thread, reused for all its bands. Each codec has its own type.
 #[derive(Default)]
 pub struct Scratch(Vec<Box<dyn Any + Send>>);
 
 impl Scratch {
-    /// The one of type `T`, made when it is first asked for.
+    /// The buffers of type `T`, created at the first call.
     pub fn of<T: Default + Send + 'static>(&mut self) -> &mut T {
         let at = self.0.iter().position(|held| held.is::<T>()).unwrap_or_else(|| {
             self.0.push(Box::new(T::default()));
@@ -259,29 +256,26 @@ impl Scratch {
     }
 }
 
-/// What an encoder works with.
+/// The environment of an encoder.
 pub struct Context<'a> {
-    /// The instruction set.
     pub isa: Isa,
-    /// How hard to try.
     pub effort: Effort,
-    /// The type of the weights, and of the scales.
+    /// Element type of the weights and of the scales.
     pub float: Float,
-    /// The thread's buffers.
     pub scratch: &'a mut Scratch,
 }
 
-/// Encodes bands by any scheme.
+/// Encodes bands in schemes of any codec.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoder {
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// How hard to try.
+    /// Effort of the search.
     pub effort: Effort,
 }
 
 impl Encoder {
-    /// As [`Encode::encode`], for a matrix of elements of type `float`.
+    /// As [`Encode::encode`], for a matrix with elements of type `float`.
     ///
     /// # Panics
     /// As [`Encode::encode`], or if `scheme` has no encoder.

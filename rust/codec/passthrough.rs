@@ -1,27 +1,26 @@
-//! Forms in which releases store weights and a runtime computes with them as they are. Rows are passed through, never
-//! encoded.
+//! Prequantized forms that a runtime can use directly. Rows are passed through, never encoded.
 
 use super::affine::Affine;
 use super::{Bits, Codec, Extent, PartSpec, PassedRows, Rows, Scheme};
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float, e2m1_values, e8m0};
 
-/// Integers from −8 to 7 with a scale for each group: stored as affine codes of 4 bits with biases of −8 scales.
+/// Integers from −8 to 7 with a scale per group: stored as 4-bit affine codes with biases of −8 scales.
 #[derive(Debug)]
 pub(super) struct Int4;
 
-/// E2M1 codes and an E8M0 scale for every 32 of them.
+/// MXFP4: E2M1 codes with an E8M0 scale per 32 codes.
 #[derive(Debug)]
 pub(super) struct Mxfp4;
 
-/// Positions in [`CODECS`](super::CODECS).
+/// Positions in the registry [`CODECS`](super::CODECS).
 const INT4: u8 = 1;
 const MXFP4: u8 = 2;
 
-/// Weights that share a scale in MXFP4.
+/// MXFP4 codes per scale.
 const MXFP4_BLOCK: u64 = 32;
 
-/// What is stored of an [`Int4`] scheme, whose parameter is its group size.
+/// The affine parameters that store an [`Int4`] scheme. The scheme's parameter is its group size.
 fn affine(scheme: Scheme) -> Affine {
     Affine::new(4, scheme.params()).unwrap_or_else(|| panic!("{scheme} is not a scheme of int4"))
 }
@@ -69,7 +68,7 @@ impl Codec for Int4 {
         float.widen(rows.scales, &mut values);
         parts[0].extend_from_slice(rows.codes);
         parts[1].extend_from_slice(rows.scales);
-        // The codes are stored 8 up.
+        // Stored codes are offset by 8.
         for scale in &mut values {
             *scale *= -8.0;
         }

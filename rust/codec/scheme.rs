@@ -6,83 +6,83 @@ use std::str::FromStr;
 use super::{CODECS, Codec, Encode, PartSpec};
 use crate::band::Matrix;
 
-/// A codec and its parameters, or [`KEPT`](Scheme::KEPT). Spelled as its codec spells it: `4g64`, `mxfp4`, `kept`.
+/// A codec with its parameters, or [`KEPT`](Scheme::KEPT). The codec defines its text form: `4g64`, `mxfp4`, `kept`.
 ///
 /// Schemes are ordered by codec, then by the codec's own order; `KEPT` is the last.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Scheme {
     /// Position in [`CODECS`]; `u8::MAX` for [`KEPT`](Scheme::KEPT).
     codec: u8,
-    /// What the codec makes of it.
+    /// Parameters in the codec's own encoding.
     params: u16,
 }
 
 impl Scheme {
-    /// The source's own bytes.
+    /// The source's bytes are kept.
     pub const KEPT: Self = Self { codec: u8::MAX, params: 0 };
 
-    /// The scheme of the codec at this position of the registry with these parameters.
+    /// The scheme with these parameters of the codec at position `codec` of the registry.
     #[must_use]
     pub const fn new(codec: u8, params: u16) -> Self {
         Self { codec, params }
     }
 
-    /// The parameters, as its codec defines them.
+    /// The parameters in the codec's own encoding.
     #[must_use]
     pub const fn params(self) -> u16 {
         self.params
     }
 
-    /// Whether the source's own bytes are kept.
+    /// Whether the source's bytes are kept.
     #[must_use]
     pub fn is_kept(self) -> bool {
         self == Self::KEPT
     }
 
-    /// Its codec; none for [`KEPT`](Scheme::KEPT).
+    /// The codec; `None` for [`KEPT`](Scheme::KEPT).
     #[must_use]
     pub fn codec(self) -> Option<&'static dyn Codec> {
         CODECS.get(usize::from(self.codec)).copied()
     }
 
-    /// Whether the other scheme is of the same codec.
+    /// Whether both schemes have the same codec.
     #[must_use]
     pub fn same_codec(self, other: Self) -> bool {
         self.codec == other.codec
     }
 
-    /// Its encoder; none for what is kept or only passed through.
+    /// The encoder; `None` for kept and pass-through schemes.
     #[must_use]
     pub fn encoder(self) -> Option<&'static dyn Encode> {
         self.codec()?.encoder()
     }
 
-    /// Whether rows of `cols` weights can be stored so.
+    /// Whether rows of `cols` weights can be stored in this scheme.
     #[must_use]
     pub fn fits(self, cols: u64) -> bool {
         self.codec().is_some_and(|codec| codec.fits(self, cols))
     }
 
-    /// What is stored for `matrix`; nothing for [`KEPT`](Scheme::KEPT), whose parts are the source's.
+    /// The stored parts of `matrix`; empty for [`KEPT`](Scheme::KEPT).
     #[must_use]
     pub fn parts(self, matrix: Matrix) -> Vec<PartSpec> {
         self.codec().map_or_else(Vec::new, |codec| codec.parts(self, matrix))
     }
 
-    /// Bytes of everything stored for `matrix`.
+    /// Bytes of all parts of `matrix`.
     #[must_use]
     pub fn stored_bytes(self, matrix: Matrix) -> u64 {
         self.parts(matrix).iter().map(|part| part.bytes(matrix.rows)).sum()
     }
 
-    /// Bits of a code alone; none for [`KEPT`](Scheme::KEPT).
+    /// Bits of a code, without scales and biases; `None` for [`KEPT`](Scheme::KEPT).
     #[must_use]
     pub fn code_bits(self) -> Option<Bits> {
         Some(self.codec()?.code_bits(self))
     }
 }
 
-/// Bits of a code: a ratio, since some codecs store several weights in one code.
+/// Bits per code: a ratio, since some codecs store several weights in one code.
 #[derive(Clone, Copy, Debug)]
 pub struct Bits {
     bits: u32,
@@ -90,13 +90,13 @@ pub struct Bits {
 }
 
 impl Bits {
-    /// A whole number of bits for each weight.
+    /// A whole number of bits per weight.
     #[must_use]
     pub const fn whole(bits: u32) -> Self {
         Self { bits, weights: 1 }
     }
 
-    /// `bits` bits for `weights` weights, of which there is at least one.
+    /// `bits` bits for `weights` weights; `weights` must be positive.
     #[must_use]
     pub const fn of(bits: u32, weights: u32) -> Self {
         assert!(weights > 0, "bits of no weights");
@@ -166,7 +166,7 @@ pub struct NotAScheme(pub String);
 impl FromStr for Scheme {
     type Err = NotAScheme;
 
-    /// Reads what [`Display`](fmt::Display) writes: each codec is asked in turn.
+    /// Parses the text that [`Display`](fmt::Display) writes: the codecs are tried in order.
     fn from_str(text: &str) -> Result<Self, NotAScheme> {
         if text == "kept" {
             return Ok(Self::KEPT);

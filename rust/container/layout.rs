@@ -13,11 +13,16 @@ pub(crate) struct StoredTensor {
     pub dtype: Dtype,
     pub shape: Vec<u64>,
     pub bytes: u64,
-    /// Bytes per row of the matrix it encodes; 0 if its size does not depend on the number of rows.
-    pub row_bytes: u64,
+    /// Whether its size is proportional to the rows of the matrix it encodes.
+    pub grows: bool,
 }
 
 impl StoredTensor {
+    /// Bytes per row of a matrix of `rows` rows; 0 if the size does not depend on the number of rows.
+    pub(crate) fn row_bytes(&self, rows: u64) -> u64 {
+        if self.grows { self.bytes.checked_div(rows).unwrap_or(0) } else { 0 }
+    }
+
     /// The fields of a header entry: name, element type, shape, length in bytes.
     pub(super) fn listed(&self) -> (&str, Dtype, &[u64], u64) {
         (&self.name, self.dtype, &self.shape, self.bytes)
@@ -110,7 +115,7 @@ mod tests {
 
     fn stored(name: &str, dtype: Dtype, elements: u64) -> StoredTensor {
         let bytes = dtype.bytes(elements).unwrap();
-        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, row_bytes: 0 }
+        StoredTensor { name: name.to_owned(), dtype, shape: vec![elements], bytes, grows: true }
     }
 
     fn data(layout: &Layout, modules: &[Vec<StoredTensor>]) -> Vec<Vec<u8>> {

@@ -3,6 +3,7 @@
 //! A container reads and composes headers. It knows names, types and shapes; the output format knows what they mean.
 
 pub(crate) mod file;
+pub(crate) mod gguf;
 mod layout;
 pub(crate) mod safetensors;
 

@@ -1,7 +1,8 @@
-//! Output formats: what one runtime wants. Names, order, refusals, files beside the weights; no bytes of weights.
+//! Output formats: the requirements of one runtime. Names, order, refusals and files next to the weights, but no weight
+//! bytes.
 //!
-//! A format is a folder here and one line of [`FORMATS`]. It says in which [container](crate::container) tensors are
-//! stored, and which [schemes](crate::codec) a tensor may have.
+//! To add a format, add a folder here and a line to [`FORMATS`]. A format chooses the [container](crate::container) of
+//! the tensors and the [schemes](crate::codec) that a tensor may have.
 
 pub(crate) mod mlx;
 
@@ -16,38 +17,37 @@ use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::option::OptionName;
 
-/// What the output has in place of a tensor of the source.
+/// The disposition of a source tensor in the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Treatment {
-    /// The targets that have views of it.
+pub(crate) enum Disposition {
+    /// Written: the views of the targets cover it.
     Write,
-    /// Nothing: it is the same as this other tensor.
+    /// Not written: this other tensor has the same data.
     Tied(String),
-    /// Nothing, for this reason.
+    /// Not written, for this reason.
     Drop(&'static str),
 }
 
-/// A tensor of the output, before it is decided how it is stored.
+/// A tensor of the output, before its scheme is chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Its name.
     pub name: String,
-    /// Its element type, if it is not quantized.
+    /// Element type if the tensor is not quantized.
     pub dtype: Dtype,
-    /// Its dimensions, outermost first.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// Where its rows are from, one matrix after the other.
+    /// The source views of its matrices, in row order.
     pub views: Vec<View>,
-    /// Whether one is added to each element.
-    pub adds_one: bool,
-    /// Whether it is a stack of matrices, and not something else of three dimensions.
+    /// Whether 1 is added to each element: the runtime expects `1 + w` of a norm that the source stores as `w`.
+    pub plus_one: bool,
+    /// Whether it is a stack of matrices, as opposed to another tensor of three dimensions.
     pub stacked: bool,
-    /// Why the runtime cannot read it quantized, if so.
-    pub never: Option<&'static str>,
+    /// The reason why the runtime cannot read it quantized, if it cannot.
+    pub unquantizable: Option<&'static str>,
 }
 
 impl Target {
-    /// `tensor`, number `index`, under its own name and as it is.
+    /// An unchanged copy of tensor `index`.
     #[must_use]
     pub(crate) fn same(checkpoint: &Checkpoint, index: usize) -> Self {
         let tensor = &checkpoint.tensors[index];
@@ -56,22 +56,28 @@ impl Target {
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
             views: vec![View::whole(index, tensor)],
-            adds_one: false,
+            plus_one: false,
             stacked: false,
-            never: None,
+            unquantizable: None,
         }
     }
 
-    /// The tensor that it has byte for byte, if it is no other.
+    /// The source tensor that the target copies byte for byte, if it is a copy.
     #[must_use]
     pub(crate) fn copies(&self, checkpoint: &Checkpoint) -> Option<usize> {
         let [view] = self.views.as_slice() else { return None };
         let tensor = &checkpoint.tensors[view.tensor];
-        let same = view.is_whole(tensor) && tensor.packing == Packing::Plain && !self.adds_one;
+        let same = view.is_whole(tensor) && tensor.packing == Packing::Plain && !self.plus_one;
         same.then_some(view.tensor)
     }
 
-    /// The form that `format` takes all of it over in, as the source stores it, if there is one.
+    /// Rows of all its views.
+    #[must_use]
+    pub(crate) fn rows(&self) -> u64 {
+        self.views.iter().map(|view| view.rows).sum()
+    }
+
+    /// The prequantized form in which `format` passes the whole target through, if it does.
     #[must_use]
     pub(crate) fn packed(&self, checkpoint: &Checkpoint, format: &dyn Format) -> Option<Scheme> {
         let of = |view: &View| {
@@ -82,138 +88,134 @@ impl Target {
         let mut forms = self.views.iter().map(of);
         let first = forms.next()??;
         let fits = self.views.iter().all(|view| first.fits(view.cols));
-        (fits && !self.adds_one && forms.all(|form| form == Some(first))).then_some(first)
+        (fits && !self.plus_one && forms.all(|form| form == Some(first))).then_some(first)
     }
 }
 
-/// What becomes of a checkpoint in a format.
+/// The mapping of a checkpoint to a format.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arrangement {
-    /// The tensors of the output, in the order in which the source first has something of them.
+    /// The tensors of the output, in the order in which the source first contributes to them.
     pub targets: Vec<Target>,
-    /// What becomes of each tensor of the source, in their order.
-    pub treatments: Vec<Treatment>,
+    /// The disposition of each source tensor, in checkpoint order.
+    pub dispositions: Vec<Disposition>,
 }
 
 impl Arrangement {
-    /// Every tensor under its own name and as it is.
+    /// Keeps every tensor unchanged under its own name.
     #[must_use]
     pub(crate) fn untouched(checkpoint: &Checkpoint) -> Self {
         let count = checkpoint.tensors.len();
         Self {
             targets: (0..count).map(|at| Target::same(checkpoint, at)).collect(),
-            treatments: vec![Treatment::Write; count],
+            dispositions: vec![Disposition::Write; count],
         }
     }
 }
 
-/// A module of the output that could be quantized, and what it became.
+/// A quantizable module of the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Module {
-    /// Its path: the tensor's name without `.weight`.
+    /// The tensor's name without `.weight`.
     pub path: String,
-    /// What it became.
+    /// Its scheme, which may be kept.
     pub scheme: Scheme,
-    /// The form in which it was kept, if not as plain numbers.
+    /// The prequantized form in which it is kept, if it is not kept as plain numbers.
     pub packed: Option<Scheme>,
 }
 
 impl Module {
-    /// The scheme that its bytes are stored in: none for plain numbers.
+    /// The scheme of the stored bytes; `None` for plain numbers.
     #[must_use]
     pub(crate) fn stored_in(&self) -> Option<Scheme> {
         if self.scheme.is_kept() { self.packed } else { Some(self.scheme) }
     }
 }
 
-/// What a model card says of a format.
+/// The format's texts for a model card.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CardFacts {
-    /// `library_name` of the card's front matter.
+    /// `library_name` of the front matter.
     pub library: &'static str,
     /// Tags of the front matter.
     pub tags: &'static [&'static str],
-    /// A sentence on how schemes are spelled.
+    /// A sentence on the spelling of schemes.
     pub schemes: &'static str,
-    /// How to run it, if the runtime is promised to load it.
+    /// Instructions to run the output, if a runtime supports its layout.
     pub usage: &'static str,
-    /// What it is, if no runtime is promised to load it.
+    /// A description of the output, if no runtime supports its layout.
     pub generic: &'static str,
 }
 
-/// A file beside the weights.
+/// A file next to the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SideFile {
-    /// Its name in the output directory.
     pub name: &'static str,
-    /// Its content.
     pub text: String,
 }
 
-/// Why a runtime would not load an output.
+/// The reason why a runtime would not load an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// The tensor or module that it stumbles over.
+    /// The affected tensor or module.
     pub tensor: String,
-    /// The rule, and what to do.
+    /// The violated rule, and the remedy.
     pub reason: String,
 }
 
 /// An output format.
 pub(crate) trait Format: Sync {
-    /// Its name on the command line.
+    /// The name on the command line.
     fn name(&self) -> &'static str;
 
-    /// The container of its weights.
+    /// The container of the weights.
     fn container(&self) -> &'static dyn Container;
 
-    /// Texts in each file of weights.
+    /// Metadata entries of each weight file.
     fn metadata(&self) -> &'static [(&'static str, &'static str)];
 
-    /// The schemes it has, by growing bytes. What a tensor may have of them is asked of [`candidates`](Self::candidates).
+    /// All schemes of the format, by increasing bytes. [`candidates`](Self::candidates) returns those of a tensor.
     fn schemes(&self) -> &'static [Scheme];
 
-    /// The schemes that `matrix`, the rows of a tensor of that name, may have, by growing bytes.
+    /// The schemes available to the tensor `name` with rows `matrix`, by increasing bytes.
     fn candidates(&self, _name: &Name, matrix: Matrix) -> Vec<Scheme> {
         self.schemes().iter().copied().filter(|scheme| scheme.fits(matrix.cols)).collect()
     }
 
-    /// The scheme in which it takes over what a release stores as `packing` with scales of type `scales`, if the output
-    /// is of type `dtype`; none if it must be decoded.
+    /// The scheme in which the format passes through weights stored as `packing` with scales of type `scales`, if the
+    /// output is of type `dtype`; `None` if they must be decoded.
     fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme>;
 
-    /// Canonical tensors to tensors of the output. With `generic`, names and tensors are not touched, whatever the model is.
+    /// Maps canonical tensors to output tensors. With `generic`, keeps names and tensors unchanged for any model.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::AlreadyQuantized`], [`Error::Layout`].
     fn arrange(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement>;
 
-    /// Tensors of one fusion group must share a scheme: its name, for a tensor of this name. By default each module is one
-    /// of its own.
+    /// The fusion group of a tensor: tensors of one group share a scheme. By default each module is its own group.
     fn fusion_group<'n>(&self, name: &'n Name) -> Cow<'n, str> {
         Cow::Borrowed(&name.module)
     }
 
-    /// The name under which the part `kind` of the tensor called `tensor` is stored.
+    /// The name under which part `kind` of tensor `tensor` is stored.
     fn part_name(&self, tensor: &str, kind: &str) -> String;
 
-    /// What the runtime would refuse, known before any work: of modules that may be quantized (`scheme` kept), or as they
-    /// are planned.
+    /// The modules that the runtime would refuse, known before any work. The modules are either candidates (`scheme` is
+    /// kept) or planned.
     fn refusals(&self, _modules: &[Module]) -> Vec<Refusal> {
         Vec::new()
     }
 
-    /// The configuration and other files beside the weights, for the quantized `modules`.
+    /// The configuration and other files next to the weights, for the quantized `modules`.
     fn side_files(&self, source: Option<&Config>, modules: &[Module], generic: bool) -> Vec<SideFile>;
 
-    /// The scheme of each module that a configuration describes, by its path; an empty path stands for all others.
+    /// The scheme of each module in a configuration, by module path. An empty path stands for all other modules.
     fn described(&self, config: &Config) -> Vec<(String, Scheme)>;
 
-    /// What a model card says of it.
     fn card(&self) -> CardFacts;
 }
 
-/// What `format` stores for the tensor `name` of dimensions `shape`, whose rows are `matrix`, in `scheme`.
+/// The stored tensors of tensor `name` with dimensions `shape` and rows `matrix` in `scheme`.
 #[must_use]
 pub(crate) fn stored_tensors(
     format: &dyn Format,
@@ -227,23 +229,19 @@ pub(crate) fn stored_tensors(
             Extent::PerRow(width) => above.iter().copied().chain([*width]).collect(),
             Extent::Fixed(shape) => shape.clone(),
         };
-        let (bytes, row_bytes) = (part.bytes(matrix.rows), part.row_bytes());
-        StoredTensor { name: format.part_name(name, part.kind), dtype: part.dtype, shape, bytes, row_bytes }
+        let (bytes, grows) = (part.bytes(matrix.rows), matches!(part.extent, Extent::PerRow(_)));
+        StoredTensor { name: format.part_name(name, part.kind), dtype: part.dtype, shape, bytes, grows }
     };
     scheme.parts(matrix).into_iter().map(stored).collect()
 }
 
-/// The formats there are.
+/// The registry of formats.
 const FORMATS: &[&dyn Format] = &[
     &mlx::Mlx,
     #[cfg(test)]
     &crate::tests::toy::format::ToyFormat,
 ];
 
-/// The format called `name`.
-///
-/// # Errors
-/// [`Error::Option`].
 pub(crate) fn by_name(name: &str) -> Result<&'static dyn Format> {
     FORMATS.iter().copied().find(|format| format.name() == name).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().map(|format| format.name()).collect();

@@ -1,4 +1,4 @@
-//! A checkpoint, and what a format makes of it.
+//! A checkpoint and its mapping to an output format.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,81 +11,76 @@ use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::{self, Arrangement, Format, Module, Refusal, Target, Treatment};
+use crate::format::{self, Arrangement, Disposition, Format, Module, Refusal, Target};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
 use crate::schema::{SourceId, analysis};
 use crate::sensitivity::Candidate;
 
-/// Names that a message lists.
-const LISTED: usize = 8;
+/// Maximum number of tensor names listed in a message.
+const MAX_LISTED: usize = 8;
 
-/// A checkpoint, and what becomes of it in a format.
+/// A checkpoint, and the disposition of each of its tensors in a format.
 pub(crate) struct Conversion {
-    /// The source.
     pub checkpoint: Checkpoint,
-    /// The output's format.
     pub format: &'static dyn Format,
-    /// Whether names and tensors are not touched.
+    /// Whether source names and tensors are kept without a model-specific layout.
     pub generic: bool,
-    /// What becomes of each tensor of the checkpoint, in their order.
-    pub treatments: Vec<Treatment>,
-    /// The tensors of the output.
+    /// The disposition of each tensor of the checkpoint, in checkpoint order.
+    pub dispositions: Vec<Disposition>,
     pub outputs: Vec<OutputTensor>,
-    /// What each tensor of the checkpoint gives to which outputs, in their order.
-    pub shares: Vec<Vec<Share>>,
+    /// For each tensor of the checkpoint, the outputs that contain data of it.
+    pub contributions: Vec<Vec<Contribution>>,
 }
 
-/// A tensor of the output.
 pub(crate) struct OutputTensor {
-    /// What its name says.
     pub name: Name,
-    /// What it is made of.
     pub target: Target,
-    /// All its rows as one matrix, and the schemes that exist for it; or why there are none.
+    /// All rows as one matrix and the available schemes, or the reason why the tensor cannot be quantized.
     pub candidate: std::result::Result<(Matrix, Vec<Scheme>), Kept>,
-    /// The form it has in the source and may keep, if that is not plain numbers.
+    /// The prequantized form in the source that can be passed through, if any.
     pub packed: Option<Scheme>,
-    /// Which of the conversion's [candidates](Conversion::candidates) are its matrices; none if no scheme exists for it.
+    /// Indices of its matrices in the conversion's [candidates](Conversion::candidates); empty if no scheme is
+    /// available.
     pub matrices: Range<usize>,
 }
 
-/// What becomes of a part of the source.
+/// The fate of a stored part of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate<'a> {
-    /// It is of no use to whoever computes with weights, for this reason.
+    /// Not needed to compute the weights, for this reason.
     Unused(&'static str),
-    /// It is read with this tensor, which is written.
+    /// Read together with this tensor, which is written.
     Companion(usize),
-    /// It is left out: this other tensor is the same.
+    /// Not written: this other tensor has the same data.
     Tied(&'a str),
-    /// It is left out, for this reason.
+    /// Not written, for this reason.
     Dropped(&'static str),
-    /// It holds the elements of this tensor, which is written.
+    /// Contains the elements of this tensor, which is written.
     Written(usize),
 }
 
-/// What one tensor gave to one target.
+/// The views that one output has of one source tensor.
 #[derive(Debug)]
-pub(crate) struct Share {
-    /// Which of the outputs.
+pub(crate) struct Contribution {
+    /// Index of the output.
     pub target: usize,
-    /// Which of its views.
+    /// Indices of the output's views.
     pub views: Vec<usize>,
 }
 
 impl OutputTensor {
     fn new(checkpoint: &Checkpoint, format: &dyn Format, target: Target, first_matrix: usize) -> Self {
         let name = Name::parse(&target.name);
-        let Target { dtype, shape, stacked, never, .. } = &target;
-        let subject = Subject { name: &name, dtype: *dtype, shape, stacked: *stacked, never: *never };
+        let Target { dtype, shape, stacked, unquantizable, .. } = &target;
+        let subject = Subject { name: &name, dtype: *dtype, shape, stacked: *stacked, unquantizable: *unquantizable };
         let candidate = candidate(subject, format);
         let packed = target.packed(checkpoint, format).filter(|_| candidate.is_ok());
         let matrices = first_matrix..first_matrix + if candidate.is_ok() { target.views.len() } else { 0 };
         Self { name, target, candidate, packed, matrices }
     }
 
-    /// Bytes of it, if it is kept.
+    /// Bytes stored if the tensor is kept.
     pub(crate) fn kept_bytes(&self) -> u64 {
         let elements: u64 = self.target.shape.iter().product();
         match (self.packed, &self.candidate) {
@@ -94,7 +89,7 @@ impl OutputTensor {
         }
     }
 
-    /// How it is stored, if it is kept.
+    /// The storage mode if the tensor is kept.
     pub(crate) fn kept_mode(&self, checkpoint: &Checkpoint) -> StoreMode<'static> {
         match (&self.candidate, self.packed) {
             (Ok((matrix, _)), Some(packed)) => StoreMode::PassedThrough(packed, matrix.float),
@@ -103,7 +98,7 @@ impl OutputTensor {
         }
     }
 
-    /// Bytes of it in the smallest scheme, or kept if that is smaller or all there is.
+    /// Bytes stored in the smallest scheme, or kept if that is smaller or no scheme is available.
     pub(crate) fn smallest_bytes(&self) -> u64 {
         let smallest = self
             .candidate
@@ -113,7 +108,7 @@ impl OutputTensor {
         smallest.unwrap_or(u64::MAX).min(self.kept_bytes())
     }
 
-    /// As an analysis describes it, without its curve.
+    /// The tensor's entry in an analysis, without its curve.
     pub(crate) fn described(&self, checkpoint: &Checkpoint) -> analysis::AnalyzedTensor {
         let Target { name, dtype, shape, .. } = &self.target;
         let mut sources: Vec<String> = Vec::new();
@@ -142,10 +137,10 @@ impl OutputTensor {
 }
 
 impl Conversion {
-    /// Opens the checkpoint at `model`, and arranges it for `format`.
+    /// Opens the checkpoint at `model` and arranges it for `format`.
     ///
     /// # Errors
-    /// Those of opening it, and of [`Format::arrange`].
+    /// The errors of opening the checkpoint and of [`Format::arrange`].
     pub(crate) fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
         let format = format::by_name(format)?;
         let checkpoint = Checkpoint::open(model)?;
@@ -154,10 +149,13 @@ impl Conversion {
             return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
         }
         let arrangement = format.arrange(&checkpoint, generic)?;
-        Ok(Self::with(checkpoint, format, generic, arrangement))
+        let conversion = Self::with(checkpoint, format, generic, arrangement);
+        // What the runtime refuses in any scheme is known before any work.
+        conversion.check_refusals(|_| Scheme::KEPT)?;
+        Ok(conversion)
     }
 
-    /// A checkpoint that the format has no layout for, as if everything in it were written under its own name.
+    /// Opens a checkpoint that the format has no layout for, with every tensor under its source name.
     pub(crate) fn untouched(model: &Path, format: &str) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let arrangement = Arrangement::untouched(&checkpoint);
@@ -165,29 +163,29 @@ impl Conversion {
     }
 
     fn with(checkpoint: Checkpoint, format: &'static dyn Format, generic: bool, arrangement: Arrangement) -> Self {
-        let Arrangement { targets, treatments } = arrangement;
+        let Arrangement { targets, dispositions } = arrangement;
         let mut outputs: Vec<OutputTensor> = Vec::with_capacity(targets.len());
         for target in targets {
             let first_matrix = outputs.last().map_or(0, |last| last.matrices.end);
             outputs.push(OutputTensor::new(&checkpoint, format, target, first_matrix));
         }
-        let mut shares: Vec<Vec<Share>> = checkpoint.tensors.iter().map(|_| Vec::new()).collect();
+        let mut contributions: Vec<Vec<Contribution>> = checkpoint.tensors.iter().map(|_| Vec::new()).collect();
         for (target, output) in outputs.iter().enumerate() {
             for (at, view) in output.target.views.iter().enumerate() {
-                let of_tensor = &mut shares[view.tensor];
-                match of_tensor.last_mut().filter(|share| share.target == target) {
-                    Some(share) => share.views.push(at),
-                    None => of_tensor.push(Share { target, views: vec![at] }),
+                let of_tensor = &mut contributions[view.tensor];
+                match of_tensor.last_mut().filter(|contribution| contribution.target == target) {
+                    Some(contribution) => contribution.views.push(at),
+                    None => of_tensor.push(Contribution { target, views: vec![at] }),
                 }
             }
         }
-        Self { checkpoint, format, generic, treatments, outputs, shares }
+        Self { checkpoint, format, generic, dispositions, outputs, contributions }
     }
 
-    /// Whether the runtime would refuse what is written as `scheme_of` says, known before any work.
+    /// Checks, before any work, that the runtime loads the outputs in the schemes given by `scheme_of`.
     ///
     /// # Errors
-    /// [`Error::Scheme`], for the first tensor that it would refuse.
+    /// [`Error::Scheme`] for the first tensor that the runtime refuses.
     pub(crate) fn check_refusals(&self, scheme_of: impl Fn(usize) -> Scheme) -> Result<()> {
         match self.format.refusals(&self.modules(scheme_of)).into_iter().next() {
             Some(Refusal { tensor, reason }) => Err(Error::Scheme { tensor, reason }),
@@ -195,7 +193,7 @@ impl Conversion {
         }
     }
 
-    /// The modules that could be quantized, each in the scheme that `scheme_of` gives its output.
+    /// The quantizable modules, each in the scheme that `scheme_of` returns for its output.
     pub(crate) fn modules(&self, scheme_of: impl Fn(usize) -> Scheme) -> Vec<Module> {
         let outputs = self.outputs.iter().enumerate().filter(|(_, output)| output.candidate.is_ok());
         let module = |(at, output): (usize, &OutputTensor)| Module {
@@ -206,27 +204,27 @@ impl Conversion {
         outputs.map(module).collect()
     }
 
-    /// What becomes of part `part` of the source.
+    /// The fate of part `part` of the source.
     pub(crate) fn fate(&self, part: usize) -> Fate<'_> {
         let (tensor, written) = match self.checkpoint.uses[part] {
             PartUse::Unused(why) => return Fate::Unused(why),
             PartUse::Companion(tensor) => (tensor, Fate::Companion(tensor)),
             PartUse::Elements(tensor) => (tensor, Fate::Written(tensor)),
         };
-        match &self.treatments[tensor] {
-            Treatment::Tied(to) => Fate::Tied(to),
-            Treatment::Drop(why) => Fate::Dropped(why),
-            Treatment::Write => written,
+        match &self.dispositions[tensor] {
+            Disposition::Tied(to) => Fate::Tied(to),
+            Disposition::Drop(why) => Fate::Dropped(why),
+            Disposition::Write => written,
         }
     }
 
-    /// Whether tensor `tensor` is all of `output`, under its own name and byte for byte.
-    pub(crate) fn is_as_it_is(&self, tensor: usize, output: &OutputTensor) -> bool {
+    /// Whether `output` is an unchanged copy of tensor `tensor`: same name, shape and bytes.
+    pub(crate) fn is_unchanged(&self, tensor: usize, output: &OutputTensor) -> bool {
         let (target, source) = (&output.target, &self.checkpoint.tensors[tensor]);
         target.copies(&self.checkpoint) == Some(tensor) && target.name == source.name && target.shape == source.shape
     }
 
-    /// The matrices that schemes exist for, those of one target after those of the one before.
+    /// The matrices that can be quantized, in the order of the outputs and their views.
     pub(crate) fn candidates(&self) -> Vec<Candidate<'_>> {
         let mut found = Vec::new();
         for (target, entry) in self.outputs.iter().enumerate().filter(|(_, entry)| entry.candidate.is_ok()) {
@@ -239,7 +237,7 @@ impl Conversion {
         found
     }
 
-    /// The role of part `part`: of one that is read with a weight, that of the weight.
+    /// The role of part `part`. A part that is read together with a weight has the weight's role.
     pub(crate) fn role(&self, part: usize) -> Role {
         let name = match self.checkpoint.uses[part] {
             PartUse::Companion(tensor) => &self.checkpoint.tensors[tensor].name,
@@ -248,14 +246,14 @@ impl Conversion {
         Name::parse(name).role
     }
 
-    /// Weights in it that are written, however they are stored.
+    /// Number of weights that are written, in any scheme.
     pub(crate) fn parameters(&self) -> u64 {
-        let tensors = self.checkpoint.tensors.iter().zip(&self.treatments);
-        let written = tensors.filter(|(tensor, treatment)| **treatment == Treatment::Write && tensor.dtype.is_float());
+        let tensors = self.checkpoint.tensors.iter().zip(&self.dispositions);
+        let written =
+            tensors.filter(|(tensor, disposition)| **disposition == Disposition::Write && tensor.dtype.is_float());
         written.map(|(tensor, _)| tensor.elements()).sum()
     }
 
-    /// Which checkpoint it is.
     pub(crate) fn id(&self) -> SourceId {
         let mut digest = Digest::default();
         for shard in &self.checkpoint.shards {
@@ -271,8 +269,8 @@ impl Conversion {
         }
     }
 
-    /// Tells of what is left out although it holds weights, and of names that say nothing and no rule of `policy` is about.
-    /// If that is `strict`ly asked for, these are errors.
+    /// Reports tensors with weights that are left out, and tensors of unknown role that no rule of `policy` covers.
+    /// With `strict`, the latter are an error.
     ///
     /// # Errors
     /// [`Error::UnrecognisedTensor`].
@@ -281,14 +279,14 @@ impl Conversion {
             say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
         }
         let name = |entry: &OutputTensor| &self.checkpoint.tensors[entry.target.views[0].tensor].name;
-        let mut unexplained = self.unexplained();
+        let mut unrecognised = self.unrecognised();
         let names = |entry: &OutputTensor| [entry.target.name.clone(), name(entry).clone()];
-        unexplained
+        unrecognised
             .retain(|(entry, _)| policy.is_none_or(|policy| !names(entry).iter().any(|name| policy.is_about(name))));
-        let Some((first, reason)) = unexplained.first() else { return Ok(()) };
+        let Some((first, reason)) = unrecognised.first() else { return Ok(()) };
         let listed: Vec<String> =
-            unexplained.iter().take(LISTED).map(|(entry, _)| format!("`{}`", name(entry))).collect();
-        let more = if unexplained.len() > LISTED { ", …" } else { "" };
+            unrecognised.iter().take(MAX_LISTED).map(|(entry, _)| format!("`{}`", name(entry))).collect();
+        let more = if unrecognised.len() > MAX_LISTED { ", …" } else { "" };
         let listed = format!("{}{more}", listed.join(", "));
         if strict {
             let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
@@ -299,15 +297,15 @@ impl Conversion {
                 listed,
             });
         }
-        say(format!("{} tensors are treated by their shape alone: {listed} ({reason})", unexplained.len()));
+        say(format!("{} tensors are treated by their shape alone: {listed} ({reason})", unrecognised.len()));
         Ok(())
     }
 
-    /// Tensors with more than one dimension that are left out, by reason: how many, and their bytes.
+    /// For each reason, the number and bytes of tensors of two or more dimensions that are left out.
     fn left_out(&self) -> Vec<(&'static str, u64, u64)> {
         let mut found: Vec<(&'static str, u64, u64)> = Vec::new();
-        for (tensor, treatment) in self.checkpoint.tensors.iter().zip(&self.treatments) {
-            let Treatment::Drop(reason) = treatment else { continue };
+        for (tensor, disposition) in self.checkpoint.tensors.iter().zip(&self.dispositions) {
+            let Disposition::Drop(reason) = disposition else { continue };
             if Float::of(tensor.dtype).is_none() || tensor.shape.len() < 2 {
                 continue;
             }
@@ -321,17 +319,17 @@ impl Conversion {
         found
     }
 
-    /// What is written although its name says nothing of what it does, and what is kept for its shape although its name
-    /// says that it is a matrix.
-    fn unexplained(&self) -> Vec<(&OutputTensor, &'static str)> {
+    /// The outputs whose names do not identify a role, and the outputs with the name of a matrix that are kept because
+    /// of their shape.
+    fn unrecognised(&self) -> Vec<(&OutputTensor, &'static str)> {
         let reason = |entry: &OutputTensor| match (&entry.candidate, entry.name.role) {
             _ if Float::of(entry.target.dtype).is_none() => None,
             (Ok(_), Role::Other) => Some("its name says nothing of what it does"),
-            (Err(Kept::NoWeight), Role::Other) if entry.target.shape.len() > 1 => {
+            (Err(Kept::NotAWeight), Role::Other) if entry.target.shape.len() > 1 => {
                 Some("its name says nothing of what it does, not even that it is a weight")
             }
-            (Err(Kept::NoMatrix(_)), Role::Other) => Some("neither its name nor its shape says what it does"),
-            (Err(Kept::NoMatrix(_) | Kept::NoWeight), Role::GateUp | Role::Gate | Role::Up | Role::Down)
+            (Err(Kept::NotAMatrix(_)), Role::Other) => Some("neither its name nor its shape says what it does"),
+            (Err(Kept::NotAMatrix(_) | Kept::NotAWeight), Role::GateUp | Role::Gate | Role::Up | Role::Down)
                 if entry.target.shape.len() > 2 =>
             {
                 Some("it holds matrices in an order that is not known, and is kept")

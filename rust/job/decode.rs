@@ -1,4 +1,4 @@
-//! Decoding an output: do its bytes decode to finite numbers, and how far are these from the source.
+//! Decodes an output: counts non-finite weights and measures the error against the source.
 
 use crate::band::Matrix;
 use crate::checkpoint::stream::{Pass, Reader};
@@ -8,29 +8,28 @@ use crate::error::Result;
 use crate::format::{Format, stored_tensors};
 use crate::pass::{BandAt, BandJob, BandSelection};
 
-/// A quantized tensor of an output: its parts, and the matrices of the source if those are at hand.
+/// A quantized tensor of an output, and the source views of its matrices if the source is available.
 pub(crate) struct DecodeJob<'a> {
-    /// The parts, in the codec's order.
+    /// Its parts, in the codec's order.
     pub parts: Vec<&'a Tensor>,
-    /// Its scheme.
     pub scheme: Scheme,
-    /// All its rows.
+    /// All rows of the tensor.
     pub matrix: Matrix,
-    /// What they were made of, one after the other; empty without a source.
+    /// The source views, one per matrix, in row order; empty without a source.
     pub views: Vec<View>,
 }
 
-/// What decoding a matrix showed.
+/// The result of decoding one matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Decoded {
-    /// Weights that are not finite numbers.
+    /// Number of NaN or infinite weights.
     pub not_finite: u64,
-    /// `Σ (ŵ − w)²` against the source, 0 without one.
+    /// `Σ (ŵ − w)²` against the source; 0 without a source.
     pub squared_error: f64,
 }
 
-/// The parts in `output` of the tensor called `target` in `scheme`, and all its rows as one matrix; `None` if they are
-/// not all there, of the right types and shapes.
+/// The parts in `output` of tensor `target` in `scheme`, and all rows as one matrix. `None` if a part is missing or has
+/// another type or shape.
 #[must_use]
 pub(crate) fn find<'a>(
     format: &dyn Format,
@@ -44,7 +43,7 @@ pub(crate) fn find<'a>(
         let tensor = part(kind)?;
         Some((tensor.dtype, *tensor.shape.last()?))
     })?;
-    // The dimensions above the rows' are those of any part that grows with rows.
+    // Every part that grows with the rows has the same leading dimensions as the tensor.
     let one_row = codec.parts(scheme, Matrix { rows: 1, cols, float });
     let of_rows = one_row.iter().find(|part| matches!(part.extent, Extent::PerRow(_)))?;
     let (_, above) = part(of_rows.kind)?.shape.split_last()?;
@@ -58,7 +57,7 @@ pub(crate) fn find<'a>(
     (scheme.fits(cols) && matrix.rows > 0).then_some((matrix, found))
 }
 
-/// What a thread keeps between bands.
+/// Buffers that a thread reuses between bands.
 #[derive(Default)]
 struct Buffers {
     reader: Reader,
@@ -67,13 +66,13 @@ struct Buffers {
     ones: Vec<f32>,
 }
 
-/// Decodes `jobs` of the checkpoint `output`, next to the source's if `pass` reads one; for each, what each of its
-/// matrices showed.
+/// Decodes `jobs` from the checkpoint `output`, together with the source that `pass` reads, if any. Returns the results
+/// of each job, one per matrix.
 ///
 /// # Errors
-/// Those of reading.
+/// The errors of reading.
 pub(crate) fn decode(pass: Pass<'_>, output: &Checkpoint, jobs: &[DecodeJob<'_>]) -> Result<Vec<Vec<Decoded>>> {
-    // Each matrix: of which job, which of its views, and which row of the job is its first.
+    // For each matrix: its job, its view, and the row of the job where it begins.
     let mut matrices: Vec<(usize, usize, u64)> = Vec::new();
     let mut bands: Vec<BandJob> = Vec::new();
     for (at, job) in jobs.iter().enumerate() {
@@ -108,7 +107,7 @@ pub(crate) fn decode(pass: Pass<'_>, output: &Checkpoint, jobs: &[DecodeJob<'_>]
     Ok(decoded)
 }
 
-/// What one band of a matrix, whose first row is row `first` of the job, shows.
+/// Decodes one band of a matrix that begins at row `first` of the job.
 fn decode_band(
     pass: Pass<'_>,
     output: &Checkpoint,

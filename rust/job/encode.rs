@@ -1,7 +1,7 @@
-//! The second pass: every unit is made and written, and every byte of the source is hashed.
+//! The second pass: writes every unit and hashes every byte of the source.
 //!
-//! Units and digests are work of their own, and neither needs the other. They are put into queues by where the source has
-//! them, so that files are read from the beginning to the end: what one has read, the other finds in memory.
+//! Digests and units are independent pieces of work. They are queued in the order of the source data, so that each file
+//! is read once from beginning to end: the second reader of a byte range finds it in the page cache.
 
 use std::fs::File;
 use std::ops::Range;
@@ -29,27 +29,27 @@ use crate::sensitivity::MatrixSensitivity;
 /// How an output tensor is stored.
 #[derive(Clone, Copy)]
 pub(crate) enum StoreMode<'a> {
-    /// Byte for byte.
+    /// Copied byte for byte.
     Copied,
-    /// As numbers, in another order or under another name.
+    /// Written as plain numbers, in another order or under another name.
     Converted,
-    /// As the source packs it.
+    /// Passed through in the prequantized form of the source.
     PassedThrough(Scheme, Float),
-    /// Encoded, each matrix by its sensitivity.
+    /// Encoded, with one sensitivity per matrix.
     Encoded(Scheme, Float, &'a [MatrixSensitivity]),
 }
 
-/// All that was read and written.
+/// The records and digests of a pass.
 pub(crate) struct EncodedOutput {
-    /// SHA-256 of the data of each part of the source, in their order.
+    /// SHA-256 of the data of each source part, in checkpoint order.
     pub parts_sha256: Vec<String>,
-    /// For each output, the record of each of its units.
+    /// For each output, the records of its units.
     pub records: Vec<Vec<UnitRecord>>,
-    /// The source's shards.
+    /// Digests of the source's shards.
     pub source_files: Vec<FileDigest>,
 }
 
-/// What is done at a time.
+/// One piece of work.
 enum Work {
     Digest(DigestChunk),
     Unit(UnitChunk),
@@ -57,39 +57,39 @@ enum Work {
 
 struct Piece {
     work: Work,
-    /// How many bytes, for the progress.
+    /// Bytes that the progress counts for this piece.
     bytes: u64,
 }
 
-/// What was made of a chunk.
+/// The stored data and errors of a chunk.
 #[derive(Default)]
 pub(crate) struct Made {
-    /// Data of each part.
+    /// Bytes of each part.
     pub parts: Vec<Vec<u8>>,
-    /// Per band, so that they are added up alike for any size of chunk.
+    /// One entry per band, so that the sum does not depend on the chunk size.
     pub noise: Vec<Noise>,
 }
 
-/// What a worker gives back.
+/// The result of a piece of work.
 enum Done {
     Bytes(Vec<u8>),
     Made(Made),
 }
 
-/// What all chunks need.
+/// Shared state of all chunks.
 struct Writer<'a> {
     pass: Pass<'a>,
     encoder: Encoder,
     files: &'a [(File, PathBuf)],
     jobs: &'a [WriteJob<'a>],
-    /// For each output, which of its rows is the first of each view.
+    /// For each output, the first row of each view.
     first_rows: Vec<Vec<u64>>,
 }
 
-/// Does `jobs`, into `files`.
+/// Runs `jobs` and writes their outputs to `files`.
 ///
 /// # Errors
-/// Those of reading and writing, and [`Error::NonFinite`].
+/// The errors of reading and writing, and [`Error::NonFinite`].
 pub(crate) fn encode(
     pass: Pass<'_>,
     encoder: Encoder,
@@ -121,7 +121,7 @@ pub(crate) fn encode(
             match (&piece.work, done) {
                 (Work::Digest(chunk), Done::Bytes(bytes)) => digests.take(chunk, &bytes)?,
                 (Work::Unit(chunk), Done::Made(made)) => records.take(chunk, &made),
-                _ => return Err(Error::Bug("work came back as something else".to_owned())),
+                _ => return Err(Error::Bug("a piece of work returned a result of another kind".to_owned())),
             }
             Ok(())
         };
@@ -146,7 +146,7 @@ pub(crate) fn encode(
     collect(pass.checkpoint, jobs, folds)
 }
 
-/// What was found in all queues.
+/// Collects the results of all queues.
 fn collect(
     checkpoint: &Checkpoint,
     jobs: &[WriteJob<'_>],
@@ -166,7 +166,7 @@ fn collect(
     let complete = source_files.len() == checkpoint.shards.len() && parts_sha256.len() == checkpoint.parts.len();
     match records.filter(|_| complete) {
         Some(records) => Ok(EncodedOutput { parts_sha256, records, source_files }),
-        None => Err(Error::Bug("not everything was written and hashed".to_owned())),
+        None => Err(Error::Bug("some parts were not written or hashed".to_owned())),
     }
 }
 
@@ -175,7 +175,7 @@ impl Writer<'_> {
         self.jobs[id.output].target.views[id.view]
     }
 
-    /// The units that are made of each tensor.
+    /// For each source tensor, the units that read it.
     fn units_by_tensor(&self) -> Vec<Vec<UnitId>> {
         let mut units: Vec<Vec<UnitId>> = vec![Vec::new(); self.pass.checkpoint.tensors.len()];
         for (output, job) in self.jobs.iter().enumerate() {
@@ -186,8 +186,8 @@ impl Writer<'_> {
         units
     }
 
-    /// Appends the digest of part `part` to `pieces`, and the units of the tensor whose elements it holds. Where one unit
-    /// is the whole part as it is stored, both go through it side by side.
+    /// Appends the digest of part `part` to `pieces`, and the units of the tensor whose elements it holds. If one unit
+    /// copies or encodes the whole part as it is stored, the pieces of both are interleaved.
     fn pieces(&self, part: usize, units: &[Vec<UnitId>], pieces: &mut Vec<Piece>) {
         let checkpoint = self.pass.checkpoint;
         let unit = |chunk: UnitChunk| Piece { bytes: chunk.bytes, work: Work::Unit(chunk) };
@@ -229,7 +229,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Reads bytes, and writes them as they are.
+    /// Copies bytes of the source unchanged.
     fn copied(&self, id: UnitId, range: &Range<u64>, reader: &mut Reader) -> Result<Made> {
         let tensor = &self.pass.checkpoint.tensors[self.view(id).tensor];
         let source = reader.bytes(self.pass.checkpoint, tensor, range.clone())?;
@@ -241,17 +241,19 @@ impl Writer<'_> {
         Ok(Made { parts: vec![source.to_vec()], noise: Vec::new() })
     }
 
-    /// Encodes bands of a unit, and writes their parts.
+    /// Encodes bands of a unit and writes their parts.
     fn encoded(&self, id: UnitId, bands: &Range<u64>, reader: &mut Reader, scratch: &mut Scratch) -> Result<Made> {
         let (view, job, checkpoint) = (self.view(id), &self.jobs[id.output], self.pass.checkpoint);
         let StoreMode::Encoded(scheme, float, sensitivities) = job.mode else {
-            return Err(Error::Bug("a chunk is encoded without a scheme".to_owned()));
+            return Err(Error::Bug("a chunk of bands belongs to an output without a scheme".to_owned()));
         };
         let vectors = &sensitivities[id.view].vectors;
         let metric = Metric::diagonal(&vectors.importance);
-        let matrix = view.matrix(checkpoint).ok_or_else(|| Error::Bug("a chunk of what is no matrix".to_owned()))?;
-        let all = rows_of(matrix, bands);
-        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes * (all.end - all.start)) as usize);
+        let matrix = view
+            .matrix(checkpoint)
+            .ok_or_else(|| Error::Bug("a chunk of bands belongs to a view that is not a matrix".to_owned()))?;
+        let (all, rows) = (rows_of(matrix, bands), job.target.rows());
+        let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes(rows) * (all.end - all.start)) as usize);
         let mut made = Made { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
         reader.bands((checkpoint, self.pass.isa), view, bands, |rows, columns, stored| {
             let band = Band { rows: (rows.end - rows.start) as usize, stored, columns };
@@ -263,19 +265,20 @@ impl Writer<'_> {
         Ok(made)
     }
 
-    /// Writes what was made of rows of a unit, from row `first` on, to where they belong.
+    /// Writes the data of a unit's rows, from row `first` on, at their locations.
     fn put(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let job = &self.jobs[id.output];
+        let rows = job.target.rows();
         let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());
         for ((part, location), bytes) in parts {
             let (file, path) = &self.files[location.file];
-            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes;
+            let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes(rows);
             write_at(file, path, bytes, location.offset + place)?;
         }
         Ok(())
     }
 
-    /// Writes the parts that do not grow with rows.
+    /// Writes the parts whose size does not depend on the rows.
     fn write_fixed_parts(&self) -> Result<()> {
         for job in self.jobs {
             for (at, bytes) in job.fixed_parts(self.pass.checkpoint) {
@@ -288,8 +291,8 @@ impl Writer<'_> {
     }
 }
 
-/// A kept weight may be infinite (masks are), but not NaN; what codes decode to may be neither. `place` is where in the
-/// tensor an element of `source` is.
+/// Rejects non-finite values. A kept weight may be infinite (attention masks are) but not NaN; a decoded weight may be
+/// neither. `place` maps an element of `source` to its position in the tensor.
 fn check_numbers(checkpoint: &Checkpoint, tensor: &Tensor, source: &[u8], place: impl Fn(u64) -> u64) -> Result<()> {
     let Some(float) = Float::of(tensor.dtype) else { return Ok(()) };
     let mut values = vec![0.0; source.len() / float.bytes()];
@@ -303,7 +306,7 @@ fn check_numbers(checkpoint: &Checkpoint, tensor: &Tensor, source: &[u8], place:
     Err(Error::NonFinite { file, tensor: tensor.name.clone(), count, rows, first })
 }
 
-/// Rows of view `at` of an output that is kept in another form than the source's: as numbers, or as the source packs them.
+/// Rows of view `at` of a kept output that is not a copy: as plain numbers, or passed through.
 fn kept_rows(
     checkpoint: &Checkpoint,
     job: &WriteJob<'_>,
@@ -326,7 +329,7 @@ fn kept_rows(
     let place =
         |element: u64| view.offset + (rows.start + element / cols) * view.row_stride + element % cols * view.col_stride;
     check_numbers(checkpoint, tensor, bytes, place)?;
-    if let Some(float) = Float::of(tensor.dtype).filter(|_| job.target.adds_one) {
+    if let Some(float) = Float::of(tensor.dtype).filter(|_| job.target.plus_one) {
         let mut values = vec![0.0; bytes.len() / float.bytes()];
         float.widen(bytes, &mut values);
         for value in &mut values {
@@ -339,10 +342,10 @@ fn kept_rows(
     Ok(parts)
 }
 
-/// SHA-256 of each part of an output that is kept, made again from the source.
+/// SHA-256 of each part of a kept output, computed from the source.
 ///
 /// # Errors
-/// Those of reading, and [`Error::NonFinite`].
+/// The errors of reading, and [`Error::NonFinite`].
 pub(crate) fn kept_digests(pass: Pass<'_>, job: &WriteJob<'_>) -> Result<Vec<String>> {
     let mut digests = vec![Digest::default(); job.parts.len()];
     let mut reader = Reader::default();

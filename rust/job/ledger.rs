@@ -1,6 +1,6 @@
-//! The ledger: every part of the source, and what became of it.
+//! The ledger: the fate of every part of the source.
 
-use super::conversion::{Conversion, Fate, OutputTensor, Share};
+use super::conversion::{Contribution, Conversion, Fate, OutputTensor};
 use super::encode::EncodedOutput;
 use super::unit::UnitRecord;
 use crate::codec::Scheme;
@@ -11,45 +11,39 @@ use crate::schema::manifest::{Became, LedgerLine, Quantized, TensorDigest};
 use crate::schema::plan::PlannedTensor;
 use crate::sensitivity::MatrixSensitivity;
 
-/// A tensor of the output, and all that was planned and done with it.
+/// An output tensor with its plan, its stored parts and its sensitivities.
 pub(crate) struct WrittenTensor<'a> {
-    /// What it is made of.
     pub output: &'a OutputTensor,
-    /// What was planned for it.
     pub planned: &'a PlannedTensor,
-    /// The tensors it is stored in.
+    /// The tensors that store it.
     pub parts: &'a [StoredTensor],
-    /// Where they are.
+    /// Their locations.
     pub locations: &'a [Location],
-    /// The sensitivity of each of its matrices; none where no scheme exists.
+    /// One sensitivity per matrix; empty if no scheme is available.
     pub sensitivities: &'a [MatrixSensitivity],
-    /// The parts of it that do not grow with rows, and their SHA-256.
+    /// The parts whose size does not depend on the rows: index and SHA-256.
     pub fixed_sha256: Vec<(usize, String)>,
 }
 
-/// An output that was written.
 pub(crate) struct WrittenOutput<'a> {
-    /// The source, and what became of it.
     pub conversion: &'a Conversion,
-    /// What is minimised.
     pub objective: crate::rate_distortion::Objective,
-    /// The tensors of the output.
     pub tensors: &'a [WrittenTensor<'a>],
-    /// What was found and written.
     pub encoded: &'a EncodedOutput,
 }
 
-/// Length and digest of each slice that a stored tensor was written in.
+/// Length and SHA-256 of each slice in which a stored tensor was written.
 pub(crate) type SliceDigests = Vec<(u64, String)>;
 
 impl WrittenTensor<'_> {
-    /// Bytes of part `part` that store rows `rows` of it; a part that does not grow with rows is stored with the first.
-    fn share_bytes(part: &StoredTensor, rows: u64, is_first: bool) -> u64 {
-        let fixed = if part.row_bytes == 0 && is_first { part.bytes } else { 0 };
-        part.row_bytes * rows + fixed
+    /// Bytes of `part` that store `rows` rows. A part of fixed size counts for the first rows only.
+    fn share_bytes(&self, part: &StoredTensor, rows: u64, is_first: bool) -> u64 {
+        let fixed = if !part.grows && is_first { part.bytes } else { 0 };
+        part.row_bytes(self.output.target.rows()) * rows + fixed
     }
 
-    /// SHA-256 of part `at`, if it is known without reading: it does not grow with rows, or was written in one go.
+    /// SHA-256 of part `at`, if it is known without reading the output: the part has a fixed size or was written by one
+    /// unit.
     fn digest<'a>(&'a self, at: usize, records: &'a [UnitRecord]) -> Option<&'a String> {
         let fixed = self.fixed_sha256.iter().find(|(part, _)| *part == at);
         match (fixed, records) {
@@ -61,7 +55,7 @@ impl WrittenTensor<'_> {
 }
 
 impl WrittenOutput<'_> {
-    /// A line for each part of the source.
+    /// Returns one line for each part of the source.
     #[must_use]
     pub(crate) fn ledger(&self) -> Vec<LedgerLine> {
         let checkpoint = &self.conversion.checkpoint;
@@ -85,7 +79,7 @@ impl WrittenOutput<'_> {
                 Fate::Tied(to) => (line.became, line.why) = (Became::Tied, format!("the same as {to}")),
                 Fate::Dropped(why) => why.clone_into(&mut line.why),
                 Fate::Companion(tensor) => {
-                    (line.became, line.into) = (Became::Consumed, self.into(&self.conversion.shares[tensor]));
+                    (line.became, line.into) = (Became::Consumed, self.into(&self.conversion.contributions[tensor]));
                     line.why = format!("read with {}", checkpoint.tensors[tensor].name);
                 }
                 Fate::Written(tensor) => self.written(&mut line, tensor),
@@ -95,46 +89,52 @@ impl WrittenOutput<'_> {
         self.encoded.parts_sha256.iter().enumerate().map(line).collect()
     }
 
-    /// The names of what is stored for `shares`.
-    fn into(&self, shares: &[Share]) -> Vec<String> {
-        shares.iter().flat_map(|share| self.tensors[share.target].parts).map(|part| part.name.clone()).collect()
+    /// The names of the stored tensors that `contributions` lead to.
+    fn into(&self, contributions: &[Contribution]) -> Vec<String> {
+        contributions
+            .iter()
+            .flat_map(|contribution| self.tensors[contribution.target].parts)
+            .map(|part| part.name.clone())
+            .collect()
     }
 
-    /// What became of tensor `tensor`.
+    /// Fills in the line of tensor `tensor`, which is written.
     fn written(&self, line: &mut LedgerLine, tensor: usize) {
-        let shares = &self.conversion.shares[tensor];
-        line.into = self.into(shares);
+        let contributions = &self.conversion.contributions[tensor];
+        line.into = self.into(contributions);
         let mut why: Vec<&str> = Vec::new();
-        for share in shares {
-            let WrittenTensor { output, planned, parts, .. } = &self.tensors[share.target];
-            let rows: u64 = share.views.iter().map(|&view| output.target.views[view].rows).sum();
-            let is_first = share.views.first() == Some(&0);
-            line.bytes += parts.iter().map(|part| WrittenTensor::share_bytes(part, rows, is_first)).sum::<u64>();
+        for contribution in contributions {
+            let written @ WrittenTensor { output, planned, parts, .. } = &self.tensors[contribution.target];
+            let rows: u64 = contribution.views.iter().map(|&view| output.target.views[view].rows).sum();
+            let is_first = contribution.views.first() == Some(&0);
+            line.bytes += parts.iter().map(|part| written.share_bytes(part, rows, is_first)).sum::<u64>();
             if !why.contains(&planned.why.as_str()) {
                 why.push(&planned.why);
             }
             if !planned.scheme.is_kept() {
-                line.quantized.push(self.quantized(share, planned.scheme));
+                line.quantized.push(self.quantized(contribution, planned.scheme));
             }
         }
         line.why = why.join("; ");
-        line.became = match shares.as_slice() {
+        line.became = match contributions.as_slice() {
             _ if !line.quantized.is_empty() => Became::Quantized,
-            [share] if self.conversion.is_as_it_is(tensor, self.tensors[share.target].output) => Became::Kept,
+            [contribution] if self.conversion.is_unchanged(tensor, self.tensors[contribution.target].output) => {
+                Became::Kept
+            }
             _ => Became::Converted,
         };
     }
 
-    fn quantized(&self, share: &Share, scheme: Scheme) -> Quantized {
-        let (records, written) = (&self.encoded.records[share.target], &self.tensors[share.target]);
-        let matrices = || share.views.iter().map(|&view| (records[view].noise, &written.sensitivities[view]));
+    fn quantized(&self, contribution: &Contribution, scheme: Scheme) -> Quantized {
+        let (records, written) = (&self.encoded.records[contribution.target], &self.tensors[contribution.target]);
+        let matrices = || contribution.views.iter().map(|&view| (records[view].noise, &written.sensitivities[view]));
         let mut noise = Noise::default();
         matrices().for_each(|(of_view, _)| noise.add(of_view));
         let energy: f64 = matrices().map(|(_, measured)| measured.energy).sum();
         Quantized {
             into: written.output.target.name.clone(),
             scheme,
-            origin: written.sensitivities[share.views[0]].origin,
+            origin: written.sensitivities[contribution.views[0]].origin,
             loss: matrices().map(|(noise, measured)| self.objective.loss(noise, measured)).sum(),
             sqnr_db: round2(sqnr_db(matrices())),
             squared_error: noise.plain,
@@ -142,8 +142,8 @@ impl WrittenOutput<'_> {
         }
     }
 
-    /// What is stored, and its SHA-256 as far as that is known: of what was written in slices it is not, before it is
-    /// read back. `file` names a file of the output.
+    /// The stored tensors with their SHA-256; empty for a tensor written in slices, whose digest is known after it is
+    /// read back. `file` returns the name of an output file.
     #[must_use]
     pub(crate) fn digests(&self, file: impl Fn(usize) -> String) -> Vec<TensorDigest> {
         let mut digests = Vec::new();
@@ -161,16 +161,17 @@ impl WrittenOutput<'_> {
         digests
     }
 
-    /// What was written in more than one go, by the name of the stored tensor.
+    /// The slices of each stored tensor that more than one unit wrote, by its name.
     #[must_use]
     pub(crate) fn slices(&self) -> std::collections::BTreeMap<String, SliceDigests> {
         let mut slices = std::collections::BTreeMap::new();
         for (written, records) in self.tensors.iter().zip(&self.encoded.records) {
             for (at, part) in written.parts.iter().enumerate() {
                 if written.digest(at, records).is_none() {
+                    let rows = written.output.target.rows();
                     let views = written.output.target.views.iter().zip(records);
                     let of_view =
-                        views.map(|(view, record)| (view.rows * part.row_bytes, record.parts_sha256[at].clone()));
+                        views.map(|(view, record)| (view.rows * part.row_bytes(rows), record.parts_sha256[at].clone()));
                     slices.insert(part.name.clone(), of_view.collect());
                 }
             }

@@ -2,13 +2,13 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`conversion`] | the source, and what a format makes of it |
-//! | [`stored`] | what is stored for tensors in their schemes, and how large that is |
+//! | [`conversion`] | the source and its mapping to a format |
+//! | [`stored`] | stored tensors and sizes of an output |
 //! | [`mod@unit`] [`encode`] [`source_digest`] | units of work and their records; the pass that writes; digests of the source |
-//! | [`place`] [`staging`] | where an output may go; the directory until it is complete |
-//! | [`side_files`] [`model_card`] | files beside the weights |
-//! | [`ledger`] | what became of what |
-//! | [`read_back`] [`decode`] | is every byte what was written; what it decodes to |
+//! | [`place`] [`staging`] | checks of the output path; the directory of an incomplete output |
+//! | [`side_files`] [`model_card`] | files next to the weights |
+//! | [`ledger`] | the fate of every source tensor |
+//! | [`read_back`] [`decode`] | comparison of written bytes with their digests; decoding |
 
 pub(crate) mod conversion;
 pub(crate) mod decode;

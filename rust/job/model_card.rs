@@ -1,4 +1,4 @@
-//! The model card: what a reader of the directory wants to know first.
+//! The model card of an output.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,12 +12,12 @@ use crate::rate_distortion::Objective;
 use crate::schema::manifest::Manifest;
 use crate::schema::plan::Plan;
 
-/// Where the source's own card goes.
+/// File name of the source's own card in the output.
 pub(crate) const SOURCE_CARD: &str = "README.source.md";
 
-/// The card of an output.
+/// Writes the card of an output.
 ///
-/// Without a runtime that is promised to load it, it promises none.
+/// Without a runtime that loads the output, the card contains no instructions to run it.
 pub(crate) fn text(conversion: &Conversion, plan: &Plan, manifest: &Manifest, has_runtime: bool) -> String {
     let facts = conversion.format.card();
     let mut card = String::from("---\n");
@@ -42,7 +42,7 @@ pub(crate) fn text(conversion: &Conversion, plan: &Plan, manifest: &Manifest, ha
     card
 }
 
-/// What the source's card says of its licence.
+/// The licence lines of the source card's front matter.
 fn licence(source_card: &str) -> Vec<&str> {
     let mut lines = source_card.lines();
     if lines.next() != Some("---") {
@@ -102,7 +102,7 @@ fn body(card: &mut String, conversion: &Conversion, plan: &Plan, manifest: &Mani
     writeln!(card, "\n{}\n", conversion.format.card().schemes)
 }
 
-/// What to do with it, and what else there is to know.
+/// Writes the instructions for use and the closing sections.
 fn ending(
     card: &mut String,
     facts: CardFacts,

@@ -1,4 +1,4 @@
-//! Where an output may go.
+//! Checks of the output path.
 
 use std::fs;
 use std::path::Path;
@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::option::OptionName;
 use crate::schema::manifest::FILE_NAME;
 
-/// The output must not be the source in `source_dir`, nor inside its directory, nor around it, nor there already. Next to
-/// a single file, `model`, it may be.
+/// Checks that `output` is not the source in `source_dir`, not inside or around it, and does not exist yet. If `model`
+/// is a single file, the output may be in the same directory.
 ///
 /// # Errors
 /// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::NotOurs`], [`Error::Locked`].

@@ -1,4 +1,4 @@
-//! Reading an output back: is every byte what was written.
+//! Reads an output back and compares digests.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,28 +12,26 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::schema::manifest::{FileDigest, Manifest};
 
-/// Bytes read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// The digest of a file and, if it is a file of tensors, of each of them.
+/// The digest of a file and, if it is a file of tensors, of each tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileContent {
-    /// Of the whole file.
     pub file: FileDigest,
-    /// Of each tensor, in the order of their data.
+    /// Digests of the tensors, in data order.
     pub tensors: Vec<(TensorEntry, String)>,
-    /// Of those tensors that were written slice by slice, all of whose slices are as they were written.
+    /// Digests of the tensors that were written in slices, for those whose slices all match.
     pub stacks: Vec<(String, String)>,
 }
 
-/// Length and digest of each slice that a tensor was written in, by name.
+/// Length and SHA-256 of each slice in which a tensor was written, by tensor name.
 pub(crate) type Slices = BTreeMap<String, Vec<(u64, String)>>;
 
-/// Slices of a tensor as they are read back.
+/// The remaining slices of a tensor that is being read.
 #[derive(Default)]
 struct Sliced<'a> {
     rest: &'a [(u64, String)],
-    /// Bytes left of the slice that is read.
+    /// Bytes left in the current slice.
     left: u64,
     digest: Digest,
     differs: bool,
@@ -63,10 +61,10 @@ impl<'a> Sliced<'a> {
     }
 }
 
-/// Reads `dir`/`name` from beginning to end; tensors of `slices` are compared slice by slice, too.
+/// Reads `dir`/`name` from beginning to end. Tensors in `slices` are also compared slice by slice.
 ///
 /// # Errors
-/// [`Error::Io`], and those of [`Shard::open`].
+/// [`Error::Io`], and the errors of [`Shard::open`].
 pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progress) -> Result<FileContent> {
     let path = dir.join(name);
     let entries = if container::of_file(name).is_some() {
@@ -87,7 +85,7 @@ pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progre
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         progress.check()?;
-        // Tensors without data end where they begin.
+        // A tensor without data ends at the offset where it begins.
         while let Some(entry) = entries.next_if(|entry| entry.offset + entry.bytes == bytes) {
             let sha256 = std::mem::take(&mut current).finish();
             sliced.update(&[]);
@@ -97,7 +95,7 @@ pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progre
             tensors.push((entry, sha256));
             sliced = slices_of(entries.peek());
         }
-        // No read goes beyond the end of a tensor.
+        // A read ends at or before the end of a tensor.
         let wanted = entries.peek().map_or(u64::MAX, |entry| {
             let edge = if bytes < entry.offset { entry.offset } else { entry.offset + entry.bytes };
             edge - bytes
@@ -119,32 +117,30 @@ pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progre
     Ok(FileContent { file, tensors, stacks })
 }
 
-/// Something that is not as the manifest says.
+/// A difference between an output and its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
-    /// In which file.
+    /// The file.
     pub file: String,
-    /// About which tensor.
+    /// The tensor, if the problem concerns one.
     pub tensor: Option<String>,
-    /// What.
+    /// Description of the difference.
     pub what: String,
 }
 
 impl Problem {
-    /// One about a file.
     #[must_use]
     pub fn file(file: &str, what: impl Into<String>) -> Self {
         Self { file: file.to_owned(), tensor: None, what: what.into() }
     }
 
-    /// One about a tensor.
     #[must_use]
     pub fn tensor(file: &str, tensor: &str, what: impl Into<String>) -> Self {
         Self { file: file.to_owned(), tensor: Some(tensor.to_owned()), what: what.into() }
     }
 }
 
-/// Compares what was read of the files with what `manifest` says of them.
+/// Compares the digests of the files with `manifest`.
 #[must_use]
 pub(crate) fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -154,11 +150,11 @@ pub(crate) fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem
         match found_files.get(expected.name.as_str()) {
             None => problems.push(Problem::file(&expected.name, "is missing")),
             Some(found) if found.file.bytes != expected.bytes => {
-                let what = format!("is {} bytes long, and was written with {}", found.file.bytes, expected.bytes);
+                let what = format!("is {} bytes long, but {} bytes were written", found.file.bytes, expected.bytes);
                 problems.push(Problem::file(&expected.name, what));
             }
             Some(found) if found.file.sha256 != expected.sha256 => {
-                problems.push(Problem::file(&expected.name, "has another SHA-256 than was written"));
+                problems.push(Problem::file(&expected.name, "has another SHA-256 than the data that were written"));
             }
             Some(_) => {}
         }
@@ -179,7 +175,7 @@ pub(crate) fn compare(manifest: &Manifest, found: &[FileContent]) -> Vec<Problem
             let what = format!("is {} {:?}, not {} {:?}", entry.dtype, entry.shape, expected.dtype, expected.shape);
             problems.push(Problem::tensor(file, &expected.name, what));
         } else if sha256 != expected.sha256 {
-            problems.push(Problem::tensor(file, &expected.name, "has another SHA-256 than was written"));
+            problems.push(Problem::tensor(file, &expected.name, "has another SHA-256 than the data that were written"));
         }
     }
     problems.extend(

@@ -1,4 +1,4 @@
-//! Files beside the weights: the source's own, copied, and those that the format writes.
+//! Files next to the weights: copies of the source's files, and files written by the format.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::schema::manifest::{self, FileDigest, LeftOut};
 
-/// Endings of files that hold weights in another form: they are not copied beside the new ones.
+/// Suffixes of weight files in other formats, which are not copied.
 const OTHER_WEIGHTS: [&str; 14] = [
     ".safetensors",
     ".bin",
@@ -27,7 +27,7 @@ const OTHER_WEIGHTS: [&str; 14] = [
     ".index.json",
 ];
 
-/// The source's other files: those that are copied, and those that are left out, with the reason.
+/// The source's other files: the files to copy, and the files to leave out with the reason.
 #[must_use]
 pub(crate) fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
     let (mut copied, mut left_out) = (Vec::new(), Vec::new());
@@ -50,16 +50,12 @@ pub(crate) fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
     (copied, left_out)
 }
 
-/// The name in the output of a file that is copied.
+/// The output name of a copied file.
 #[must_use]
 pub(crate) fn copied_name(file: &Path) -> &Path {
     if file == Path::new("README.md") { Path::new(SOURCE_CARD) } else { file }
 }
 
-/// Writes a file whole.
-///
-/// # Errors
-/// [`crate::error::Error::Io`].
 pub(crate) fn put(staging: &Staging, name: &Path, content: &[u8]) -> Result<FileDigest> {
     staging.write_file(name, content)?;
     Ok(FileDigest { name: name.display().to_string(), bytes: content.len() as u64, sha256: Digest::of(content) })

@@ -1,4 +1,4 @@
-//! Digests of the source: of each part, and of each file. A stage of its own, whatever else is done with the source.
+//! SHA-256 of each part and each file of the source, independent of any other work on the source.
 
 use std::ops::Range;
 
@@ -11,18 +11,16 @@ use crate::error::Result;
 use crate::job::unit::whole_elements;
 use crate::schema::manifest::FileDigest;
 
-/// Some of the bytes of a part.
+/// A range of bytes of a part.
 #[derive(Clone, Debug)]
 pub(crate) struct DigestChunk {
-    /// Of which part.
     pub part: usize,
-    /// Which bytes of its data.
     pub range: Range<u64>,
-    /// Whether they are the last.
+    /// Whether the part ends with this chunk.
     pub is_last: bool,
 }
 
-/// All of part `part`, in pieces.
+/// All chunks of part `part`.
 #[must_use]
 pub(crate) fn chunks(pass: Pass<'_>, part: usize) -> Vec<DigestChunk> {
     let mut ranges: Vec<Range<u64>> =
@@ -35,8 +33,8 @@ pub(crate) fn chunks(pass: Pass<'_>, part: usize) -> Vec<DigestChunk> {
     ranges.into_iter().enumerate().map(chunk).collect()
 }
 
-/// Ranges of shards that are worked on side by side, of about as many bytes: a shard's digest is made by one thread at a
-/// time, and should not be what all wait for.
+/// Splits the shards into queues of about equal bytes that are processed in parallel. One thread at a time hashes a
+/// shard, so a queue should not take longer than the others.
 #[must_use]
 pub(crate) fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
     let shards = &pass.checkpoint.shards;
@@ -46,7 +44,7 @@ pub(crate) fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
     let (mut first, mut before) = (0, 0);
     for (at, shard) in shards.iter().enumerate() {
         before += shard.bytes;
-        // Each queue ends with the shard that reaches its share of the bytes.
+        // A queue ends with the shard that reaches its share of the bytes.
         if before * count >= all * (queues.len() as u64 + 1) || at + 1 == shards.len() {
             queues.push(first..at + 1);
             first = at + 1;
@@ -55,21 +53,21 @@ pub(crate) fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
     queues
 }
 
-/// Digests of some shards and their parts, fed in the order of the data.
+/// Digests of a range of shards and their parts. The chunks must be added in data order.
 pub(crate) struct SourceDigests<'a> {
     checkpoint: &'a Checkpoint,
-    /// The shards that are still to come.
+    /// The shards that have not begun.
     shards: Range<usize>,
     part: Digest,
     file: Digest,
-    /// SHA-256 of each part that is complete.
+    /// SHA-256 of each complete part.
     pub parts_sha256: Vec<String>,
-    /// Each file that is complete.
+    /// Digest of each complete file.
     pub files: Vec<FileDigest>,
 }
 
 impl<'a> SourceDigests<'a> {
-    /// Digests of these shards. Reads their headers.
+    /// Starts the digests of `shards` and reads their headers.
     ///
     /// # Errors
     /// [`crate::error::Error::Io`], and [`crate::error::FileFault::Changed`].
@@ -80,7 +78,7 @@ impl<'a> SourceDigests<'a> {
         Ok(digests)
     }
 
-    /// Takes in the header of the next shard, and of those after it that hold no tensor.
+    /// Hashes the header of the next shard, and of any following shards without tensors.
     fn begin_file(&mut self) -> Result<()> {
         let Some(shard) = self.checkpoint.shards[self.shards.clone()].first() else { return Ok(()) };
         let mut head = vec![0; shard.header_bytes as usize];
@@ -100,10 +98,10 @@ impl<'a> SourceDigests<'a> {
         self.begin_file()
     }
 
-    /// Takes in the bytes of the next chunk.
+    /// Adds the bytes of the next chunk.
     ///
     /// # Errors
-    /// Those of reading the next shard's header.
+    /// The errors of reading the next shard's header.
     pub(crate) fn take(&mut self, chunk: &DigestChunk, bytes: &[u8]) -> Result<()> {
         self.part.update(bytes);
         self.file.update(bytes);

@@ -1,4 +1,4 @@
-//! A directory that is not there until it is complete.
+//! An output directory that gets its final name only when it is complete.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use crate::container::file::write_at;
 use crate::error::{Error, Result};
 use crate::option::OptionName;
 
-/// Name of the file whose lock says that a partial output is being written.
+/// Name of the lock file of a partial output.
 const LOCK: &str = ".ramrs-lock";
 
-/// `<out>.partial`: removed when dropped, unless [`finish`](Self::finish) gave it its name.
+/// The directory `<out>.partial`. Dropping it deletes the directory, unless [`finish`](Self::finish) renamed it.
 #[derive(Debug)]
 pub(crate) struct Staging {
     out: PathBuf,
@@ -20,11 +20,11 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Makes the partial output for `out`, on a file system with `needed_bytes` to spare. What an earlier run that was
-    /// killed left behind is removed; what another run is writing is not.
+    /// Creates the partial output for `out` on a file system with at least `needed_bytes` free. Deletes the partial
+    /// output of an earlier run that was killed, but not of a run in progress.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] if `out` is there and not to be overwritten, or another run is writing it;
+    /// [`Error::OutputExists`] if `out` exists and `overwrite` is false, [`Error::Busy`] if another run is writing it,
     /// [`Error::DiskFull`], [`Error::Io`].
     pub(crate) fn create(out: &Path, overwrite: bool, needed_bytes: u64) -> Result<Self> {
         if out.symlink_metadata().is_ok() && !overwrite {
@@ -48,7 +48,7 @@ impl Staging {
         Ok(partial)
     }
 
-    /// Whether another run is writing `out`: to be known before any work, and not after it.
+    /// Checks, before any work, that no other run is writing `out`.
     ///
     /// # Errors
     /// [`Error::Locked`].
@@ -57,13 +57,12 @@ impl Staging {
         if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
     }
 
-    /// Where it is now.
     #[must_use]
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Makes a file of `bytes` bytes in it.
+    /// Creates a file of `bytes` bytes in the partial output.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -78,7 +77,7 @@ impl Staging {
         Ok(file)
     }
 
-    /// Makes a file with this content in it.
+    /// Writes a file with `content` in the partial output.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -88,10 +87,10 @@ impl Staging {
         Ok(())
     }
 
-    /// Flushes everything to the disk and gives the directory its name.
+    /// Flushes all files to disk and renames the directory to its final name.
     ///
     /// # Errors
-    /// [`Error::Io`]; the partial output is removed, and what was to be overwritten is where it was.
+    /// [`Error::Io`]; the partial output is then deleted, and an existing output is restored.
     pub(crate) fn finish(mut self) -> Result<()> {
         let lock = self.dir.join(LOCK);
         fs::remove_file(&lock).map_err(Error::io("removing", &lock))?;
@@ -123,13 +122,13 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.dir.as_os_str().is_empty() {
-            // Nothing more can be done if this fails, and the reason for being here matters more.
+            // A failure here has no remedy, and the original error is more important.
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
 }
 
-/// Writes a file whole, or not at all: under another name, flushed, and only then under its own.
+/// Replaces a file atomically: writes and flushes a temporary file, then renames it.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -139,34 +138,34 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
         .and_then(|()| File::open(&partial)?.sync_all())
         .and_then(|()| fs::rename(&partial, path));
     written.map_err(|fault| {
-        // Nothing more can be done if this fails, and the reason for being here matters more.
+        // A failure here has no remedy, and the original error is more important.
         let _ = fs::remove_file(&partial);
         Error::io("writing", path)(fault)
     })
 }
 
-/// Whether a file can be at `path`: to be known before any work, and not after it.
+/// Checks, before any work, that a file can be created at `path`.
 ///
 /// # Errors
-/// [`Error::Option`] for a directory, [`Error::Io`] for a place in one that is not there.
+/// [`Error::Option`] if `path` is a directory, [`Error::Io`] if its parent directory does not exist.
 pub(crate) fn check_place(path: &Path) -> Result<()> {
     let (parent, _) = places(path)?;
     if path.is_dir() {
-        return Err(Error::option(OptionName::Output, path.display(), "is a directory, and should be a file"));
+        return Err(Error::option(OptionName::Output, path.display(), "is a directory: give the path of a file"));
     }
     fs::metadata(parent).map(drop).map_err(Error::io("writing", path))
 }
 
-/// The directory that `out` goes into, and where it is while it is incomplete.
+/// The parent directory of `out`, and the path of the partial output.
 fn places(out: &Path) -> Result<(&Path, PathBuf)> {
-    let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "is not a name"))?;
+    let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "has no file name"))?;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut partial_name = name.to_owned();
     partial_name.push(".partial");
     Ok((parent, parent.join(partial_name)))
 }
 
-/// Whether a partial output is one of ours that nobody is writing any more.
+/// Checks that no process holds the lock of a partial output.
 fn check_abandoned(dir: &Path) -> Result<()> {
     let lock = File::open(dir.join(LOCK)).map_err(|_| Error::Locked { path: dir.to_owned() })?;
     lock.try_lock().map_err(|_| Error::Locked { path: dir.to_owned() })
@@ -178,7 +177,7 @@ fn remove(path: &Path) -> Result<()> {
     outcome.map_err(Error::io("removing", path))
 }
 
-/// Flushes `dir` and all that is in it.
+/// Flushes `dir` and everything in it to disk.
 fn sync(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let path = entry.map_err(Error::io("listing", dir))?.path();
@@ -191,9 +190,9 @@ fn sync(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flushing", dir))
 }
 
-/// Bytes that this process may still write where `dir` is.
+/// Bytes that this process can still write on the file system of `dir`.
 fn available_bytes(dir: &Path) -> Result<u64> {
-    let found = rustix::fs::statvfs(dir).map_err(|fault| Error::io("asking for free space in", dir)(fault.into()))?;
+    let found = rustix::fs::statvfs(dir).map_err(|fault| Error::io("reading the free space of", dir)(fault.into()))?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
@@ -241,7 +240,7 @@ mod tests {
         let out = dir.path().join("out");
         let live = Staging::create(&out, false, 0).unwrap();
         assert_eq!(Staging::create(&out, false, 0).unwrap_err().slug(), "output-busy");
-        // As after a kill: the directory stays, the lock goes with the process.
+        // Simulates a kill: the directory remains, but the lock is released with the process.
         let Staging { ref dir, .. } = live;
         let kept = dir.clone();
         let lock = live.lock.as_ref().unwrap().try_clone().unwrap();

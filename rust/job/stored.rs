@@ -1,4 +1,4 @@
-//! What is stored for tensors in their schemes, and how large that is: shapes and schemes alone decide.
+//! Stored tensors and sizes of an output. They depend on shapes and schemes only.
 
 use crate::codec::Scheme;
 use crate::container::{Layout, StoredTensor, lay_out};
@@ -7,10 +7,10 @@ use crate::format::{Format, stored_tensors};
 use crate::schema::analysis::AnalyzedTensor;
 use crate::schema::plan::Totals;
 
-/// What `format` stores for `tensor` in `scheme`.
+/// The stored tensors of `tensor` in `scheme`.
 ///
 /// # Errors
-/// [`Error::Scheme`] for a scheme that does not fit the tensor.
+/// [`Error::Scheme`] if the scheme does not fit the tensor.
 pub(crate) fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Scheme) -> Result<Vec<StoredTensor>> {
     let wrong = |reason: String| Error::Scheme { tensor: tensor.name.clone(), reason };
     let of = (tensor.name.as_str(), tensor.shape.as_slice());
@@ -22,23 +22,20 @@ pub(crate) fn stored(format: &dyn Format, tensor: &AnalyzedTensor, scheme: Schem
     }
     let dtype = tensor.dtype().ok_or_else(|| wrong("its dtype is not one of the format's".to_owned()))?;
     let (name, shape, bytes) = (tensor.name.clone(), tensor.shape.clone(), tensor.bytes);
-    let rows = shape.iter().product::<u64>().checked_div(shape.last().copied().unwrap_or(1)).unwrap_or(0);
-    let row_bytes = bytes.checked_div(rows).unwrap_or(0);
-    Ok(vec![StoredTensor { name, dtype, shape, bytes, row_bytes }])
+    Ok(vec![StoredTensor { name, dtype, shape, bytes, grows: true }])
 }
 
-/// Tensors of an output in their schemes, and where each part of them is.
+/// The stored tensors of an output in their schemes, and their locations.
 pub(crate) struct StoredOutput {
-    /// What is stored for each tensor.
+    /// The stored tensors of each output tensor.
     pub modules: Vec<Vec<StoredTensor>>,
-    /// Where it is.
     pub layout: Layout,
-    /// Bits of codes, and of what is kept.
+    /// Bits of the codes and of the kept tensors, without scales and biases.
     pub payload_bits: u64,
 }
 
 impl StoredOutput {
-    /// `tensors` in their schemes, over files of at most `shard_bytes` of data.
+    /// Lays out `tensors` in their schemes, in files of at most `shard_bytes` bytes of tensor data.
     ///
     /// # Errors
     /// As [`stored`].
@@ -59,7 +56,7 @@ impl StoredOutput {
         Ok(Self { modules, layout, payload_bits })
     }
 
-    /// Sizes of an output of a source of `parameters` weights; loss and budget are not known here.
+    /// Sizes of the output, for a source of `parameters` weights. Loss and budget are left at their defaults.
     #[must_use]
     pub(crate) fn totals(&self, parameters: u64) -> Totals {
         let parameters = parameters.max(1) as f64;

@@ -1,6 +1,7 @@
-//! Units of work: a view of an output tensor is made, written and recorded at a time.
+//! Units of work: one view of an output tensor is encoded, written and recorded as a unit.
 //!
-//! A unit's record is data: digests and errors of what was written. Records are folded in unit order, whoever made them.
+//! A unit's record is plain data: digests and errors of the written bytes. Records are folded in unit order on any
+//! number of threads.
 
 use std::ops::Range;
 
@@ -14,27 +15,25 @@ use crate::digest::Digest;
 use crate::format::Target;
 use crate::rate_distortion::Noise;
 
-/// How one output tensor is written.
+/// Instructions to write one output tensor.
 pub(crate) struct WriteJob<'a> {
-    /// What it is made of.
     pub target: &'a Target,
-    /// How it is stored.
     pub mode: StoreMode<'a>,
-    /// The tensors it is stored in.
+    /// The tensors that store it.
     pub parts: &'a [StoredTensor],
-    /// Where they belong.
+    /// Their locations.
     pub locations: &'a [Location],
 }
 
 impl WriteJob<'_> {
-    /// Which parts do not grow with rows, and their data.
+    /// The parts whose size does not depend on the rows: index and data.
     #[must_use]
     pub(crate) fn fixed_parts(&self, checkpoint: &Checkpoint) -> Vec<(usize, Vec<u8>)> {
         let (StoreMode::Encoded(scheme, float, _) | StoreMode::PassedThrough(scheme, float)) = self.mode else {
             return Vec::new();
         };
         let Some(codec) = scheme.codec() else { return Vec::new() };
-        let rows = self.target.views.iter().map(|view| view.rows).sum();
+        let rows = self.target.rows();
         let cols = self.target.views.iter().find_map(|view| Some(view.matrix(checkpoint)?.cols)).unwrap_or(0);
         let matrix = Matrix { rows, cols, float };
         let fixed = |(at, part): (usize, PartSpec)| {
@@ -44,51 +43,48 @@ impl WriteJob<'_> {
     }
 }
 
-/// A unit: which output tensor, and which of its views.
+/// A unit: an output tensor and one of its views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UnitId {
-    /// Which output.
+    /// Index of the output.
     pub output: usize,
-    /// Which of its views.
+    /// Index of the view.
     pub view: usize,
 }
 
-/// What was found and written of one unit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct UnitRecord {
-    /// SHA-256 of its share of each part; of one that does not grow with rows, of nothing.
+    /// SHA-256 of the unit's rows of each part; the digest of no bytes for a part of fixed size.
     pub parts_sha256: Vec<String>,
-    /// The error of what was written.
+    /// The error of the encoded rows.
     pub noise: Noise,
 }
 
-/// Some of a unit: what one thread does at a time.
+/// A piece of a unit that one thread processes at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct UnitChunk {
-    /// Of which unit.
     pub id: UnitId,
-    /// What of it.
     pub span: UnitSpan,
-    /// Bytes of the source that it stands for.
+    /// Bytes of the source that the chunk counts for.
     pub bytes: u64,
-    /// Where these bytes are among those of the tensor, if the view is all of it as it is stored.
+    /// The byte range within the tensor, if the view covers all of the tensor as it is stored.
     pub source: Range<u64>,
-    /// Whether it is the last of the unit.
+    /// Whether the unit ends with this chunk.
     pub is_last: bool,
 }
 
-/// What of a unit a chunk is.
+/// The range of a chunk within its unit.
 #[derive(Clone, Debug)]
 pub(crate) enum UnitSpan {
-    /// Bytes that are copied.
+    /// Bytes to copy.
     Bytes(Range<u64>),
-    /// Bands that are encoded.
+    /// Bands to encode.
     Bands(Range<u64>),
-    /// Rows that are written as numbers, or as the source packs them.
+    /// Rows to write as plain numbers or to pass through.
     Rows(Range<u64>),
 }
 
-/// The chunks of unit `id`, a view of a tensor that is stored as `job` says, in the order of its rows.
+/// The chunks of unit `id`, a view of `tensor` that is stored as in `job`, in row order.
 #[must_use]
 pub(crate) fn chunks(pass: Pass<'_>, id: UnitId, job: &WriteJob<'_>, view: View, tensor: &Tensor) -> Vec<UnitChunk> {
     let row_bytes = (view.cols * tensor.dtype.bits() / 8).max(1);
@@ -118,13 +114,13 @@ pub(crate) fn chunks(pass: Pass<'_>, id: UnitId, job: &WriteJob<'_>, view: View,
     ranges.into_iter().enumerate().map(chunk).collect()
 }
 
-/// About so many bytes, and whole elements whatever their type.
+/// Rounds `bytes` down to whole elements of any type, at least 8 bytes.
 #[must_use]
 pub(crate) fn whole_elements(bytes: u64) -> u64 {
     (bytes / 8 * 8).max(8)
 }
 
-/// Folds what was made of chunks into records, chunk by chunk.
+/// Folds the results of chunks into records.
 #[derive(Default)]
 pub(crate) struct RecordFold {
     parts: Vec<Digest>,
@@ -133,7 +129,7 @@ pub(crate) struct RecordFold {
 }
 
 impl RecordFold {
-    /// Takes in what was made of a chunk: those of a unit in the order of its rows.
+    /// Adds the result of a chunk. The chunks of a unit must be added in row order.
     pub(crate) fn take(&mut self, chunk: &UnitChunk, made: &Made) {
         self.parts.resize(made.parts.len(), Digest::default());
         for (digest, bytes) in self.parts.iter_mut().zip(&made.parts) {
@@ -148,7 +144,7 @@ impl RecordFold {
         }
     }
 
-    /// The records, in the order in which their units were done.
+    /// The records, in the order in which the units were completed.
     pub(crate) fn records(self) -> impl Iterator<Item = (UnitId, UnitRecord)> {
         self.records.into_iter()
     }

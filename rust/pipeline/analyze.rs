@@ -1,4 +1,4 @@
-//! `analyze`: one pass over all weights, one over sampled rows, and the curves of every matrix.
+//! `analyze`: one pass over all weights, one over sampled rows, and a rate–distortion curve for every matrix.
 
 use super::sensitivity::{Sensitivity, measure};
 use super::{AnalysisRequest, Engine};
@@ -16,7 +16,7 @@ use crate::sensitivity::{Candidate, MatrixSensitivity};
 /// Analyzes the checkpoint of `request`.
 ///
 /// # Errors
-/// Those of opening and reading it.
+/// The errors of opening and reading the checkpoint.
 pub fn analyze(request: &AnalysisRequest, progress: &Progress) -> Result<Analysis> {
     let conversion = Conversion::open(&request.model, &request.format, request.generic)?;
     conversion.check(request.strict, None, |warning| progress.warn(warning))?;
@@ -63,7 +63,7 @@ pub(super) fn curves(
     })
 }
 
-/// The matrices of `output` in every scheme that exists for it; none if no scheme does.
+/// The matrices of `output` with all available schemes; `None` if no scheme is available.
 fn stack<'a>(
     output: &'a OutputTensor,
     candidates: &[Candidate<'_>],
@@ -78,7 +78,7 @@ fn stack<'a>(
     Some(StackJob { name: &output.target.name, matrices, schemes: schemes.clone() })
 }
 
-/// What `points` say of the matrices of `job` together: their losses and energies add up.
+/// The curve of a stack: sums of losses and energies over its matrices.
 fn curve(family: &str, job: &StackJob<'_>, points: &[SchemeNoise], objective: Objective) -> RdCurve {
     let measured = || job.matrices.iter().map(|member| member.measured);
     let stacked = |one: &MatrixSensitivity| StackedEnergy { signal: one.signal, energy: one.energy };

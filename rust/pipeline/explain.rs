@@ -1,4 +1,4 @@
-//! Sentences about a plan: what makes it no smaller, and what its user should know.
+//! Sentences about a plan: the limits on its size, and warnings.
 
 use super::plan::Planner;
 use crate::allocate::{self, FusionGroup, SchemeCost};
@@ -8,11 +8,11 @@ use crate::dtype::Float;
 use crate::schema::analysis::AnalyzedTensor;
 use crate::schema::plan::{PlannedTensor, Totals};
 
-/// Below so many bits per code the sum of the matrices' losses understates what they do together.
+/// Bits per code below which the sum of the matrices' losses underestimates their combined loss.
 const ADDITIVE_BITS: f64 = 3.0;
 
-/// What makes the smallest plan, with headers of `header_bytes`, no smaller.
-pub(super) fn minimum(planner: &Planner<'_>, header_bytes: u64) -> String {
+/// Explains the size of the smallest plan, with headers of `header_bytes` bytes.
+pub(super) fn explain_minimum(planner: &Planner<'_>, header_bytes: u64) -> String {
     let matrices = allocate::minimum(&planner.groups);
     let floored = match planner.floored {
         0 => String::new(),
@@ -24,10 +24,10 @@ pub(super) fn minimum(planner: &Planner<'_>, header_bytes: u64) -> String {
     let asked_bytes: u64 = planner.groups.iter().filter(asked).map(|group| group.points[0].bytes).sum();
     let asked = match planner.groups.iter().filter(asked).count() {
         0 => String::new(),
-        asked => format!(" ({asked} of them, {}, are to be kept by your rules)", size(asked_bytes)),
+        asked => format!(" ({asked} of them, {}, are kept by your rules)", size(asked_bytes)),
     };
     let kept: Vec<&AnalyzedTensor> = planner.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).collect();
-    // The first of the largest.
+    // The first of several largest tensors: `max_by_key` returns the last.
     let largest = kept.iter().rev().max_by_key(|tensor| tensor.bytes).map_or_else(String::new, |tensor| {
         let why = tensor.kept.as_deref().unwrap_or_default();
         format!(" (the largest, `{}`, {}: {why})", tensor.name, size(tensor.bytes))
@@ -42,8 +42,8 @@ pub(super) fn minimum(planner: &Planner<'_>, header_bytes: u64) -> String {
     )
 }
 
-/// What the user should know of a plan, after what is known of the analysis. Plans are files: the text is part of their
-/// form, and names options as the command line does.
+/// The warnings of a plan, after those of the analysis. They are stored in the plan file, so their text is fixed and
+/// spells options as on the command line.
 pub(super) fn warnings(planner: &Planner<'_>, planned: &[PlannedTensor], totals: &Totals) -> Vec<String> {
     let tensors = || planner.analysis.tensors.iter().zip(planned);
     let quantized = || tensors().filter(|(_, planned)| !planned.scheme.is_kept());
@@ -73,7 +73,7 @@ pub(super) fn warnings(planner: &Planner<'_>, planned: &[PlannedTensor], totals:
     warnings
 }
 
-/// Whether anything is quantized, and to how few bits.
+/// Warns if nothing is quantized, or if the average code is short.
 fn bits<'a>(
     planner: &Planner<'_>,
     quantized: impl Iterator<Item = (&'a AnalyzedTensor, &'a PlannedTensor)>,
@@ -101,7 +101,7 @@ fn bits<'a>(
     }
 }
 
-/// What would be saved if a source in F32 were cast first.
+/// Warns about scales and biases in F32, and states the bytes that a cast of the source would save.
 fn wide_scales<'a>(quantized: impl Iterator<Item = (&'a AnalyzedTensor, &'a PlannedTensor)>) -> Option<String> {
     let saved = |(tensor, planned): (&AnalyzedTensor, &PlannedTensor)| {
         let matrix = tensor.matrix().filter(|matrix| matrix.float == Float::F32)?;

@@ -1,4 +1,4 @@
-//! `inspect`: what is in a checkpoint, and what could be done to it. Headers only.
+//! `inspect`: the contents of a checkpoint and the fate of each tensor. Reads headers only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,84 +12,84 @@ use crate::job::conversion::{Conversion, Fate, OutputTensor};
 use crate::name::{Name, Role};
 use crate::schema::SourceId;
 
-/// What is in a checkpoint.
+/// The contents of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
-    /// Its directory.
+    /// Path of the checkpoint.
     pub path: String,
-    /// `model_type` of its configuration.
+    /// `model_type` of the configuration.
     pub model_type: Option<String>,
-    /// Which checkpoint it is.
+    /// Identity of the checkpoint.
     pub source: SourceId,
-    /// Its shards.
+    /// The shards, in file order.
     pub shards: Vec<ShardLine>,
-    /// Its tensors by role and type.
+    /// The tensors grouped by role and element type.
     pub roles: Vec<RoleLine>,
-    /// Its tensors, in the order of the files.
+    /// The tensors, in file order.
     pub tensors: Vec<TensorLine>,
-    /// Its other files.
+    /// Paths of the other files.
     pub other_files: Vec<String>,
     /// Bits per weight with every matrix in its smallest scheme.
     pub smallest_bpw: f64,
-    /// Why the format has no layout for it, if so.
+    /// The reason why the format has no layout for the model, if it has none.
     pub unsupported: Option<String>,
-    /// What the user should know.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
-/// A shard.
+/// A shard of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ShardLine {
-    /// Its name.
+    /// File name.
     pub name: String,
-    /// Its length.
+    /// File size in bytes.
     pub bytes: u64,
 }
 
-/// The tensors of one role and type.
+/// Totals of the tensors of one role and element type.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RoleLine {
-    /// The role.
+    /// Role of the tensors.
     pub role: Role,
-    /// The element type.
+    /// Element type, as in safetensors.
     pub dtype: String,
-    /// How many tensors.
+    /// Number of tensors.
     pub tensors: u64,
-    /// How many weights in them.
+    /// Number of weights.
     pub parameters: u64,
-    /// Bytes of their data.
+    /// Bytes of tensor data.
     pub bytes: u64,
-    /// How many of them can be quantized.
+    /// Number of tensors that can be quantized.
     pub quantizable: u64,
 }
 
-/// A tensor.
+/// A stored tensor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorLine {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its element type.
+    /// Element type, as in safetensors.
     pub dtype: String,
-    /// Its shape.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// Bytes of its data.
+    /// Bytes of tensor data.
     pub bytes: u64,
-    /// What it does.
+    /// Role of the tensor.
     pub role: Role,
-    /// In which layer.
+    /// Index of the layer, if the tensor belongs to one.
     pub layer: Option<usize>,
-    /// `quantizable`, `kept`, `converted`, `consumed`, `tied` or `dropped`.
+    /// The fate of the tensor: `quantizable`, `kept`, `converted`, `consumed`, `tied` or `dropped`.
     pub becomes: &'static str,
-    /// Why, if not quantizable.
+    /// The reason, if the tensor is not quantizable.
     pub why: Option<String>,
-    /// The tensors of the output that it becomes, or part of which.
+    /// Names of the output tensors that contain its data.
     pub into: Vec<String>,
 }
 
-/// Looks at the checkpoint at `model`. A model that the format has no layout for is looked at all the same.
+/// Inspects the checkpoint at `model`. A model that the format has no layout for is inspected under its source names.
 ///
 /// # Errors
-/// Those of opening it.
+/// The errors of opening the checkpoint.
 pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> {
     let (source, unsupported) = match Conversion::open(model, format, generic) {
         Err(fault @ (Error::UnknownModel { .. } | Error::AlreadyQuantized { .. } | Error::Layout { .. })) => {
@@ -152,14 +152,14 @@ pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> 
     })
 }
 
-/// What becomes of a part, why, and into what.
+/// The fate of a part, the reason, and the names of the outputs.
 struct PartFate {
     becomes: &'static str,
     why: Option<String>,
     into: Vec<String>,
 }
 
-/// The fate of part `part`, in words.
+/// Describes the fate of part `part`.
 fn part_fate(source: &Conversion, part: usize) -> PartFate {
     let nothing = |becomes, why: String| PartFate { becomes, why: Some(why), into: Vec::new() };
     let tensor = match source.fate(part) {
@@ -169,12 +169,13 @@ fn part_fate(source: &Conversion, part: usize) -> PartFate {
         Fate::Dropped(why) => return nothing("dropped", why.to_owned()),
         Fate::Written(tensor) => tensor,
     };
-    let outputs: Vec<&OutputTensor> = source.shares[tensor].iter().map(|share| &source.outputs[share.target]).collect();
+    let outputs: Vec<&OutputTensor> =
+        source.contributions[tensor].iter().map(|one| &source.outputs[one.target]).collect();
     let into = outputs.iter().map(|output| output.target.name.clone()).collect();
     let why = outputs.iter().find_map(|output| output.candidate.as_ref().err()).map(ToString::to_string);
     let becomes = match why {
         None => "quantizable",
-        Some(_) if outputs.iter().all(|output| source.is_as_it_is(tensor, output)) => "kept",
+        Some(_) if outputs.iter().all(|output| source.is_unchanged(tensor, output)) => "kept",
         Some(_) => "converted",
     };
     PartFate { becomes, why, into }

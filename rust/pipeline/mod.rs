@@ -1,7 +1,7 @@
-//! The verbs, and the order of their stages: the only place that knows it.
+//! The verbs. Only this module knows the order of their stages.
 //!
-//! Each verb takes a request and gives a report, both plain data with a JSON form, so that every front asks for the
-//! same things in the same words.
+//! Each verb takes a request and returns a report. Both are plain data with a JSON form, so that all fronts share
+//! options and wording.
 
 mod analyze;
 mod explain;
@@ -42,17 +42,17 @@ use crate::rate_distortion::{Objective, SAMPLE_BANDS};
 use crate::sensitivity::prior::Prior;
 use crate::simd::Isa;
 
-/// What a job may use. None of it changes a byte of any output.
+/// Resources of a job. They never change a byte of the output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
-    /// Threads, if not as many as the process may use.
+    /// Number of threads; by default all that the process may use.
     pub threads: Option<NonZeroUsize>,
-    /// Bytes of source that a thread reads at a time.
+    /// Bytes of the source that a thread reads at a time.
     pub chunk_bytes: u64,
-    /// Whether to use the CPU's vector instructions.
+    /// Whether to use the vector instructions of the CPU.
     pub simd: bool,
-    /// How much memory it may take, as in `2GB`, if there is a limit.
+    /// Limit on memory, such as `2GB`.
     pub max_memory: Option<String>,
 }
 
@@ -62,31 +62,31 @@ impl Default for Resources {
     }
 }
 
-/// What is analyzed, and how.
+/// Options of an analysis.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AnalysisRequest {
-    /// The checkpoint.
+    /// Path of the checkpoint.
     pub model: PathBuf,
-    /// Output format.
+    /// Name of the output format.
     pub format: String,
-    /// Whether to leave names alone, whatever the model is.
+    /// Whether to keep source names, without a model-specific layout.
     pub generic: bool,
-    /// Whether tensors that are treated by their shape alone are an error.
+    /// Whether to fail on tensors of unknown role.
     pub strict: bool,
-    /// The encoder.
+    /// Effort of the encoder.
     pub effort: Effort,
-    /// What is minimised.
+    /// The objective that plans minimise.
     pub objective: Objective,
-    /// Where the sensitivity is from: `auto`, `probe`, `weights`, or a file.
+    /// Source of the sensitivity: `auto`, `probe`, `weights`, or the path of a file.
     pub sensitivity: PathBuf,
-    /// How the model is probed, if it is.
+    /// Options of the probe, if the source is the probe.
     pub probe: Options,
-    /// The role prior, where the source has no gains of its own.
+    /// The role prior, for sources that measure no gains.
     pub prior: Prior,
     /// Bands of each matrix that are encoded for its curve; 0 for all.
     pub sample_bands: u64,
-    /// What the job may use.
+    /// Resources of the job.
     pub resources: Resources,
 }
 
@@ -108,52 +108,52 @@ impl Default for AnalysisRequest {
     }
 }
 
-/// The requests with every option at its default: what a front leaves out has these values.
+/// The requests with every option at its default, for fronts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Defaults {
-    /// Of [`inspect()`] and [`analyze()`].
+    /// Defaults of [`inspect()`] and [`analyze()`].
     pub analyze: AnalysisRequest,
-    /// Of [`probe()`].
+    /// Defaults of [`probe()`].
     pub probe: ProbeRequest,
-    /// Of [`quantize()`], with that of [`plan()`] in it.
+    /// Defaults of [`quantize()`], which include those of [`plan()`].
     pub quantize: QuantizeRequest,
-    /// Of [`verify()`].
+    /// Defaults of [`verify()`].
     pub verify: VerifyRequest,
-    /// Of a uniform scheme's group.
+    /// Group size of a uniform scheme, in weights.
     pub group_size: u16,
-    /// Of the signal-to-noise floor, in decibels.
+    /// Signal-to-noise floor, in decibels.
     pub floor_db: f64,
 }
 
-/// The defaults of all verbs.
+/// Returns the defaults of all verbs.
 #[must_use]
 pub fn defaults() -> Defaults {
     Defaults { group_size: plan::GROUP_SIZE, floor_db: FLOOR_DB, ..Defaults::default() }
 }
 
-/// What the program takes before it works on anything, an interpreter included.
+/// Bytes that the process uses before a job begins, including a Python interpreter.
 const PROGRAM_BYTES: u64 = 64 << 20;
 
-/// Chunks that a thread may have at a time: read, decoded, made, and waiting for their turn.
-const CHUNKS: u64 = 12;
+/// Chunks that a thread may hold at a time: read, decoded, encoded, and waiting for their turn to be consumed.
+const CHUNKS_PER_THREAD: u64 = 12;
 
-/// The smallest chunk that is worth reading.
-const LEAST_CHUNK_BYTES: u64 = 64 << 10;
+/// The smallest chunk, in bytes: smaller reads are inefficient.
+const MIN_CHUNK_BYTES: u64 = 64 << 10;
 
-/// The machinery of one job.
+/// Threads, ISA and buffer sizes of one job.
 struct Engine {
     workers: Workers,
     isa: Isa,
     chunk_bytes: u64,
     held_bytes: u64,
-    /// Bytes that are left for what a job must hold.
+    /// Bytes available for data that a job must keep in memory.
     spare_bytes: Option<u64>,
 }
 
 impl Engine {
     fn new(resources: &Resources) -> Result<Self> {
         if resources.chunk_bytes == 0 {
-            return Err(Error::option(OptionName::ChunkBytes, 0, "nothing can be read"));
+            return Err(Error::option(OptionName::ChunkBytes, 0, "must be at least 1"));
         }
         let workers = Workers::new(resources.threads)?;
         let isa = if resources.simd { Isa::detect() } else { Isa::PORTABLE };
@@ -165,28 +165,29 @@ impl Engine {
         }
     }
 
-    /// The same within `text` of memory: with smaller chunks, and less held to save time.
+    /// Limits the engine to `text` bytes of memory, with smaller chunks and less cached data.
     fn within(self, text: &str) -> Result<Self> {
         let wrong = |reason: String| Error::option(OptionName::MaxMemory, text, reason);
         let limit = bytes(text).ok_or_else(|| wrong("write a size (2GB, 900MiB)".to_owned()))?;
         let threads = self.workers.threads() as u64;
-        let least = PROGRAM_BYTES + 2 * threads * CHUNKS * LEAST_CHUNK_BYTES;
+        let least = PROGRAM_BYTES + 2 * threads * CHUNKS_PER_THREAD * MIN_CHUNK_BYTES;
         if limit < least {
             return Err(wrong(format!("with {threads} threads it takes {} at least", size(least))));
         }
         let spare = limit - PROGRAM_BYTES;
-        let chunk_bytes = self.chunk_bytes.min(spare / 2 / (threads * CHUNKS));
+        let chunk_bytes = self.chunk_bytes.min(spare / 2 / (threads * CHUNKS_PER_THREAD));
         let held_bytes = self.held_bytes.min(spare / 4);
         Ok(Self { chunk_bytes, held_bytes, spare_bytes: Some(spare / 2), ..self })
     }
 
-    /// Whether the sensitivity of `source` is within the limit, and what the probe keeps of a run with `request`.
+    /// Checks that the sensitivity vectors of `source`, and the probe's activations if `request` runs it, fit the
+    /// limit.
     fn check_memory(&self, source: &Conversion, request: &AnalysisRequest) -> Result<()> {
         let Some(spare) = self.spare_bytes else { return Ok(()) };
         let vectors: u64 = source.candidates().iter().map(|found| 4 * (found.matrix.rows + found.matrix.cols)).sum();
         let of_model = |key: &str| source.checkpoint.config_size(key).unwrap_or(0);
-        // The streams in front of all layers, and those of one layer, forward and back; and as much again for the head,
-        // for sums in `f64`, and for what is freed late.
+        // The activations and gradients before each layer, plus 32 times as much: those within one layer, forward and
+        // backward, and those of the head, the sums in `f64`, and memory that is released late.
         let streams = request.probe.tokens as u64 * 8 * of_model("hidden_size") * (of_model("num_hidden_layers") + 32);
         let is_probed = sensitivity::runs(&source.checkpoint, request);
         let needed = vectors + if is_probed { streams } else { 0 };

@@ -1,4 +1,4 @@
-//! `plan`: an analysis and a budget to a scheme for every tensor, exact to the byte.
+//! `plan`: assigns a scheme to every tensor, given an analysis and a budget. Sizes are exact to the byte.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,27 +19,27 @@ use crate::schema::analysis::{Analysis, AnalyzedTensor};
 use crate::schema::plan::{self, Plan, PlannedTensor, Size, Totals, Uniform};
 use crate::schema::{Saved, Tool};
 
-/// Sizes in a plan's trade-off.
+/// Number of sizes in a plan's trade-off.
 const TRADE_OFF_SIZES: usize = 48;
 
-/// Weights of a group in a uniform plan whose group size nobody named: what the MLX tools take.
+/// Default group size of a uniform plan, in weights: the default of the MLX tools.
 pub(super) const GROUP_SIZE: u16 = 64;
 
-/// What is planned.
+/// Options of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlanRequest {
-    /// A saved analysis; none to analyze `model`.
+    /// A saved analysis; `None` to analyze `model`.
     pub analysis: Option<Saved>,
-    /// What to analyze, and how.
+    /// The checkpoint, and the options of its analysis.
     pub model: AnalysisRequest,
-    /// How large the output may be.
+    /// Size of the output.
     pub budget: Option<String>,
-    /// In place of a budget: one scheme for all matrices.
+    /// Instead of a budget: one scheme for all matrices.
     pub uniform: Option<String>,
     /// Limits on the schemes.
     pub policy: PolicyOptions,
-    /// Tensor data per file.
+    /// Bytes of tensor data per file.
     pub shard_bytes: u64,
 }
 
@@ -56,14 +56,14 @@ impl Default for PlanRequest {
     }
 }
 
-/// What is asked of a plan, checked.
+/// The parsed goal of a plan.
 pub(super) enum Goal {
     Budget(Budget),
     Uniform(Scheme),
 }
 
 impl PlanRequest {
-    /// What it asks for, of a format that has `schemes`.
+    /// Parses the goal of a plan for a format that has `schemes`.
     pub(super) fn goal(&self, schemes: &[Scheme]) -> Result<Goal> {
         match (&self.budget, &self.uniform) {
             (Some(budget), None) => budget.parse().map(Goal::Budget),
@@ -75,7 +75,7 @@ impl PlanRequest {
                 }
             },
             (Some(budget), Some(scheme)) => {
-                let reason = format!("is given, and so is ⟨uniform⟩ ({scheme} for all matrices): give one of them");
+                let reason = format!("conflicts with ⟨uniform⟩ ({scheme} for all matrices): give only one of them");
                 Err(Error::option(OptionName::Budget, budget, &reason))
             }
             (None, None) => Err(Error::MissingOption {
@@ -86,15 +86,15 @@ impl PlanRequest {
     }
 }
 
-/// Makes the plan that `request` asks for.
+/// Makes the plan of `request`.
 ///
 /// # Errors
-/// [`Error::BudgetTooSmall`], [`Error::Option`], [`Error::Scheme`], and those of analyzing.
+/// [`Error::BudgetTooSmall`], [`Error::Option`], [`Error::Scheme`], and the errors of [`analyze()`](super::analyze()).
 pub fn plan(request: &PlanRequest, progress: &Progress) -> Result<Plan> {
     let saved: Option<Analysis> = request.analysis.as_ref().map(Saved::read).transpose()?;
     let format = saved.as_ref().map_or(&request.model.format, |analysis| &analysis.settings.format);
     let schemes = format::by_name(format)?.schemes();
-    // Invalid options are refused before any work.
+    // Invalid options fail before any work.
     let goal = request.goal(schemes)?;
     let policy = Policy::new(&request.policy, schemes)?;
     let analysis = saved.map_or_else(|| analyze(&request.model, progress), Ok)?;
@@ -102,9 +102,9 @@ pub fn plan(request: &PlanRequest, progress: &Progress) -> Result<Plan> {
     from_analysis(&analysis, request, &policy, goal)
 }
 
-/// The plan for `goal` from `analysis`.
+/// Makes the plan for `goal` from `analysis`.
 pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: &Policy, goal: Goal) -> Result<Plan> {
-    // One scheme for all is what was asked for, whatever the floor.
+    // A uniform scheme is an explicit request, so the floor does not apply.
     let has_floor = matches!(goal, Goal::Budget(_));
     let planner = Planner::new(analysis, policy, has_floor, request.shard_bytes)?;
     planner.check_names()?;
@@ -132,29 +132,28 @@ pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: 
     }
 }
 
-/// A tensor that some scheme exists for.
+/// A tensor with at least one available scheme.
 pub(super) struct GroupMember {
-    /// Which of the analysis.
+    /// Index of the tensor in the analysis.
     pub tensor: usize,
-    /// What may be done to it.
+    /// Limits on its scheme.
     pub limits: Limits,
 }
 
-/// Tensors that get one scheme, in the order of the groups that are allocated.
+/// Tensors that share a scheme, in the order of the allocated groups.
 pub(super) type Members = Vec<GroupMember>;
 
-/// An analysis, seen through a policy.
+/// An analysis under a policy.
 pub(super) struct Planner<'a> {
     pub analysis: &'a Analysis,
     format: &'static dyn Format,
     shard_bytes: u64,
     /// The tensors of each fusion group.
     members: Vec<Members>,
-    /// The choices of each fusion group.
     pub groups: Vec<FusionGroup>,
-    /// Bytes of the tensors that are in no group.
+    /// Bytes of the tensors outside of all groups.
     pub kept_bytes: u64,
-    /// Groups that the floor denies their smallest scheme.
+    /// Number of groups whose smallest scheme is below the floor.
     pub floored: usize,
 }
 
@@ -187,7 +186,7 @@ impl<'a> Planner<'a> {
         Ok(planner)
     }
 
-    /// The tensors that a scheme stores must not be called as others of the source are.
+    /// Checks that no stored part has the name of another tensor.
     fn check_names(&self) -> Result<()> {
         let names: BTreeSet<&str> = self.analysis.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         for tensor in &self.analysis.tensors {
@@ -195,14 +194,17 @@ impl<'a> Planner<'a> {
             let parts = stored(self.format, tensor, point.scheme)?;
             if let Some(part) = parts.iter().find(|part| part.name != tensor.name && names.contains(part.name.as_str()))
             {
-                let reason = format!("what is stored for it would be called `{}`, as another tensor is", part.name);
+                let reason = format!(
+                    "one of its stored parts would be called `{}`, which is the name of another tensor",
+                    part.name
+                );
                 return Err(Error::Scheme { tensor: tensor.name.clone(), reason });
             }
         }
         Ok(())
     }
 
-    /// What a group may become, by growing bytes.
+    /// The schemes available to a group, by increasing bytes.
     fn points(&self, members: &[GroupMember], has_floor: bool) -> Result<Vec<SchemeCost>> {
         let schemes = self.format.schemes().iter().copied().chain([Scheme::KEPT]);
         let mut points: Vec<SchemeCost> =
@@ -216,7 +218,7 @@ impl<'a> Planner<'a> {
         Ok(points)
     }
 
-    /// What `scheme` does to a group, if all of it may have it; `floor` says whether the floor counts.
+    /// The cost of `scheme` for a group, if all members allow it. `floor` states whether the floor applies.
     fn group_cost(&self, members: &[GroupMember], scheme: Scheme, floor: bool) -> Option<SchemeCost> {
         let mut total = SchemeCost { scheme, bytes: 0, loss: 0.0 };
         for member in members {
@@ -240,7 +242,7 @@ impl<'a> Planner<'a> {
         (!is_out).then_some(SchemeCost { scheme, bytes: scheme.stored_bytes(tensor.matrix()?), loss: point.loss })
     }
 
-    /// Whether a group would have a smaller scheme, were it not for the floor.
+    /// Whether the floor excludes a scheme smaller than all of `points`.
     fn is_floored(&self, members: &[GroupMember], points: &[SchemeCost]) -> bool {
         let least = points.first().map_or(u64::MAX, |point| point.bytes);
         let is_smaller =
@@ -248,13 +250,13 @@ impl<'a> Planner<'a> {
         self.format.schemes().iter().any(is_smaller)
     }
 
-    /// The allocation within `limit`.
+    /// The best allocation within `limit`.
     fn within(&self, limit: Limit, budget: &Budget) -> Result<Solution> {
         let smallest = allocate::minimum(&self.groups) + self.kept_bytes;
         let too_small = |minimum: u64| Error::BudgetTooSmall {
             budget: budget.to_string(),
             minimum: budget.format_like(minimum, self.analysis.source.parameters, self.analysis.source.file_bytes),
-            sets_it: explain::minimum(self, minimum - smallest),
+            sets_it: explain::explain_minimum(self, minimum - smallest),
         };
         let allocate = |tensor_bytes: u64| {
             let capacity = tensor_bytes.checked_sub(self.kept_bytes);
@@ -264,7 +266,7 @@ impl<'a> Planner<'a> {
             Limit::TensorBytes(bytes) => return allocate(bytes).ok_or_else(|| too_small(smallest)),
             Limit::FileBytes(bytes) => bytes,
         };
-        // Headers count, and their length depends on the allocation: a few tries meet it from both sides.
+        // Headers count towards the limit, and their length depends on the allocation: a few iterations bracket it.
         let smallest_files = self.stored(&vec![0; self.groups.len()])?.layout.file_bytes();
         let mut headers = smallest_files - smallest;
         let mut best: Option<Solution> = None;
@@ -282,7 +284,7 @@ impl<'a> Planner<'a> {
             headers = needed;
         }
         let mut best = best.ok_or_else(|| too_small(smallest_files))?;
-        // A uniform plan may fit by a header a few bytes shorter than that of the best allocation.
+        // A uniform plan may have a slightly shorter header and so fit where the best allocation does not.
         for (scheme, uniform) in allocate::uniforms(&self.groups, self.format.schemes()) {
             let better = best.uniform.is_none_or(|(_, least)| uniform.loss < least);
             let may_fit = uniform.bytes + self.kept_bytes < file_bytes;
@@ -293,7 +295,7 @@ impl<'a> Planner<'a> {
         Ok(best)
     }
 
-    /// The scheme of each tensor, and what may be done to those that some scheme exists for.
+    /// The scheme of each tensor, and the limits of the tensors with available schemes.
     fn schemes(&self, choice: &[usize]) -> Vec<(Scheme, Option<&Limits>)> {
         let mut schemes = vec![(Scheme::KEPT, None); self.analysis.tensors.len()];
         for ((members, group), &at) in self.members.iter().zip(&self.groups).zip(choice) {
@@ -309,7 +311,7 @@ impl<'a> Planner<'a> {
         StoredOutput::new(self.format, self.analysis.tensors.iter().zip(schemes), self.shard_bytes)
     }
 
-    /// The document of an allocation.
+    /// The plan document of an allocation.
     fn document(&self, request: &PlanRequest, choice: &[usize], solution: Option<&Solution>) -> Result<Plan> {
         let source = &self.analysis.source;
         let planned =
@@ -347,7 +349,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What a plan says of `tensor` in `scheme`.
+/// The plan entry of `tensor` in `scheme`.
 fn planned(tensor: &AnalyzedTensor, scheme: Scheme, limits: Option<&Limits>) -> PlannedTensor {
     let point = tensor.point(scheme);
     let why = match (&tensor.kept, limits) {

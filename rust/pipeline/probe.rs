@@ -20,22 +20,22 @@ use crate::progress::Progress;
 use crate::sensitivity::file::{self, ProbeRecord};
 use crate::sensitivity::imatrix;
 
-/// A request to probe a model.
+/// Options of a probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProbeRequest {
-    /// The checkpoint.
+    /// Path of the checkpoint.
     pub model: PathBuf,
-    /// The file to write.
+    /// Path of the file to write; `None` to write none.
     pub output: Option<PathBuf>,
-    /// Its format: `ramrs`, a sensitivity file, or `imatrix`, an importance matrix for llama.cpp.
+    /// Format of the file: `ramrs`, a sensitivity file, or `imatrix`, an importance matrix for llama.cpp.
     pub format: String,
-    /// How it is probed.
+    /// Options of the probe.
     pub probe: Options,
     /// A safetensors file to write for comparison with another runtime: `tokens` `[windows, 64]`, `logits`
     /// `[tokens, vocabulary]`, and the `gradients` at them, `[tokens, draws, vocabulary]`.
     pub trace: Option<PathBuf>,
-    /// What the job may use.
+    /// Resources of the job.
     pub resources: Resources,
 }
 
@@ -57,32 +57,32 @@ impl Default for ProbeRequest {
 pub struct ProbeReport {
     /// `model_type` of the configuration.
     pub model_type: String,
-    /// How it was probed.
+    /// Settings and results that a sensitivity file records.
     pub probe: ProbeRecord,
-    /// Tokens that the model was run on: more than were requested if experts needed more.
+    /// Number of tokens that the model was run on: more than requested if experts needed more.
     pub tokens: u64,
-    /// Matrices that were measured.
+    /// Number of matrices that were measured.
     pub matrices: u64,
-    /// Multiply-adds.
+    /// Number of multiply-adds.
     pub multiply_adds: u64,
-    /// Tokens of each expert, by layer.
+    /// Number of tokens of each expert, by layer.
     pub loads: BTreeMap<usize, Vec<u64>>,
     /// The file that was written, if one was requested.
     pub written: Option<WrittenFile>,
-    /// What the user should know.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WrittenFile {
-    /// Its path.
+    /// Path of the file.
     pub path: String,
-    /// Its format.
+    /// Format of the file.
     pub format: String,
-    /// Its length.
+    /// Size in bytes.
     pub bytes: u64,
-    /// SHA-256 of its contents.
+    /// SHA-256 of the contents.
     pub sha256: String,
 }
 
@@ -92,7 +92,7 @@ const IMATRIX: &str = "imatrix";
 /// Probes the model of `request`.
 ///
 /// # Errors
-/// [`Error::Unrunnable`] for a model that the probe cannot run, and those of reading and writing.
+/// [`Error::Unrunnable`] for a model that the probe cannot run, and the errors of reading and writing.
 pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport> {
     if ![RAMRS, IMATRIX].contains(&request.format.as_str()) {
         return Err(Error::option(OptionName::Format, &request.format, "is neither `ramrs` nor `imatrix`"));

@@ -1,4 +1,4 @@
-//! `quantize`: analyze, plan, encode, verify, name.
+//! `quantize`: analyzes, plans, encodes, reads back, and renames the output to its final name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,43 +34,43 @@ use crate::schema::manifest::{FILE_NAME, FileDigest, LedgerLine, LeftOut, Manife
 use crate::schema::plan::{Plan, PlannedTensor};
 use crate::schema::{self, Saved, Tool};
 
-/// What is quantized, to what, and where it goes.
+/// Options of a quantization.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuantizeRequest {
-    /// What is planned.
+    /// The plan to make.
     pub plan: PlanRequest,
-    /// A saved plan, perhaps edited, in place of that.
+    /// Instead of `plan`: a saved plan, which may have been edited.
     pub saved_plan: Option<Saved>,
-    /// The output directory.
+    /// Path of the output directory.
     pub output: PathBuf,
-    /// Whether to replace it.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
     /// Whether to stop before anything is written.
     pub dry_run: bool,
-    /// Who laid the tensors out, under the names of the format, if the source is not the release itself.
+    /// Name of the tool that laid out the source under the format's names, if the source is not the original release.
     pub laid_out_by: Option<String>,
 }
 
-/// What was done.
+/// The result of a quantization.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QuantizeReport {
-    /// The output directory; nothing is there after a dry run.
+    /// Path of the output directory; it does not exist after a dry run.
     pub output: String,
-    /// Whether it was written.
+    /// Whether the output was written.
     pub written: bool,
     /// The plan.
     pub plan: Plan,
-    /// The manifest, unless it was a dry run.
+    /// The manifest; `None` after a dry run.
     pub manifest: Option<Manifest>,
 }
 
 /// Quantizes a checkpoint.
 ///
 /// # Errors
-/// Those of planning, reading and writing. Nothing is left behind.
+/// The errors of planning, reading and writing. After an error no partial output remains.
 pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<QuantizeReport> {
-    // Invalid options are refused before any work.
+    // Invalid options fail before any work.
     let saved_plan = match &request.saved_plan {
         Some(saved) => Some((saved.read::<Plan>()?, saved.place::<Plan>())),
         None => None,
@@ -140,19 +140,19 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     Ok(QuantizeReport { output, written: true, plan, manifest: Some(manifest) })
 }
 
-/// Where an output is to be written, and from what.
+/// The source and path of an output.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputRequest {
-    /// The directory of the checkpoint.
+    /// Path of the source checkpoint.
     pub model: PathBuf,
-    /// The output directory.
+    /// Path of the output directory.
     pub output: PathBuf,
-    /// Whether to replace it.
+    /// Whether to replace an existing output.
     pub overwrite: bool,
 }
 
-/// Checks that [`quantize`] may write the output: for a front that prepares a source by long work of its own.
+/// Checks that [`quantize`] may write the output. A front calls it before it prepares a source by long work of its own.
 ///
 /// # Errors
 /// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::NotOurs`], [`Error::Locked`], [`Error::Io`].
@@ -161,13 +161,12 @@ pub fn check_output(request: &OutputRequest) -> Result<()> {
     may_write(&request.model, &dir, &request.output, request.overwrite)
 }
 
-/// Where the plan comes from.
 enum PlanSource {
     Saved(Box<Plan>, DocumentSource),
     Goal(Goal),
 }
 
-/// A plan about to be carried out.
+/// A plan to carry out.
 struct QuantizeJob<'a> {
     pass: Pass<'a>,
     conversion: &'a Conversion,
@@ -177,13 +176,13 @@ struct QuantizeJob<'a> {
 }
 
 impl QuantizeJob<'_> {
-    /// Writes everything, reads it back, and gives it its name.
+    /// Writes the output, reads it back, and renames it to its final name.
     fn write(&self) -> Result<Manifest> {
         let Self { pass, conversion, plan, request, .. } = self;
         let stored = stored(plan, conversion, request.plan.shard_bytes)?;
         let file_bytes = stored.layout.file_bytes();
         if file_bytes != plan.totals.file_bytes {
-            return Err(Error::Bug(format!("planned {} bytes, laid out {file_bytes}", plan.totals.file_bytes)));
+            return Err(Error::Bug(format!("the plan has {} bytes, its layout {file_bytes}", plan.totals.file_bytes)));
         }
         let (copied, left_out) = side_files::sort(&conversion.checkpoint);
         let staging = Staging::create(&request.output, request.overwrite, file_bytes + self.other_bytes(&copied)?)?;
@@ -215,7 +214,7 @@ impl QuantizeJob<'_> {
         Ok(manifest)
     }
 
-    /// Bytes of the files beside the weights: those that are `copied`, and room for the documents.
+    /// Bytes of the files next to the weights: the `copied` files, and an allowance for the documents.
     fn other_bytes(&self, copied: &[PathBuf]) -> Result<u64> {
         let mut bytes = (1 << 20) + 4_096 * self.conversion.checkpoint.parts.len() as u64;
         for file in copied {
@@ -225,7 +224,7 @@ impl QuantizeJob<'_> {
         Ok(bytes)
     }
 
-    /// How each output is written.
+    /// The write job of each output.
     fn jobs<'t>(&'t self, stored: &'t StoredOutput) -> Vec<WriteJob<'t>> {
         let planned = self.conversion.outputs.iter().zip(&self.plan.tensors);
         let placed = stored.modules.iter().zip(&stored.layout.modules);
@@ -256,7 +255,7 @@ impl QuantizeJob<'_> {
         }
     }
 
-    /// The manifest, without what is known of files and stored tensors.
+    /// The manifest, without digests of files and stored tensors.
     fn manifest(&self, ledger: Vec<LedgerLine>, left_out: Vec<LeftOut>) -> Manifest {
         let plan = self.plan;
         let mut totals = plan.totals.clone();
@@ -278,7 +277,7 @@ impl QuantizeJob<'_> {
         }
     }
 
-    /// Writes the files beside the weights.
+    /// Writes the files next to the weights.
     fn put_side_files(
         &self,
         staging: &Staging,
@@ -306,18 +305,18 @@ impl QuantizeJob<'_> {
         Ok(())
     }
 
-    /// Whether a runtime is promised to load it.
+    /// Whether a runtime supports the output's layout.
     fn is_for_a_runtime(&self) -> bool {
         !self.conversion.generic || self.request.laid_out_by.is_some()
     }
 
-    /// Numbers that are written, whatever their type.
+    /// Number of weights that are written, of any element type.
     fn weights(&self) -> u64 {
         let elements = |target: &Target| target.shape.iter().product::<u64>();
         self.conversion.outputs.iter().map(|output| elements(&output.target)).sum()
     }
 
-    /// Reads everything back from the disk, and compares it with what was meant to be written.
+    /// Reads the output back from disk and compares it with the digests of the written bytes.
     fn read_back(
         &self,
         staging: &Staging,
@@ -334,7 +333,7 @@ impl QuantizeJob<'_> {
         pass.progress.begin(Stage::Verify, stored.layout.file_bytes() + other_bytes);
         let read = |(): &mut (), name: &&String| content(staging.dir(), name, slices, pass.progress);
         let found = pass.workers.map(pass.progress, &all, || (), read)?;
-        // The files of weights have no digest yet: their tensors have.
+        // The digests of weight files are known only now; those of their tensors are already in the manifest.
         manifest.files.splice(0..0, found[..names.len()].iter().map(|found| found.file.clone()));
         for (tensor, sha256) in found.iter().flat_map(|file| &file.stacks) {
             if let Some(written) = manifest.tensors.iter_mut().find(|written| written.name == *tensor) {
@@ -348,7 +347,7 @@ impl QuantizeJob<'_> {
         let planned: BTreeMap<&str, u64> = files.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
         let is_off = |file: &&FileDigest| planned.get(file.name.as_str()).is_some_and(|bytes| *bytes != file.bytes);
         match manifest.files.iter().find(is_off) {
-            Some(file) => Err(Error::Bug(format!("`{}` is not as long as planned", file.name))),
+            Some(file) => Err(Error::Bug(format!("`{}` does not have its planned size", file.name))),
             None => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! Saved analyses and plans: are they of this source, and what do their schemes amount to.
+//! Saved analyses and plans: checks that they match the source, and sizes of edited schemes.
 
 use super::sensitivity::Sensitivity;
 use crate::error::{DocumentSource, Error, Result};
@@ -11,7 +11,7 @@ fn stale<T>(place: &DocumentSource, reason: impl Into<String>) -> Result<T> {
     Err(Error::Stale { place: place.clone(), reason: reason.into() })
 }
 
-/// A saved analysis, if it is of this source and sensitivity.
+/// Reads a saved analysis and checks that it matches the source and its sensitivity.
 pub(super) fn fitting(
     analysis: Analysis,
     place: &DocumentSource,
@@ -27,8 +27,8 @@ pub(super) fn fitting(
     Ok(analysis)
 }
 
-/// A saved plan, if it is of this source and of the sensitivity that it will be encoded by, with the sizes that its
-/// schemes have now.
+/// Reads a saved plan and checks that it matches the source and the sensitivity that it will be encoded with.
+/// Recomputes the totals from its current schemes.
 pub(super) fn recounted(
     plan: Plan,
     place: &DocumentSource,
@@ -76,7 +76,7 @@ fn recount(mut plan: Plan, place: &DocumentSource, conversion: &Conversion, shar
         ..plan.totals
     };
     if plan.totals != promised || plan.schemes_sha256 != plan::schemes_digest(&plan.tensors) {
-        // What was promised of the plan as it was does not hold of the one that it is now.
+        // Budget, bound and best uniform scheme of the original plan do not apply to the edited one.
         plan.budget = None;
         plan.totals.budget_bytes = None;
         plan.totals.lower_bound = None;
@@ -86,7 +86,7 @@ fn recount(mut plan: Plan, place: &DocumentSource, conversion: &Conversion, shar
     Ok(plan)
 }
 
-/// What is stored for the tensors of `plan`, which are those of `conversion`.
+/// The stored tensors of `plan`, whose tensors are those of `conversion`.
 pub(super) fn stored(plan: &Plan, conversion: &Conversion, shard_bytes: u64) -> Result<StoredOutput> {
     let described: Vec<AnalyzedTensor> =
         conversion.outputs.iter().map(|output| output.described(&conversion.checkpoint)).collect();

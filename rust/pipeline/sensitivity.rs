@@ -1,4 +1,4 @@
-//! Chooses the source of sensitivity for the candidates of a checkpoint, and measures them under it.
+//! Selects the source of the sensitivity and measures all candidates of a checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +20,12 @@ use crate::sensitivity::file::{ProbeRecord, SensitivityFile};
 use crate::sensitivity::table::{self, Table};
 use crate::sensitivity::{Candidate, Gain, MatrixSensitivity, Origin, Vectors, from_probe, prior, propagate};
 
-/// The probe where it can run the model, else the weights alone.
+/// The probe if it can run the model, otherwise the weights alone.
 pub(super) const AUTO: &str = "auto";
-/// The probe.
 const PROBE: &str = "probe";
 /// The weights alone, without running the model.
 const WEIGHTS: &str = "weights";
-/// A file that the probe did not make, in settings.
+/// In settings: a file that the probe did not write.
 const FILE: &str = "file";
 
 /// The sensitivity of all candidates of a source, in their order.
@@ -35,7 +34,6 @@ pub(super) struct Sensitivity {
     pub settings: Settings,
 }
 
-/// Measures the sensitivity of all candidates of `source`.
 pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
     let candidates = &source.candidates();
     check(request.probe)?;
@@ -66,7 +64,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
     Ok(Sensitivity { measured, settings })
 }
 
-/// The request that a saved document's sensitivity came from; `None` if it was a file of the user's.
+/// The request that produced the sensitivity of a saved document; `None` if it was a file of the user's.
 pub(super) fn same_sensitivity_request(settings: &Settings) -> Option<(PathBuf, Options)> {
     let options = settings.probe.map_or_else(Options::default, ProbeRecord::options);
     (settings.sensitivity != FILE).then(|| {
@@ -75,9 +73,9 @@ pub(super) fn same_sensitivity_request(settings: &Settings) -> Option<(PathBuf, 
     })
 }
 
-/// Refuses invalid options of the probe before any work.
+/// Checks the options of the probe before any work.
 pub(super) fn check(options: Options) -> Result<()> {
-    /// More tokens would take more memory than a model, and improve nothing.
+    /// More tokens would take more memory than the model, without better results.
     const MOST_TOKENS: usize = 1 << 16;
     if !(1..=MOST_TOKENS).contains(&options.tokens) {
         return Err(Error::option(OptionName::ProbeTokens, options.tokens, format!("not between 1 and {MOST_TOKENS}")));
@@ -100,7 +98,7 @@ pub(super) fn runs(checkpoint: &Checkpoint, request: &AnalysisRequest) -> bool {
     asked && request.objective == Objective::Output && runnable(checkpoint).is_ok()
 }
 
-/// Probes `model`: the vectors of its matrices, and everything that was measured.
+/// Probes `model`. Returns the vectors of its matrices and the probe's measurements.
 pub(super) fn probed_table(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<(Table, Probe)> {
     let probe = probe::probe(pass, model, options)?;
     let (table, warnings) = from_probe::table(model, &probe);
@@ -138,7 +136,7 @@ fn from_weights(
     propagate::derive(pass, candidates, request.prior)
 }
 
-/// Sensitivity from a file. One that the probe made has the same label as the probe.
+/// Reads the sensitivity from a file. A file that the probe wrote is labelled as the probe.
 fn from_file(pass: Pass<'_>, candidates: &[Candidate<'_>], request: &AnalysisRequest) -> Result<Labelled> {
     let file = SensitivityFile::open(Path::new(&request.sensitivity))?;
     begin(pass, candidates);
@@ -151,17 +149,17 @@ fn begin(pass: Pass<'_>, candidates: &[Candidate<'_>]) {
     pass.progress.begin(Stage::Measure, bytes.sum());
 }
 
-/// All weights count alike: `½ · 2 · 1 · Δw²` is the squared error.
+/// All weights have equal importance: `½ · 2 · 1 · Δw²` is the squared error.
 fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<MatrixSensitivity>> {
     begin(pass, candidates);
     let ones: Vec<Arc<[f32]>> =
         candidates.iter().map(|candidate| vec![1.0; candidate.matrix.cols as usize].into()).collect();
-    let asks: Vec<_> = candidates
+    let jobs: Vec<_> = candidates
         .iter()
         .zip(&ones)
         .map(|(&Candidate { view, matrix, .. }, k)| EnergyJob { view, matrix, k })
         .collect();
-    let energies = energy::energies(pass, &asks)?;
+    let energies = energy::energies(pass, &jobs)?;
     let measured = |(k, energy): (Arc<[f32]>, energy::Energy)| MatrixSensitivity {
         vectors: Vectors { importance: k, gain: Gain::Same(2.0) },
         signal: energy.plain,
@@ -171,7 +169,7 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
     Ok(ones.into_iter().zip(energies).map(measured).collect())
 }
 
-/// Digest of all vectors.
+/// SHA-256 of all vectors.
 fn digest(source: &Conversion, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
     let mut digest = Digest::default();
     for (candidate, measured) in candidates.iter().zip(measured) {

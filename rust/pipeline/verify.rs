@@ -1,4 +1,5 @@
-//! `verify`: is an output what its manifest says, does it decode, and is it as close to its source as claimed.
+//! `verify`: compares an output with its manifest, decodes it, and compares its errors against the source with the
+//! manifest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -20,41 +21,41 @@ use crate::job::unit::WriteJob;
 use crate::progress::{Progress, Stage};
 use crate::schema::manifest::{Became, FILE_NAME, LedgerLine, Manifest, Quantized};
 
-/// What is verified.
+/// Options of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifyRequest {
-    /// The output directory.
+    /// Path of the output directory.
     pub output: PathBuf,
-    /// The checkpoint it was made of, to measure the errors again.
+    /// Path of the source checkpoint, to recompute the errors.
     pub source: Option<PathBuf>,
-    /// What the job may use.
+    /// Resources of the job.
     pub resources: Resources,
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct VerifyReport {
-    /// Whether everything is as it should be.
+    /// Whether there are no problems.
     pub ok: bool,
-    /// Files whose digests were compared.
+    /// Number of files whose digests were compared.
     pub files: usize,
-    /// Tensors whose digests were compared.
+    /// Number of tensors whose digests were compared.
     pub tensors: usize,
-    /// Quantized tensors that were decoded.
+    /// Number of quantized tensors that were decoded.
     pub decoded: usize,
-    /// Tensors that were compared with the source: errors of the quantized ones, bytes of the others.
+    /// Number of source tensors that were compared: errors of quantized tensors, bytes of all others.
     pub compared_with_source: usize,
-    /// Files that the manifest does not know; a stray file of weights is a problem, others are not.
+    /// Files that the manifest does not list. A weight file among them is a problem; other files are not.
     pub unlisted: Vec<String>,
-    /// What is not as it should be.
+    /// Differences between the output and its manifest or source.
     pub problems: Vec<Problem>,
 }
 
 /// Verifies an output.
 ///
 /// # Errors
-/// What keeps it from being looked at; what is found wrong is in the report.
+/// Errors that prevent the verification. Differences are reported as problems, not as errors.
 pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyReport> {
     let path = request.output.join(FILE_NAME);
     if !path.exists() {
@@ -67,7 +68,7 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     let manifest = Manifest::read(&path)?;
     let engine = Engine::new(&request.resources)?;
     let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
-    // Whoever wrote the manifest does not get to name files outside of the directory.
+    // A manifest may come from an untrusted source and must not name files outside of the directory.
     let leads_out = |name: &&&str| !Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
     if let Some(name) = names.iter().find(leads_out) {
         let problems = vec![Problem::file(name, "the manifest names a file outside of the directory")];
@@ -106,7 +107,7 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     Ok(report)
 }
 
-/// Files below `dir` that `names` does not list.
+/// Files under `dir` that `names` does not list.
 fn unlisted(dir: &Path, names: &[&str]) -> Result<Vec<String>> {
     let known: BTreeSet<&str> = names.iter().copied().chain([FILE_NAME]).collect();
     let mut found = Vec::new();
@@ -126,7 +127,7 @@ fn unlisted(dir: &Path, names: &[&str]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Decodes what is quantized, and compares everything with the source if there is one.
+/// Decodes the quantized tensors, and compares all tensors with the source if there is one.
 fn decoded(
     request: &VerifyRequest,
     manifest: &Manifest,
@@ -165,7 +166,7 @@ fn decoded(
     for (((target, claim), job), found) in claims.iter().zip(&jobs).zip(&found) {
         let not_finite: u64 = found.iter().map(|matrix| matrix.not_finite).sum();
         if not_finite > 0 {
-            let what = format!("{not_finite} weights decode to numbers that are not finite");
+            let what = format!("{not_finite} weights decode to NaN or infinity");
             report.problems.push(Problem::tensor(&claim.lines[0].0.file, target, what));
         }
         if let Some(source) = &source {
@@ -178,13 +179,13 @@ fn decoded(
     Ok(())
 }
 
-/// What a manifest says of a quantized tensor of the output: its scheme, and the lines of what it was made of.
+/// The manifest's scheme of a quantized output tensor, and the ledger lines of its source tensors.
 struct TensorClaim<'a> {
     scheme: Scheme,
     lines: Vec<(&'a LedgerLine, &'a Quantized)>,
 }
 
-/// The claims of `manifest`, by the tensor's name.
+/// The claims of `manifest`, by the name of the output tensor.
 fn claims(manifest: &Manifest) -> BTreeMap<&str, TensorClaim<'_>> {
     let mut claims: BTreeMap<&str, TensorClaim<'_>> = BTreeMap::new();
     for line in &manifest.ledger {
@@ -197,7 +198,7 @@ fn claims(manifest: &Manifest) -> BTreeMap<&str, TensorClaim<'_>> {
     claims
 }
 
-/// Whether the errors against the source are those that were claimed.
+/// Checks that the errors against the source equal the errors in the manifest.
 fn check_errors(
     source: &Conversion,
     claim: &TensorClaim<'_>,
@@ -214,13 +215,13 @@ fn check_errors(
         if squared_error.to_bits() != quantized.squared_error.to_bits() {
             let claimed = quantized.squared_error;
             let what =
-                format!("its squared error against the source is {squared_error:e}, and {claimed:e} was claimed");
+                format!("its squared error against the source is {squared_error:e}, but the manifest has {claimed:e}");
             report.problems.push(Problem::tensor(&line.file, &line.tensor, what));
         }
     }
 }
 
-/// The parts of a quantized tensor, checked for type and shape.
+/// The parts of a quantized tensor, after a check of their types and shapes.
 fn decode_job<'a>(
     output: &'a Checkpoint,
     format: &dyn Format,
@@ -240,12 +241,12 @@ fn decode_job<'a>(
         Some(Some(entry)) if entry.candidate.as_ref().is_ok_and(|(whole, _)| *whole == matrix) => {
             entry.target.views.clone()
         }
-        Some(_) => return Err(problem("is not what the source would become".to_owned())),
+        Some(_) => return Err(problem("does not have the shape that the source gives it".to_owned())),
     };
     Ok(DecodeJob { parts, scheme, matrix, views })
 }
 
-/// Whether `config.json` tells a loader the schemes of the ledger.
+/// Checks that `config.json` describes the schemes of the ledger.
 fn check_config(
     claims: &BTreeMap<&str, TensorClaim<'_>>,
     format: &dyn Format,
@@ -264,7 +265,7 @@ fn check_config(
     }
 }
 
-/// Whether the source's tensors are those that were read, and those that were kept the same.
+/// Checks that the source's tensors have the digests in the ledger, and that kept tensors equal them.
 fn compare_source(
     source: &Conversion,
     manifest: &Manifest,
@@ -290,18 +291,18 @@ fn compare_source(
             report.problems.push(Problem::tensor(
                 &line.file,
                 &line.tensor,
-                "the source's data are not those that were read",
+                "the source's data have another SHA-256 than the data that were read",
             ));
         } else if line.became == Became::Kept && written.get(line.tensor.as_str()) != of_source {
-            report.problems.push(Problem::tensor(&line.file, &line.tensor, "was kept, and is not the same"));
+            report.problems.push(Problem::tensor(&line.file, &line.tensor, "was kept, but differs from the source"));
         }
     }
     let quantized = claims(manifest);
     let pass = engine.pass(&source.checkpoint, progress);
     for entry in source.outputs.iter().filter(|entry| !quantized.contains_key(entry.target.name.as_str())) {
         let copied = entry.target.copies(&source.checkpoint);
-        if copied.is_some_and(|tensor| source.is_as_it_is(tensor, entry)) {
-            // Its line in the ledger says the same.
+        if copied.is_some_and(|tensor| source.is_unchanged(tensor, entry)) {
+            // Its ledger line was already compared.
             continue;
         }
         let parts = stored(source.format, &entry.described(&source.checkpoint), Scheme::KEPT)?;
@@ -309,7 +310,7 @@ fn compare_source(
         let job = WriteJob { target: &entry.target, mode, parts: &parts, locations: &[] };
         for (part, sha256) in parts.iter().zip(kept_digests(pass, &job)?) {
             if written.get(part.name.as_str()) != Some(&sha256.as_str()) {
-                let what = "is not what the source has, laid out anew";
+                let what = "differs from the source's data in the output's layout";
                 report.problems.push(Problem::tensor("", &part.name, what));
             }
         }

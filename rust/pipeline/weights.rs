@@ -1,4 +1,4 @@
-//! `weights`: one tensor of a checkpoint, decoded.
+//! `weights`: decodes one tensor of a checkpoint.
 
 use std::path::Path;
 
@@ -10,20 +10,20 @@ use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::option::OptionName;
 
-/// A tensor's elements.
+/// The decoded elements of a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
-    /// Its dimensions, outermost first.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// Its elements, row after row.
+    /// Elements in row-major order.
     pub values: Vec<f32>,
 }
 
-/// The elements of `tensor` of the checkpoint at `model`: what its codes and scales decode to, if it is stored so.
+/// Returns the elements of `tensor` of the checkpoint at `model`, decoded if the source is prequantized.
 ///
 /// # Errors
-/// [`Error::Option`] for a tensor that is not there, [`Error::Layout`] for one that is not of numbers, or whose scales do
-/// not fit it, [`Error::NonFinite`] for codes that are no numbers, and those of opening and reading.
+/// [`Error::Option`] for an unknown tensor, [`Error::Layout`] for a tensor without a float type or with scales of the
+/// wrong shape, [`Error::NonFinite`] for codes that decode to NaN or infinity, and the errors of opening and reading.
 pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
     let checkpoint = Checkpoint::open(model)?;
     let fault = |part: &Part, reason: String| {
@@ -37,7 +37,10 @@ pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
     let found =
         found.ok_or_else(|| Error::option(OptionName::Tensor, tensor, "is not one of the checkpoint's weights"))?;
     let Some(float) = Float::of(found.dtype) else {
-        return fault(&checkpoint.parts[found.part], format!("is {}, not a float type that is decoded", found.dtype));
+        return fault(
+            &checkpoint.parts[found.part],
+            format!("is {}, which is not a float type that ramrs decodes", found.dtype),
+        );
     };
     let mut reader = Reader::default();
     let bytes = reader.bytes(&checkpoint, found, 0..found.bytes)?;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Sampled labels, `u = onehot(label) − p`, have the same covariance but a higher variance of the squares where `p` is small:
-//! the same expectation from the same passes, with more noise (`docs/method.md`, "Source `probe`"). For the head's own
+//! the same expectation from the same passes, with more noise (`docs/method.md`, "The probe"). For the head's own
 //! matrix the expectation has a closed form, and nothing is drawn: `E[u_v²] = p_v (1 − p_v)`.
 
 use std::ops::Range;

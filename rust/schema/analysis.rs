@@ -1,4 +1,4 @@
-//! An analysis: the rate–distortion curve of every matrix, good for any budget and policy.
+//! The analysis: the rate–distortion curve of every matrix, valid for any budget and policy.
 
 use std::path::Path;
 
@@ -12,24 +12,24 @@ use crate::error::Result;
 use crate::name::Role;
 use crate::sensitivity::Origin;
 
-/// Version of the document.
+/// Version of the analysis document.
 pub(crate) const VERSION: u32 = 2;
 
-/// The document.
+/// The analysis document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
     /// Version of the document's form.
     pub ramrs_analysis: u32,
-    /// Who made it.
+    /// The tool that wrote the document.
     pub tool: Tool,
-    /// Of what.
+    /// The source checkpoint.
     pub source: SourceId,
-    /// How.
+    /// Settings of the analysis.
     pub settings: Settings,
-    /// The tensors that are written, in the order of the checkpoint.
+    /// The tensors that are written, in checkpoint order.
     pub tensors: Vec<AnalyzedTensor>,
-    /// What the user should know.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
@@ -37,73 +37,74 @@ pub struct Analysis {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnalyzedTensor {
-    /// Its name.
+    /// Name in the output.
     pub name: String,
-    /// Its element type.
+    /// Element type if kept, as in safetensors.
     pub dtype: String,
-    /// Its shape.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// The form in which it is kept, if not as plain numbers: `mxfp4` or `int4gGROUP`.
+    /// The prequantized form that is passed through if the tensor is kept: `mxfp4` or `int4gGROUP`. `None` for plain
+    /// numbers.
     pub packed: Option<String>,
-    /// Bytes of it, if it is kept.
+    /// Bytes stored if the tensor is kept.
     pub bytes: u64,
-    /// What it does.
+    /// Role of the tensor.
     pub role: Role,
-    /// In which layer.
+    /// Index of the layer, if the tensor belongs to one.
     pub layer: Option<usize>,
-    /// The tensors of the source that it is made of, if not the one of the same name.
+    /// Names of its source tensors; empty if it has one source tensor of the same name.
     pub sources: Vec<String>,
-    /// If no scheme exists for it, why.
+    /// The reason why the tensor cannot be quantized, if it cannot.
     pub kept: Option<String>,
-    /// If schemes exist for it, what they cost.
+    /// The curve over the available schemes, if the tensor can be quantized.
     pub curve: Option<RdCurve>,
 }
 
-/// What the schemes of a matrix cost.
+/// The rate–distortion curve of a matrix or a stack of matrices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RdCurve {
-    /// Matrices of one family get one scheme.
+    /// Name of the fusion group. Tensors of one group share a scheme.
     pub family: String,
-    /// Where its sensitivity is from.
+    /// Source of the sensitivity.
     pub origin: Origin,
-    /// Loss of dropping it whole, `½ Σ r k w²`.
+    /// Loss if all weights were zero, `½ Σ r k w²`.
     pub signal: f64,
-    /// `Σ w²`
+    /// Squared norm of the weights, `Σ w²`.
     pub energy: f64,
-    /// Of a stack, these two of each matrix.
+    /// Signal and energy of each matrix of a stack; empty for a single matrix.
     pub matrices: Vec<StackedEnergy>,
-    /// The schemes, by growing size.
+    /// The schemes, by increasing bytes.
     pub points: Vec<RdPoint>,
 }
 
-/// A matrix of a stack: `[signal, energy]`.
+/// A matrix of a stack, in JSON `[signal, energy]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StackedEnergy {
-    /// Loss of dropping it whole.
+    /// Loss if all its weights were zero, `½ Σ r k w²`.
     pub signal: f64,
-    /// `Σ w²`
+    /// Squared norm of its weights, `Σ w²`.
     pub energy: f64,
 }
 
-/// One scheme of a curve: `[scheme, loss, sqnr_db, standard_error]`.
+/// One scheme of a curve, in JSON `[scheme, loss, sqnr_db, standard_error]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RdPoint {
     /// The scheme.
     pub scheme: Scheme,
-    /// Loss of the matrix, in the objective's unit.
+    /// Loss in the unit of the objective.
     pub loss: f64,
-    /// Signal over noise at the matrix's output, by its sensitivity, in decibels.
+    /// Signal-to-noise ratio at the matrix's output, weighted by its sensitivity, in decibels.
     pub sqnr_db: f64,
-    /// Relative standard error of the loss: not 0 where only some rows were encoded.
+    /// Relative standard error of the loss; 0 if all rows were encoded.
     pub standard_error: f64,
 }
 
 impl Analysis {
-    /// Reads one.
+    /// Reads an analysis from `path`.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File), [`Error::Io`](crate::Error::Io), and for sizes and losses that no analysis has.
+    /// [`Error::File`](crate::Error::File) if the content is not a valid analysis, [`Error::Io`](crate::Error::Io).
     pub fn read(path: &Path) -> Result<Self> {
         super::read(path)
     }
@@ -113,12 +114,13 @@ impl Document for Analysis {
     const WHAT: &'static str = "analysis";
     const VERSION: (&'static str, u32) = ("ramrs_analysis", VERSION);
 
-    /// What follows adds and multiplies sizes, and compares losses: here both are made sure of.
+    /// Checks sizes and losses: later arithmetic must not overflow, and losses must be comparable.
     fn check(&self) -> std::result::Result<(), String> {
         let mut total: u64 = 0;
         for tensor in &self.tensors {
             tensor.check().map_err(|reason| format!("tensor `{}`: {reason}", tensor.name))?;
-            // No scheme stores more than the source, or than 8 bits and a scale and a bias for every 32 weights.
+            // Upper bound for every scheme: it stores at most the source's bytes, or 8 bits plus a scale and a bias per
+            // 32 weights.
             total = tensor.bytes.checked_mul(16).and_then(|bytes| total.checked_add(bytes)).ok_or("it is too large")?;
         }
         Ok(())
@@ -126,25 +128,25 @@ impl Document for Analysis {
 }
 
 impl AnalyzedTensor {
-    /// Its element type, if the format has it.
+    /// The element type; `None` if it is unknown.
     #[must_use]
     pub fn dtype(&self) -> Option<Dtype> {
         Dtype::parse(&self.dtype)
     }
 
-    /// The form in which it is kept.
+    /// The scheme that is passed through if the tensor is kept.
     #[must_use]
     pub fn packed(&self) -> Option<Scheme> {
         self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept() && form.encoder().is_none())
     }
 
-    /// What `scheme` costs, if it has a curve with it.
+    /// The curve's point for `scheme`, if there is one.
     #[must_use]
     pub fn point(&self, scheme: Scheme) -> Option<&RdPoint> {
         self.curve.as_ref()?.points.iter().find(|point| point.scheme == scheme)
     }
 
-    /// Its names: its own, and those of what it is made of.
+    /// Its own name and the names of its source tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         [&self.name].into_iter().chain(&self.sources).map(String::as_str)
     }
@@ -156,7 +158,7 @@ impl AnalyzedTensor {
         let bytes = match (&self.packed, self.packed()) {
             (None, _) => plain,
             (Some(_), Some(packed)) => {
-                // No form takes more than plain numbers, so nothing overflows.
+                // A prequantized form takes at most the bytes of plain numbers, so the product does not overflow.
                 let matrix = plain.and_then(|_| self.matrix()).filter(|matrix| packed.fits(matrix.cols));
                 matrix.map(|matrix| packed.stored_bytes(matrix))
             }
@@ -166,7 +168,7 @@ impl AnalyzedTensor {
             return Err(format!("{} {:?} is not {} bytes", self.dtype, self.shape, self.bytes));
         }
         let Some(curve) = &self.curve else { return Ok(()) };
-        let matrix = self.matrix().ok_or("has a curve, and is no matrix")?;
+        let matrix = self.matrix().ok_or("has a curve, but is not a matrix")?;
         for point in &curve.points {
             if !point.scheme.fits(matrix.cols) {
                 return Err(format!("{} does not fit it", point.scheme));
@@ -178,7 +180,7 @@ impl AnalyzedTensor {
         Ok(())
     }
 
-    /// All its rows as a matrix, if it is one or a stack of them, of a float type that ramrs decodes.
+    /// All rows as one matrix, for a matrix or a stack of matrices of a float type that ramrs decodes.
     #[must_use]
     pub fn matrix(&self) -> Option<Matrix> {
         let float = Float::of(self.dtype()?)?;

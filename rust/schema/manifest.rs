@@ -1,6 +1,6 @@
-//! The manifest: what was done to which bytes, for whoever has to check it.
+//! The manifest: records which bytes were read and written, so that an output can be verified.
 //!
-//! Nothing in it depends on the machine, the time or the place: the same input and options give the same manifest.
+//! It does not depend on the machine, the time or the paths: equal input and options give an equal manifest.
 
 use std::path::Path;
 
@@ -14,153 +14,154 @@ use crate::name::Role;
 use crate::policy::PolicyOptions;
 use crate::sensitivity::Origin;
 
-/// Version of the document.
+/// Version of the manifest document.
 pub(crate) const VERSION: u32 = 2;
 
-/// Its name in the output directory.
+/// File name in the output directory.
 pub(crate) const FILE_NAME: &str = "ramrs-manifest.json";
 
-/// The document.
+/// The manifest document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Version of the document's form.
     pub ramrs_manifest: u32,
-    /// Who made it.
+    /// The tool that wrote the document.
     pub tool: Tool,
-    /// Of what.
+    /// The source checkpoint.
     pub source: SourceId,
-    /// The source's files that were read.
+    /// Digests of the source files that were read.
     pub source_files: Vec<FileDigest>,
-    /// How.
+    /// Settings of the analysis.
     pub settings: Settings,
-    /// Within what limits.
+    /// Limits on the schemes.
     pub policy: PolicyOptions,
-    /// The budget, as it was asked for.
+    /// The requested budget, as text.
     pub budget: Option<String>,
-    /// What it amounts to.
+    /// Sizes and losses of the plan.
     pub totals: Totals,
-    /// Every tensor of the source, and what became of it.
+    /// One line for every tensor of the source.
     pub ledger: Vec<LedgerLine>,
-    /// Every tensor that was written.
+    /// Digest of every stored tensor.
     pub tensors: Vec<TensorDigest>,
-    /// Every file that was written, but this one.
+    /// Digest of every file except this one.
     pub files: Vec<FileDigest>,
-    /// Files of the source that were left out, and why.
+    /// Files of the source that were not copied, with the reason.
     pub left_out: Vec<LeftOut>,
-    /// What the user should know.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
-/// A file, by its digest.
+/// The digest of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileDigest {
-    /// Its path in the directory.
+    /// Path relative to the directory.
     pub name: String,
-    /// Its length.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Of its content.
+    /// SHA-256 of the content.
     pub sha256: String,
 }
 
-/// A stored tensor, by its digest.
+/// The digest of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorDigest {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its element type.
+    /// Element type, as in safetensors.
     pub dtype: String,
-    /// Its shape.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// The file that holds it.
+    /// Name of its file.
     pub file: String,
-    /// Of its data.
+    /// SHA-256 of the tensor data.
     pub sha256: String,
 }
 
-/// A file of the source that is not in the output.
+/// A file of the source that was not copied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeftOut {
-    /// Its path in the directory.
+    /// Path relative to the source directory.
     pub name: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// What became of a tensor of the source.
+/// The fate of a source tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Became {
     /// Encoded.
     Quantized,
-    /// Copied byte for byte, under its own name.
+    /// Copied byte for byte under its own name.
     Kept,
-    /// Its numbers, decoded if it was packed, under another name, in another order, or as another packed form.
+    /// Written as plain numbers under another name or in another order, or passed through in a prequantized form.
     Converted,
-    /// Read with the tensor whose scales or shape it holds; or of no use but to a runtime that computes in fewer bits.
+    /// Read together with the tensor whose scales or shape it contains; or used only by runtimes that compute in fewer
+    /// bits.
     Consumed,
-    /// Left out: another tensor is the same.
+    /// Not written: another tensor has the same data.
     Tied,
-    /// Left out.
+    /// Not written.
     Dropped,
 }
 
-/// One tensor of the source.
+/// The ledger line of a source tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LedgerLine {
-    /// Its name.
+    /// Name in the source.
     pub tensor: String,
-    /// Its element type.
+    /// Element type, as in safetensors.
     pub dtype: String,
-    /// Its shape.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// The file that holds it.
+    /// Name of its shard.
     pub file: String,
-    /// SHA-256 of its data.
+    /// SHA-256 of the tensor data.
     pub sha256: String,
-    /// What it does.
+    /// Role of the tensor.
     pub role: Role,
-    /// What became of it.
+    /// The fate of the tensor.
     pub became: Became,
-    /// Why; where the allocation decided, that it did.
+    /// The reason, or a statement that the allocation chose the scheme.
     pub why: String,
-    /// Bytes of what is stored for it.
+    /// Bytes of the output that store its data.
     pub bytes: u64,
-    /// The tensors of the output that have something of it.
+    /// Names of the stored tensors that contain its data.
     pub into: Vec<String>,
-    /// Where it was quantized, how and how well: for each weight that it became, or part of which.
+    /// Scheme and errors for each quantized output tensor that contains its data; empty if it was not quantized.
     pub quantized: Vec<Quantized>,
 }
 
-/// How a tensor was quantized, or what of it went into one of several, and the error of exactly what was written.
+/// Scheme and errors of the rows that a source tensor contributed to one output tensor, measured on the written bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantized {
-    /// The name of that weight.
+    /// Name of the output tensor.
     pub into: String,
     /// The scheme.
     pub scheme: Scheme,
-    /// Where its sensitivity is from.
+    /// Source of the sensitivity.
     pub origin: Origin,
-    /// Loss, by the objective.
+    /// Loss in the unit of the objective.
     pub loss: f64,
-    /// Signal over noise at its output, by its sensitivity, in decibels.
+    /// Signal-to-noise ratio at the matrix's output, weighted by its sensitivity, in decibels.
     pub sqnr_db: f64,
-    /// `Σ (ŵ − w)²`
+    /// Squared error, `Σ (ŵ − w)²`.
     pub squared_error: f64,
-    /// `√(Σ (ŵ − w)² / Σ w²)`
+    /// Normalised root mean squared error, `√(Σ (ŵ − w)² / Σ w²)`.
     pub nrmse: f64,
 }
 
 impl Manifest {
-    /// Reads one.
+    /// Reads a manifest from `path`.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) for anything that is no such document, [`Error::Io`](crate::Error::Io).
+    /// [`Error::File`](crate::Error::File) if the content is not a manifest, [`Error::Io`](crate::Error::Io).
     pub fn read(path: &Path) -> Result<Self> {
         super::read(path)
     }

@@ -1,4 +1,5 @@
-//! What ramrs writes beside weights: analyses, plans, manifests. JSON, versioned, with the reason for every number.
+//! Documents that ramrs writes next to the weights: analyses, plans, manifests. Versioned JSON, with a reason for every
+//! scheme.
 
 pub(crate) mod analysis;
 pub(crate) mod manifest;
@@ -18,73 +19,73 @@ use crate::rate_distortion::Objective;
 use crate::sensitivity::file::ProbeRecord;
 use crate::sensitivity::prior::Prior;
 
-/// Who made a document.
+/// The tool that wrote a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tool {
-    /// `ramrs`
+    /// Always `ramrs`.
     pub name: String,
-    /// Its version.
+    /// Version of the tool.
     pub version: String,
 }
 
 impl Tool {
-    /// This tool.
+    /// Returns the name and version of this build.
     #[must_use]
     pub fn this() -> Self {
         Self { name: "ramrs".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 }
 
-/// Which checkpoint a document is about: enough to know another from it, not proof that all bytes are the same.
+/// Identity of a checkpoint: distinguishes checkpoints, but does not prove that all bytes are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceId {
-    /// SHA-256 of the names, lengths and headers of all shards.
+    /// SHA-256 of the names, sizes and headers of all shards, in file order.
     pub headers_sha256: String,
-    /// Weights in it.
+    /// Number of weights that are written.
     pub parameters: u64,
-    /// Bytes of their data.
+    /// Bytes of tensor data.
     pub tensor_bytes: u64,
-    /// Bytes of its shards.
+    /// Bytes of the shards.
     pub file_bytes: u64,
 }
 
-/// Everything beside the checkpoint that decides what the curves are.
+/// Everything except the checkpoint that determines the curves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Output format.
+    /// Name of the output format.
     pub format: String,
-    /// Whether names are left alone, whatever the model is.
+    /// Whether source names are kept, without a model-specific layout.
     pub generic: bool,
-    /// The encoder.
+    /// Effort of the encoder.
     pub effort: Effort,
-    /// What is minimised.
+    /// The objective that plans minimise.
     pub objective: Objective,
-    /// Where the sensitivity is from: `probe`, `weights`, `file`, or `none` if the objective asks for none.
+    /// Source of the sensitivity: `probe`, `weights`, `file`, or `none` if the objective uses no sensitivity.
     pub sensitivity: String,
     /// SHA-256 of all sensitivity vectors.
     pub sensitivity_sha256: String,
-    /// How the probe worked, if it did.
+    /// Settings and results of the probe, if it ran.
     pub probe: Option<ProbeRecord>,
-    /// The prior, where one is used.
+    /// The role prior, for matrices without measured gains.
     pub prior: Prior,
-    /// Version of its table.
+    /// Version of the prior's table.
     pub prior_version: u32,
 }
 
-/// A document with a version of its own.
+/// A JSON document with a version field.
 pub trait Document: DeserializeOwned {
-    /// What messages call it.
+    /// The document's name in messages.
     const WHAT: &'static str;
-    /// The field that holds its version, and the version that this ramrs reads.
+    /// Name of the version field, and the version that this build reads.
     const VERSION: (&'static str, u32);
 
-    /// Checks what the types do not.
+    /// Checks constraints that the types do not express.
     ///
     /// # Errors
-    /// What is wrong.
+    /// A description of the violated constraint.
     fn check(&self) -> std::result::Result<(), String> {
         Ok(())
     }
@@ -93,13 +94,13 @@ pub trait Document: DeserializeOwned {
 /// Reads a document from `path`.
 ///
 /// # Errors
-/// [`Error::File`] for anything that is no such document, [`Error::Io`].
+/// [`Error::File`] if the content is not such a document, [`Error::Io`].
 pub(crate) fn read<D: Document>(path: &Path) -> Result<D> {
     let text = fs::read_to_string(path).map_err(Error::io("reading", path))?;
     parse(&text).map_err(|reason| Error::file(path, FileFault::Document { what: D::WHAT, reason }))
 }
 
-/// Parses a document. Its version comes first: the fields of another version would only be said to be unknown.
+/// Parses a document. Checks the version first: otherwise a field of another version would be reported as unknown.
 fn parse<D: Document>(text: &str) -> std::result::Result<D, String> {
     let (field, version) = D::VERSION;
     let top: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(|fault| fault.to_string())?;
@@ -116,9 +117,9 @@ fn parse<D: Document>(text: &str) -> std::result::Result<D, String> {
 /// A saved document in a request: the path of its file, or the document itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Saved {
-    /// A JSON string: the path of a file.
+    /// From a JSON string: the path of a file.
     File(PathBuf),
-    /// Any other JSON value: the text of the document.
+    /// From any other JSON value: the text of the document.
     Given(String),
 }
 
@@ -126,7 +127,7 @@ impl Saved {
     /// Reads the document.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Io`] for a file, and [`Error::Document`].
+    /// [`Error::File`] and [`Error::Io`] for a file, [`Error::Document`] for a given document.
     pub fn read<D: Document>(&self) -> Result<D> {
         match self {
             Self::File(path) => read(path),
@@ -134,7 +135,7 @@ impl Saved {
         }
     }
 
-    /// Where it is, for an error about its content.
+    /// The path of the file, for an error about its content.
     #[must_use]
     pub fn place<D: Document>(&self) -> DocumentSource {
         match self {
@@ -164,10 +165,10 @@ impl<'de> Deserialize<'de> for Saved {
     }
 }
 
-/// The text of a document.
+/// Serializes a document as JSON text.
 ///
 /// # Errors
-/// [`Error::Bug`] if it has no JSON form.
+/// [`Error::Bug`] if the document has no JSON form.
 pub(crate) fn text<T: Serialize>(document: &T) -> Result<String> {
     let text = serde_json::to_string_pretty(document).map_err(|fault| Error::Bug(fault.to_string()))?;
     Ok(text + "\n")

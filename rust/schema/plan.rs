@@ -1,4 +1,4 @@
-//! A plan: which scheme every matrix gets, and what that amounts to. Edit the schemes, and it is your plan.
+//! The plan: a scheme for every tensor, and the resulting sizes and loss. The schemes may be edited by hand.
 
 use std::path::Path;
 
@@ -11,102 +11,102 @@ use crate::error::Result;
 use crate::name::Role;
 use crate::policy::PolicyOptions;
 
-/// Version of the document.
+/// Version of the plan document.
 pub(crate) const VERSION: u32 = 1;
 
-/// The document.
+/// The plan document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Version of the document's form.
     pub ramrs_plan: u32,
-    /// Who made it.
+    /// The tool that wrote the document.
     pub tool: Tool,
-    /// Of what.
+    /// The source checkpoint.
     pub source: SourceId,
-    /// How.
+    /// Settings of the analysis.
     pub settings: Settings,
-    /// Within what limits.
+    /// Limits on the schemes.
     pub policy: PolicyOptions,
-    /// The budget, as it was asked for; none if a uniform scheme was.
+    /// The requested budget, as text; `None` for a uniform scheme.
     pub budget: Option<String>,
-    /// What it amounts to.
+    /// Sizes and losses of the plan.
     pub totals: Totals,
-    /// Sizes and losses of other plans from the same curves, from the smallest to the largest.
+    /// Sizes and losses of other plans from the same curves, by increasing size.
     pub trade_off: Vec<Size>,
-    /// SHA-256 of the tensors' names and schemes, by which an edit is noticed.
+    /// SHA-256 of the tensors' names and schemes, to detect edits.
     pub schemes_sha256: String,
-    /// The tensors that are written, in the order of the checkpoint.
+    /// The tensors that are written, in checkpoint order.
     pub tensors: Vec<PlannedTensor>,
-    /// What the user should know.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
-/// What a plan amounts to.
+/// Sizes and losses of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Totals {
-    /// Bytes of all tensor data.
+    /// Bytes of tensor data.
     pub tensor_bytes: u64,
-    /// Bytes of all files of weights.
+    /// Bytes of all weight files.
     pub file_bytes: u64,
-    /// The limit that the budget sets on one of these, in bytes.
+    /// The budget in bytes, for tensor data or for weight files according to its unit.
     pub budget_bytes: Option<u64>,
-    /// 8 × tensor bytes ÷ weights of the source.
+    /// Effective bits per weight: 8 × tensor bytes ÷ weights of the source.
     pub effective_bpw: f64,
-    /// The same, of the codes (and of what is kept) alone.
+    /// Bits per weight of codes and kept tensors alone, without scales and biases.
     pub payload_bpw: f64,
-    /// Loss, by the objective.
+    /// Loss in the unit of the objective.
     pub loss: f64,
-    /// No plan of this size from these curves has less loss.
+    /// Lower bound on the loss of every plan of at most this size from the same curves.
     pub lower_bound: Option<f64>,
-    /// The best that one scheme for all matrices would do within the budget.
+    /// The best uniform scheme within the budget.
     pub best_uniform: Option<Uniform>,
 }
 
-/// One scheme for all matrices.
+/// A plan with one scheme for all matrices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uniform {
     /// The scheme.
     pub scheme: Scheme,
-    /// Its loss.
+    /// Loss in the unit of the objective.
     pub loss: f64,
-    /// Whether it is the plan, because nothing better was found.
+    /// Whether it is the plan, because no better allocation was found.
     pub is_the_plan: bool,
 }
 
-/// A size that could be had, and its loss.
+/// A possible size and its loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Size {
-    /// 8 × tensor bytes ÷ weights of the source.
+    /// Effective bits per weight: 8 × tensor bytes ÷ weights of the source.
     pub effective_bpw: f64,
-    /// Bytes of all tensor data.
+    /// Bytes of tensor data.
     pub tensor_bytes: u64,
-    /// Loss, by the objective.
+    /// Loss in the unit of the objective.
     pub loss: f64,
 }
 
-/// A tensor of a plan.
+/// The scheme of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlannedTensor {
-    /// Its name.
+    /// Name in the output.
     pub name: String,
-    /// What it does.
+    /// Role of the tensor.
     pub role: Role,
-    /// In which layer.
+    /// Index of the layer, if the tensor belongs to one.
     pub layer: Option<usize>,
-    /// What it gets.
+    /// The scheme.
     pub scheme: Scheme,
-    /// Bytes of what is stored for it.
+    /// Bytes that are stored.
     pub bytes: u64,
-    /// Loss, by the objective.
+    /// Loss in the unit of the objective.
     pub loss: f64,
-    /// Signal over noise at its output, in decibels; none if kept.
+    /// Signal-to-noise ratio at the matrix's output, in decibels; `None` if kept.
     pub sqnr_db: Option<f64>,
-    /// Why.
+    /// The reason for the scheme.
     pub why: String,
 }
 
@@ -122,10 +122,10 @@ pub(crate) fn schemes_digest(tensors: &[PlannedTensor]) -> String {
 }
 
 impl Plan {
-    /// Reads one.
+    /// Reads a plan from `path`.
     ///
     /// # Errors
-    /// [`Error::File`](crate::Error::File) for anything that is no such document, [`Error::Io`](crate::Error::Io).
+    /// [`Error::File`](crate::Error::File) if the content is not a plan, [`Error::Io`](crate::Error::Io).
     pub fn read(path: &Path) -> Result<Self> {
         super::read(path)
     }

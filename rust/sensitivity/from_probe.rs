@@ -15,7 +15,7 @@ use crate::probe::{EXPERT_TOKENS, MatrixKey, Mode, Moments, Probe};
 pub(crate) const VERSION: u32 = 1;
 
 /// How much more an error costs in a text that the model did not write than in one that it wrote, on average over two
-/// models (`docs/method.md`, "Source `probe`"). It is the same for all matrices: it changes predictions, not plans.
+/// models (`docs/method.md`, "Foreign text"). It is the same for all matrices: it changes predictions, not plans.
 const FOREIGN_TEXT_FACTOR: f64 = 1.2;
 
 /// Sums of squared gradients of one matrix by stored column and by stored row, per token, and mean squares of its inputs.

@@ -7,18 +7,10 @@
 
 use crate::arch::families::llama_cpp_name;
 use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
+use crate::container::gguf::{FloatTensor, Value, compose};
 use crate::name::Role;
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Moments, Probe};
-
-/// The data of every tensor begin at a multiple of this many bytes.
-const ALIGNMENT: usize = 32;
-
-/// GGUF's numbers for types of values (the first three) and of elements.
-const U32: u32 = 4;
-const STRING: u32 = 8;
-const ARRAY: u32 = 9;
-const F32: u32 = 0;
 
 /// The sums of one tensor, matrix by matrix.
 struct ImatrixEntry {
@@ -32,58 +24,22 @@ struct ImatrixEntry {
 pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     let entries = entries(model, probe);
     let windows = (probe.tokens.len() / WINDOW) as u32;
-    let mut out = b"GGUF".to_vec();
-    put_u32(&mut out, 3);
-    put_u64(&mut out, 2 * entries.len());
-    put_u64(&mut out, 4);
-    put_text(&mut out, "general.type");
-    put_u32(&mut out, STRING);
-    put_text(&mut out, "imatrix");
-    put_text(&mut out, "imatrix.datasets");
-    for number in [ARRAY, STRING] {
-        put_u32(&mut out, number);
-    }
-    put_u64(&mut out, 1);
-    put_text(&mut out, &format!("ramrs probe, {} tokens of the model's own vocabulary", probe.tokens.len()));
-    for (key, number) in [("imatrix.chunk_count", windows), ("imatrix.chunk_size", WINDOW as u32)] {
-        put_text(&mut out, key);
-        put_u32(&mut out, U32);
-        put_u32(&mut out, number);
-    }
-    let mut data = Vec::new();
+    let text = format!("ramrs probe, {} tokens of the model's own vocabulary", probe.tokens.len());
+    let metadata = [
+        ("general.type", Value::Text("imatrix".to_owned())),
+        ("imatrix.datasets", Value::Texts(vec![text])),
+        ("imatrix.chunk_count", Value::U32(windows)),
+        ("imatrix.chunk_size", Value::U32(WINDOW as u32)),
+    ];
+    let mut tensors = Vec::with_capacity(2 * entries.len());
     for ImatrixEntry { name, sums, counts } in &entries {
         let matrices = counts.len();
         for (ending, width, values) in [("in_sum2", sums.len() / matrices.max(1), sums), ("counts", 1, counts)] {
-            put_text(&mut out, &format!("{name}.{ending}"));
-            put_u32(&mut out, 2);
-            put_u64(&mut out, width);
-            put_u64(&mut out, matrices);
-            put_u32(&mut out, F32);
-            put_u64(&mut out, data.len());
-            data.extend_from_slice(bytemuck::cast_slice(values));
-            pad(&mut data);
+            let (name, dimensions) = (format!("{name}.{ending}"), vec![width, matrices]);
+            tensors.push(FloatTensor { name, dimensions, values });
         }
     }
-    pad(&mut out);
-    out.extend_from_slice(&data);
-    out
-}
-
-fn put_u32(out: &mut Vec<u8>, number: u32) {
-    out.extend_from_slice(&number.to_le_bytes());
-}
-
-fn put_u64(out: &mut Vec<u8>, number: usize) {
-    out.extend_from_slice(&(number as u64).to_le_bytes());
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_u64(out, text.len());
-    out.extend_from_slice(text.as_bytes());
-}
-
-fn pad(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+    compose(&metadata, &tensors)
 }
 
 /// All tensors that tokens went through, layer by layer.

@@ -1,7 +1,7 @@
 //! Source `weights`: second moments propagated through the stored weights, no forward pass.
 //!
 //! `ρ`, the mean square of each channel of the residual stream, starts as that of the embedding's columns, and each layer
-//! adds to it (`docs/method.md`, "Source `weights`"):
+//! adds to it (`docs/method.md`, "Propagated moments"):
 //!
 //! - after a norm of gain `γ` and shift `β`: `k_j = γ_j² ρ_j / mean(ρ) + β_j²`;
 //! - after a linear layer: `Σ_j W_ij² k_j + b_i²`, a row's energy under `k`;

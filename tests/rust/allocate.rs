@@ -1,4 +1,4 @@
-//! Allocations: held against every allocation there is, where there are few.
+//! Compares allocations of few groups with all possible allocations.
 
 use crate::allocate::{FusionGroup, SchemeCost, Solution, allocate, minimum, trade_off, uniform_choice, uniforms};
 use crate::band::Matrix;
@@ -13,7 +13,7 @@ fn schemes() -> &'static [Scheme] {
     AffineCodec.schemes()
 }
 
-/// Everything that fits: the least loss, by trying all.
+/// The least loss within `capacity`, by trying all allocations.
 fn optimum(groups: &[FusionGroup], capacity: u64) -> Option<f64> {
     match groups {
         [] => Some(0.0),
@@ -33,7 +33,7 @@ fn loss(groups: &[FusionGroup], choice: &[usize]) -> f64 {
     groups.iter().zip(choice).map(|(group, &at)| group.points[at].loss).sum()
 }
 
-/// Whether some group could have less loss within what is left.
+/// Whether an upgrade of one group fits into the unused bytes.
 fn has_room(groups: &[FusionGroup], capacity: u64, Solution { allocation, .. }: &Solution) -> bool {
     let left = capacity - allocation.bytes;
     groups.iter().zip(&allocation.choice).any(|(group, &at)| {
@@ -42,7 +42,8 @@ fn has_room(groups: &[FusionGroup], capacity: u64, Solution { allocation, .. }: 
     })
 }
 
-/// Families as matrices have them: 18 schemes and perhaps "kept", loss falling by about a factor of four per bit.
+/// Groups with the curves of real matrices: 18 schemes and sometimes "kept"; the loss falls by about a factor of four
+/// per bit.
 fn matrices(seed: u64, count: usize) -> Vec<FusionGroup> {
     let mut numbers = Numbers(seed);
     let group = |_| {
@@ -66,7 +67,7 @@ fn matrices(seed: u64, count: usize) -> Vec<FusionGroup> {
     (0..count).map(group).collect()
 }
 
-/// A few groups of a few points, by growing bytes; losses need not fall, and often lie on a line.
+/// A few groups of a few points, by increasing bytes. Losses need not decrease, and often lie on a line.
 fn few() -> impl Strategy<Value = Vec<FusionGroup>> {
     let schemes: Vec<_> = schemes().iter().copied().chain([Scheme::KEPT]).collect();
     let group = (prop::sample::subsequence(schemes, 1..6), any::<u64>(), any::<bool>());
@@ -86,7 +87,7 @@ proptest! {
     #![proptest_config(support::config(3_000))]
 
     #[test]
-    fn bound_optimum_found_and_uniform_are_in_this_order_and_the_capacity_is_filled(
+    fn bound_optimum_allocation_and_uniform_are_ordered_and_the_capacity_is_filled(
         groups in few(), percent in 0..120_u64,
     ) {
         let least = minimum(&groups);
@@ -114,7 +115,7 @@ proptest! {
         let least = minimum(&groups);
         let most: u64 = groups.iter().map(|group| group.points.iter().map(|p| p.bytes).max().unwrap()).sum();
         let capacity = least + percent * (most - least) / 100;
-        // max over λ of  Σ min (loss + λ bytes) − λ capacity, at all λ where the optimum of a group may change.
+        // The maximum over λ of  Σ min (loss + λ bytes) − λ capacity, at all λ where the optimum of a group can change.
         let slopes = groups.iter().flat_map(|group| {
             group.points.iter().flat_map(|a| group.points.iter().map(move |b| (a, b)))
                 .filter(|(a, b)| a.bytes < b.bytes && a.loss > b.loss)
@@ -143,7 +144,7 @@ fn nothing_fits_below_the_smallest_points() {
 }
 
 #[test]
-fn with_room_for_everything_everything_has_its_least_loss() {
+fn an_unlimited_capacity_gives_every_group_its_least_loss() {
     let groups = matrices(2, 30);
     let solution = allocate(&groups, schemes(), u64::MAX).unwrap();
     let least: f64 = groups.iter().map(|f| f.points.iter().map(|p| p.loss).min_by(f64::total_cmp).unwrap()).sum();
@@ -151,7 +152,7 @@ fn with_room_for_everything_everything_has_its_least_loss() {
 }
 
 #[test]
-fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
+fn allocations_are_close_to_the_optimum_of_few_groups_and_to_the_bound_of_many() {
     for seed in 0..60 {
         let groups = matrices(seed, 4);
         let (least, most) = (minimum(&groups), groups.iter().map(|f| f.points.last().unwrap().bytes).sum::<u64>());
@@ -163,7 +164,7 @@ fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
             assert!(solution.bound <= optimum * (1.0 + 1e-12), "{solution:?}, and there is {optimum}");
         }
     }
-    // As many as a small model has: the least is found, and proved to be.
+    // As many groups as a small model has: the search finds the minimum and proves it.
     for seed in 0..20 {
         let groups = matrices(seed, 36);
         let solution = allocate(&groups, schemes(), minimum(&groups) * 3 / 2).unwrap();
@@ -180,12 +181,12 @@ fn what_is_found_is_close_to_the_optimum_of_few_and_to_the_bound_of_many() {
 }
 
 #[test]
-fn more_bytes_never_do_harm_to_many_matrices() {
+fn more_bytes_do_not_increase_the_loss_of_many_matrices() {
     let groups = matrices(7, 100);
     let least = minimum(&groups);
     let losses: Vec<f64> =
         (0..40).map(|at| allocate(&groups, schemes(), least + least * at / 20).unwrap().allocation.loss).collect();
-    // What is found is not the optimum: a little slack.
+    // Allocations are not optimal, so a small slack is allowed.
     assert!(losses.windows(2).all(|pair| pair[1] <= pair[0] * 1.000_1), "{losses:?}");
 }
 
@@ -199,7 +200,7 @@ fn twenty_thousand_matrices_are_allocated() {
 }
 
 #[test]
-fn the_order_of_the_families_changes_no_loss() {
+fn the_order_of_the_groups_does_not_change_the_loss() {
     let groups = matrices(11, 60);
     let reversed: Vec<_> = groups.iter().rev().cloned().collect();
     let capacity = minimum(&groups) * 3 / 2;
@@ -225,7 +226,7 @@ fn the_trade_off_falls_from_the_smallest_allocation_to_the_least_loss() {
 }
 
 #[test]
-fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
+fn a_group_without_a_scheme_gets_its_smallest_of_as_many_bits() {
     let group = |schemes: &[&str]| FusionGroup {
         points: schemes
             .iter()
@@ -235,7 +236,7 @@ fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
     };
     let groups = [
         group(&["3g64", "4g64", "5g64"]),
-        // Rows of 160: no larger group divides them.
+        // Rows of 160 weights: no larger group size divides them.
         group(&["3g32", "4g32", "5g32"]),
         group(&["5g128", "5g64", "kept"]),
         group(&["2g64", "3g64"]),
@@ -247,8 +248,9 @@ fn a_family_without_a_scheme_gets_its_smallest_of_as_many_bits() {
 }
 
 #[test]
-fn a_uniform_plan_that_is_better_than_what_was_found_is_improved_with_what_it_leaves() {
-    // One of these is found no better than a uniform plan that leaves a hundredth of the capacity.
+fn a_better_uniform_plan_is_improved_with_its_unused_bytes() {
+    // In one of these cases the greedy allocation is no better than a uniform plan that leaves a hundredth of the
+    // capacity.
     for seed in 0..400 {
         for count in [2, 4] {
             let groups = matrices(seed, count);

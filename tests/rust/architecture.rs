@@ -1,4 +1,4 @@
-//! A module uses only modules above it in the table of `lib.rs`, and only the door knows Python.
+//! A module uses only modules above it in the table of `lib.rs`, and only `py` uses Python.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("rust")
 }
 
-/// All Rust files under `dir`, with the module each belongs to.
+/// All Rust files under `dir`, each with its module.
 fn files(dir: &Path, found: &mut Vec<(String, PathBuf)>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -22,7 +22,7 @@ fn files(dir: &Path, found: &mut Vec<(String, PathBuf)>) {
     }
 }
 
-/// Where each module stands in the table in `lib.rs`: below the ones it may use.
+/// The rank of each module in the table of `lib.rs`. A module may use modules of a smaller rank.
 fn ranks() -> BTreeMap<String, usize> {
     let text = fs::read_to_string(root().join("lib.rs")).unwrap();
     let mut ranks = BTreeMap::new();
@@ -37,10 +37,10 @@ fn ranks() -> BTreeMap<String, usize> {
     ranks
 }
 
-/// A file's text without comments, and without its tests: those may use what they like.
+/// The text of a file without comments and unit tests, which may use any module.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    // A line for tests alone, as in a registry, is no use; a module of tests ends the file.
+    // A registry line for tests does not count as a use. A module of unit tests ends the file.
     let text = text.replace("#[cfg(test)]\n    &crate::tests", "");
     let is_module = |&(at, _): &(usize, &str)| {
         let after = text[at..].lines().find(|line| !line.starts_with("#["));
@@ -51,7 +51,7 @@ fn code(path: &Path) -> String {
     text[..tested].lines().map(without).collect::<Vec<_>>().join("\n")
 }
 
-/// The modules that `crate::…` paths of `code` begin with.
+/// The modules at the start of the `crate::…` paths of `code`.
 fn uses(code: &str) -> BTreeSet<String> {
     let name =
         |text: &str| -> String { text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
@@ -104,13 +104,13 @@ fn every_module_uses_only_modules_above_it_in_the_table() {
 }
 
 #[test]
-fn no_two_types_that_other_modules_see_share_a_name() {
+fn no_two_types_visible_to_other_modules_share_a_name() {
     let mut found = Vec::new();
     files(&root(), &mut found);
     let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
     for (_, path) in found {
         for line in code(&path).lines().filter(|line| line.starts_with("pub")) {
-            // Behind `pub` or `pub(…)`.
+            // Skips `pub` or `pub(…)`.
             let item =
                 line.strip_prefix("pub(").and_then(|rest| rest.split_once(')')).map_or(&line[3..], |(_, rest)| rest);
             let mut words = item.split_whitespace();
@@ -144,7 +144,7 @@ fn only_the_door_names_pyo3() {
 }
 
 #[test]
-fn unsafe_code_is_where_the_kernels_are_and_each_block_says_why() {
+fn unsafe_code_is_in_simd_only_and_each_block_has_a_reason() {
     let mut found = Vec::new();
     files(&root(), &mut found);
     for (module, path) in found {
@@ -156,7 +156,7 @@ fn unsafe_code_is_where_the_kernels_are_and_each_block_says_why() {
     }
 }
 
-/// What makes the vectors of an instruction set sound: see `rust/simd/dispatch.rs`.
+/// The conditions that make the vector types of an ISA sound: see `rust/simd/dispatch.rs`.
 #[test]
 fn only_dispatch_gives_out_the_vectors_of_an_instruction_set() {
     let simd = root().join("simd");

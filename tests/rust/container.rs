@@ -1,4 +1,4 @@
-//! Layouts: the reference reader finds every tensor where it was planned, without gaps, whatever is stored.
+//! Layouts: the reference reader finds every tensor at its planned offset, without gaps.
 
 use crate::band::Matrix;
 use crate::checkpoint::Checkpoint;
@@ -18,7 +18,7 @@ fn modules() -> impl Strategy<Value = Vec<Vec<StoredTensor>>> {
         let stored = |(module, tensors): (usize, Vec<(Dtype, Vec<u64>)>)| {
             let stored = |(at, (dtype, shape)): (usize, (Dtype, Vec<u64>))| {
                 let bytes = dtype.bytes(shape.iter().product()).unwrap();
-                StoredTensor { name: format!("m{module}.\u{e9} \"{at}\""), dtype, shape, bytes, row_bytes: 0 }
+                StoredTensor { name: format!("m{module}.\u{e9} \"{at}\""), dtype, shape, bytes, grows: true }
             };
             tensors.into_iter().enumerate().map(stored).collect()
         };
@@ -30,7 +30,7 @@ proptest! {
     #![proptest_config(support::config(150))]
 
     #[test]
-    fn files_are_as_long_as_planned_contiguous_and_readable(modules in modules(), shard_bytes in 1..400_u64) {
+    fn files_have_the_planned_length_and_are_contiguous_and_readable(modules in modules(), shard_bytes in 1..400_u64) {
         let layout = lay_out(&Safetensors, &modules, shard_bytes, &[("format", "mlx")]);
         let (stored, locations): (Vec<&StoredTensor>, Vec<_>) = layout.placed(&modules).unzip();
         let dir = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ proptest! {
     }
 
     #[test]
-    fn packed_rows_are_as_long_as_the_scheme_says_and_come_back(
+    fn packed_rows_have_the_length_of_the_scheme_and_survive_a_round_trip(
         bits in prop::sample::select(BITS.as_slice()), eights in 0..40_usize, seed: u64,
     ) {
         let mut numbers = support::Numbers(seed);
@@ -76,7 +76,7 @@ proptest! {
         pack::pack(Isa::detect(), bits, &codes, &mut packed);
         pack::unpack(bits, &packed, &mut back);
         prop_assert_eq!(&back, &codes);
-        // The rule of the format: bit n of the stream is bit n mod 8 of byte n / 8.
+        // Definition of the format: bit n of the stream is bit n mod 8 of byte n / 8.
         for n in 0..8 * packed.len() {
             let (code, bit) = (back[n / usize::from(bits)], n % usize::from(bits));
             prop_assert_eq!(packed[n / 8] >> (n % 8) & 1, code >> bit & 1);

@@ -1,4 +1,4 @@
-//! Messages name options by marks, and every mark is an option's.
+//! Messages refer to options by marks, and every mark is the name of an option.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::option::OptionName;
 use crate::pipeline::defaults;
 use serde_json::Value;
 
-/// The string literals of a source, roughly: what stands between quotes on a line that is no comment.
+/// The string literals of a source file, approximately: text between quotes on lines without a comment.
 fn literals(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap();
     let code = text[..text.find("#[cfg(test)]").unwrap_or(text.len())].lines();
@@ -46,7 +46,7 @@ fn every_mark_in_the_sources_is_an_option() {
     assert!(marks > 10, "{marks} marks were found: the search is broken");
 }
 
-/// Texts of documents, whose form is fixed, and commands of other programs.
+/// Texts of documents, which are fixed, and commands of other programs.
 const SPELLED: [&str; 4] = [
     "\"--keep\" } else { \"--tensor\" }",
     "--sample-bands 0 measures all rows",

@@ -1,4 +1,4 @@
-//! Energies of weights and rate–distortion curves, held against plain loops in `f64`.
+//! Compares energies and rate–distortion curves with plain loops in `f64`.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,12 @@ use proptest::prelude::*;
 
 use super::support::{self, Crew, Numbers, checkpoint, made};
 
-/// Energies of the only tensor, with these threads and chunks.
+/// Energies of the only tensor, with this number of threads and chunk size.
 fn measured(checkpoint: &Checkpoint, k: &[f32], threads: usize, chunk_bytes: u64) -> crate::error::Result<Energy> {
     let crew = Crew::new(threads, chunk_bytes);
     let tensor = &checkpoint.tensors[0];
-    let ask = EnergyJob { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
-    Ok(energies(crew.pass(checkpoint, Isa::detect()), &[ask])?.remove(0))
+    let job = EnergyJob { view: View::whole(0, tensor), matrix: tensor.matrix().unwrap(), k };
+    Ok(energies(crew.pass(checkpoint, Isa::detect()), &[job])?.remove(0))
 }
 
 fn is_close(found: f64, expected: f64) -> bool {
@@ -53,7 +53,7 @@ proptest! {
             plain += squares().sum::<f64>();
         }
         prop_assert!(is_close(found.weighted, weighted) && is_close(found.plain, plain), "{:?}", found);
-        // However it is cut, and by however many: the same bits.
+        // Chunk size and number of threads do not change a bit.
         for (threads, chunk_bytes) in [(1, 1), (2, 1_000), (1, 1 << 30)] {
             prop_assert_eq!(&measured(&checkpoint, &k, threads, chunk_bytes).unwrap(), &found);
         }
@@ -68,11 +68,11 @@ proptest! {
 }
 
 #[test]
-fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
+fn non_finite_weights_are_reported_with_position_and_count() {
     for (bad, float) in [(f32::NAN, Float::BF16), (f32::INFINITY, Float::F16), (f32::NEG_INFINITY, Float::F32)] {
         let (rows, cols) = (21, 70);
         let mut weights = Numbers(4).weights(rows * cols, float);
-        // Row 18 holds the first; both are in the third band, rows 16 to 20.
+        // The first non-finite value is in row 18; both are in the third band, rows 16 to 20.
         weights[18 * cols + 65] = bad;
         weights[19 * cols] = bad;
         let tensors = [made("model.q_proj.weight", float, &[rows as u64, cols as u64], &weights)];
@@ -84,7 +84,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
             let message = fault.to_string();
             assert!(message.contains("2 non-finite values among rows 16..21, first at [18, 65]"), "{message}");
         }
-        // Not even where nothing depends on it.
+        // An importance of 0 does not hide it.
         assert_eq!(measured(&checkpoint, &vec![0.0; cols], 1, CHUNK_BYTES).unwrap_err().slug(), "non-finite");
         let crew = Crew::new(1, CHUNK_BYTES);
         let (tensor, matrix) = (&checkpoint.tensors[0], checkpoint.tensors[0].matrix().unwrap());
@@ -94,7 +94,7 @@ fn weights_that_are_no_numbers_are_named_with_their_place_and_number() {
 }
 
 #[test]
-fn weights_too_large_to_square_are_named() {
+fn weights_too_large_to_square_are_reported() {
     let mut weights = Numbers(5).weights(9 * 32, Float::BF16);
     weights[8 * 32 + 3] = -3e38;
     let (_dir, checkpoint) = checkpoint(&[made("w", Float::BF16, &[9, 32], &weights)]);
@@ -103,7 +103,7 @@ fn weights_too_large_to_square_are_named() {
     assert!(fault.to_string().contains("e38 at row 8 is too large"), "{fault}");
 }
 
-/// A matrix whose rows are of many sizes, and its sensitivity.
+/// A matrix with rows of different magnitudes, and its sensitivity.
 fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoint, MatrixSensitivity) {
     let mut numbers = Numbers(9);
     let mut weights = Vec::new();
@@ -133,13 +133,13 @@ fn curve(
     let matrix: Matrix = tensor.matrix().unwrap();
     let schemes = Affine::all().map(Affine::scheme).filter(|scheme| scheme.fits(matrix.cols)).collect();
     let member = rate_distortion::Member { view: View::whole(0, tensor), matrix, measured };
-    let ask = rate_distortion::StackJob { name: "w", matrices: vec![member], schemes };
+    let stack = rate_distortion::StackJob { name: "w", matrices: vec![member], schemes };
     let encoder = Encoder { isa: Isa::detect(), effort: Effort::Fast };
-    rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[&ask], sample_bands).unwrap().remove(0)
+    rate_distortion::curves(crew.pass(checkpoint, Isa::detect()), encoder, &[&stack], sample_bands).unwrap().remove(0)
 }
 
-/// The errors of a band's rows as they are encoded.
-fn of_what_is_written(
+/// The errors of a band's rows as encoded.
+fn written_errors(
     encoder: GridEncoder,
     (scheme, float): (Affine, Float),
     (source, band): (&[u8], &[Column]),
@@ -151,7 +151,7 @@ fn of_what_is_written(
 }
 
 #[test]
-fn a_curve_of_all_bands_has_no_error_and_a_sampled_one_is_within_a_few_of_its_own() {
+fn a_curve_of_all_bands_has_no_error_and_a_sampled_one_is_within_a_few_standard_errors() {
     for each in [false, true] {
         let (_dir, checkpoint, measured) = matrix(16_001, 64, each);
         let full = curve(&checkpoint, &measured, 0, 2, CHUNK_BYTES);
@@ -179,8 +179,7 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
         let mut reader = Reader::default();
         let pass = crew.pass(&checkpoint, Isa::detect());
         let sum = |rows: std::ops::Range<u64>, band: &[Column], source: &[u8]| {
-            let errors =
-                of_what_is_written(encoder, (affine, matrix.float), (source, band), &measured.vectors.importance);
+            let errors = written_errors(encoder, (affine, matrix.float), (source, band), &measured.vectors.importance);
             for (row, error) in rows.zip(errors) {
                 weighted += 0.5 * measured.vectors.gain.of(row as usize) * error.weighted;
                 plain += error.plain;
@@ -188,7 +187,8 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
             Ok(())
         };
         reader.bands((pass.checkpoint, pass.isa), View::whole(0, tensor), &(0..3), sum).unwrap();
-        // Another order of sums, and of a weight between two codes either: of 2,688, the more the narrower a step.
+        // The sums are in another order, and weights halfway between two codes may take either: among 2,688 weights,
+        // more for smaller steps.
         let most = match affine.bits() {
             2 | 3 => 2e-6,
             4 => 1e-3,
@@ -199,10 +199,10 @@ fn a_curve_is_the_error_of_every_row_weighed_by_its_gain() {
     }
 }
 
-/// Weights lie in the middle between two codes more often than numbers at random do, and a curve does not ask which of them
+/// Real weights lie halfway between two codes more often than random numbers, and a curve does not determine which code
 /// is written.
 #[test]
-fn curves_of_a_real_model_are_those_of_what_is_written() {
+fn curves_of_a_real_model_equal_the_errors_of_the_written_bytes() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama2xs-280k");
     let checkpoint = Checkpoint::open(&path).unwrap();
     let encoder = GridEncoder { isa: Isa::detect(), effort: Effort::Fast };
@@ -215,7 +215,7 @@ fn curves_of_a_real_model_are_those_of_what_is_written() {
         let sum = |_, band: &[Column], source: &[u8]| {
             let all = encoder.errors(&schemes, matrix.float, band, &channels);
             for (&scheme, found) in schemes.iter().zip(all) {
-                let errors = of_what_is_written(encoder, (scheme, matrix.float), (source, band), &k);
+                let errors = written_errors(encoder, (scheme, matrix.float), (source, band), &k);
                 let sums: &mut [[f64; 2]; 2] = written.entry(scheme.scheme()).or_default();
                 for (sums, errors) in sums.iter_mut().zip([found, errors]) {
                     for error in errors {
@@ -239,7 +239,7 @@ fn curves_of_a_real_model_are_those_of_what_is_written() {
 }
 
 #[test]
-fn a_curve_is_the_same_however_the_work_is_cut_and_by_however_many() {
+fn a_curve_does_not_depend_on_chunks_or_threads() {
     let (_dir, checkpoint, measured) = matrix(500, 96, true);
     for sample_bands in [0, 7, 40] {
         let expected = curve(&checkpoint, &measured, sample_bands, 1, CHUNK_BYTES);
@@ -250,14 +250,14 @@ fn a_curve_is_the_same_however_the_work_is_cut_and_by_however_many() {
 }
 
 #[test]
-fn one_sampled_band_says_nothing_of_its_error_so_all_are_encoded() {
+fn one_sampled_band_has_no_error_estimate_so_all_bands_are_encoded() {
     let (_dir, checkpoint, measured) = matrix(64, 64, false);
     assert_eq!(curve(&checkpoint, &measured, 1, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
 }
 
 #[test]
-fn sampled_bands_that_are_all_zero_say_nothing_of_the_rest() {
-    // 64 bands, of which the sample of four takes the 8th, 24th, 40th and 56th.
+fn sampled_bands_of_zeros_are_not_extrapolated() {
+    // There are 64 bands; a sample of four takes the 8th, 24th, 40th and 56th.
     let mut weights = Numbers(3).weights(512 * 64, Float::BF16);
     for band in [8, 24, 40, 56] {
         weights[band * 8 * 64..][..8 * 64].fill(0.0);

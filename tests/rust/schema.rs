@@ -1,4 +1,4 @@
-//! Analyses, plans and manifests come back as they were, and nothing else is taken for one.
+//! Documents survive a round trip, and readers reject everything else.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Losses that only a writer and a reader of full precision hand on unchanged.
+/// Losses that survive a round trip only at full precision.
 const LOSSES: [f64; 3] = [0.1 + 0.2, 1.0 / 3.0 * 1e-7, 5e-324];
 
 fn an_analysis() -> Analysis {
@@ -159,7 +159,7 @@ fn a_manifest() -> Manifest {
     }
 }
 
-/// Writes `text`, and reads it.
+/// Writes `text` to a file and reads it with `read`.
 fn read<T>(text: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("document.json");
@@ -175,7 +175,7 @@ fn reason<T: std::fmt::Debug>(found: Result<T>) -> String {
 }
 
 #[test]
-fn documents_come_back_as_they_were_to_the_last_bit() {
+fn documents_survive_a_round_trip_bit_for_bit() {
     let (analysis, plan, manifest) = (an_analysis(), a_plan(), a_manifest());
     assert_eq!(read(&schema::text(&analysis).unwrap(), Analysis::read).unwrap(), analysis);
     assert_eq!(read(&schema::text(&plan).unwrap(), Plan::read).unwrap(), plan);
@@ -183,7 +183,7 @@ fn documents_come_back_as_they_were_to_the_last_bit() {
     assert!(schema::text(&plan).unwrap().ends_with("}\n"));
 }
 
-/// Each document as JSON, and what its reader says of a changed one.
+/// Calls `check` with each document as JSON, and a function that returns its reader's error for a changed document.
 fn each(check: impl Fn(&str, Value, &dyn Fn(&str) -> String)) {
     let value = |text: Result<String>| serde_json::from_str(&text.unwrap()).unwrap();
     check("analysis", value(schema::text(&an_analysis())), &|text| reason(read(text, Analysis::read)));
@@ -207,7 +207,7 @@ fn a_document_of_another_version_is_refused_before_anything_else_of_it_is_read()
 }
 
 #[test]
-fn a_document_that_does_not_say_what_it_is_is_refused() {
+fn a_document_without_a_version_is_refused() {
     each(|what, mut document, reason| {
         document.as_object_mut().unwrap().remove(&format!("ramrs_{what}"));
         let message = reason(&document.to_string());

@@ -1,4 +1,4 @@
-//! Input for the other modules: numbers that are the same on every run, and safetensors files of any kind.
+//! Input for the other test modules: reproducible pseudo-random numbers, and safetensors files.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use crate::sensitivity::Candidate;
 use crate::simd::Isa;
 use proptest::test_runner::Config as ProptestConfig;
 
-/// So many cases, and no files where one fails: the message has the input.
+/// Runs this number of cases, and writes no regression files: the message contains the failing input.
 pub(crate) fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// Numbers that look random (`SplitMix64`).
+/// A pseudo-random number generator (`SplitMix64`).
 pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
@@ -30,33 +30,32 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
-    /// Below `limit`.
+    /// A number below `limit`.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.bits() % limit
     }
 
-    /// In `[0, 1)`.
+    /// A number in `[0, 1)`.
     pub(crate) fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// About normal, of variance 1.
+    /// An approximately normal number of mean 0 and variance 1.
     pub(crate) fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
     }
 
-    /// `count` weights as a layer has them, exact in `float`.
+    /// `count` weights with the distribution of a layer, exact in `float`.
     pub(crate) fn weights(&mut self, count: usize, float: Float) -> Vec<f32> {
         (0..count).map(|_| float.round((0.05 * self.normal()) as f32)).collect()
     }
 }
 
-/// The file `name` of the test data.
+/// Path of the test data file `name`.
 pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// A tensor to be written.
 pub(crate) struct Made {
     pub(crate) name: String,
     pub(crate) dtype: &'static str,
@@ -71,12 +70,12 @@ pub(crate) fn made(name: &str, float: Float, shape: &[u64], values: &[f32]) -> M
     Made { name: name.to_owned(), dtype: float.dtype().name(), shape: shape.to_vec(), bytes }
 }
 
-/// The header's length, the header and the data.
+/// A file: length of the header, header, data.
 pub(crate) fn file(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
-/// A safetensors file of `tensors`; `metadata` are the entries of its `__metadata__`, as JSON.
+/// A safetensors file of `tensors`. `metadata` contains the entries of its `__metadata__` as JSON.
 pub(crate) fn safetensors(tensors: &[Made], metadata: &str) -> Vec<u8> {
     let mut header = format!("{{\"__metadata__\":{{{metadata}}}");
     let mut data = Vec::new();
@@ -92,7 +91,7 @@ pub(crate) fn safetensors(tensors: &[Made], metadata: &str) -> Vec<u8> {
     file(&header, &data)
 }
 
-/// A checkpoint of one shard, and the directory that holds it.
+/// A checkpoint of one shard, and its directory.
 pub(crate) fn checkpoint(tensors: &[Made]) -> (tempfile::TempDir, Checkpoint) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("model.safetensors"), safetensors(tensors, "")).unwrap();
@@ -100,7 +99,7 @@ pub(crate) fn checkpoint(tensors: &[Made]) -> (tempfile::TempDir, Checkpoint) {
     (dir, checkpoint)
 }
 
-/// What a pass over a checkpoint needs.
+/// Owns what a pass over a checkpoint borrows.
 pub(crate) struct Crew {
     workers: Workers,
     pub(crate) progress: Progress,
@@ -118,12 +117,12 @@ impl Crew {
     }
 }
 
-/// What the names of the tensors of `checkpoint` say.
+/// The parsed names of the tensors of `checkpoint`.
 pub(crate) fn names(checkpoint: &Checkpoint) -> Vec<Name> {
     checkpoint.tensors.iter().map(|tensor| Name::parse(&tensor.name)).collect()
 }
 
-/// Its matrices, under the names they have.
+/// The matrices of `checkpoint` under their own names.
 pub(crate) fn candidates<'a>(checkpoint: &Checkpoint, names: &'a [Name]) -> Vec<Candidate<'a>> {
     let of = |(target, (tensor, name)): (usize, (&Tensor, &'a Name))| {
         let matrix = tensor.matrix().filter(|_| tensor.shape.len() == 2)?;

@@ -1,7 +1,7 @@
-//! Encoding bands of weights, and what the encoding costs.
+//! Encodes bands of weights and measures the errors.
 //!
-//! One encoder measures and writes: a curve's point is of the grids and codes that a file's bytes are of (but for weights in
-//! the middle between two codes, see [`GridEncoder::errors`]).
+//! The same code measures and writes, so the points of a curve describe the written bytes. The only exception are
+//! weights halfway between two codes; see [`GridEncoder::errors`].
 
 use half::{bf16, f16};
 
@@ -12,19 +12,19 @@ use crate::dtype::Float;
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
 
-/// The codes and grids of the [`BAND_ROWS`] rows of a band, one row after the other. A weight is `code * scale + bias`.
+/// The codes, scales and biases of the [`BAND_ROWS`] rows of a band, in row order. A weight is `code * scale + bias`.
 #[derive(Clone, Debug, Default)]
 pub struct Encoded {
-    /// A code for each weight.
+    /// One code per weight.
     pub codes: Vec<u8>,
-    /// Weight per step of the code, for each group.
+    /// One scale per group: weight per code step.
     pub scales: Vec<f32>,
-    /// Weight of code 0, for each group.
+    /// One bias per group: the weight of code 0.
     pub biases: Vec<f32>,
 }
 
 impl Encoded {
-    /// Makes room for rows of `cols` weights in groups of `group_size`.
+    /// Resizes the buffers for rows of `cols` weights in groups of `group_size`.
     fn resize(&mut self, cols: usize, group_size: usize) {
         self.codes.resize(BAND_ROWS * cols, 0);
         self.scales.resize(BAND_ROWS * cols / group_size, 0.0);
@@ -32,16 +32,16 @@ impl Encoded {
     }
 }
 
-/// Encodes bands of matrices whose scales are stored as `store`.
+/// Encodes bands with a given ISA and effort.
 #[derive(Clone, Copy, Debug)]
 pub struct GridEncoder {
-    /// The instruction set.
+    /// Instruction set.
     pub isa: Isa,
-    /// How hard to try.
+    /// Effort of the search.
     pub effort: Effort,
 }
 
-/// Calls a kernel with the scheme's group size as a constant.
+/// Calls a kernel with the scheme's group size as a const generic argument.
 macro_rules! by_group_size {
     ($scheme:expr, $kernel:ident$(::<$element:ty>)?($($arg:expr),* $(,)?)) => {
         match $scheme.group_size() {
@@ -52,19 +52,19 @@ macro_rules! by_group_size {
     };
 }
 
-/// The grids that a search starts from.
-fn trials(scheme: Affine) -> &'static [[u16; 2]] {
+/// The clip grid of a scheme: the initial grids of the search.
+fn clips(scheme: Affine) -> &'static [[u16; 2]] {
     CLIP_GRID[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()]
 }
 
 impl GridEncoder {
-    /// Encodes up to [`BAND_ROWS`] rows by `scheme` into `out`: `source` holds them as they are stored, `columns` side by
-    /// side. `k` weighs the columns; none may be negative. Only [`Effort::Normal`] reads `columns` and `k`, and only
-    /// [`Effort::Fast`] reads `source`.
+    /// Encodes up to [`BAND_ROWS`] rows in `scheme` into `out`, with scales of type `store`. `source` contains the
+    /// stored rows and `columns` the transposed rows. `k` contains the importance of each column, which must not be
+    /// negative. [`Effort::Normal`] reads only `columns` and `k`; [`Effort::Fast`] reads only `source`.
     ///
     /// # Panics
-    /// If the scheme's groups do not divide the columns, `k` is not as long as they are many, or `source` is not aligned to
-    /// its type.
+    /// If the group size does not divide the number of columns, `k` has another length, or `source` is not aligned to
+    /// its element type.
     pub fn encode(
         self,
         scheme: Affine,
@@ -83,7 +83,7 @@ impl GridEncoder {
         match (self.effort, store) {
             (Effort::Normal, _) => {
                 assert_eq!(columns.len(), cols, "encode: shapes");
-                by_group_size!(scheme, encode_search(isa, columns, k, trials(scheme), max_code, store, rows));
+                by_group_size!(scheme, encode_search(isa, columns, k, clips(scheme), max_code, store, rows));
             }
             (Effort::Fast, Float::BF16) => {
                 let source = bytemuck::cast_slice(source);
@@ -100,9 +100,9 @@ impl GridEncoder {
         }
     }
 
-    /// Squared error of each row of `band` as each of `schemes` would encode it: those of [`encode`](Self::encode) and
-    /// [`error`](Self::error), without what is stored. ([`Effort::Fast`] takes either code for a weight in the middle between
-    /// two.)
+    /// Squared error of each row of `band` for each of `schemes`, without storing anything: the errors that
+    /// [`encode`](Self::encode) and [`error`](Self::error) give. With [`Effort::Fast`], a weight halfway between two
+    /// codes may count with either code.
     ///
     /// # Panics
     /// As [`encode`](Self::encode), or if more schemes have the same group size than there are code widths.
@@ -123,7 +123,7 @@ impl GridEncoder {
             assert!(band.len().is_multiple_of(usize::from(size)) && channels.k.len() == band.len(), "errors: shapes");
             assert!(which.len() <= affine::MAX_SCHEMES, "errors: a scheme twice");
             let max_codes: Vec<u8> = which.iter().map(|&at| schemes[at].max_code()).collect();
-            let trials: Vec<&[[u16; 2]]> = which.iter().map(|&at| trials(schemes[at])).collect();
+            let clips: Vec<&[[u16; 2]]> = which.iter().map(|&at| clips(schemes[at])).collect();
             let mut rows = vec![[RowError::default(); BAND_ROWS]; which.len()];
             let (scheme, isa) = (schemes[first], self.isa);
             match self.effort {
@@ -131,7 +131,7 @@ impl GridEncoder {
                     by_group_size!(scheme, plain_errors(isa, band, &ranges, channels, &max_codes, store, &mut rows));
                 }
                 Effort::Normal => {
-                    by_group_size!(scheme, search_errors(isa, band, channels.k, &trials, &max_codes, store, &mut rows));
+                    by_group_size!(scheme, search_errors(isa, band, channels.k, &clips, &max_codes, store, &mut rows));
                 }
             }
             which.into_iter().zip(rows).for_each(|(at, rows)| found[at] = rows);
@@ -139,7 +139,7 @@ impl GridEncoder {
         found
     }
 
-    /// Squared error of each row of `band` as `encoded` decodes.
+    /// Squared error of each row of `band` against the decoded rows of `encoded`.
     ///
     /// # Panics
     /// As [`encode`](Self::encode).

@@ -1,13 +1,13 @@
-//! Codes with a scale and a bias for each group, as MLX stores them: `w = code * scale + bias`.
+//! Affine codes with a scale and a bias per group, as in MLX: `w = code * scale + bias`.
 //!
-//! A matrix is three parts: `codes`, U32 `[rows, cols · bits / 32]`, each row one bit stream (see [`pack`]); `scales` and
-//! `biases`, `[rows, cols / group_size]` in the weights' type.
+//! A matrix has three parts: `codes`, U32 `[rows, cols · bits / 32]`, each row one bit stream (see [`pack`]); `scales`
+//! and `biases`, `[rows, cols / group_size]`, in the weights' element type.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`grid`] `channels` | groups, their errors and ranges; columns by importance |
-//! | [`mlx_rule`] [`search`] | scale and bias by MLX's rule; by the least weighted error |
-//! | [`encoder`] | a band to codes and grids |
+//! | [`grid`] `channels` | errors and ranges of groups; columns ordered by importance |
+//! | [`mlx_rule`] [`search`] | scale and bias by MLX's rule; by minimum weighted error |
+//! | [`encoder`] | bands to codes, scales and biases |
 //! | [`pack`] | codes to bytes and back |
 
 pub(crate) mod channels;
@@ -36,10 +36,10 @@ pub(crate) const BITS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 /// Group sizes of MLX's affine mode, in elements along a row.
 pub(crate) const GROUP_SIZES: [u16; 3] = [32, 64, 128];
 
-/// Position in [`CODECS`](super::CODECS).
+/// Position in the registry [`CODECS`](super::CODECS).
 const CODEC: u8 = 0;
 
-/// Codes of `bits` bits in groups of `group_size` along a row.
+/// Codes of `bits` bits in groups of `group_size` weights along a row.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Affine {
     bits: u8,
@@ -53,14 +53,14 @@ impl Affine {
         (BITS.contains(&bits) && GROUP_SIZES.contains(&group_size)).then_some(Self { bits, group_size })
     }
 
-    /// Those of a scheme, if it is of this codec.
+    /// The parameters of a scheme, if it belongs to this codec.
     #[must_use]
     pub fn of(scheme: Scheme) -> Option<Self> {
         let [bits, group_size] = scheme.params().to_be_bytes();
         Self::new(bits, u16::from(group_size)).filter(|found| found.scheme() == scheme)
     }
 
-    /// All of them, by bits, then by falling group size: from the fewest bytes to the most.
+    /// All parameters, by bits, then by decreasing group size: by increasing bytes.
     pub fn all() -> impl Iterator<Item = Self> {
         SCHEMES.iter().filter_map(|&scheme| Self::of(scheme))
     }
@@ -77,7 +77,7 @@ impl Affine {
         self.bits
     }
 
-    /// Elements that share a scale and a bias.
+    /// Weights per scale and bias.
     #[must_use]
     pub fn group_size(self) -> usize {
         usize::from(self.group_size)
@@ -89,7 +89,7 @@ impl Affine {
         u8::MAX >> (8 - self.bits)
     }
 
-    /// What is stored for `matrix`.
+    /// The stored parts of `matrix`.
     #[must_use]
     pub fn parts(self, matrix: Matrix) -> Vec<PartSpec> {
         let groups = Extent::PerRow(matrix.cols / u64::from(self.group_size));
@@ -98,7 +98,7 @@ impl Affine {
         vec![PartSpec { kind: "codes", dtype: Dtype::U32, extent: words }, grid("scales"), grid("biases")]
     }
 
-    /// Decodes rows from the data of the three parts into `out`, row after row.
+    /// Decodes rows from the data of the three parts into `out`, in row order.
     pub(super) fn decode(self, of: super::Rows, parts: &[&[u8]], out: &mut [f32]) {
         let [packed, scales, biases] = parts else { unreachable!("a matrix has three parts") };
         let mut codes = Vec::with_capacity(out.len());
@@ -117,7 +117,7 @@ impl Affine {
         }
     }
 
-    /// Columns and element type of a matrix whose parts have these types and last dimensions.
+    /// Columns and element type of a matrix whose parts have these element types and last dimensions.
     pub(super) fn row_of(self, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
         let float = Float::of(part("scales")?.0)?;
         Some((part("codes")?.1.checked_mul(32)? / u64::from(self.bits), float))
@@ -136,7 +136,7 @@ impl std::fmt::Debug for Affine {
     }
 }
 
-/// All schemes, by bits, then by falling group size: from the fewest bytes to the most.
+/// All schemes, by bits, then by decreasing group size: by increasing bytes.
 static SCHEMES: [Scheme; BITS.len() * GROUP_SIZES.len()] = {
     let mut schemes = [Scheme::KEPT; BITS.len() * GROUP_SIZES.len()];
     let mut at = 0;
@@ -148,11 +148,10 @@ static SCHEMES: [Scheme; BITS.len() * GROUP_SIZES.len()] = {
     schemes
 };
 
-/// The codec.
 #[derive(Debug)]
 pub(crate) struct AffineCodec;
 
-/// The parameters of one of the codec's schemes.
+/// The parameters of a scheme of this codec.
 fn params(scheme: Scheme) -> Affine {
     Affine::of(scheme).unwrap_or_else(|| panic!("{scheme} is not a scheme of the affine codec"))
 }

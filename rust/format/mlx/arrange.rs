@@ -10,7 +10,7 @@ use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::{Arrangement, Target, Treatment};
+use crate::format::{Arrangement, Disposition, Target};
 use crate::name::{Name, Role};
 
 /// `quant_method`s whose checkpoints are read ([`crate::checkpoint::prequantized`]).
@@ -45,25 +45,19 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
         }
     };
     let mut arranging = Arranging { checkpoint, family, targets: Vec::new(), stacks: BTreeMap::new() };
-    let mut treatments = Vec::with_capacity(checkpoint.tensors.len());
+    let mut dispositions = Vec::with_capacity(checkpoint.tensors.len());
     for at in 0..checkpoint.tensors.len() {
-        treatments.push(arranging.tensor(at)?);
+        dispositions.push(arranging.tensor(at)?);
     }
-    let arrangement = Arrangement { targets: arranging.finish()?, treatments };
+    let arrangement = Arrangement { targets: arranging.finish()?, dispositions };
     check_names(checkpoint, &arrangement)?;
     Ok(arrangement)
 }
 
-/// Checks that every tensor of the output has a name of its own, and that no module is called like a key of the
-/// quantization block.
+/// Checks that every tensor of the output has a name of its own.
 fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()> {
-    let is_key = |name: &str| ["bits", "group_size", "mode"].contains(&name.strip_suffix(".weight").unwrap_or(name));
     let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in &arrangement.targets {
-        if target.shape.len() == 2 && is_key(&target.name) {
-            let reason = "its module is called as a key of MLX's quantization block is".to_owned();
-            return Err(Error::Scheme { tensor: target.name.clone(), reason });
-        }
         if let Some(other) = names.insert(&target.name, target) {
             let [first, second] = [other, target].map(|target| &checkpoint.tensors[target.views[0].tensor]);
             let reason = format!("it and `{}` are both `{}` for mlx-lm", first.name, target.name);
@@ -151,7 +145,7 @@ fn uses(family: &ModelFamily, name: &str) -> std::result::Result<Vec<UsedAs>, &'
 
 impl Arranging<'_> {
     /// Adds the targets of tensor `at`, and returns what becomes of it.
-    fn tensor(&mut self, at: usize) -> Result<Treatment> {
+    fn tensor(&mut self, at: usize) -> Result<Disposition> {
         let tensor = &self.checkpoint.tensors[at];
         let name = unpacked(tensor);
         let Some(family) = self.family else {
@@ -161,40 +155,40 @@ impl Arranging<'_> {
                 _ => name.to_owned(),
             };
             self.targets.push(as_stack(Target { name, ..Target::same(self.checkpoint, at) }));
-            return Ok(Treatment::Write);
+            return Ok(Disposition::Write);
         };
-        if let Some(treatment) = self.drop_or_tie(tensor) {
-            return Ok(treatment);
+        if let Some(disposition) = self.drop_or_tie(tensor) {
+            return Ok(disposition);
         }
         if self.checkpoint.metadata_format.as_deref() == Some("mlx") {
             // Already converted for MLX; do not apply the rules twice.
             let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
             self.targets.push(self.finished(as_stack(same)));
-            return Ok(Treatment::Write);
+            return Ok(Disposition::Write);
         }
         match uses(family, name) {
-            Err(reason) => Ok(Treatment::Drop(reason)),
+            Err(reason) => Ok(Disposition::Drop(reason)),
             Ok(uses) => {
                 uses.into_iter().try_for_each(|one| self.add(at, one))?;
-                Ok(Treatment::Write)
+                Ok(Disposition::Write)
             }
         }
     }
 
     /// What becomes of tensors that are left out in all families: other towers, extra layers, tied heads.
-    fn drop_or_tie(&self, tensor: &Tensor) -> Option<Treatment> {
+    fn drop_or_tie(&self, tensor: &Tensor) -> Option<Disposition> {
         let Name { role, layer, .. } = Name::parse(&tensor.name);
         let layers = self.checkpoint.config_size("num_hidden_layers");
         match role {
-            Role::Tower => Some(Treatment::Drop("mlx-lm reads the language model only")),
-            Role::MultiToken => Some(Treatment::Drop("mlx-lm does not predict several tokens at once")),
+            Role::Tower => Some(Disposition::Drop("mlx-lm reads the language model only")),
+            Role::MultiToken => Some(Disposition::Drop("mlx-lm does not predict several tokens at once")),
             _ if layer.zip(layers).is_some_and(|(layer, layers)| layer as u64 >= layers) => {
-                Some(Treatment::Drop("beyond the model's layers: mlx-lm does not predict several tokens at once"))
+                Some(Disposition::Drop("beyond the model's layers: mlx-lm does not predict several tokens at once"))
             }
             Role::Head if unpacked(tensor).ends_with("lm_head.weight") && self.checkpoint.is_tied() == Some(true) => {
                 let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
                 let embedding = self.checkpoint.tensors.iter().find(is_embedding)?;
-                Some(Treatment::Tied(embedding.name.clone()))
+                Some(Disposition::Tied(embedding.name.clone()))
             }
             _ => None,
         }
@@ -212,7 +206,7 @@ impl Arranging<'_> {
         let whole = same.views[0];
         let target = match transform {
             Transform::Same => same,
-            Transform::PlusOne => Target { adds_one: true, ..same },
+            Transform::PlusOne => Target { plus_one: true, ..same },
             Transform::Expert => return self.expert(at, &same, expert.unwrap_or_default()),
             Transform::SwappedAxes => {
                 let &[channels, inputs, taps] = same.shape.as_slice() else {
@@ -344,7 +338,7 @@ impl Arranging<'_> {
     fn finished(&self, target: Target) -> Target {
         let raw =
             self.family.is_some_and(|family| family.mlx.raw.iter().any(|raw| matches(raw, &target.name).is_some()));
-        Target { never: raw.then_some("mlx-lm holds it outside of any module"), ..target }
+        Target { unquantizable: raw.then_some("mlx-lm holds it outside of any module"), ..target }
     }
 
     fn misfit(&self, tensor: &Tensor, reason: String) -> Error {

@@ -1,4 +1,4 @@
-//! `config.json` as `mlx-lm` wants it.
+//! `config.json` in the form that `mlx-lm` reads.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use crate::codec::Scheme;
 use crate::codec::affine::Affine;
 use crate::format::{Module, Refusal};
 
-/// Keys under which configurations describe how weights are stored.
+/// Configuration keys that describe how weights are stored.
 const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
 
-/// The mode of codes with a scale and a bias for each group.
+/// The mode of codes with a scale and a bias per group.
 const AFFINE: &str = "affine";
 
-/// The source's configuration with its keys sorted and the quantization block in it, once as MLX reads it and once as
-/// the hub shows it.
+/// The source's configuration with sorted keys and the quantization block. The block occurs twice: MLX reads one key,
+/// the Hugging Face hub displays the other.
 pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String {
     let mut config: BTreeMap<&str, Value> = source.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-    // What the source says of its own codes.
+    // Removes the source's own description of its codes.
     for key in ENCODINGS {
         config.remove(key);
         if let Some(Value::Object(text)) = config.get_mut("text_config") {
@@ -29,7 +29,7 @@ pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String
     if !generic {
         config.remove("_name_or_path");
         config.remove("vision_config");
-        complete(&mut config, modules);
+        fill_defaults(&mut config, modules);
     }
     if let Some(block) = block(modules) {
         config.insert("quantization", block.clone());
@@ -39,35 +39,35 @@ pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String
     format!("{:#}\n", Value::Object(sorted))
 }
 
-/// What the quantization block says of a module: bits, group size, mode.
+/// Values of a module in the quantization block: bits, group size, mode.
 type Entry = (u8, usize, &'static str);
 
-/// The entry of a module, unless it holds plain numbers.
+/// The entry of a module; `None` for plain numbers.
 fn entry(module: &Module) -> Option<Entry> {
     let scheme = module.stored_in()?;
-    // Integers of 4 bits are stored as affine codes.
+    // 4-bit integers are stored as affine codes.
     let affine = Affine::of(scheme).or_else(|| Affine::new(4, scheme.to_string().strip_prefix("int4g")?.parse().ok()?));
     Some(affine.map_or((4, 32, "mxfp4"), |affine| (affine.bits(), affine.group_size(), AFFINE)))
 }
 
-/// Modules that are called as a key of the quantization block is.
+/// Refuses modules whose path equals a key of the quantization block.
 pub(super) fn refusals(modules: &[Module]) -> Vec<Refusal> {
     let is_key = |module: &&Module| ["bits", "group_size", "mode"].contains(&module.path.as_str());
     let refusal = |module: &Module| Refusal {
         tensor: format!("{}.weight", module.path),
-        reason: "its module is called as a key of MLX's quantization block is".to_owned(),
+        reason: "its module has the name of a key in MLX's quantization block".to_owned(),
     };
     modules.iter().filter(is_key).map(refusal).collect()
 }
 
-/// The quantization block: the most common entry on top, every module that differs from it by its path, and `false`
-/// for a module that was left as it is. `None` if nothing is quantized.
+/// The quantization block: the most common entry at the top level, each module with another entry under its path, and
+/// `false` for each module that is not quantized. `None` if nothing is quantized.
 fn block(modules: &[Module]) -> Option<Value> {
     let mut counts: BTreeMap<Entry, usize> = BTreeMap::new();
     for entry in modules.iter().filter_map(entry) {
         *counts.entry(entry).or_insert(0) += 1;
     }
-    // Of equally common ones the smallest: the map is sorted, and `max_by_key` takes the last.
+    // Prefers the smallest of several equally common entries: the map is sorted, and `max_by_key` returns the last.
     let top = *counts.iter().rev().max_by_key(|(_, count)| **count)?.0;
     let spelled = |(bits, group_size, mode): Entry| {
         let mut block = Map::new();
@@ -80,7 +80,7 @@ fn block(modules: &[Module]) -> Option<Value> {
     for module in modules {
         match entry(module) {
             Some(entry) if entry == top => {}
-            // The loader passes an entry on whole, so it must be complete.
+            // The loader passes the entry to the layer, so it needs all keys.
             Some(entry) => {
                 block.insert(module.path.clone(), Value::Object(spelled(entry)));
             }
@@ -92,7 +92,7 @@ fn block(modules: &[Module]) -> Option<Value> {
     Some(Value::Object(block))
 }
 
-/// What [`block`] wrote, read back.
+/// Parses the block that [`block`] writes.
 pub(super) fn described(config: &Config) -> Vec<(String, Scheme)> {
     let scheme = |entry: &Value| {
         let size = |key: &str| entry.get(key)?.as_u64();
@@ -109,9 +109,10 @@ pub(super) fn described(config: &Config) -> Vec<(String, Scheme)> {
     top.into_iter().chain(block.as_object().into_iter().flatten().filter_map(module)).collect()
 }
 
-/// Adds what `mlx-lm` looks for and configurations leave to the code of a release, or keep elsewhere.
-fn complete(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
-    // Some of its models take the head to be tied unless told otherwise, and drop the one that is stored.
+/// Adds keys that `mlx-lm` requires but a configuration omits, because the release's code has the default, or stores
+/// elsewhere.
+fn fill_defaults(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
+    // Some of its models treat the head as tied by default and would drop the stored head.
     if modules.iter().any(|module| module.path == "lm_head") {
         config.entry("tie_word_embeddings").or_insert(Value::Bool(false));
     }
@@ -130,12 +131,12 @@ fn complete(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
     }
 }
 
-/// What `mlx-lm` looks for in configurations of one type, where newer ones say it in other words or not at all.
+/// Keys that `mlx-lm` requires for one model type and newer configurations spell otherwise or omit.
 fn of_type(config: &BTreeMap<&str, Value>) -> Vec<(&'static str, Value)> {
     let size = |key: &str| config.get(key).and_then(Value::as_u64);
     let kinds: Vec<&str> =
         config.get("layer_types").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-    // The first layer that sees all: those that do come in turns.
+    // The first layer with full attention determines the interval, since such layers occur periodically.
     let interval = kinds.iter().position(|kind| *kind == "full_attention").map(|at| json!(at + 1));
     let rope = |kind: &str, key: &str| config.get("rope_parameters")?.get(kind)?.get(key).cloned();
     let known = match config.get("model_type").and_then(Value::as_str) {
@@ -159,14 +160,14 @@ fn of_type(config: &BTreeMap<&str, Value>) -> Vec<(&'static str, Value)> {
     known.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
-/// What older configurations have under `rope_scaling`: all of `rope`, or nothing if it says that nothing is scaled.
+/// The value of the older key `rope_scaling`: all of `rope`, or null if the type is `default`.
 fn scaling_of(rope: &Value) -> Option<Value> {
     let kind = rope.get("rope_type")?.as_str()?;
     Some(if kind == "default" { Value::Null } else { rope.clone() })
 }
 
-/// What newer configurations say of rotary positions in one object, under the names that `mlx-lm` gives base and share:
-/// without the base it would fall back to 10000, silently.
+/// The RoPE parameters that newer configurations store in one object, under the keys `names` that `mlx-lm` uses for the
+/// base and the rotary share. Without the base, `mlx-lm` would silently use 10000.
 fn rotary(parameters: Option<&Value>, names: [&'static str; 2]) -> Vec<(&'static str, Value)> {
     let Some(rope) = parameters else { return Vec::new() };
     let values = ["rope_theta", "partial_rotary_factor"].map(|key| rope.get(key));

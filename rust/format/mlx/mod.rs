@@ -1,11 +1,11 @@
-//! MLX: what `mlx_lm.load` reads.
+//! MLX: the format that `mlx_lm.load` reads.
 //!
-//! A quantized module `P` is stored as `P.weight` (codes), `P.scales` and `P.biases` ([`crate::codec::affine`]). A stack of
-//! matrices has one more dimension in front. Everything else keeps its bytes, and where the table of models does not say
-//! otherwise its name. `config.json` says which module has which scheme.
+//! A quantized module `P` is stored as `P.weight` (codes), `P.scales` and `P.biases` ([`crate::codec::affine`]). A
+//! stack of matrices has one more leading dimension. All other tensors keep their bytes, and keep their names unless
+//! the model family's table renames them. `config.json` contains the scheme of each module.
 //!
-//! What a release packs as MLX does is taken over as it is: MXFP4 (`P.weight` and U8 `P.scales`, mode `mxfp4`), and 4-bit
-//! integers, whose biases are −8 scales.
+//! Two prequantized forms are passed through, because MLX reads them: MXFP4 (`P.weight` and U8 `P.scales`, mode
+//! `mxfp4`), and 4-bit integers, whose biases are −8 times the scales.
 
 mod arrange;
 mod config;
@@ -19,7 +19,6 @@ use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
-/// The format.
 #[derive(Debug)]
 pub(crate) struct Mlx;
 
@@ -43,7 +42,7 @@ impl Format for Mlx {
     fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme> {
         match packing {
             Packing::Mxfp4 { .. } => "mxfp4".parse().ok(),
-            // The scales are taken over, too.
+            // The scales are passed through, so they need the output's type.
             Packing::Int4 { group_size, .. } if dtype == scales => format!("int4g{group_size}").parse().ok(),
             Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } => None,
         }

@@ -1,4 +1,4 @@
-//! What of a checkpoint's directory is read, and what is refused.
+//! Which files of a checkpoint's directory are read, and which directories are refused.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -24,7 +24,7 @@ fn index(dir: &Path, entries: &[(&str, &str)]) {
     fs::write(dir.join(INDEX), serde_json::json!({ "metadata": {}, "weight_map": weight_map }).to_string()).unwrap();
 }
 
-/// A sound checkpoint of two shards `a` and `b`, each with one tensor of its name.
+/// A valid checkpoint of two shards `a` and `b`, each with one tensor of the same name.
 fn two_shards() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     shard(dir.path().join("a.safetensors"), &["a"]);
@@ -60,7 +60,7 @@ fn an_index_that_names_anything_but_a_plain_file_is_refused() {
 }
 
 #[test]
-fn an_index_that_is_none_is_refused() {
+fn an_invalid_index_is_refused() {
     let dir = two_shards();
     for text in ["", "[]", "{}", "{\"weight_map\":{}}", "{\"weight_map\":{\"a\":7}}", "{\"weight_map\":[]}"] {
         fs::write(dir.path().join(INDEX), text).unwrap();
@@ -147,7 +147,7 @@ fn a_snapshot_in_the_hugging_face_cache_may_link_to_its_blobs_and_nowhere_else()
     symlink("../../blobs/5a5a", snapshot.join("model.safetensors")).unwrap();
     let checkpoint = Checkpoint::open(&snapshot).unwrap();
     assert_eq!(checkpoint.shards[0].name, "model.safetensors");
-    // The file alone is the same checkpoint.
+    // The path of the file gives the same checkpoint.
     assert_eq!(Checkpoint::open(&snapshot.join("model.safetensors")).unwrap().tensors, checkpoint.tensors);
 
     fs::rename(repository.join("blobs/5a5a"), repository.join("5a5a")).unwrap();
@@ -155,7 +155,7 @@ fn a_snapshot_in_the_hugging_face_cache_may_link_to_its_blobs_and_nowhere_else()
     symlink("../../5a5a", snapshot.join("model.safetensors")).unwrap();
     fails(&snapshot, "link-escapes");
 
-    // A folder of another name has no blobs.
+    // A directory with another name has no blobs.
     let other = repository.join("elsewhere/0123abc");
     fs::create_dir_all(&other).unwrap();
     fs::rename(repository.join("5a5a"), repository.join("blobs/5a5a")).unwrap();
@@ -205,13 +205,13 @@ fn a_single_file_is_a_checkpoint_unless_it_is_a_shard_of_several() {
 }
 
 #[test]
-fn a_name_that_looks_like_a_repository_is_told_that_nothing_is_downloaded() {
+fn a_repository_name_is_refused_with_a_hint_that_nothing_is_downloaded() {
     assert!(fails(Path::new("someone/some-model"), "no-checkpoint").hint().unwrap().contains("never downloads"));
     assert!(!fails(Path::new("/no/such/place"), "no-checkpoint").hint().unwrap().contains("never downloads"));
 }
 
 #[test]
-fn a_configuration_that_is_no_object_is_refused() {
+fn a_configuration_that_is_not_an_object_is_refused() {
     let dir = two_shards();
     for text in ["", "[]", "{", "null"] {
         fs::write(dir.path().join("config.json"), text).unwrap();

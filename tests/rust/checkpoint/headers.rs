@@ -1,11 +1,11 @@
-//! Safetensors files that are not what they say: each is refused, with the file and the tensor.
+//! Invalid safetensors files are refused with the name of the file and the tensor.
 
 use crate::checkpoint::{Checkpoint, Shard};
 use crate::error::Error;
 
 use crate::tests::support::{self, file};
 
-/// What opening a file of these bytes gives.
+/// Opens a file with these bytes.
 fn open(bytes: &[u8]) -> Result<Vec<crate::container::TensorEntry>, Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("odd.safetensors");
@@ -13,7 +13,7 @@ fn open(bytes: &[u8]) -> Result<Vec<crate::container::TensorEntry>, Error> {
     Shard::open(path, "odd.safetensors".to_owned()).map(|(_, header)| header.entries)
 }
 
-/// Asserts that a file is refused with `slug`, about `tensor` if there is one, and that the message says so.
+/// Asserts that a file is refused with `slug`, for `tensor` if given, and that the message names file and tensor.
 fn refused(bytes: &[u8], slug: &str, tensor: Option<&str>) -> String {
     let fault = open(bytes).unwrap_err();
     let message = fault.to_string();
@@ -61,7 +61,7 @@ fn a_header_above_the_format_s_cap_is_refused_however_long_the_file_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     std::fs::write(&path, 100_000_001_u64.to_le_bytes()).unwrap();
-    // A hole, not 200 MB on the disk.
+    // A sparse file, which does not occupy 200 MB on disk.
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(200_000_000).unwrap();
     let fault = Shard::open(path, "x".to_owned()).unwrap_err();
     assert_eq!(fault.slug(), "header-length");
@@ -69,7 +69,7 @@ fn a_header_above_the_format_s_cap_is_refused_however_long_the_file_is() {
 }
 
 #[test]
-fn a_header_that_is_no_json_object_is_refused() {
+fn a_header_that_is_not_a_json_object_is_refused() {
     for header in ["", "{", "[]", "null", "7", "\"x\"", " {}", "{}x", "{\"a\"}", "{\"a\":", "\u{feff}{}", "{'a':1}"] {
         refused(&file(header, b""), "header-syntax", None);
     }
@@ -96,7 +96,7 @@ fn metadata_that_are_not_texts_are_refused() {
 fn a_name_listed_twice_is_refused() {
     let same = "\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}";
     refused(&file(&format!("{{{same},{same}}}"), b"x"), "duplicate-entry", Some("t"));
-    // The same name, spelled otherwise.
+    // The same name with an escape sequence.
     let escaped = same.replace("\"t\"", "\"\\u0074\"");
     refused(&file(&format!("{{{same},{escaped}}}"), b"x"), "duplicate-entry", Some("t"));
 }
@@ -110,7 +110,7 @@ fn an_unknown_dtype_is_refused_by_name() {
 }
 
 #[test]
-fn an_entry_that_is_none_is_refused_by_name() {
+fn an_invalid_entry_is_refused_by_name() {
     for entry in [
         "7",
         "null",
@@ -174,7 +174,7 @@ fn data_that_overlap_are_refused() {
     let message = refused(&file(&two([0, 3], [2, 4]), b"1234"), "entry-overlap", Some("b"));
     assert!(message.contains("`a`"), "{message}");
     refused(&file(&two([0, 4], [0, 4]), b"1234"), "entry-overlap", Some("b"));
-    // Nothing lies within something.
+    // An empty tensor lies within another one.
     refused(&file(&two([0, 4], [2, 2]), b"1234"), "entry-overlap", Some("b"));
 }
 
@@ -200,7 +200,7 @@ fn pickles_and_other_formats_are_named() {
 
 #[test]
 fn a_header_whose_length_begins_like_a_pickle_is_read() {
-    // 0x0280, 0x0380, 0x0480 and 0x0580 bytes: on disk 80 02, 80 03…, as pickles begin.
+    // 0x0280, 0x0380, 0x0480 and 0x0580 bytes: on disk 80 02, 80 03…, the first bytes of a pickle file.
     for length in [0x280, 0x380, 0x480, 0x580_usize] {
         let header = entry("U8", "[1]", "[0,1]");
         let padded = format!("{header}{}", " ".repeat(length - header.len()));
@@ -228,7 +228,7 @@ fn an_empty_list_scalars_and_empty_tensors_are_read() {
 }
 
 #[test]
-fn what_the_reference_writes_is_read_as_the_reference_reads_it() {
+fn files_of_the_reference_writer_are_read_as_by_the_reference_reader() {
     use safetensors::tensor::{Dtype, TensorView};
     let data: Vec<u8> = (0..=255).collect();
     let view = |dtype, shape: &[usize], range: std::ops::Range<usize>| {
@@ -263,7 +263,7 @@ fn no_byte_of_a_header_changed_or_cut_off_makes_it_panic() {
         let mut changed = whole.clone();
         changed[at] ^= 1 << (at % 7);
         std::fs::write(&path, &changed).unwrap();
-        // Some changes make another sound file, most do not; none may do more than fail.
+        // Most changes make the file invalid, some do not. None may cause a panic.
         let _ = Checkpoint::open(dir.path());
         std::fs::write(&path, &whole[..at]).unwrap();
         assert!(Checkpoint::open(dir.path()).is_err(), "cut at {at}");

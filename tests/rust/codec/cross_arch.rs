@@ -1,7 +1,7 @@
-//! The same bits on every architecture: digests of the results of kernels on pseudo-random numbers.
+//! Kernels give the same bits on every architecture: digests of their results on pseudo-random numbers.
 //!
-//! A digest does not say that a result is good, only that it is the same. It changes with the rules of encoding (then the
-//! changelog says **Bytes changed**), and with the order in which errors are summed.
+//! A digest does not show that a result is good, only that it is the same. It changes with the rules of encoding (the
+//! changelog then says **Bytes changed**) and with the order in which errors are summed.
 
 use crate::codec::Effort;
 use crate::codec::affine::Affine;
@@ -14,18 +14,18 @@ use crate::simd::vector::{BAND_ROWS, Column};
 
 use crate::tests::support::Numbers;
 
-/// Columns: at least two groups of each size.
+/// Number of columns: at least two groups of each size.
 const COLS: usize = 256;
 
-/// The seed of the weights.
 const SEED: u64 = 2_026;
 
-/// Rows of weights of eight magnitudes, stored as `store`; the same as a band; and the importance of the columns.
+/// Rows of weights with eight magnitudes, stored as `store`; the same rows as a band; and the importance of the
+/// columns.
 fn sample(store: Float) -> (Vec<u8>, Vec<Column>, Vec<f32>) {
     let mut numbers = Numbers(SEED);
     let (mut band, mut rows) = (vec![[0.0; BAND_ROWS]; COLS], Vec::new());
     for row in 0..BAND_ROWS {
-        // Magnitudes of 1/2048 to 1; every second row without negative numbers; with outliers.
+        // Magnitudes from 1/2048 to 1; no negative numbers in every second row; with outliers.
         let size = 1.0 / f64::from(2048_u16 >> row);
         let mut values = Vec::new();
         for (column, lanes) in band.iter_mut().enumerate() {
@@ -40,7 +40,7 @@ fn sample(store: Float) -> (Vec<u8>, Vec<Column>, Vec<f32>) {
     (rows, band, (0..COLS).map(|_| numbers.unit() as f32).collect())
 }
 
-/// The digest of codes, scales and biases of every scheme and type.
+/// The digest of codes, scales and biases in every scheme and element type.
 fn encodings(encoder: GridEncoder) -> String {
     let mut digest = Digest::default();
     for store in [Float::F32, Float::F16, Float::BF16] {
@@ -56,7 +56,7 @@ fn encodings(encoder: GridEncoder) -> String {
     digest.finish()
 }
 
-/// The digest of the errors of every scheme and type.
+/// The digest of the errors in every scheme and element type.
 fn errors(encoder: GridEncoder) -> String {
     let mut digest = Digest::default();
     for store in [Float::F32, Float::F16, Float::BF16] {

@@ -1,4 +1,4 @@
-//! The encoder: the bytes of `mx.quantize`, the same bits by every instruction set, never worse for trying harder.
+//! The encoder: writes the bytes of `mx.quantize`, the same bits with every ISA, and no larger errors with more effort.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ fn encoder(effort: Effort) -> GridEncoder {
     GridEncoder { isa: Isa::detect(), effort }
 }
 
-/// The rows of a band as they are stored, one after the other.
+/// The rows of a band as stored, one after the other.
 fn rows(store: Float, band: &[Column]) -> Vec<u8> {
     let mut stored = Vec::new();
     for row in 0..BAND_ROWS {
@@ -36,9 +36,9 @@ fn encode(encoder: GridEncoder, scheme: Affine, store: Float, band: &[Column], k
     encoded
 }
 
-/// Packed codes, scales and biases of a matrix, as they would be stored.
+/// Packed codes, scales and biases of a matrix, as stored.
 fn stored(source: &[u8], cols: usize, store: Float, scheme: Affine) -> [Vec<u8>; 3] {
-    // The file's own bytes need not be aligned.
+    // The bytes of the file may be unaligned.
     let mut aligned = vec![0_u64; source.len().div_ceil(8)];
     bytemuck::cast_slice_mut(&mut aligned)[..source.len()].copy_from_slice(source);
     let source = &bytemuck::cast_slice::<u64, u8>(&aligned)[..source.len()];
@@ -56,7 +56,7 @@ fn stored(source: &[u8], cols: usize, store: Float, scheme: Affine) -> [Vec<u8>;
     parts
 }
 
-/// Compares the results `prefix` of the golden file `name` with ours of its tensor `input`.
+/// Compares the results `prefix` of the golden file `name` with the results for its tensor `input`.
 fn is_golden(name: &str, input: &str, prefix: &str, scheme: Affine) {
     let bytes = std::fs::read(data(name)).unwrap();
     let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -92,7 +92,7 @@ fn fast_gives_the_bytes_of_mx_quantize_on_a_stack_of_matrices() {
     }
 }
 
-/// What a row of weights looks like.
+/// The distribution of a row of weights.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Normal,
@@ -123,7 +123,7 @@ const KINDS: [Kind; 11] = [
 ];
 
 impl Kind {
-    /// Element `column` of a row of weights about as large as `size`.
+    /// Element `column` of a row of weights with magnitude `size`.
     fn element(self, column: usize, size: f64, numbers: &mut Numbers) -> f64 {
         match self {
             Self::Uniform => size * (2.0 * numbers.unit() - 1.0),
@@ -142,7 +142,7 @@ impl Kind {
     }
 }
 
-/// A band, what stores it, and the weights of its columns.
+/// A band with its element type and the importance of its columns.
 #[derive(Clone, Debug)]
 struct Case {
     float: Float,
@@ -151,8 +151,8 @@ struct Case {
     k: Vec<f32>,
 }
 
-/// Bands of one to three groups whose rows are each of another kind, of sizes that a weight may have; half of them such that
-/// every row is as weights mostly are: not all alike, and not tiny. (Kernels go another way for those.)
+/// Bands of one to three groups. Each row has its own distribution and a magnitude that its element type allows. In
+/// half of the bands every row is typical: neither constant nor tiny. (Kernels have a separate path for other rows.)
 fn cases() -> impl Strategy<Value = Case> {
     let schemes: Vec<_> = Affine::all().collect();
     let rows = prop::array::uniform8((prop::sample::select(KINDS.as_slice()), 0.0..1.0));
@@ -161,7 +161,7 @@ fn cases() -> impl Strategy<Value = Case> {
         |(float, scheme, rows, (is_tame, weighing, groups, seed))| {
             let (mut numbers, cols) = (Numbers(seed), groups * scheme.group_size());
             let mut band = vec![[0.0; BAND_ROWS]; cols];
-            // The powers of ten between which weights of this type have squares that are numbers.
+            // The powers of ten between which the squares of weights of this type are finite and nonzero.
             let (least, most) = match float {
                 _ if is_tame => (-3.0, 3.0),
                 Float::F16 => (-7.0, 3.0),
@@ -201,22 +201,22 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// All schemes of the group size of `scheme`.
+/// All schemes with the group size of `scheme`.
 fn alike(scheme: Affine) -> Vec<Affine> {
     Affine::all().filter(|of| of.group_size() == scheme.group_size()).collect()
 }
 
-/// Bit patterns of a band's codes and grids.
+/// Bit patterns of a band's codes, scales and biases.
 fn bits(encoded: &Encoded) -> (Vec<u8>, Vec<u32>) {
     (encoded.codes.clone(), encoded.scales.iter().chain(&encoded.biases).map(|value| value.to_bits()).collect())
 }
 
-/// What belongs to row `row` of values row after row.
+/// The values of row `row`, of values stored in row order.
 fn row_of<T>(values: &[T], row: usize) -> &[T] {
     &values[row * values.len() / BAND_ROWS..(row + 1) * values.len() / BAND_ROWS]
 }
 
-/// Row `row` of each group of `encoded`, decoded in `f64` as the runtime's `f32` would have it.
+/// The weights of row `row`, decoded in `f32` as by the runtime.
 fn decoded(encoded: &Encoded, scheme: Affine, row: usize) -> impl Iterator<Item = f32> {
     row_of(&encoded.codes, row).iter().enumerate().map(move |(column, &code)| {
         let group = column / scheme.group_size();
@@ -224,8 +224,8 @@ fn decoded(encoded: &Encoded, scheme: Affine, row: usize) -> impl Iterator<Item 
     })
 }
 
-/// The least and the greatest error of each row as `stored` if a weight in the middle between two codes, by the scale that
-/// it was encoded by, may have either.
+/// The minimum and maximum error of each row of `stored`, if a weight halfway between two codes, by the scale that it
+/// was encoded with, may have either code.
 fn with_either_code(case: &Case, scheme: Affine, unrounded: &Encoded, stored: &Encoded) -> [[RowError; BAND_ROWS]; 2] {
     let mut found = [[RowError::default(); BAND_ROWS]; 2];
     for (column, (lanes, &k)) in case.band.iter().zip(&case.k).enumerate() {
@@ -253,8 +253,8 @@ fn with_either_code(case: &Case, scheme: Affine, unrounded: &Encoded, stored: &E
     found
 }
 
-/// Whether errors lie between others but for rounding: of sums, by a share of them, of what a code decodes to, by a share of the
-/// greatest weight, and of squares that are no normal `f32`.
+/// Whether errors lie between two others, with tolerance for rounding: of sums, relative to them; of decoded weights,
+/// relative to the largest weight; of squares, if they are subnormal in `f32`.
 fn are_between(
     found: &[RowError; BAND_ROWS],
     [least, most]: &[[RowError; BAND_ROWS]; 2],
@@ -279,7 +279,7 @@ proptest! {
     #![proptest_config(support::config(400))]
 
     #[test]
-    fn every_level_gives_the_same_bits(case in cases()) {
+    fn every_isa_gives_the_same_bits(case in cases()) {
         let Case { float, scheme, band, k } = case;
         let (schemes, channels) = (alike(scheme), Channels::new(&k));
         for effort in [Effort::Fast, Effort::Normal] {
@@ -306,7 +306,7 @@ proptest! {
     }
 
     #[test]
-    fn errors_of_all_schemes_at_once_are_those_of_encoding_with_each(case in cases()) {
+    fn errors_of_all_schemes_equal_those_of_encoding_with_each(case in cases()) {
         let Case { float, scheme, ref band, ref k } = case;
         let (schemes, channels) = (alike(scheme), Channels::new(k));
         for effort in [Effort::Fast, Effort::Normal] {
@@ -342,7 +342,7 @@ proptest! {
     }
 
     #[test]
-    fn errors_are_those_of_the_stored_values_summed_one_by_one(case in cases()) {
+    fn errors_equal_the_sums_over_the_stored_values(case in cases()) {
         let Case { float, scheme, band, k } = case;
         for effort in [Effort::Fast, Effort::Normal] {
             let encoded = encode(encoder(effort), scheme, float, &band, &k);
@@ -354,7 +354,7 @@ proptest! {
                     weighted += f64::from(k) * off * off;
                     plain += off * off;
                 }
-                // Squares that are no normal `f32` lose bits; all are summed group by group in `f32`.
+                // Subnormal squares in `f32` lose bits; all are summed group by group in `f32`.
                 let lost = 1.5e-45 * band.len() as f64 * (1.0 + f64::from(k.iter().fold(0.0_f32, |most, &k| most.max(k))));
                 let close = |found: f64, naive: f64| naive > 1e37 || (found - naive).abs() <= 2e-5 * naive + lost;
                 prop_assert!(close(found[row].weighted, weighted), "{} {weighted}", found[row].weighted);
@@ -364,7 +364,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_stored_is_a_value_of_the_type_and_decodes_to_numbers(case in cases()) {
+    fn stored_values_are_exact_in_the_type_and_decode_to_finite_weights(case in cases()) {
         let Case { float, scheme, band, k } = case;
         for effort in [Effort::Fast, Effort::Normal] {
             let encoded = encode(encoder(effort), scheme, float, &band, &k);
@@ -379,13 +379,13 @@ proptest! {
     }
 
     #[test]
-    fn a_group_of_a_row_is_encoded_alike_whatever_is_beside_it(case in cases(), lane in 0..BAND_ROWS) {
+    fn a_group_is_encoded_independently_of_its_neighbours(case in cases(), lane in 0..BAND_ROWS) {
         let Case { float, scheme, band, k } = case;
         let size = scheme.group_size();
         for effort in [Effort::Fast, Effort::Normal] {
             let whole = encode(encoder(effort), scheme, float, &band, &k);
             let last = band.len() - size;
-            // The row's last group alone, in another lane, with nothing beside it.
+            // The row's last group alone, in another lane of an otherwise empty band.
             let alone: Vec<Column> = band[last..].iter().map(|lanes| {
                 let mut alone = [0.0; BAND_ROWS];
                 alone[(lane + 3) % BAND_ROWS] = lanes[lane];
@@ -400,8 +400,8 @@ proptest! {
     }
 }
 
-/// Weighted error of `normal` over that of `fast`, over many groups of normal weights.
-fn share_that_is_left(bits: u8, group_size: u16) -> f64 {
+/// Weighted error of `normal` relative to `fast`, over many groups of normal weights.
+fn remaining_error(bits: u8, group_size: u16) -> f64 {
     let (mut numbers, scheme) = (Numbers(1), Affine::new(bits, group_size).unwrap());
     let band: Vec<Column> = (0..64 * scheme.group_size())
         .map(|_| std::array::from_fn(|_| Float::BF16.round((0.05 * numbers.normal()) as f32)))
@@ -415,9 +415,9 @@ fn share_that_is_left(bits: u8, group_size: u16) -> f64 {
 }
 
 #[test]
-fn the_search_takes_away_much_of_the_error() {
+fn the_search_reduces_the_error() {
     for (bits, at_most) in [(2, 0.66), (3, 0.74), (4, 0.79), (5, 0.81), (6, 0.80), (8, 0.58)] {
-        let share = share_that_is_left(bits, 64);
+        let share = remaining_error(bits, 64);
         assert!(share < at_most, "{bits} bits: {share:.3} of the error is left");
     }
 }
@@ -426,7 +426,7 @@ fn the_search_takes_away_much_of_the_error() {
 fn weights_that_lie_on_a_grid_are_kept_exactly() {
     for scheme in Affine::all() {
         let max_code = usize::from(scheme.max_code());
-        // All codes occur where the group has room for them, the least and the largest always.
+        // All codes occur if the group is large enough; the smallest and the largest occur always.
         let band: Vec<Column> = (0..scheme.group_size())
             .map(|column| {
                 let code = if column == 1 { max_code } else { column * 37 % (max_code + 1) };

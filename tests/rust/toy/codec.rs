@@ -1,4 +1,4 @@
-//! A codec: one scale for each row, and codes of 8 bits. `w = (code − 128) · scale`.
+//! A codec with one scale per row and 8-bit codes: `w = (code − 128) · scale`.
 
 use crate::band::Matrix;
 use crate::codec::{
@@ -7,10 +7,9 @@ use crate::codec::{
 use crate::dtype::{Dtype, Float};
 use crate::simd::vector::BAND_ROWS;
 
-/// The codec.
 pub(crate) struct ToyCodec;
 
-/// Its only scheme. It is the last of the registry.
+/// Its only scheme. The codec is the last of the registry.
 static SCHEMES: [Scheme; 1] = [Scheme::new(CODECS.len() as u8 - 1, 0)];
 
 impl Codec for ToyCodec {
@@ -47,7 +46,7 @@ impl Codec for ToyCodec {
     }
 
     fn row_of(&self, _scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
-        // The type of the weights is not stored: they decode to BF16.
+        // The element type of the weights is not stored: they decode to BF16.
         Some((part("codes")?.1, Float::BF16))
     }
 

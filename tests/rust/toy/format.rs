@@ -1,4 +1,4 @@
-//! A format: every tensor under its own name, codes and scales with an ending, schemes in `config.json`.
+//! A format that keeps tensor names, adds a suffix to codes and scales, and describes schemes in `config.json`.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,6 @@ use crate::error::Result;
 use crate::format::{Arrangement, CardFacts, Format, Module, Refusal, SideFile};
 use crate::tests::toy::codec::ToyCodec;
 
-/// The format.
 pub(crate) struct ToyFormat;
 
 impl Format for ToyFormat {

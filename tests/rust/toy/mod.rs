@@ -1,5 +1,5 @@
-//! A stranger's test: a codec and a format of one file each, and one line in each registry. Everything else – curves,
-//! allocation, plans, writing, ledger, verification – takes them as they are.
+//! Adds a codec and a format with one file and one registry line each. Curves, allocation, plans, writing, ledger and
+//! verification support them without changes.
 
 pub(crate) mod codec;
 pub(crate) mod format;
@@ -15,7 +15,7 @@ use crate::pipeline::{PlanRequest, QuantizeReport, QuantizeRequest, VerifyReques
 use crate::progress::Progress;
 use crate::tests::support::{Numbers, made, safetensors};
 
-/// A checkpoint of a matrix, a longer one, and a norm.
+/// A checkpoint of a matrix, a matrix with longer rows, and a norm.
 fn source(dir: &Path) -> PathBuf {
     let mut numbers = Numbers(7);
     let mut tensor = |name: &str, shape: &[u64]| {
@@ -54,19 +54,19 @@ fn written(dir: &Path, name: &str, threads: usize) -> (PathBuf, QuantizeReport) 
 }
 
 #[test]
-fn a_codec_and_a_format_of_one_file_each_are_written_and_verified() {
+fn an_output_of_a_codec_and_a_format_of_one_file_each_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let (output, report) = written(dir.path(), "out", 1);
     let toy: Scheme = "toy8".parse().unwrap();
     assert_eq!(report.plan.tensors.iter().filter(|tensor| tensor.scheme == toy).count(), 2);
 
-    // Its parts, as a reader of the file sees them.
+    // The stored parts, as a reader of the file sees them.
     let bytes = std::fs::read(output.join("model.safetensors")).unwrap();
     let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let query = "model.layers.0.self_attn.q_proj.weight";
     assert_eq!(read.tensor(&format!("{query}.codes")).unwrap().shape(), [19, 48]);
     assert_eq!(read.tensor(&format!("{query}.scales")).unwrap().shape(), [19, 1]);
-    // A part that does not grow with rows.
+    // A part of fixed size.
     let shape = read.tensor(&format!("{query}.shape")).unwrap();
     assert_eq!(shape.data(), [19_i64.to_le_bytes(), 48_i64.to_le_bytes()].concat());
     let stored: u64 = read.tensors().iter().map(|(_, tensor)| tensor.data().len() as u64).sum();
@@ -75,7 +75,7 @@ fn a_codec_and_a_format_of_one_file_each_are_written_and_verified() {
     assert_eq!(manifest.ledger.iter().map(|line| line.bytes).sum::<u64>(), stored);
     assert!(manifest.tensors.iter().all(|tensor| tensor.sha256.len() == 64));
 
-    // Decoded, it is as far from the source as the ledger says, and digests are noticed.
+    // The decoded weights have the errors of the ledger, and verification compares digests.
     let verified = |source: Option<PathBuf>| {
         let request = VerifyRequest { output: output.clone(), source, ..VerifyRequest::default() };
         verify(&request, &Progress::default()).unwrap()
@@ -93,7 +93,7 @@ fn a_codec_and_a_format_of_one_file_each_are_written_and_verified() {
 }
 
 #[test]
-fn its_bytes_are_the_same_for_any_number_of_threads() {
+fn bytes_are_the_same_for_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     let read = |output: PathBuf| {
         ["model.safetensors", "ramrs-manifest.json"].map(|name| std::fs::read(output.join(name)).unwrap())
@@ -103,20 +103,20 @@ fn its_bytes_are_the_same_for_any_number_of_threads() {
 }
 
 #[test]
-fn a_budget_is_met_and_mixes_what_it_has_with_what_is_kept() {
+fn a_budget_is_met_by_a_mix_of_schemes_and_kept_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let mut request = request(&source(dir.path()), PathBuf::new(), None, 1).plan;
     request.budget = Some("12.0".to_owned());
     let found = plan(&request, &Progress::default()).unwrap();
     let schemes: Vec<String> = found.tensors.iter().map(|tensor| tensor.scheme.to_string()).collect();
     assert!(schemes.contains(&"toy8".to_owned()) && found.totals.effective_bpw <= 12.0, "{schemes:?}");
-    // The other format's schemes are none of this one's.
+    // The schemes of another format are not available in this one.
     let request = PlanRequest { uniform: Some("4g64".to_owned()), budget: None, ..request };
     assert_eq!(plan(&request, &Progress::default()).unwrap_err().slug(), "bad-option");
 }
 
 #[test]
-fn what_its_runtime_would_refuse_is_refused_before_anything_is_written() {
+fn a_refusal_of_the_runtime_is_reported_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let model = source(dir.path());
     let tensors = [made("refused.weight", Float::BF16, &[8, 32], &Numbers(1).weights(256, Float::BF16))];
