@@ -24,7 +24,7 @@ impl Staging {
     /// output of an earlier run that was killed, but not of a run in progress.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] if `out` exists and `overwrite` is false, [`Error::Busy`] if another run is writing it,
+    /// [`Error::OutputExists`] if `out` exists and `overwrite` is false, [`Error::Locked`] if another run is writing it,
     /// [`Error::DiskFull`], [`Error::Io`].
     pub(crate) fn create(out: &Path, overwrite: bool, needed_bytes: u64) -> Result<Self> {
         if out.symlink_metadata().is_ok() && !overwrite {
