@@ -45,7 +45,7 @@ pub(super) struct AttentionHeads {
     pub(super) sinks: Vec<f32>,
 }
 
-/// Which way rotary positions are applied.
+/// The direction in which rotary positions are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rotation {
     /// To queries and keys.
