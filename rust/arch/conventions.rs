@@ -1,5 +1,5 @@
-//! What a configuration says of a forward pass, together with what its family's code does without saying so
-//! ([`Quirk`]).
+//! The conventions of a forward pass: those that the configuration states, and those that only the code of its family
+//! contains ([`Quirk`]).
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ pub enum NormKind {
     Layer,
 }
 
-/// Which experts a token goes to, and the weight of each.
+/// The choice of experts for a token, and their weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Routing {
     /// Experts per token.
@@ -145,7 +145,7 @@ impl<'a> ConfigReader<'a> {
         self.value(keys)?.as_str()
     }
 
-    /// For each layer, whether it has a sliding window, if the configuration lists layers.
+    /// Whether each layer has a sliding window, if the configuration lists layers.
     pub(super) fn sliding_layers(self) -> Option<Vec<bool>> {
         let types = self.0.config_value("layer_types")?.as_array()?;
         Some(types.iter().map(|kind| kind.as_str() == Some("sliding_attention")).collect())

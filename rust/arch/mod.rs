@@ -1,9 +1,9 @@
 //! Architectures: which tensor of a checkpoint has which place in the model, and how its configuration combines them.
 //!
 //! [`model`] finds tensors by role and layer, not by architecture, and leaves out what it does not find: the sensitivity
-//! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and gives a [`Runnable`], in
-//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies
-//! without saying it comes from the table of [`families`].
+//! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and returns a [`Runnable`], in
+//! which every part that a forward pass needs is present. The probe accepts only that. The table of [`families`] adds
+//! what a configuration implies but does not state.
 
 mod check;
 pub(crate) mod conventions;
@@ -74,7 +74,7 @@ impl Linear<'_> {
     }
 }
 
-/// A vector of parameters, or one of several that a tensor holds one after the other.
+/// A vector of parameters: a whole tensor, or one of several vectors in it.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterVector<'a> {
     /// The tensor.
@@ -178,7 +178,7 @@ impl Model<'_> {
     }
 }
 
-/// The model in `checkpoint`, if everything that a forward pass needs is there and nothing is left over.
+/// Finds the model in `checkpoint`, and checks that all parts of its forward pass are present and no tensor is left over.
 ///
 /// # Errors
 /// A sentence that says what is missing, or which tensor has no place.
@@ -186,7 +186,7 @@ pub fn runnable(checkpoint: &Checkpoint) -> std::result::Result<Runnable<'_>, St
     model(checkpoint)?.runnable(checkpoint)
 }
 
-/// The elements of `vector`; `None` if the tensor does not hold whole vectors of `length` floats.
+/// Reads the elements of `vector`; `None` if the tensor does not hold whole vectors of `length` floats.
 ///
 /// # Errors
 /// [`Error::NonFinite`], and those of reading.

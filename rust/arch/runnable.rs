@@ -17,7 +17,7 @@ pub struct HeadShape {
     pub size: usize,
 }
 
-/// Queries, keys and values: three things, or all three in one.
+/// The projection to queries, keys and values: three separate items, or one fused item.
 #[derive(Clone, Copy, Debug)]
 pub enum Projection<T> {
     Split { query: T, key: T, value: T },
@@ -43,7 +43,7 @@ pub struct Attention<'a> {
     pub rope: Option<Rope>,
 }
 
-/// What mixes information between positions.
+/// The part of a layer that mixes information between positions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Mixer<'a> {
@@ -51,14 +51,14 @@ pub enum Mixer<'a> {
     Attention(Attention<'a>),
 }
 
-/// The first matrices of a feed-forward network, or something that there is one of for each of them.
+/// The first matrices of a feed-forward network, or one item for each of them.
 #[derive(Clone, Copy, Debug)]
 pub enum Expansion<T> {
     /// `act(up)`
     Plain(T),
     /// `act(gate) · up`
     Gated { gate: T, up: T },
-    /// The same, gate and up in one.
+    /// `act(gate) · up`, with gate and up fused.
     FusedGated(T),
 }
 
@@ -103,8 +103,8 @@ pub enum Ffn<'a> {
     Mixture(Experts<'a>),
 }
 
-/// One layer. Each half has a norm before it, after it, or both; in a parallel layer the second half may have none and
-/// then reads what the first reads.
+/// One layer. Each half has a norm before it, after it, or both. In a parallel layer the second half may have no norm; it
+/// then has the same input as the first half.
 #[derive(Clone, Debug)]
 pub struct Layer<'a> {
     pub index: usize,
@@ -165,7 +165,7 @@ impl<T> Expansion<T> {
         std::iter::once(first).chain(second)
     }
 
-    /// The same form with what `make` makes of each.
+    /// Applies `make` to each item.
     pub fn map<U>(self, mut make: impl FnMut(T) -> U) -> Expansion<U> {
         match self {
             Self::Plain(up) => Expansion::Plain(make(up)),
@@ -215,7 +215,7 @@ impl<'a> Layer<'a> {
 }
 
 impl<'a> Runnable<'a> {
-    /// The matrix that gives logits: the head's own, or the embedding.
+    /// The matrix that computes logits: the head's own, or the embedding.
     #[must_use]
     pub fn head(&self) -> Linear<'a> {
         self.own_head.unwrap_or(self.embedding)
