@@ -6,7 +6,6 @@ use super::conventions::ConfigReader;
 use crate::checkpoint::Checkpoint;
 use crate::math::{ln, pow, sin_cos};
 
-/// The configuration of rotary positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
@@ -29,19 +28,32 @@ pub struct RopeConfig {
 enum RopeScaling {
     /// Unchanged, or changed only beyond the original context.
     None,
-    /// Divided by a factor.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// NTK-by-parts as in Llama 3: low frequencies divided by a factor, high ones unchanged, interpolated in between.
-    Llama3 { factor: f64, low: f64, high: f64, context: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        context: f64,
+    },
     /// YaRN: NTK-by-parts with bounds in channels, and cosines and sines multiplied by `attention`.
-    Yarn { factor: f64, fast: f64, slow: f64, context: f64, attention: f64 },
+    Yarn {
+        factor: f64,
+        fast: f64,
+        slow: f64,
+        context: f64,
+        attention: f64,
+    },
     /// LongRoPE: a factor for each frequency, and cosines and sines multiplied by `attention`.
-    Each { factors: Vec<f64>, attention: f64 },
-    /// An unknown kind.
+    Each {
+        factors: Vec<f64>,
+        attention: f64,
+    },
     Unknown(String),
 }
 
-/// The rotary positions of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Radians per position, for each pair of a head that is rotated.

@@ -9,11 +9,9 @@ use crate::checkpoint::Tensor;
 /// Number of attention heads, and channels of one head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadShape {
-    /// Query heads.
     pub queries: usize,
     /// Key and value heads: each serves the same number of query heads.
     pub keys: usize,
-    /// Channels of one head.
     pub size: usize,
 }
 
@@ -24,20 +22,15 @@ pub enum Projection<T> {
     Fused(T),
 }
 
-/// Attention over the residual stream.
 #[derive(Clone, Debug)]
 pub struct Attention<'a> {
-    /// The matrices before attention.
     pub projection: Projection<Linear<'a>>,
     /// Norm of the queries, over each head or over all.
     pub query_norm: Option<Norm<'a>>,
-    /// Norm of the keys.
     pub key_norm: Option<Norm<'a>>,
     /// One score per head that joins the softmax and has no value.
     pub sinks: Option<&'a Tensor>,
-    /// The matrix after attention.
     pub output: Linear<'a>,
-    /// Number and size of its heads.
     pub heads: HeadShape,
     /// Rotary positions; `None` where the layer has none.
     pub rope: Option<Rope>,
@@ -74,24 +67,19 @@ pub struct Mlp<'a> {
 /// The expert that processes every token.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedExpert<'a> {
-    /// Its network.
     pub mlp: Mlp<'a>,
     /// Scales its output per token, through a sigmoid.
     pub gate: Option<Linear<'a>>,
 }
 
-/// A mixture of experts.
 #[derive(Clone, Debug)]
 pub struct Experts<'a> {
-    /// Scores the experts for each token.
     pub router: Linear<'a>,
     /// Added to the scores when experts are chosen, and only then.
     pub correction: Option<&'a Tensor>,
-    /// How experts are chosen.
     pub routing: Routing,
     /// The routed experts, all of one form.
     pub routed: Vec<Mlp<'a>>,
-    /// The shared expert.
     pub shared: Option<SharedExpert<'a>>,
 }
 
@@ -119,19 +107,15 @@ pub struct Layer<'a> {
 /// A model that can be run.
 #[derive(Clone, Debug)]
 pub struct Runnable<'a> {
-    /// The token embedding.
     pub embedding: Linear<'a>,
     /// Learned position embeddings, if positions are not rotary.
     pub positions: Option<Linear<'a>>,
-    /// The layers in order.
     pub layers: Vec<Layer<'a>>,
-    /// The norm before the head.
     pub final_norm: Norm<'a>,
     /// The head's own matrix; `None` if it is tied to the embedding.
     pub own_head: Option<Linear<'a>>,
     /// Added to a variance before its root is taken.
     pub epsilon: f64,
-    /// How the parts are combined.
     pub conventions: Conventions,
 }
 
@@ -176,21 +160,18 @@ impl<T> Expansion<T> {
 }
 
 impl<'a> Attention<'a> {
-    /// Its matrices.
     pub fn linears(&self) -> impl Iterator<Item = Linear<'a>> {
         self.projection.iter().copied().chain([self.output])
     }
 }
 
 impl<'a> Mlp<'a> {
-    /// Its matrices.
     pub fn linears(&self) -> impl Iterator<Item = Linear<'a>> {
         self.expansion.iter().copied().chain([self.down])
     }
 }
 
 impl<'a> Layer<'a> {
-    /// Its matrices.
     #[must_use]
     pub fn linears(&self) -> Vec<Linear<'a>> {
         let Mixer::Attention(attention) = &self.mixer;

@@ -17,7 +17,6 @@ pub(super) struct MlpTrace<'a> {
     /// Input of the last matrix.
     inner: Activations,
     down: Linear<'a>,
-    /// Output of the network.
     pub(super) out: Activations,
 }
 
@@ -46,7 +45,6 @@ pub(super) fn forward<'a>(session: &Session<'_>, networks: &[(Mlp<'a>, &Activati
     Ok(traces.map(|((first, inner), last)| MlpTrace { first, inner, down: last.linear, out: last.rows }).collect())
 }
 
-/// Runs one network.
 pub(super) fn forward_one<'a>(session: &Session<'_>, mlp: Mlp<'a>, x: &Activations) -> Result<MlpTrace<'a>> {
     let mut first = mlp.expansion.map(|linear| LinearOutput::zeros(linear, x.count()));
     session.forward(first.iter_mut().map(|out| (x, out)).collect())?;

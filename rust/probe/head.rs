@@ -36,11 +36,9 @@ struct Logits {
     sum: Vec<f64>,
 }
 
-/// Gradients from the head.
 pub(super) struct HeadGradients {
     /// At the residual stream after the last layer, draw after draw.
     pub(super) stream: Activations,
-    /// Moments of the head's matrix.
     pub(super) moments: Moments,
     /// The logits and the gradients at them, if they were asked for.
     pub(super) trace: Option<LogitTrace>,

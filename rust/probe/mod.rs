@@ -101,7 +101,6 @@ impl<'a> Session<'a> {
         self.held.get(weight.name.as_str()).map(|block| &block.bytes()[range.start as usize..range.end as usize])
     }
 
-    /// Counts multiply-adds.
     fn count(&self, multiply_adds: usize) {
         self.multiply_adds.fetch_add(multiply_adds as u64, Ordering::Relaxed);
     }

@@ -13,12 +13,10 @@ use crate::math::exp;
 /// The activations of a mixture's forward pass that the backward pass needs.
 pub(super) struct MoeTrace<'a> {
     experts: &'a Experts<'a>,
-    /// The route of each token.
     routes: Vec<Route>,
     /// The experts that any token went to.
     visits: Vec<Visit<'a>>,
     shared: Option<SharedTrace<'a>>,
-    /// Output of the mixture.
     pub(super) out: Activations,
 }
 
@@ -36,7 +34,6 @@ struct RoutedToken {
     choice: usize,
 }
 
-/// The trace of the shared expert.
 struct SharedTrace<'a> {
     trace: MlpTrace<'a>,
     gate: Option<SharedGate<'a>>,

@@ -91,7 +91,6 @@ pub struct Probe {
     /// For the embedding as a table: the squares of the gradients of each channel, summed over tokens and draws, with those
     /// of the windows' first tokens separately. Weighted as if windows were parts of longer texts.
     pub(crate) lookups: [Vec<f64>; 2],
-    /// The tokens that may be drawn.
     pub(crate) vocabulary: Vocabulary,
     /// The tokens that the model was run on, window after window.
     pub tokens: Vec<u32>,
@@ -137,7 +136,6 @@ pub fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<P
     })
 }
 
-/// The state of a run.
 struct Run<'s, 'a> {
     session: &'s Session<'a>,
     vocabulary: &'s Vocabulary,

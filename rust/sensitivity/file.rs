@@ -46,7 +46,6 @@ pub(crate) struct SensitivityFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeRecord {
-    /// Version of the probe.
     pub version: u32,
     /// Number of tokens that was requested.
     pub tokens: usize,

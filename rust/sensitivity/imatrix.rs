@@ -19,7 +19,6 @@ struct ImatrixEntry {
     counts: Vec<f32>,
 }
 
-/// The file.
 #[must_use]
 pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     let entries = entries(model, probe);

@@ -91,7 +91,6 @@ pub(crate) struct Candidate<'a> {
     pub target: usize,
     /// Its elements in the source.
     pub view: View,
-    /// Its shape.
     pub matrix: Matrix,
 }
 

@@ -49,7 +49,6 @@ pub enum Transform {
     Matrices {
         /// Stored with a row for each input.
         input_major: bool,
-        /// The outputs that are used.
         outputs: Outputs,
     },
     /// Every second element of each row, from this one on.
@@ -111,13 +110,10 @@ pub struct MlxColumn {
 /// Models that share code.
 #[derive(Debug)]
 pub struct ModelFamily {
-    /// Their `model_type`s.
     types: &'static [&'static str],
     /// Conventions of their forward pass that their configuration does not state; `None` if their forward pass is unknown.
     pub quirks: Option<&'static [Quirk]>,
-    /// The storage of tensors in their releases.
     storage: &'static [&'static [StorageRule]],
-    /// The form that `mlx-lm` expects.
     pub mlx: MlxColumn,
 }
 

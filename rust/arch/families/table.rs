@@ -93,7 +93,6 @@ const GPT_OSS: &[StorageRule] = &[
     used("*.mlp.experts.down_proj_bias", &[("*.mlp.experts.down_proj.bias", Transform::Same)]),
 ];
 
-/// Experts of Llama 4.
 const LLAMA4: &[StorageRule] = &[
     used(
         "*.feed_forward.experts.gate_up_proj",

@@ -48,7 +48,6 @@ pub(in crate::probe) enum Direction {
 /// The activations, or gradients, that a matrix is multiplied with.
 #[derive(Clone, Copy)]
 pub(in crate::probe) enum Input<'p> {
-    /// In memory.
     Whole(&'p Activations),
     /// Computed on demand, for a range of the summation index. Rows are as long as the range.
     Computed(&'p (dyn Fn(Range<usize>) -> Activations + Sync)),
@@ -333,7 +332,6 @@ struct Term<'p, 'a> {
     input: TermInput<'p>,
 }
 
-/// The input of a [`Term`].
 enum TermInput<'p> {
     /// Index among the packed ones.
     Packed(usize),
