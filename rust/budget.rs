@@ -1,4 +1,4 @@
-//! How large the output may be, in every form a user names it.
+//! Budgets: parsing a size limit in any of its units, and converting it to bytes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,10 +6,9 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::option::OptionName;
 
-/// A budget as it was asked for.
+/// A budget as the user wrote it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Budget {
-    /// The text, as given.
     pub text: String,
     amount: Amount,
 }
@@ -21,16 +20,16 @@ enum Amount {
     PercentOfFiles(f64),
 }
 
-/// What a budget limits, in bytes.
+/// A limit in bytes, and what it applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
-    /// All tensor data written.
+    /// All tensor data.
     TensorBytes(u64),
-    /// All files of weights, with their headers.
+    /// All files of weights, including headers.
     FileBytes(u64),
 }
 
-/// Units of a file size, longest names first.
+/// Units of sizes, in bytes. The search takes the first suffix that matches, so `B` comes last.
 const UNITS: [(&str, f64); 9] = [
     ("KiB", 1024.0),
     ("MiB", 1_048_576.0),
@@ -46,13 +45,13 @@ const UNITS: [(&str, f64); 9] = [
 impl Budget {
     /// The limit for a source of `parameters` weights whose files are `file_bytes` long.
     #[must_use]
-    #[expect(clippy::cast_sign_loss, reason = "a budget is more than nothing")]
+    #[expect(clippy::cast_sign_loss, reason = "a budget is positive")]
     pub(crate) fn limit(&self, parameters: u64, file_bytes: u64) -> Limit {
-        // Whole bytes, rounded down; beyond 2^64 there is no limit that matters.
+        // Rounds down to whole bytes; the cast saturates at 2^64 − 1, which limits nothing.
         match self.amount {
             Amount::BitsPerWeight(bits) => {
                 let bytes = (bits * parameters as f64 / 8.0) as u64;
-                // The bits that a plan says it has are those of one byte more than they come to, where a product rounds.
+                // The product may round down to one byte less. Bits per weight that a plan states must allow that plan.
                 let is_one_more = 8.0 * bytes.saturating_add(1) as f64 / parameters.max(1) as f64 <= bits;
                 Limit::TensorBytes(bytes.saturating_add(u64::from(is_one_more)))
             }
@@ -61,7 +60,7 @@ impl Budget {
         }
     }
 
-    /// The least budget of this one's unit that `bytes` fit in, for a message: what it names can be asked for.
+    /// Formats `bytes` in the unit of this budget, rounded up. The result, given as a budget, allows `bytes`.
     #[must_use]
     pub(crate) fn format_like(&self, bytes: u64, parameters: u64, file_bytes: u64) -> String {
         let (whole, decimals, unit) = match self.amount {
@@ -87,8 +86,8 @@ impl fmt::Display for Budget {
 impl FromStr for Budget {
     type Err = Error;
 
-    /// `4.0` or `4.0bpw` (bits per weight of all that is written), `24GB`, `24GiB`, `900MB`… (files of weights), `30%`
-    /// (of the source's files).
+    /// Parses `4.0` or `4.0bpw` (tensor data in bits per weight of the source), `24GB`, `24GiB`, `900MB`… (files of
+    /// weights), or `30%` (of the source's files).
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = |reason: &str| Error::option(OptionName::Budget, text, reason);
         let trimmed = text.trim();
@@ -118,19 +117,20 @@ impl FromStr for Budget {
     }
 }
 
-/// The bytes that a size with a unit is (`24GB`, `900MiB`), if it is one.
+/// Parses a size with a unit (`24GB`, `900MiB`) to bytes; `None` if it is not one.
 #[must_use]
-#[expect(clippy::cast_sign_loss, reason = "a size is no less than nothing")]
+#[expect(clippy::cast_sign_loss, reason = "a size is not negative")]
 pub(crate) fn bytes(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
     let ends =
         |(name, unit): &(&str, f64)| Some((lower.strip_suffix(&name.to_ascii_lowercase())?.trim().to_owned(), *unit));
     let (number, unit) = UNITS.iter().find_map(ends)?;
     let bytes = number.parse::<f64>().ok()? * unit;
+    // Just below 2^64.
     (0.0..1.8e19).contains(&bytes).then_some(bytes as u64)
 }
 
-/// A number of bytes for people: `24.10 GB`.
+/// Formats a number of bytes for people: `24.10 GB`.
 #[must_use]
 pub(crate) fn size(bytes: u64) -> String {
     let scaled = |unit: f64| bytes as f64 / unit;
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bits_per_weight_that_so_many_bytes_are_can_be_asked_for() {
+    fn the_bits_per_weight_of_any_size_are_a_budget_for_that_size() {
         for (parameters, step) in [(279_232, 1), (134_515_008, 9_973), (7_000_000_007, 9_999_991)] {
             for bytes in (1..2_000).map(|at| at * step) {
                 let bits = 8.0 * bytes as f64 / parameters as f64;
@@ -189,23 +189,23 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_told_in_the_budgets_own_unit() {
-        let told = |text: &str| text.parse::<Budget>().unwrap().format_like(400, 1_000, 5_000);
-        assert_eq!(told("4.0"), "3.2000 bits per weight");
-        assert_eq!(told("24GB"), "400B (400 B)");
-        assert_eq!(told("30%"), "8.00%");
+    fn a_size_is_formatted_in_the_unit_of_the_budget() {
+        let formatted = |text: &str| text.parse::<Budget>().unwrap().format_like(400, 1_000, 5_000);
+        assert_eq!(formatted("4.0"), "3.2000 bits per weight");
+        assert_eq!(formatted("24GB"), "400B (400 B)");
+        assert_eq!(formatted("30%"), "8.00%");
         assert_eq!(size(24_100_000_000), "24.10 GB");
     }
 
     #[test]
-    fn a_size_that_is_told_can_be_asked_for_and_is_enough() {
+    fn a_formatted_size_is_a_budget_that_allows_that_size() {
         for bytes in (1..2_000).chain([123_456_789_012, 70_000_000_001]) {
             for text in ["4.0", "24GB", "30%"] {
-                let told = text.parse::<Budget>().unwrap().format_like(bytes, 70_000_000_000, 140_000_000_123);
-                let asked = told.split(" (").next().unwrap().replace(" bits per weight", "bpw");
-                let limit = asked.parse::<Budget>().unwrap().limit(70_000_000_000, 140_000_000_123);
+                let formatted = text.parse::<Budget>().unwrap().format_like(bytes, 70_000_000_000, 140_000_000_123);
+                let budget = formatted.split(" (").next().unwrap().replace(" bits per weight", "bpw");
+                let limit = budget.parse::<Budget>().unwrap().limit(70_000_000_000, 140_000_000_123);
                 let (Limit::TensorBytes(limit) | Limit::FileBytes(limit)) = limit;
-                assert!(limit >= bytes, "{bytes} bytes are told as {told}, and that is {limit}");
+                assert!(limit >= bytes, "{bytes} bytes are formatted as {formatted}, which allows {limit}");
             }
         }
     }

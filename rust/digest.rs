@@ -2,23 +2,23 @@
 
 use sha2::{Digest as _, Sha256};
 
-/// A digest in the making.
+/// An incremental digest.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Digest(Sha256);
 
 impl Digest {
-    /// Takes in `bytes`.
+    /// Adds `bytes`.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// Takes in `text` with its length in front, so that two texts one after the other are not like two others.
+    /// Adds `text`, preceded by its length, so that the digest of `ab`, `c` differs from that of `a`, `bc`.
     pub(crate) fn text(&mut self, text: &str) {
         self.update(&(text.len() as u64).to_le_bytes());
         self.update(text.as_bytes());
     }
 
-    /// The digest of all that was taken in.
+    /// The digest of everything that was added.
     #[must_use]
     pub(crate) fn finish(self) -> String {
         let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);

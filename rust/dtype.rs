@@ -1,7 +1,6 @@
-//! Element types of a safetensors file, and the float types a weight can be read from and stored in.
+//! Element types of safetensors files, and the float types that weights are decoded from and stored in.
 //!
-//! A source weight is widened to `f32` once, by [`Float::widen`], and everything after that is `f32`.
-//! A new source type is one arm here.
+//! [`Float::widen`] converts source weights to `f32`. All computation after that is in `f32`.
 
 use std::fmt;
 
@@ -11,9 +10,9 @@ use half::{bf16, f16};
 #[cfg(target_endian = "big")]
 compile_error!("safetensors is little-endian and ramrs reads it in place: big-endian hosts are not supported");
 
-/// Every element type the safetensors format names, whether or not ramrs can compute with it.
+/// Every element type of the safetensors format, whether or not ramrs can compute with it.
 ///
-/// A tensor of a type that is not a [`Float`] is carried through byte for byte.
+/// Unless it is prequantized, a tensor of a type that is not a [`Float`] is copied byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(non_camel_case_types, reason = "the names are the format's own")]
 #[expect(clippy::upper_case_acronyms, reason = "the names are the format's own")]
@@ -42,7 +41,7 @@ pub enum Dtype {
     U64,
 }
 
-/// Name in the header, bits per element.
+/// Name in a header, and bits per element.
 const DTYPES: [(Dtype, &str, u64); 22] = [
     (Dtype::BOOL, "BOOL", 8),
     (Dtype::F4, "F4", 4),
@@ -69,13 +68,13 @@ const DTYPES: [(Dtype, &str, u64); 22] = [
 ];
 
 impl Dtype {
-    /// The type a header calls `name`, if the format has one.
+    /// The type that headers call `name`.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
-    /// The name in a header.
+    /// The name in headers.
     #[must_use]
     pub fn name(self) -> &'static str {
         DTYPES[self as usize].1
@@ -87,14 +86,14 @@ impl Dtype {
         DTYPES[self as usize].2
     }
 
-    /// Bytes of `elements` elements, or `None` if they do not fill whole bytes or overflow.
+    /// Bytes of `elements` elements; `None` if they do not fill whole bytes, or on overflow.
     #[must_use]
     pub fn bytes(self, elements: u64) -> Option<u64> {
         let bits = elements.checked_mul(self.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }
 
-    /// Whether the elements are floating point numbers: weights, as opposed to indices and masks.
+    /// Whether the elements are real floating-point numbers: weights, not indices or masks.
     #[must_use]
     pub fn is_float(self) -> bool {
         self.name().starts_with(['F', 'B']) && self != Dtype::BOOL
@@ -107,7 +106,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A float type whose elements ramrs decodes, and in which scales and biases are stored.
+/// A float type that ramrs computes with, and stores scales and biases in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Float {
     /// binary32
@@ -119,7 +118,7 @@ pub enum Float {
 }
 
 impl Float {
-    /// The float type of `dtype`, or `None` if ramrs cannot compute with it.
+    /// The float type of `dtype`; `None` if ramrs cannot compute with it.
     #[must_use]
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
@@ -130,7 +129,7 @@ impl Float {
         }
     }
 
-    /// The same type as a header names it.
+    /// The same type as a [`Dtype`].
     #[must_use]
     pub fn dtype(self) -> Dtype {
         match self {
@@ -157,7 +156,7 @@ impl Float {
     pub fn widen(self, source: &[u8], out: &mut [f32]) {
         assert_eq!(source.len(), out.len() * self.bytes(), "widen: lengths differ");
         if source.is_empty() {
-            // Nothing has no alignment.
+            // An empty slice need not be aligned, which `cast_slice` would demand.
             return;
         }
         match self {
@@ -171,7 +170,7 @@ impl Float {
         }
     }
 
-    /// The nearest value of this type, ties to even; infinite if out of range.
+    /// Rounds to the nearest value of this type, ties to even; to infinity if out of range.
     #[must_use]
     pub fn round(self, value: f32) -> f32 {
         match self {
@@ -201,12 +200,12 @@ impl Float {
         }
     }
 
-    /// The bits of `values`, each rounded to this type, which has 16.
+    /// Rounds `values` to this 16-bit type, and stores their bits in `out`.
     ///
     /// # Panics
-    /// If it has not, or `out` is not as long.
-    pub fn put(self, values: &[f32], out: &mut [u16]) {
-        assert!(self != Self::F32 && values.len() == out.len(), "put: shapes");
+    /// If the type is not 16 bits wide, or the lengths differ.
+    pub fn round_to_bits(self, values: &[f32], out: &mut [u16]) {
+        assert!(self != Self::F32 && values.len() == out.len(), "round_to_bits: shapes");
         if self == Self::F16 {
             bytemuck::cast_slice_mut::<u16, f16>(out).convert_from_f32_slice(values);
         } else {
@@ -220,24 +219,26 @@ impl Float {
             out.extend_from_slice(bytemuck::cast_slice(values));
         } else {
             let mut halves = vec![0; values.len()];
-            self.put(values, &mut halves);
+            self.round_to_bits(values, &mut halves);
             out.extend_from_slice(bytemuck::cast_slice(&halves));
         }
     }
 }
 
-/// The bits of the nearest bfloat16, ties to even: [`bf16::from_f32`] without a branch, which loops over many need.
+/// Rounds to bfloat16, ties to even, and returns the bits. Unlike [`bf16::from_f32`] it has no branch, so that loops
+/// vectorise.
 #[inline(always)]
 pub(crate) fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    // NaN stays, and is quiet.
-    let not_a_number = bits >> 16 | 0x40;
-    (if value.is_nan() { not_a_number } else { nearest }) as u16
+    // NaN stays NaN, and becomes quiet.
+    let nan = bits >> 16 | 0x40;
+    (if value.is_nan() { nan } else { nearest }) as u16
 }
 
-/// The value of a code of `mantissa` bits below `exponent` bits below a sign, with this bias; subnormal below exponent 1.
-fn small(code: u8, exponent: u32, mantissa: u32, bias: i32) -> f32 {
+/// Decodes a float of one sign bit, `exponent` bits and `mantissa` bits, with this bias of the exponent. Exponent 0 is
+/// subnormal; no code is infinite or NaN.
+fn decode_small_float(code: u8, exponent: u32, mantissa: u32, bias: i32) -> f32 {
     let sign = if code >> (exponent + mantissa) == 0 { 1.0 } else { -1.0 };
     let power = i32::from(code >> mantissa & u8::MAX >> (8 - exponent));
     let fraction = f32::from(code & ((1 << mantissa) - 1)) / f32::from(1_u16 << mantissa);
@@ -254,7 +255,7 @@ fn power_of_two(exponent: i32) -> f32 {
     }
 }
 
-/// An 8-bit float type that weights are stored in beside scales.
+/// An 8-bit float type of prequantized weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Float8 {
     /// 4 bits of exponent, 3 of mantissa; no infinities.
@@ -264,7 +265,7 @@ pub enum Float8 {
 }
 
 impl Float8 {
-    /// The type of `dtype`, if it is one.
+    /// The type of `dtype`; `None` if it is not one of these.
     #[must_use]
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
@@ -280,12 +281,12 @@ impl Float8 {
         std::array::from_fn(|code| {
             let code = code as u8;
             match self {
-                // All ones are no number, and there is no infinity.
+                // Exponent and mantissa all ones: NaN. There is no infinity.
                 Self::E4M3 if code & 0x7f == 0x7f => f32::NAN,
-                Self::E4M3 => small(code, 4, 3, 7),
-                Self::E5M2 if code & 0x7f == 0x7c => small(code, 5, 2, 15) * f32::INFINITY,
+                Self::E4M3 => decode_small_float(code, 4, 3, 7),
+                Self::E5M2 if code & 0x7f == 0x7c => decode_small_float(code, 5, 2, 15) * f32::INFINITY,
                 Self::E5M2 if code & 0x7c == 0x7c => f32::NAN,
-                Self::E5M2 => small(code, 5, 2, 15),
+                Self::E5M2 => decode_small_float(code, 5, 2, 15),
             }
         })
     }
@@ -294,10 +295,10 @@ impl Float8 {
 /// The values of the 16 codes of E2M1, the elements of MXFP4.
 #[must_use]
 pub(crate) fn e2m1_values() -> [f32; 16] {
-    std::array::from_fn(|code| small(code as u8, 2, 1, 1))
+    std::array::from_fn(|code| decode_small_float(code as u8, 2, 1, 1))
 }
 
-/// The value of a scale of type E8M0: a power of two, or no number.
+/// The value of a scale of type E8M0: a power of two, or NaN.
 #[must_use]
 pub(crate) fn e8m0(code: u8) -> f32 {
     if code == u8::MAX { f32::NAN } else { power_of_two(i32::from(code) - 127) }

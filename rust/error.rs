@@ -1,8 +1,8 @@
-//! What can go wrong, where, and what to do about it.
+//! Errors: what is wrong, where, and what to do about it.
 //!
-//! Every error names the file, the tensor or the option it is about, carries a [slug](Error::slug) that does not
-//! change between releases, and where there is one a [hint](Error::hint) that says what to do. Messages and hints name
-//! options by [marks](crate::option).
+//! An error names the file, the tensor or the option that it concerns. It has a [slug](Error::slug), which does not change
+//! between releases, and often a [hint](Error::hint) that says what to do. Messages and hints name options by
+//! [marks](OptionName).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use crate::option::OptionName;
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What is wrong with one entry of a safetensors header.
+/// A fault of one entry of a safetensors header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryFault {
     /// The name occurs twice.
     #[error("listed twice in one header")]
     Twice,
-    /// Not a type of the format.
+    /// The format has no such element type.
     #[error("unknown dtype `{0}`")]
     UnknownDtype(String),
     /// The entry is not `{dtype, shape, data_offsets}`.
     #[error("not a tensor entry: {0}")]
     Malformed(String),
-    /// More elements than can be counted, or elements that do not fill whole bytes.
+    /// The number of elements overflows, or the elements do not fill whole bytes.
     #[error("shape {shape:?} of {dtype} has no size in bytes")]
     NoSize {
         /// The entry's shape.
@@ -33,7 +33,7 @@ pub enum EntryFault {
         /// The entry's element type.
         dtype: &'static str,
     },
-    /// The offsets span another length than the shape and dtype.
+    /// The length between the offsets differs from that of shape and element type.
     #[error("data_offsets span {span} bytes, but shape {shape:?} of {dtype} takes {needed}")]
     Length {
         /// Bytes between the offsets.
@@ -42,7 +42,7 @@ pub enum EntryFault {
         shape: Vec<u64>,
         /// The entry's element type.
         dtype: &'static str,
-        /// Bytes that shape and dtype take.
+        /// Bytes that shape and element type need.
         needed: u64,
     },
     /// `data_offsets` run backwards.
@@ -58,36 +58,36 @@ pub enum EntryFault {
     BeyondEnd {
         /// End offset of the entry.
         end: u64,
-        /// Bytes that the file has after its header.
+        /// Bytes after the header of the file.
         available: u64,
     },
-    /// The bytes belong to another tensor, too.
+    /// Some bytes belong to another tensor, too.
     #[error("overlaps `{with}`")]
     Overlap {
         /// The other tensor.
         with: String,
     },
-    /// There are bytes before it that belong to no tensor.
+    /// The bytes before the tensor belong to no tensor.
     #[error("starts {bytes} bytes after the end of the tensor before it")]
     Gap {
-        /// Bytes in between.
+        /// Length of the gap.
         bytes: u64,
     },
 }
 
-/// What is wrong with a shard or an index as a whole.
+/// A fault of a file as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileFault {
-    /// Shorter than the eight bytes of the header's length.
+    /// The file is shorter than the 8 bytes of the header's length.
     #[error("{0} bytes long, too short to be a safetensors file")]
     TooShort(u64),
     /// The header is longer than the file, or than the format allows.
     #[error("claims a header of {claimed} bytes, but at most {limit} are possible here")]
     HeaderLength {
-        /// What the first eight bytes say.
+        /// The length in the first 8 bytes.
         claimed: u64,
-        /// What is possible.
+        /// The largest possible length.
         limit: u64,
     },
     /// The header is not a JSON object of strings and entries.
@@ -96,10 +96,10 @@ pub enum FileFault {
     /// There is data after the last tensor.
     #[error("{0} bytes after the end of the last tensor")]
     Trailing(u64),
-    /// It looks like a pickle.
+    /// The file looks like a pickle.
     #[error("is a pickle, which runs code when it is loaded; ramrs reads safetensors only")]
     Pickle,
-    /// It is another format.
+    /// The file is of another format.
     #[error("is a {0} file; ramrs reads safetensors")]
     OtherFormat(&'static str),
     /// The index is not JSON with a `weight_map` of strings.
@@ -111,15 +111,15 @@ pub enum FileFault {
     /// The name would leave the checkpoint's directory.
     #[error("names the shard `{0}`, which is not a plain file name")]
     Escapes(String),
-    /// A symbolic link out of the checkpoint.
+    /// A symbolic link leads out of the checkpoint.
     #[error("is a symbolic link that leaves the checkpoint, to {}", .0.display())]
     LinkOut(PathBuf),
-    /// The index lists a shard that is not there.
+    /// The index lists a shard that does not exist.
     #[error("lists the shard `{shard}` ({tensors} tensors), which is missing")]
     MissingShard {
         /// The shard's file name.
         shard: String,
-        /// How many tensors the index expects there.
+        /// Number of tensors that the index expects in it.
         tensors: usize,
     },
     /// The index and a shard disagree about a tensor.
@@ -127,75 +127,75 @@ pub enum FileFault {
     Disagrees {
         /// The tensor.
         tensor: String,
-        /// Where the index says it is.
+        /// The shard that the index names.
         expected: String,
-        /// What the shards say.
+        /// What the shards hold.
         found: String,
     },
-    /// It changed while it was read.
+    /// The file changed while it was read.
     #[error("changed while it was read: {0}")]
     Changed(String),
-    /// A saved analysis, plan, sensitivity or manifest that does not read as one.
+    /// A saved analysis, plan, sensitivity or manifest does not parse.
     #[error("not {} {what}: {reason}", if what.starts_with('a') { "an" } else { "a" })]
     Document {
-        /// What it should be.
+        /// The expected kind of document.
         what: &'static str,
-        /// Why it is not.
+        /// The fault.
         reason: String,
     },
 }
 
-/// Anything that stops ramrs.
+/// Any error of ramrs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An option's value makes no sense.
+    /// The value of an option is invalid.
     #[error("{option} `{value}`: {reason}")]
     Option {
         /// The option.
         option: OptionName,
         /// The value given.
         value: String,
-        /// Why it cannot be.
+        /// Why it is invalid.
         reason: String,
     },
-    /// A request that does not parse: a field of a wrong type, out of range, or a path that is not text.
+    /// A request does not parse: a field has a wrong type or is out of range, or a path is not UTF-8.
     #[error("invalid option: {0}")]
     Request(String),
-    /// An option that there must be is not there.
+    /// A required option is missing.
     #[error("{option} is missing: {what}")]
     MissingOption {
         /// The option.
         option: OptionName,
-        /// What it should say.
+        /// What the option must state.
         what: &'static str,
     },
     /// The path holds no checkpoint.
     #[error("{}: {reason}", path.display())]
     NoCheckpoint {
-        /// What was given.
+        /// The path.
         path: PathBuf,
-        /// What was found there.
+        /// What is there instead.
         reason: String,
-        /// What to do instead.
+        /// What to do.
         hint: &'static str,
     },
-    /// A file of the checkpoint is not what it should be.
+    /// A file is faulty.
     #[error("{}: {fault}", file.display())]
     File {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The fault.
         fault: FileFault,
     },
-    /// An entry of a header is not what it should be.
+    /// An entry of a header is faulty.
     #[error("{}: tensor `{tensor}`: {fault}", file.display())]
     Entry {
         /// The shard.
         file: PathBuf,
         /// The tensor.
         tensor: String,
-        /// What is wrong.
+        /// The fault.
         fault: EntryFault,
     },
     /// Two shards hold tensors of the same name.
@@ -203,12 +203,12 @@ pub enum Error {
     DuplicateTensor {
         /// The tensor.
         tensor: String,
-        /// The shard it was met in first.
+        /// The first shard that holds it.
         first: PathBuf,
-        /// The shard it was met in again.
+        /// The second shard that holds it.
         second: PathBuf,
     },
-    /// Weights that are not finite numbers.
+    /// Some weights are non-finite.
     #[error("tensor `{tensor}` in {}: {count} non-finite {} among rows {}..{}, first at {first:?}", file.display(),
         if *count == 1 { "value" } else { "values" }, rows.0, rows.1)]
     NonFinite {
@@ -216,14 +216,14 @@ pub enum Error {
         file: PathBuf,
         /// The tensor.
         tensor: String,
-        /// How many, in the rows looked at.
+        /// Number of non-finite values in `rows`.
         count: usize,
-        /// The rows looked at.
+        /// First row, and end, of the rows that were checked together.
         rows: (u64, u64),
-        /// Index of the first.
+        /// Index of the first such value.
         first: Vec<u64>,
     },
-    /// Weights too large to square.
+    /// The squares of some weights overflow.
     #[error("tensor `{tensor}` in {}: |w| = {magnitude:e} at row {row} is too large to be a weight", file.display())]
     TooLarge {
         /// The shard.
@@ -232,10 +232,10 @@ pub enum Error {
         tensor: String,
         /// The largest magnitude.
         magnitude: f32,
-        /// A row that holds it.
+        /// The row that holds it.
         row: u64,
     },
-    /// A model that the output format has no layout for.
+    /// The output format has no layout for this model.
     #[error("model_type `{model_type}` has no {format} layout in this version of ramrs")]
     UnknownModel {
         /// `model_type` of the configuration.
@@ -243,7 +243,7 @@ pub enum Error {
         /// The output format.
         format: &'static str,
     },
-    /// A model that the probe cannot run.
+    /// The probe cannot run this model.
     #[error("the probe cannot run model_type `{model_type}`: {reason}")]
     Unrunnable {
         /// `model_type` of the configuration.
@@ -251,15 +251,15 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A checkpoint that is quantized already.
+    /// The checkpoint is already quantized.
     #[error("{}: the checkpoint is quantized already ({method})", config.display())]
     AlreadyQuantized {
-        /// Its configuration.
+        /// Path of its configuration.
         config: PathBuf,
-        /// The method it names.
+        /// The method that the configuration names.
         method: String,
     },
-    /// Tensors that belong together do not fit together.
+    /// The tensors of one weight or module do not fit together.
     #[error("tensor `{tensor}` in {}: {reason}", file.display())]
     Layout {
         /// The shard.
@@ -269,16 +269,16 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
-    /// What it is asked to account for strictly cannot be.
+    /// With the option `strict`: the name of a tensor is not recognised.
     #[error("tensor `{tensor}` in {}: {reason} (all such tensors: {listed})", file.display())]
     UnrecognisedTensor {
         /// The shard.
         file: PathBuf,
         /// The first such tensor.
         tensor: String,
-        /// Why it cannot.
+        /// Why it is not recognised.
         reason: String,
-        /// The names of all of them, or the first few.
+        /// The names of all such tensors, or of the first few.
         listed: String,
     },
     /// The sensitivity file does not fit the checkpoint.
@@ -291,23 +291,23 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
-    /// A saved analysis or plan was made from something else.
+    /// A saved analysis or plan does not match the checkpoint, the options, or this version.
     #[error("{place}: {reason}")]
     Stale {
-        /// Where the document is.
+        /// The document.
         place: DocumentSource,
         /// What differs.
         reason: String,
     },
-    /// A saved analysis or plan that a request holds does not read as one.
+    /// An analysis or plan inside a request does not parse.
     #[error("the given {what} is not valid: {reason}")]
     Document {
-        /// What it should be.
+        /// The expected kind of document.
         what: &'static str,
-        /// Why it is not.
+        /// The fault.
         reason: String,
     },
-    /// A plan's scheme cannot be given to a tensor.
+    /// A tensor cannot have the scheme that a plan gives it.
     #[error("tensor `{tensor}`: {reason}")]
     Scheme {
         /// The tensor.
@@ -315,29 +315,29 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// No plan is small enough.
+    /// Every plan exceeds the budget.
     #[error("the budget of {budget} is below the smallest possible size, {minimum}: {sets_it}")]
     BudgetTooSmall {
-        /// The budget, as counted.
+        /// The budget, with its unit.
         budget: String,
-        /// The least possible, in the same unit.
+        /// The smallest possible size, in the same unit.
         minimum: String,
-        /// What makes it no smaller.
+        /// What prevents a smaller size.
         sets_it: String,
     },
-    /// What is to be overwritten was not written by ramrs.
+    /// The output to be overwritten was not written by ramrs.
     #[error("{} is not an output of ramrs", path.display())]
     NotOurs {
         /// The output.
         path: PathBuf,
     },
-    /// The partial output is there already.
+    /// The partial output exists already: another run holds its lock, or it was not written by ramrs.
     #[error("{} is there: another run is writing it, or it is not ramrs' own", path.display())]
     Locked {
         /// The partial output.
         path: PathBuf,
     },
-    /// The output is there already.
+    /// The output exists already.
     #[error("{} exists already", path.display())]
     OutputExists {
         /// The output directory.
@@ -354,45 +354,45 @@ pub enum Error {
     DiskFull {
         /// The output directory.
         path: PathBuf,
-        /// Bytes of the plan.
+        /// Bytes that the plan needs.
         needed: u64,
-        /// Bytes left.
+        /// Free bytes of the file system.
         available: u64,
     },
-    /// The file does not hold what it should.
+    /// A file of the output differs from its manifest.
     #[error("{}{}: {reason}", file.display(), tensor.as_ref().map(|t| format!(": tensor `{t}`")).unwrap_or_default())]
     Verify {
         /// The file.
         file: PathBuf,
-        /// The tensor, if it is about one.
+        /// The tensor, if only one differs.
         tensor: Option<String>,
         /// What differs.
         reason: String,
     },
-    /// The operating system refused.
+    /// A call of the operating system failed.
     #[error("{action} {}: {}", path.display(), os_message(source))]
     Io {
-        /// What was tried, as a participle: `reading`, `writing`…
+        /// What was attempted, as a participle: `reading`, `writing`, ….
         action: &'static str,
-        /// On what.
+        /// The path that it concerns.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The caller asked to stop.
+    /// The caller cancelled the job.
     #[error("interrupted")]
     Interrupted,
-    /// An invariant of ramrs itself does not hold.
+    /// An internal invariant is violated.
     #[error("internal error: {0}")]
     Bug(String),
 }
 
-/// Where a saved document is.
+/// The origin of a saved document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DocumentSource {
-    /// In a file.
+    /// A file.
     File(PathBuf),
-    /// In the request: an analysis, a plan.
+    /// The request itself, with the kind of document: `analysis`, `plan`.
     Given(&'static str),
 }
 
@@ -405,53 +405,53 @@ impl std::fmt::Display for DocumentSource {
     }
 }
 
-/// What kind of thing went wrong: decides the exit code, and the exception in Python.
+/// The kind of an error. It decides the exit code of the command line and the exception in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// What the caller asked for makes no sense.
+    /// The request is invalid.
     Config,
-    /// The checkpoint is not sound, or not one we read.
+    /// The checkpoint is damaged or not supported.
     Checkpoint,
-    /// A tensor cannot be dealt with.
+    /// A tensor cannot be processed.
     Tensor,
-    /// The answer is no: the budget cannot be met.
+    /// The budget cannot be met.
     Budget,
-    /// The answer is no: what is there is not what should be.
+    /// Verification found a difference.
     Verify,
-    /// The operating system refused.
+    /// A call of the operating system failed.
     Io,
-    /// The caller asked to stop.
+    /// The caller cancelled the job.
     Interrupted,
-    /// Our bug.
+    /// A bug in ramrs.
     Bug,
 }
 
-/// What the system said, without the number of its error.
+/// The message of a system error, without its number.
 pub(crate) fn os_message(source: &io::Error) -> String {
     let text = source.to_string();
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
 impl Error {
-    /// An [`Error::Io`], for `map_err`.
+    /// Makes an [`Error::Io`], for `map_err`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
 
-    /// An [`Error::File`].
+    /// Makes an [`Error::File`].
     #[must_use]
     pub fn file(file: &Path, fault: FileFault) -> Self {
         Self::File { file: file.to_owned(), fault }
     }
 
-    /// An [`Error::Option`].
-    #[expect(clippy::needless_pass_by_value, reason = "a number, a text or a path's display are all given as they are")]
+    /// Makes an [`Error::Option`].
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass temporaries: numbers, texts, displayed paths")]
     pub fn option(option: OptionName, value: impl ToString, reason: impl Into<String>) -> Self {
         Self::Option { option, value: value.to_string(), reason: reason.into() }
     }
 
-    /// What kind of error it is.
+    /// The kind of the error.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -484,7 +484,7 @@ impl Error {
         }
     }
 
-    /// A name for this error that stays the same between releases.
+    /// A name of the error that does not change between releases.
     #[must_use]
     pub fn slug(&self) -> &'static str {
         match self {
@@ -544,7 +544,7 @@ impl Error {
         }
     }
 
-    /// What to do about it, if there is something.
+    /// What the user can do about the error.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         match self {
@@ -553,9 +553,7 @@ impl Error {
                 FileFault::TooShort(_) | FileFault::MissingShard { .. } => {
                     Some("the download is incomplete: fetch the file again")
                 }
-                FileFault::Pickle => {
-                    Some("convert it on a machine you can afford to lose, with `safetensors.torch.save_file`")
-                }
+                FileFault::Pickle => Some("convert it in a sandbox, with `safetensors.torch.save_file`"),
                 FileFault::OtherFormat(_) => Some("give the original checkpoint in safetensors"),
                 FileFault::LinkOut(_) => Some("copy the file into the checkpoint's directory"),
                 _ => None,
@@ -591,7 +589,7 @@ impl Error {
         }
     }
 
-    /// The file it is about.
+    /// The file that the error concerns.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -627,7 +625,7 @@ impl Error {
         }
     }
 
-    /// The tensor it is about.
+    /// The tensor that the error concerns.
     #[must_use]
     pub fn tensor(&self) -> Option<&str> {
         match self {

@@ -1,11 +1,12 @@
-//! Exponential, logarithm, sine and cosine of our own.
+//! Portable exponential, logarithm, sine and cosine: the same bits on every system.
 //!
-//! A system's library may differ from another's in the last bit, and these numbers decide bits and stand in files.
-//! Additions, multiplications and divisions are the same everywhere.
+//! The libraries of two systems may differ in the last bit of such a function. These results decide schemes and are written
+//! to files, so they must not. The functions here use only additions, multiplications and divisions, which IEEE 754 defines
+//! exactly.
 
 use std::f64::consts::{FRAC_2_PI, LN_2, LN_10, LOG2_E, SQRT_2};
 
-/// `e^x`, to within 1e-13 of it relatively; 0 below −700, and held to `e^700` above.
+/// `e^x` with a relative error below 1e-13; 0 below −700, and `e^700` above 700.
 ///
 /// `x = n ln 2 + f` with `|f| ≤ ½ ln 2`, `e^f` by its Taylor series to the 13th power (remainder below 1e-17).
 #[must_use]
@@ -24,7 +25,7 @@ pub(crate) fn exp(x: f64) -> f64 {
     sum * f64::from_bits((n as i64 + 1023).cast_unsigned() << 52)
 }
 
-/// `ln x` of a normal positive `x`, to within 1e-15 absolutely and relatively.
+/// `ln x` of a normal positive `x`, with an error below `1e-15 max(1, |ln x|)`.
 ///
 /// `x = 2^n m` with `m` in `[√½, √2)`; `ln m = 2 artanh((m − 1) / (m + 1))` by its series to the 23rd power (remainder
 /// below 1e-19).
@@ -46,18 +47,19 @@ pub(crate) fn ln(x: f64) -> f64 {
     f64::from(n) * LN_2 + 2.0 * f * sum
 }
 
-/// `base^exponent` of a normal positive base: `e^(exponent ln base)`, to within `1e-13 + 2e-15 |exponent| max(1, |ln
-/// base|)` of it relatively; 0 where it is below `e^−700`, and held to `e^700`.
+/// `base^exponent` of a normal positive base, as `e^(exponent ln base)`. The relative error is below
+/// `1e-13 + 2e-15 |exponent| max(1, |ln base|)`; 0 below `e^−700`, and `e^700` above `e^700`.
 #[must_use]
 pub(crate) fn pow(base: f64, exponent: f64) -> f64 {
     exp(exponent * ln(base))
 }
 
-/// `sin x` and `cos x` of `|x| ≤ 1e6`, each to within 3e-16 absolutely; worse beyond, and NaN where `x` is not finite.
+/// `sin x` and `cos x` of `|x| ≤ 1e6`, each with an absolute error of at most 3e-16. Beyond, the error grows; NaN if `x` is
+/// non-finite.
 ///
-/// `x = n π/2 + f` with `|f| ≤ π/4`, and both of `f` by their Taylor series to the 17th and the 16th power (remainders
-/// below 1e-19 and 3e-18). `π/2` is subtracted in three parts: the first two are 33 bits long, so that their products
-/// with `n` are exact, as is the first difference; the third is what the two lack, to within 1e-36.
+/// `x = n π/2 + f` with `|f| ≤ π/4`; sine and cosine of `f` by their Taylor series to the 17th and the 16th power
+/// (remainders below 1e-19 and 3e-18). `n π/2` is subtracted with `π/2` in three parts. The first two have 33 bits, so their
+/// products with `n` and the first difference are exact. The third is the rest of `π/2`, to within 1e-36.
 #[must_use]
 pub(crate) fn sin_cos(x: f64) -> (f64, f64) {
     const PARTS: [f64; 3] = [1.570_796_326_734_125_6, 6.077_100_506_303_966e-11, 2.022_266_248_795_950_6e-21];
@@ -79,7 +81,7 @@ pub(crate) fn sin_cos(x: f64) -> (f64, f64) {
     }
 }
 
-/// A ratio in decibels, `10 log₁₀ ratio`; 999 for an infinite one and for 0 ÷ 0 (no noise), −999 for none.
+/// A ratio in decibels, `10 log₁₀ ratio`; 999 for infinity and for NaN (0 ÷ 0: no noise), −999 for zero.
 #[must_use]
 pub(crate) fn decibels(ratio: f64) -> f64 {
     if ratio.is_finite() && ratio > 1e-99 {
@@ -91,13 +93,13 @@ pub(crate) fn decibels(ratio: f64) -> f64 {
     }
 }
 
-/// The ratio that is so many decibels.
+/// The inverse of [`decibels`].
 #[cfg(test)]
 pub(crate) fn from_decibels(decibels: f64) -> f64 {
     exp(decibels * (LN_10 / 10.0))
 }
 
-/// Rounded to two decimals, for numbers that are read.
+/// Rounds to two decimals, for display.
 #[must_use]
 pub(crate) fn round2(value: f64) -> f64 {
     (value * 100.0).round() / 100.0

@@ -1,9 +1,9 @@
-//! The options of a request, as errors name them.
+//! The names of options, as errors and hints use them.
 //!
-//! The core knows no front. It writes an option into a text as a mark, `⟨min_bits⟩`, or as `⟨min_bits=2⟩` where it says
-//! which value to give. A mark holds the name of the request's field. A front replaces it by its own spelling:
-//! `--min-bits 2` on the command line, `min_bits=2` in Python. `tests/rust/options.rs` holds every mark in the sources to
-//! the list below. Texts that go into documents carry no marks.
+//! The core does not know how a front end spells its options. It writes a mark into the text, `⟨min_bits⟩`, or
+//! `⟨min_bits=2⟩` to suggest a value. A mark contains the name of the request's field. The front end replaces it by its own
+//! spelling: `--min-bits 2` on the command line, `min_bits=2` in Python. `tests/rust/options.rs` checks every mark in the
+//! sources against the list below. Texts of documents contain no marks.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ macro_rules! options {
         /// An option that an error can be about.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
-        #[expect(missing_docs, reason = "each is the field of its name in a request")]
+        #[expect(missing_docs, reason = "each is named after a field of a request")]
         pub enum OptionName {
             $($option,)*
         }

@@ -1,8 +1,7 @@
-//! Work cut into pieces, done by a pool of threads, collected in order.
+//! A thread pool that maps pieces of work in parallel and hands on the results in order.
 //!
-//! Pieces are claimed one by one in their order, so the threads walk through a file together. What comes out is handed
-//! on in that order, too: whoever folds it sees the same sequence for any number of threads, and only what is out of
-//! turn is held in memory.
+//! Threads claim pieces in order, so together they read a file sequentially. Results are handed on in the same order, so
+//! the consumer sees the same sequence for any number of threads. Only results that are not due yet are held in memory.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -12,50 +11,49 @@ use crate::error::{Error, Result};
 use crate::option::OptionName;
 use crate::progress::Progress;
 
-/// How many pieces per thread may be done, or in work, ahead of the one whose turn it is.
-const AHEAD: usize = 4;
+/// Pieces per thread that may be started before the piece that is due is done. Bounds the results held in memory.
+const PIECES_AHEAD: usize = 4;
 
-/// The most threads there may be: far more than cores only wait for each other.
+/// The largest number of threads. More threads than cores only wait for each other.
 pub(crate) const MAX_THREADS: usize = 512;
 
-/// A pool of threads of our own.
+/// A thread pool.
 #[derive(Debug)]
 pub struct Workers {
     pool: rayon::ThreadPool,
 }
 
-/// A sequence of pieces, and where what comes of them goes, in their order.
+/// A sequence of pieces, and the consumer of their results.
 pub struct Queue<T, C> {
-    /// The pieces.
     pub pieces: Vec<T>,
-    /// What takes the results.
+    /// Called with each piece and its result, in the order of the pieces.
     pub consume: C,
 }
 
-/// Where a lane is.
-struct Place<R, C> {
+/// The progress of a queue.
+struct QueueState<R, C> {
     /// The next piece to claim.
     next: usize,
-    /// The next piece to hand on.
+    /// The next piece whose result is handed on.
     due: usize,
-    /// Results that are not due yet.
+    /// Results that are not due yet, by piece.
     waiting: BTreeMap<usize, R>,
-    /// Where they go; not there while a result is handed on.
+    /// The consumer; `None` while a thread runs it.
     consume: Option<C>,
 }
 
-/// Where a job is: guarded by one lock.
-struct Turn<R, C> {
-    lanes: Vec<Place<R, C>>,
-    /// The first failure in order: its lane, its piece.
+/// The progress of all queues, guarded by one lock.
+struct State<R, C> {
+    queues: Vec<QueueState<R, C>>,
+    /// The first failure, in order of (queue, piece).
     failed: Option<((usize, usize), Error)>,
 }
 
 impl Workers {
-    /// A pool of `threads`, or of as many as this process may use (its CPU set and cgroup quota).
+    /// Makes a pool of `threads` threads, by default as many as the process may use (CPU set and cgroup quota).
     ///
     /// # Errors
-    /// [`Error::Option`] for more than [`MAX_THREADS`], [`Error::Io`] if the system gives none.
+    /// [`Error::Option`] for more than [`MAX_THREADS`], [`Error::Io`] if the system cannot start them.
     pub fn new(threads: Option<NonZeroUsize>) -> Result<Self> {
         if let Some(threads) = threads.filter(|threads| threads.get() > MAX_THREADS) {
             return Err(Error::option(OptionName::Threads, threads, format!("more than {MAX_THREADS}")));
@@ -74,18 +72,18 @@ impl Workers {
             })
     }
 
-    /// How many threads there are.
+    /// The number of threads.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
     }
 
-    /// Hands `f` of each piece to `consume`, in the order of the pieces.
+    /// Computes `f` of each piece in parallel, and calls `consume` with the results in the order of the pieces.
     ///
-    /// As [`in_queues`](Self::in_queues) with one lane; a single piece is done by the caller.
+    /// It is [`in_queues`](Self::in_queues) with one queue.
     ///
     /// # Errors
-    /// That of the first piece, in order, for which `f` or `consume` failed; none after it is handed on.
+    /// That of the first piece, in order, for which `f` or `consume` fails. After a failure no later result is handed on.
     pub fn in_order<T: Sync, S, R: Send>(
         &self,
         progress: &Progress,
@@ -94,37 +92,39 @@ impl Workers {
         f: impl Fn(&mut S, &T) -> Result<R> + Sync,
         mut consume: impl FnMut(&T, R) -> Result<()> + Send,
     ) -> Result<()> {
-        let lane = Queue { pieces: pieces.iter().collect(), consume: |piece: &&T, result| consume(piece, result) };
-        self.in_queues(progress, vec![lane], scratch, |scratch, piece| f(scratch, piece)).map(|_| ())
+        let queue = Queue { pieces: pieces.iter().collect(), consume: |piece: &&T, result| consume(piece, result) };
+        self.in_queues(progress, vec![queue], scratch, |scratch, piece| f(scratch, piece)).map(|_| ())
     }
 
-    /// Hands `f` of each piece of each lane to the lane's `consume`, in the order of its pieces. Lanes go on side by side:
-    /// what one consumes holds up no other.
+    /// Computes `f` of each piece of each queue in parallel, and calls the queue's `consume` with the results in the order
+    /// of its pieces. Queues are independent: a slow consumer does not delay other queues.
     ///
-    /// Each thread makes one `scratch` and keeps it. `f` should call [`Progress::advance`]; cancellation is looked for
-    /// between pieces. `consume` runs on whichever thread finished what was due, one call at a time for each lane.
+    /// Each thread makes one `scratch` and keeps it. `f` should call [`Progress::advance`]. Cancellation is checked between
+    /// pieces. `consume` runs on the thread that finished the piece that was due, one call at a time per queue. A single
+    /// piece runs on the calling thread.
     ///
     /// # Errors
-    /// That of the first piece of the first lane for which `f` or `consume` failed; none after it is handed on.
+    /// That of the first piece, in order of queues and pieces, for which `f` or `consume` fails. After a failure no later result
+    /// is handed on.
     pub fn in_queues<T: Sync, S, R: Send, C: FnMut(&T, R) -> Result<()> + Send>(
         &self,
         progress: &Progress,
-        lanes: Vec<Queue<T, C>>,
+        queues: Vec<Queue<T, C>>,
         scratch: impl Fn() -> S + Sync,
         f: impl Fn(&mut S, &T) -> Result<R> + Sync,
     ) -> Result<Vec<C>> {
-        let ahead = (AHEAD * self.threads()).div_ceil(lanes.len().max(1));
+        let ahead = (PIECES_AHEAD * self.threads()).div_ceil(queues.len().max(1));
         let (pieces, consumers): (Vec<Vec<T>>, Vec<C>) =
-            lanes.into_iter().map(|lane| (lane.pieces, lane.consume)).unzip();
-        let place = |consume| Place { next: 0, due: 0, waiting: BTreeMap::new(), consume: Some(consume) };
-        let turn = Mutex::new(Turn { lanes: consumers.into_iter().map(place).collect(), failed: None });
+            queues.into_iter().map(|queue| (queue.pieces, queue.consume)).unzip();
+        let status = |consume| QueueState { next: 0, due: 0, waiting: BTreeMap::new(), consume: Some(consume) };
+        let state = Mutex::new(State { queues: consumers.into_iter().map(status).collect(), failed: None });
         let moved = Condvar::new();
         let work = |first: usize| {
             let mut scratch = scratch();
-            let mut now = lock(&turn);
+            let mut now = lock(&state);
             loop {
-                let (lane, at) = match now.claim(&pieces, first, ahead) {
-                    Claim::Piece(lane, at) => (lane, at),
+                let (queue, at) = match now.claim(&pieces, first, ahead) {
+                    Claim::Piece(queue, at) => (queue, at),
                     Claim::Nothing => break,
                     Claim::Wait => {
                         now = moved.wait(now).unwrap_or_else(PoisonError::into_inner);
@@ -132,28 +132,30 @@ impl Workers {
                     }
                 };
                 drop(now);
-                let stop = StopOnPanic { turn: &turn, moved: &moved };
-                let result = progress.check().and_then(|()| f(&mut scratch, &pieces[lane][at]));
-                now = hand_on(&turn, &moved, &pieces[lane], (lane, at), result);
+                let stop = StopOnPanic { state: &state, moved: &moved };
+                let result = progress.check().and_then(|()| f(&mut scratch, &pieces[queue][at]));
+                now = hand_on(&state, &moved, &pieces[queue], (queue, at), result);
                 std::mem::forget(stop);
             }
         };
-        // Waking others up costs more than most single pieces.
+        // Waking other threads costs more than most single pieces.
         if pieces.iter().map(Vec::len).sum::<usize>() > 1 {
             self.pool.broadcast(|context| work(context.index()));
         } else {
             work(0);
         }
-        let Turn { lanes, failed } = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let State { queues, failed } = state.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, error)) = failed {
             return Err(error);
         }
-        let done = lanes.iter().zip(&pieces).all(|(place, pieces)| place.due == pieces.len());
-        let consumers: Option<Vec<C>> = lanes.into_iter().map(|place| place.consume).collect();
-        consumers.filter(|_| done).ok_or_else(|| Error::Bug("work was left undone, and nothing failed".to_owned()))
+        let done = queues.iter().zip(&pieces).all(|(status, pieces)| status.due == pieces.len());
+        let consumers: Option<Vec<C>> = queues.into_iter().map(|status| status.consume).collect();
+        consumers
+            .filter(|_| done)
+            .ok_or_else(|| Error::Bug("some pieces were not done, although none failed".to_owned()))
     }
 
-    /// `f` of each piece, in the order of the pieces.
+    /// Computes `f` of each piece in parallel, and returns the results in the order of the pieces.
     ///
     /// # Errors
     /// As [`in_order`](Self::in_order).
@@ -173,77 +175,79 @@ impl Workers {
     }
 }
 
-/// What a thread may do next.
+/// What a thread does next.
 enum Claim {
-    /// This piece of this lane.
+    /// Works on this queue's piece of this number.
     Piece(usize, usize),
-    /// Wait until others got further.
+    /// Waits until a result is handed on: every queue is too far ahead.
     Wait,
-    /// Go home.
+    /// Exits: no piece is left.
     Nothing,
 }
 
-impl<R, C> Turn<R, C> {
-    /// Claims a piece of lane `first`, counted around, or of the next that has one to claim.
+impl<R, C> State<R, C> {
+    /// Claims a piece of queue `first` (modulo their number), or of the next queue that has one.
     fn claim<T>(&mut self, pieces: &[Vec<T>], first: usize, ahead: usize) -> Claim {
-        // What comes before a failure is still to be done: it may fail, too.
-        let last = self.failed.as_ref().map_or(usize::MAX, |((lane, _), _)| *lane);
+        // Earlier queues go on after a failure: if one of them fails, too, its error is the one to report.
+        let last = self.failed.as_ref().map_or(usize::MAX, |((queue, _), _)| *queue);
         let mut some_left = false;
         for step in 0..pieces.len() {
-            let lane = (first + step) % pieces.len();
-            let place = &mut self.lanes[lane];
-            if place.next >= pieces[lane].len() || lane >= last {
+            let queue = (first + step) % pieces.len();
+            let status = &mut self.queues[queue];
+            if status.next >= pieces[queue].len() || queue >= last {
                 continue;
             }
             some_left = true;
-            if place.next < place.due + ahead {
-                place.next += 1;
-                return Claim::Piece(lane, place.next - 1);
+            if status.next < status.due + ahead {
+                status.next += 1;
+                return Claim::Piece(queue, status.next - 1);
             }
         }
         if some_left { Claim::Wait } else { Claim::Nothing }
     }
 
-    /// Records a failure. Every earlier piece of its lane is claimed already, so the first in order is always found.
+    /// Records a failure. All earlier pieces of its queue are claimed already, so the first failure in order is always found.
     fn fail(&mut self, at: (usize, usize), error: Error) {
         if self.failed.as_ref().is_none_or(|(first, _)| at < *first) {
             self.failed = Some((at, error));
         }
     }
 
-    /// The result that is due in `lane`, unless something before it failed or another thread hands one on; and what takes it.
-    fn due(&mut self, lane: usize) -> Option<(usize, R, C)> {
-        let place = &mut self.lanes[lane];
-        let before_failure = self.failed.as_ref().is_none_or(|(first, _)| (lane, place.due) < *first);
-        let consume = place.consume.take_if(|_| before_failure && place.waiting.contains_key(&place.due))?;
-        let result = place.waiting.remove(&place.due)?;
-        Some((place.due, result, consume))
+    /// Takes the result that is due in `queue`, and the consumer. `None` if there is no such result, if an earlier piece
+    /// failed, or if another thread runs the consumer.
+    fn due(&mut self, queue: usize) -> Option<(usize, R, C)> {
+        let status = &mut self.queues[queue];
+        let before_failure = self.failed.as_ref().is_none_or(|(first, _)| (queue, status.due) < *first);
+        let consume = status.consume.take_if(|_| before_failure && status.waiting.contains_key(&status.due))?;
+        let result = status.waiting.remove(&status.due)?;
+        Some((status.due, result, consume))
     }
 }
 
-/// Takes in the result of piece `at` of a lane, and hands on whatever is due there, without holding others up.
+/// Stores the result of piece `at` of a queue, and hands on all results that are due there. The lock is released while the
+/// consumer runs.
 fn hand_on<'t, T, R, C: FnMut(&T, R) -> Result<()>>(
-    turn: &'t Mutex<Turn<R, C>>,
+    state: &'t Mutex<State<R, C>>,
     moved: &Condvar,
     pieces: &[T],
-    (lane, at): (usize, usize),
+    (queue, at): (usize, usize),
     result: Result<R>,
-) -> MutexGuard<'t, Turn<R, C>> {
-    let mut now = lock(turn);
+) -> MutexGuard<'t, State<R, C>> {
+    let mut now = lock(state);
     match result {
         Ok(result) => {
-            now.lanes[lane].waiting.insert(at, result);
+            now.queues[queue].waiting.insert(at, result);
         }
-        Err(error) => now.fail((lane, at), error),
+        Err(error) => now.fail((queue, at), error),
     }
-    while let Some((due, result, mut consume)) = now.due(lane) {
+    while let Some((due, result, mut consume)) = now.due(queue) {
         drop(now);
         let outcome = consume(&pieces[due], result);
-        now = lock(turn);
-        now.lanes[lane].consume = Some(consume);
+        now = lock(state);
+        now.queues[queue].consume = Some(consume);
         match outcome {
-            Ok(()) => now.lanes[lane].due += 1,
-            Err(error) => now.fail((lane, due), error),
+            Ok(()) => now.queues[queue].due += 1,
+            Err(error) => now.fail((queue, due), error),
         }
         moved.notify_all();
     }
@@ -251,15 +255,15 @@ fn hand_on<'t, T, R, C: FnMut(&T, R) -> Result<()>>(
     now
 }
 
-/// Lets the other threads go if the one that holds this panics; rayon then passes the panic on.
+/// Stops the other threads if the thread that holds this panics. rayon then propagates the panic.
 struct StopOnPanic<'a, R, C> {
-    turn: &'a Mutex<Turn<R, C>>,
+    state: &'a Mutex<State<R, C>>,
     moved: &'a Condvar,
 }
 
 impl<R, C> Drop for StopOnPanic<'_, R, C> {
     fn drop(&mut self) {
-        lock(self.turn).fail((0, 0), Error::Bug("a worker panicked".to_owned()));
+        lock(self.state).fail((0, 0), Error::Bug("a worker panicked".to_owned()));
         self.moved.notify_all();
     }
 }
@@ -324,9 +328,9 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_handed_on_each_in_its_order() {
+    fn queues_are_handed_on_each_in_its_order() {
         for threads in [1, 2, 5] {
-            let lane = |from: usize| {
+            let queue = |from: usize| {
                 let mut next = from;
                 let consume = move |&piece: &usize, square: usize| {
                     assert_eq!((piece, square), (next, next * next));
@@ -336,10 +340,10 @@ mod tests {
                 Queue { pieces: (from..from + 500).collect(), consume }
             };
             let square = |(): &mut (), &n: &usize| Ok(n * n);
-            let sound = vec![lane(0), lane(1_000), lane(3_000)];
+            let sound = vec![queue(0), queue(1_000), queue(3_000)];
             assert_eq!(workers(threads).in_queues(&Progress::default(), sound, || (), square).unwrap().len(), 3);
-            // The first lane that fails is the one that is heard of.
-            let spoilt = vec![lane(0), lane(2_000), lane(1_900)];
+            // The failure of the first queue is the one that is reported.
+            let spoilt = vec![queue(0), queue(2_000), queue(1_900)];
             let fault =
                 workers(threads).in_queues(&Progress::default(), spoilt, || (), square).map(|_| ()).unwrap_err();
             assert_eq!(fault.to_string(), "internal error: 2345");
@@ -352,13 +356,13 @@ mod tests {
         let pieces: Vec<usize> = (0..200).collect();
         let slow_first = |(): &mut (), &n: &usize| {
             begun.fetch_add(1, Ordering::SeqCst);
-            while n == 0 && begun.load(Ordering::SeqCst) < AHEAD * 2 {
+            while n == 0 && begun.load(Ordering::SeqCst) < PIECES_AHEAD * 2 {
                 std::thread::yield_now();
             }
             Ok(if n == 0 { begun.load(Ordering::SeqCst) } else { 0 })
         };
         let results = workers(2).map(&Progress::default(), &pieces, || (), slow_first).unwrap();
-        assert!(results[0] <= AHEAD * 2, "{} pieces were begun while the first was at work", results[0]);
+        assert!(results[0] <= PIECES_AHEAD * 2, "{} pieces were begun while the first was at work", results[0]);
     }
 
     #[test]

@@ -1,27 +1,26 @@
-//! How far a job is, and how to stop it.
+//! Progress and cancellation of a job.
 //!
-//! The threads that work add to counters; whoever watches reads them when it likes. Nothing calls back into the
-//! caller from a worker.
+//! Worker threads add to counters, and the observer polls them. No worker calls back into the caller.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// What a job is doing.
+/// A stage of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// Reading headers and checking options.
     #[default]
     Open,
-    /// Letting the model write the windows of the probe.
+    /// Generating the token windows of the probe with the model.
     Write,
-    /// Running the model on tokens of its own vocabulary.
+    /// The forward pass of the probe.
     Probe,
-    /// And back, with gradients.
+    /// The backward pass of the probe.
     Gradients,
-    /// Reading all weights once: are they finite, how much energy, what does each channel carry.
+    /// Reading all weights once: checking that they are finite, and measuring energies.
     Measure,
     /// Encoding sampled rows in every scheme.
     Curves,
@@ -33,18 +32,18 @@ pub enum Stage {
     Verify,
 }
 
-/// A moment of a job.
+/// The state of a job at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Snapshot {
-    /// What it is doing.
+    /// The current stage.
     pub stage: Stage,
     /// Bytes of this stage that are done.
     pub done_bytes: u64,
-    /// Bytes this stage has, 0 if that is not known.
+    /// Bytes of this stage in all; 0 if unknown.
     pub total_bytes: u64,
 }
 
-/// A job's counters, shared between its threads and whoever watches.
+/// The counters of a job, shared between its threads and the observer.
 #[derive(Debug, Default)]
 pub struct Progress {
     stage: Mutex<(Stage, u64)>,
@@ -66,7 +65,7 @@ impl Progress {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Where the job is.
+    /// The current state.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let (stage, total_bytes) = *lock(&self.stage);
@@ -78,15 +77,15 @@ impl Progress {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether to go on.
+    /// Checks for cancellation.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] once [`cancel`](Self::cancel) was called.
+    /// [`Error::Interrupted`] once [`cancel`](Self::cancel) has been called.
     pub fn check(&self) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Tells whoever watches something that does not stop the job.
+    /// Adds a warning. The job goes on.
     pub fn warn(&self, warning: String) {
         lock(&self.warnings).push(warning);
     }
@@ -98,7 +97,7 @@ impl Progress {
     }
 }
 
-/// The value, whether or not a thread panicked while it held the lock: every update here is a single store.
+/// Locks `mutex`. Ignores poisoning: every update here is a single store, so a panic leaves no partial update.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! Checks that a model can be run: every part found and of the right shape, and no tensor left over.
 //!
-//! A forward pass that is almost right is worse than none, so whatever is not understood is refused, with a reason.
+//! A forward pass that is almost right is worse than none. So a model with any unknown part is refused, with a reason.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::dtype::Float;
 use crate::name::{Name, Role};
 
 impl<'a> Model<'a> {
-    /// The same model, if everything that a forward pass needs is there and nothing is left over.
+    /// Checks that all parts of a forward pass are present and no tensor is left over.
     ///
     /// # Errors
     /// A sentence that says what is missing, or which tensor has no place.
@@ -49,7 +49,7 @@ impl<'a> Model<'a> {
     }
 }
 
-/// A check that is under way: the model, and the names of the tensors that have a place in it.
+/// The state of a check: the model, and the names of the tensors that have a place in it.
 struct Check<'m, 'a> {
     model: &'m Model<'a>,
     family: &'static ModelFamily,

@@ -1,5 +1,5 @@
-//! What a configuration says of a forward pass, together with what its family's code does without saying so
-//! ([`Quirk`]).
+//! The conventions of a forward pass: those that the configuration states, and those that only the code of its family
+//! contains ([`Quirk`]).
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ pub enum NormKind {
     Layer,
 }
 
-/// Which experts a token goes to, and the weight of each.
+/// The choice of experts for a token, and their weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Routing {
     /// Experts per token.
@@ -28,7 +28,6 @@ pub struct Routing {
     pub sigmoid: bool,
     /// Weights of the chosen experts add up to `scale`.
     pub normalised: bool,
-    /// Factor of the weights.
     pub scale: f64,
     /// Number of groups of experts, and of the groups that experts are chosen from.
     pub groups: Option<(usize, usize)>,
@@ -39,15 +38,12 @@ pub struct Routing {
 pub struct Conventions {
     /// The family, if its forward pass is known.
     pub family: Option<&'static ModelFamily>,
-    /// How its norms centre.
     pub norm: NormKind,
     /// Added to a variance before its root is taken.
     pub epsilon: Option<f64>,
-    /// Factor of the embeddings.
     pub embedding_scale: f64,
     /// Factor of the output of each half of a layer, before it is added to the residual stream.
     pub residual_scale: f64,
-    /// Factor of the logits.
     pub logit_scale: f64,
     /// Soft cap of the logits (tanh).
     pub logit_cap: Option<f64>,
@@ -57,9 +53,7 @@ pub struct Conventions {
     pub attention_cap: Option<f64>,
     /// Length of the sliding window, and for each layer whether it has one.
     pub window: Option<(usize, Vec<bool>)>,
-    /// Rotary positions.
     pub rope: RopeConfig,
-    /// The activation of the MLP.
     pub activation: Activation,
     /// Limit of gate and `up`, where the MLP is `g · σ(1.702 g) · (1 + u)` of these, clamped (gpt-oss).
     pub clamped_gate: Option<f32>,
@@ -69,7 +63,6 @@ pub struct Conventions {
     pub parallel: bool,
     /// Queries, keys and values are fused head by head; otherwise all queries come first.
     pub fused_by_head: bool,
-    /// How experts are chosen, if there are any.
     pub routing: Option<Routing>,
 }
 
@@ -145,7 +138,7 @@ impl<'a> ConfigReader<'a> {
         self.value(keys)?.as_str()
     }
 
-    /// For each layer, whether it has a sliding window, if the configuration lists layers.
+    /// Whether each layer has a sliding window, if the configuration lists layers.
     pub(super) fn sliding_layers(self) -> Option<Vec<bool>> {
         let types = self.0.config_value("layer_types")?.as_array()?;
         Some(types.iter().map(|kind| kind.as_str() == Some("sliding_attention")).collect())
@@ -156,7 +149,6 @@ impl<'a> ConfigReader<'a> {
     }
 }
 
-/// The type that the embedding is stored in.
 fn embedding_type(checkpoint: &Checkpoint) -> Float {
     let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
     let found = checkpoint.tensors.iter().find(is_embedding);

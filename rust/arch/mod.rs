@@ -1,9 +1,9 @@
 //! Architectures: which tensor of a checkpoint has which place in the model, and how its configuration combines them.
 //!
 //! [`model`] finds tensors by role and layer, not by architecture, and leaves out what it does not find: the sensitivity
-//! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and gives a [`Runnable`], in
-//! which every part that a forward pass needs is present; the probe takes nothing else. What a configuration implies
-//! without saying it comes from the table of [`families`].
+//! source `weights` works on such a partial [`Model`]. [`Model::runnable`] checks it once and returns a [`Runnable`], in
+//! which every part that a forward pass needs is present. The probe accepts only that. The table of [`families`] adds
+//! what a configuration implies but does not state.
 
 mod check;
 pub(crate) mod conventions;
@@ -27,7 +27,6 @@ pub(crate) use runnable::{
 /// A linear layer: its matrix, and its bias if it has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
-    /// The tensor that holds the matrix.
     pub weight: &'a Tensor,
     /// Index of the matrix in `weight` if that is a stack of matrices, else 0.
     pub at: u64,
@@ -40,13 +39,11 @@ pub struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// Number of input channels.
     #[must_use]
     pub fn inputs(&self) -> usize {
         (if self.transposed { self.matrix.rows } else { self.matrix.cols }) as usize
     }
 
-    /// Number of output channels.
     #[must_use]
     pub fn outputs(&self) -> usize {
         (if self.transposed { self.matrix.cols } else { self.matrix.rows }) as usize
@@ -74,23 +71,19 @@ impl Linear<'_> {
     }
 }
 
-/// A vector of parameters, or one of several that a tensor holds one after the other.
+/// A vector of parameters: a whole tensor, or one of several vectors in it.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterVector<'a> {
-    /// The tensor.
     pub tensor: &'a Tensor,
     /// Index of the vector in it; 0 for the only one.
     pub at: u64,
 }
 
-/// A normalisation layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// The gain.
     pub weight: &'a Tensor,
     /// Whether `weight` is the gain minus one.
     pub minus_one: bool,
-    /// The shift, if it has one.
     pub bias: Option<&'a Tensor>,
 }
 
@@ -116,14 +109,11 @@ pub(crate) struct FoundMlp<'a> {
     pub down: Option<Linear<'a>>,
 }
 
-/// A mixture of experts as it was found.
 #[derive(Clone, Debug)]
 pub(crate) struct FoundExperts<'a> {
-    /// Scores the experts for each token.
     pub router: Option<Linear<'a>>,
     /// Added to the router's scores when experts are chosen, and only then.
     pub correction: Option<&'a Tensor>,
-    /// The routed experts.
     pub experts: Vec<FoundMlp<'a>>,
     /// The expert that processes every token.
     pub shared: Option<FoundMlp<'a>>,
@@ -131,7 +121,6 @@ pub(crate) struct FoundExperts<'a> {
     pub shared_gate: Option<Linear<'a>>,
 }
 
-/// One layer as it was found.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FoundLayer<'a> {
     pub index: usize,
@@ -148,19 +137,14 @@ pub(crate) struct FoundLayer<'a> {
 /// A decoder-only model as it was found in a checkpoint: embedding, layers, final norm, head.
 #[derive(Clone, Debug)]
 pub(crate) struct Model<'a> {
-    /// The token embedding.
     pub embedding: Linear<'a>,
     /// Learned position embeddings, if any.
     pub positions: Option<Linear<'a>>,
-    /// The layers in order.
     pub layers: Vec<FoundLayer<'a>>,
-    /// The norm before the head.
     pub final_norm: Option<Norm<'a>>,
     /// The head; `None` if it is tied to the embedding.
     pub head: Option<Linear<'a>>,
-    /// Number and size of the attention heads.
     pub heads: HeadShape,
-    /// How the parts are combined.
     pub conventions: Conventions,
 }
 
@@ -178,7 +162,7 @@ impl Model<'_> {
     }
 }
 
-/// The model in `checkpoint`, if everything that a forward pass needs is there and nothing is left over.
+/// Finds the model in `checkpoint`, and checks that all parts of its forward pass are present and no tensor is left over.
 ///
 /// # Errors
 /// A sentence that says what is missing, or which tensor has no place.
@@ -186,7 +170,7 @@ pub fn runnable(checkpoint: &Checkpoint) -> std::result::Result<Runnable<'_>, St
     model(checkpoint)?.runnable(checkpoint)
 }
 
-/// The elements of `vector`; `None` if the tensor does not hold whole vectors of `length` floats.
+/// Reads the elements of `vector`; `None` if the tensor does not hold whole vectors of `length` floats.
 ///
 /// # Errors
 /// [`Error::NonFinite`], and those of reading.

@@ -1,11 +1,11 @@
 //! Patterns of tensor names: `*` at the start matches any beginning, `#` matches a number.
 
-/// What the open places of a pattern match.
+/// The parts of a name that match the wildcards of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PatternMatch<'n> {
-    /// What `*` matches; empty if the pattern has none.
+    /// The match of `*`; empty if the pattern has no `*`.
     pub beginning: &'n str,
-    /// What `#` matches, if the pattern has one.
+    /// The match of `#`, if the pattern has one.
     pub number: Option<usize>,
 }
 

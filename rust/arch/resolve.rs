@@ -79,7 +79,6 @@ fn dense(role: Role) -> impl Fn(&Name) -> bool {
 #[derive(Clone, Copy)]
 struct Resolver<'a, 'c> {
     checkpoint: &'a Checkpoint,
-    /// Width of the residual stream.
     width: u64,
     conventions: &'c Conventions,
 }

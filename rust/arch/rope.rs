@@ -6,42 +6,54 @@ use super::conventions::ConfigReader;
 use crate::checkpoint::Checkpoint;
 use crate::math::{ln, pow, sin_cos};
 
-/// What a configuration says of rotary positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
     theta: f64,
     /// Base in sliding-window layers, where it differs.
     local_theta: Option<f64>,
-    /// Per layer, whether it is a sliding-window layer.
+    /// Whether each layer is a sliding-window layer.
     sliding: Vec<bool>,
     /// Fraction of a head's channels that are rotated.
     fraction: f64,
     /// Whether a pair is two adjacent channels (GPT-J); otherwise they are half of the rotated channels apart (NeoX).
     adjacent: bool,
-    /// Per layer, whether it has no positions (NoPE).
+    /// Whether each layer has no positions (NoPE).
     without: Vec<bool>,
     scaling: RopeScaling,
 }
 
-/// How frequencies are changed for longer contexts.
+/// Scaling of frequencies for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 enum RopeScaling {
     /// Unchanged, or changed only beyond the original context.
     None,
-    /// Divided by a factor.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// NTK-by-parts as in Llama 3: low frequencies divided by a factor, high ones unchanged, interpolated in between.
-    Llama3 { factor: f64, low: f64, high: f64, context: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        context: f64,
+    },
     /// YaRN: NTK-by-parts with bounds in channels, and cosines and sines multiplied by `attention`.
-    Yarn { factor: f64, fast: f64, slow: f64, context: f64, attention: f64 },
+    Yarn {
+        factor: f64,
+        fast: f64,
+        slow: f64,
+        context: f64,
+        attention: f64,
+    },
     /// LongRoPE: a factor for each frequency, and cosines and sines multiplied by `attention`.
-    Each { factors: Vec<f64>, attention: f64 },
-    /// A kind that is not known.
+    Each {
+        factors: Vec<f64>,
+        attention: f64,
+    },
     Unknown(String),
 }
 
-/// The rotary positions of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Radians per position, for each pair of a head that is rotated.

@@ -9,41 +9,34 @@ use crate::checkpoint::Tensor;
 /// Number of attention heads, and channels of one head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadShape {
-    /// Query heads.
     pub queries: usize,
     /// Key and value heads: each serves the same number of query heads.
     pub keys: usize,
-    /// Channels of one head.
     pub size: usize,
 }
 
-/// Queries, keys and values: three things, or all three in one.
+/// The projection to queries, keys and values: three separate items, or one fused item.
 #[derive(Clone, Copy, Debug)]
 pub enum Projection<T> {
     Split { query: T, key: T, value: T },
     Fused(T),
 }
 
-/// Attention over the residual stream.
 #[derive(Clone, Debug)]
 pub struct Attention<'a> {
-    /// The matrices before attention.
     pub projection: Projection<Linear<'a>>,
     /// Norm of the queries, over each head or over all.
     pub query_norm: Option<Norm<'a>>,
-    /// Norm of the keys.
     pub key_norm: Option<Norm<'a>>,
     /// One score per head that joins the softmax and has no value.
     pub sinks: Option<&'a Tensor>,
-    /// The matrix after attention.
     pub output: Linear<'a>,
-    /// Number and size of its heads.
     pub heads: HeadShape,
     /// Rotary positions; `None` where the layer has none.
     pub rope: Option<Rope>,
 }
 
-/// What mixes information between positions.
+/// The part of a layer that mixes information between positions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Mixer<'a> {
@@ -51,14 +44,14 @@ pub enum Mixer<'a> {
     Attention(Attention<'a>),
 }
 
-/// The first matrices of a feed-forward network, or something that there is one of for each of them.
+/// The first matrices of a feed-forward network, or one item for each of them.
 #[derive(Clone, Copy, Debug)]
 pub enum Expansion<T> {
     /// `act(up)`
     Plain(T),
     /// `act(gate) · up`
     Gated { gate: T, up: T },
-    /// The same, gate and up in one.
+    /// `act(gate) · up`, with gate and up fused.
     FusedGated(T),
 }
 
@@ -74,24 +67,19 @@ pub struct Mlp<'a> {
 /// The expert that processes every token.
 #[derive(Clone, Copy, Debug)]
 pub struct SharedExpert<'a> {
-    /// Its network.
     pub mlp: Mlp<'a>,
     /// Scales its output per token, through a sigmoid.
     pub gate: Option<Linear<'a>>,
 }
 
-/// A mixture of experts.
 #[derive(Clone, Debug)]
 pub struct Experts<'a> {
-    /// Scores the experts for each token.
     pub router: Linear<'a>,
     /// Added to the scores when experts are chosen, and only then.
     pub correction: Option<&'a Tensor>,
-    /// How experts are chosen.
     pub routing: Routing,
     /// The routed experts, all of one form.
     pub routed: Vec<Mlp<'a>>,
-    /// The shared expert.
     pub shared: Option<SharedExpert<'a>>,
 }
 
@@ -103,8 +91,8 @@ pub enum Ffn<'a> {
     Mixture(Experts<'a>),
 }
 
-/// One layer. Each half has a norm before it, after it, or both; in a parallel layer the second half may have none and
-/// then reads what the first reads.
+/// One layer. Each half has a norm before it, after it, or both. In a parallel layer the second half may have no norm; it
+/// then has the same input as the first half.
 #[derive(Clone, Debug)]
 pub struct Layer<'a> {
     pub index: usize,
@@ -119,19 +107,15 @@ pub struct Layer<'a> {
 /// A model that can be run.
 #[derive(Clone, Debug)]
 pub struct Runnable<'a> {
-    /// The token embedding.
     pub embedding: Linear<'a>,
     /// Learned position embeddings, if positions are not rotary.
     pub positions: Option<Linear<'a>>,
-    /// The layers in order.
     pub layers: Vec<Layer<'a>>,
-    /// The norm before the head.
     pub final_norm: Norm<'a>,
     /// The head's own matrix; `None` if it is tied to the embedding.
     pub own_head: Option<Linear<'a>>,
     /// Added to a variance before its root is taken.
     pub epsilon: f64,
-    /// How the parts are combined.
     pub conventions: Conventions,
 }
 
@@ -165,7 +149,7 @@ impl<T> Expansion<T> {
         std::iter::once(first).chain(second)
     }
 
-    /// The same form with what `make` makes of each.
+    /// Applies `make` to each item.
     pub fn map<U>(self, mut make: impl FnMut(T) -> U) -> Expansion<U> {
         match self {
             Self::Plain(up) => Expansion::Plain(make(up)),
@@ -176,21 +160,18 @@ impl<T> Expansion<T> {
 }
 
 impl<'a> Attention<'a> {
-    /// Its matrices.
     pub fn linears(&self) -> impl Iterator<Item = Linear<'a>> {
         self.projection.iter().copied().chain([self.output])
     }
 }
 
 impl<'a> Mlp<'a> {
-    /// Its matrices.
     pub fn linears(&self) -> impl Iterator<Item = Linear<'a>> {
         self.expansion.iter().copied().chain([self.down])
     }
 }
 
 impl<'a> Layer<'a> {
-    /// Its matrices.
     #[must_use]
     pub fn linears(&self) -> Vec<Linear<'a>> {
         let Mixer::Attention(attention) = &self.mixer;
@@ -215,7 +196,7 @@ impl<'a> Layer<'a> {
 }
 
 impl<'a> Runnable<'a> {
-    /// The matrix that gives logits: the head's own, or the embedding.
+    /// The matrix that computes logits: the head's own, or the embedding.
     #[must_use]
     pub fn head(&self) -> Linear<'a> {
         self.own_head.unwrap_or(self.embedding)

@@ -38,7 +38,6 @@ pub(crate) fn widen(isa: Isa, float: Float, source: &[u8], out: &mut [f32]) {
 }
 
 kernel! {
-    /// Appends `values`, rounded to bfloat16.
     fn append_bf16<V: Simd>(values: &[f32], out: &mut Vec<u8>) {
         let from = out.len();
         out.resize(from + values.len() * size_of::<bf16>(), 0);

@@ -476,7 +476,7 @@ fn decode_scaled<const N: usize>(
         for value in wide.iter_mut() {
             *value *= scale;
         }
-        float.put(wide, out);
+        float.round_to_bits(wide, out);
     }
 }
 

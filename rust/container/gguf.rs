@@ -1,10 +1,10 @@
-//! GGUF, version 3, as far as an importance matrix needs it: files of F32 tensors are written whole, and none are read.
+//! GGUF, version 3, as far as importance matrices need it: composes files of F32 tensors. It does not read files.
 //!
-//! A file is `GGUF`, the version, the numbers of tensors and of key-values, the key-values, a description of each tensor
-//! (name, dimensions from the innermost out, element type, offset of its data), and the data. Numbers are little-endian;
-//! a text is its length in bytes, and its bytes.
+//! A file consists of `GGUF`, the version, the numbers of tensors and of key-values, the key-values, a description of each
+//! tensor (name, dimensions from the innermost out, element type, offset of the data), and the data. Numbers are
+//! little-endian. A text is stored as its length in bytes and its bytes.
 
-/// Where data begin: multiples of this many bytes, counted from the beginning of all data.
+/// Alignment of the data of each tensor, in bytes from the start of the data section.
 const ALIGNMENT: usize = 32;
 
 const VERSION: u32 = 3;
@@ -12,20 +12,17 @@ const VERSION: u32 = 3;
 /// GGUF's number for elements of type F32.
 const F32: u32 = 0;
 
-/// A value of the key-values.
+/// A value of a key-value.
 pub(crate) enum Value {
-    /// A number.
     U32(u32),
-    /// A text.
     Text(String),
-    /// A list of texts.
     Texts(Vec<String>),
 }
 
-/// A tensor of F32.
+/// A tensor with elements of type F32.
 pub(crate) struct FloatTensor<'a> {
     pub(crate) name: String,
-    /// From the innermost dimension out.
+    /// Innermost dimension first.
     pub(crate) dimensions: Vec<usize>,
     pub(crate) values: &'a [f32],
 }
@@ -57,7 +54,7 @@ impl Value {
     }
 }
 
-/// The bytes of a file of `tensors`.
+/// Composes a whole file of `tensors`, with `metadata` as key-values.
 #[must_use]
 pub(crate) fn compose(metadata: &[(&str, Value)], tensors: &[FloatTensor<'_>]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();

@@ -13,12 +13,12 @@ pub(crate) struct StoredTensor {
     pub dtype: Dtype,
     pub shape: Vec<u64>,
     pub bytes: u64,
-    /// Whether it holds the rows of a matrix, one after the other, and so grows with them.
+    /// Whether its size is proportional to the rows of the matrix it encodes.
     pub grows: bool,
 }
 
 impl StoredTensor {
-    /// Bytes of it for each of `rows` rows; 0 if it does not grow with them.
+    /// Bytes per row of a matrix of `rows` rows; 0 if the size does not depend on the number of rows.
     pub(crate) fn row_bytes(&self, rows: u64) -> u64 {
         if self.grows { self.bytes.checked_div(rows).unwrap_or(0) } else { 0 }
     }

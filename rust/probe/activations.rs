@@ -8,7 +8,7 @@ use crate::error::Result;
 /// Rows of one unit of parallel work.
 const CHUNK_ROWS: usize = 16;
 
-/// Rows of `width` numbers, one after the other.
+/// Contiguous rows of `width` numbers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Activations {
     pub(super) width: usize,
@@ -37,7 +37,7 @@ impl Activations {
         &self.values[from * self.width..to * self.width]
     }
 
-    /// `count` rows, each filled by `fill`, which takes the row's number, in parallel.
+    /// Computes `count` rows in parallel. `fill` takes the number of a row and the row to fill.
     pub(super) fn computed(
         pass: Pass<'_>,
         count: usize,

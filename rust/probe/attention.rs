@@ -32,7 +32,6 @@ impl Span {
 
 /// The heads of one layer.
 pub(super) struct AttentionHeads {
-    /// Heads of queries.
     pub(super) queries: usize,
     /// Heads of keys and values.
     pub(super) keys: usize,
@@ -45,7 +44,7 @@ pub(super) struct AttentionHeads {
     pub(super) sinks: Vec<f32>,
 }
 
-/// Which way rotary positions are applied.
+/// The direction in which rotary positions are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rotation {
     /// To queries and keys.
@@ -54,7 +53,6 @@ pub(super) enum Rotation {
     Back,
 }
 
-/// Gradients at queries, keys and values.
 pub(super) struct QkvGradients {
     pub(super) query: Activations,
     pub(super) key: Activations,

@@ -10,19 +10,18 @@ use super::{LinearOutput, Session};
 use crate::arch::{Expansion, Linear, Mlp};
 use crate::error::Result;
 
-/// What a network remembers of its forward pass.
+/// The activations of a network's forward pass that the backward pass needs.
 pub(super) struct MlpTrace<'a> {
     /// Outputs of the first matrices.
     first: Expansion<LinearOutput<'a>>,
     /// Input of the last matrix.
     inner: Activations,
     down: Linear<'a>,
-    /// Output of the network.
     pub(super) out: Activations,
 }
 
 impl MlpTrace<'_> {
-    /// How many numbers it holds.
+    /// The number of elements it holds.
     pub(super) fn numbers(&self) -> usize {
         let first: usize = self.first.iter().map(|output| output.rows.values.len()).sum();
         first + self.inner.values.len() + self.out.values.len()
@@ -46,7 +45,6 @@ pub(super) fn forward<'a>(session: &Session<'_>, networks: &[(Mlp<'a>, &Activati
     Ok(traces.map(|((first, inner), last)| MlpTrace { first, inner, down: last.linear, out: last.rows }).collect())
 }
 
-/// Runs one network.
 pub(super) fn forward_one<'a>(session: &Session<'_>, mlp: Mlp<'a>, x: &Activations) -> Result<MlpTrace<'a>> {
     let mut first = mlp.expansion.map(|linear| LinearOutput::zeros(linear, x.count()));
     session.forward(first.iter_mut().map(|out| (x, out)).collect())?;
@@ -55,12 +53,12 @@ pub(super) fn forward_one<'a>(session: &Session<'_>, mlp: Mlp<'a>, x: &Activatio
     Ok(MlpTrace { first, inner, down: mlp.down, out })
 }
 
-/// The way back through one of several networks.
+/// The backward pass through one of several networks.
 pub(super) struct BackwardJob<'g, 'a> {
     trace: &'g MlpTrace<'a>,
     /// Input of the network.
     x: &'g Activations,
-    /// Gradients at its output, some for each row.
+    /// Gradients at its output: one row or more per row of the input.
     gradients: Cow<'g, Activations>,
     /// The rows of each window.
     windows: Vec<Range<usize>>,

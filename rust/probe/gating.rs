@@ -8,7 +8,7 @@ use crate::checkpoint::stream::Pass;
 use crate::error::Result;
 use crate::simd::math::{apply, slope};
 
-/// What lies between the matrices of a model's feed-forward networks.
+/// The non-linearity of a model's feed-forward networks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Gating {
     /// `act(up)`, or `act(gate) · up` where there is a gate.

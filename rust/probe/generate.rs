@@ -1,7 +1,7 @@
-//! Windows that the model writes itself: the first token of each text is given, the others are sampled from the model.
+//! Generates windows with the model: the first token of each text is given, the others are sampled.
 //!
-//! Every token takes a pass over all weights, however many texts are written side by side. So texts are short, and a window
-//! holds several, packed as the documents of a training set are.
+//! Every position takes one pass over all weights, for any number of texts in parallel. Texts are therefore short, and a
+//! window packs several of them, like the documents of a training set.
 
 use super::Session;
 use super::attention::Span;

@@ -1,6 +1,7 @@
 //! The output of the model: from the residual stream to the distribution of the next token, and back.
 //!
-//! The Fisher matrix of a position's logits is `diag(p) − p pᵀ`. The gradients that go back are random with that covariance:
+//! The Fisher matrix of a position's logits is `diag(p) − p pᵀ`. The backward pass starts from random gradients with that
+//! covariance:
 //!
 //! ```text
 //! u_v = √p_v e_v − p_v Σ_w √p_w e_w,        e_v = ±1
@@ -22,10 +23,10 @@ use crate::arch::Linear;
 use crate::error::Result;
 use crate::simd::math::{exp_minus, soft_cap};
 
-/// Bytes of logits that are held at a time.
+/// Bytes of logits in memory at a time.
 const LOGIT_BYTES: usize = 256 << 20;
 
-/// Logits of some tokens, and what normalises them to probabilities.
+/// Logits of some tokens, with the terms of the softmax.
 struct Logits {
     /// Logits after scale and cap.
     rows: Activations,
@@ -35,11 +36,9 @@ struct Logits {
     sum: Vec<f64>,
 }
 
-/// Gradients from the head.
 pub(super) struct HeadGradients {
     /// At the residual stream after the last layer, draw after draw.
     pub(super) stream: Activations,
-    /// Moments of the head's matrix.
     pub(super) moments: Moments,
     /// The logits and the gradients at them, if they were asked for.
     pub(super) trace: Option<LogitTrace>,
@@ -60,7 +59,7 @@ pub(super) fn visited_bytes(session: &Session<'_>, count: usize) -> u64 {
     2 * matrix.rows * matrix.row_bytes() * count.div_ceil(block(session)) as u64
 }
 
-/// Tokens whose logits are held at a time.
+/// Number of tokens whose logits are in memory at a time.
 fn block(session: &Session<'_>) -> usize {
     (LOGIT_BYTES / (4 * session.model.head().outputs())).max(1)
 }
@@ -129,7 +128,7 @@ fn slope(session: &Session<'_>, logit: f32) -> f32 {
     })
 }
 
-/// Goes through the head with the residual stream `x`, and back with random gradients, `draws` for each token.
+/// Runs the head on the residual stream `x`, and back with `draws` random gradients per token.
 pub(super) fn back_through_head(
     session: &Session<'_>,
     x: &Activations,

@@ -21,7 +21,7 @@ pub(super) struct KeyValueCache {
     value: Activations,
 }
 
-/// What a layer remembers of its forward pass.
+/// The activations of a layer's forward pass that the backward pass needs.
 pub(super) struct LayerTrace<'a> {
     attention: AttentionTrace,
     /// The residual stream between attention and MLP.
@@ -57,7 +57,7 @@ impl FfnTrace<'_> {
 }
 
 impl LayerTrace<'_> {
-    /// About how much memory it holds.
+    /// Approximate size in memory, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let attention = self.attention.projected.iter().chain([&self.attention.out, &self.middle]);
         let numbers: usize = attention.map(|rows| rows.values.len()).sum();
@@ -73,7 +73,7 @@ impl LayerTrace<'_> {
     }
 }
 
-/// A layer with its vectors read; its matrices are read as they are used.
+/// A layer whose vectors are in memory. Its matrices are read when they are used.
 pub(super) struct LoadedLayer<'s, 'a> {
     session: &'s Session<'a>,
     layer: &'a Layer<'a>,
@@ -155,7 +155,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         Cow::Owned(Activations { width: gradients.width, values })
     }
 
-    /// The residual stream after the layer, and what the way back needs.
+    /// Computes the residual stream after the layer, and the trace for the backward pass.
     pub(super) fn forward(
         &self,
         x: &Activations,

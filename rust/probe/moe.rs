@@ -10,15 +10,13 @@ use crate::arch::{Experts, Linear, Mlp, ParameterVector, SharedExpert};
 use crate::error::Result;
 use crate::math::exp;
 
-/// What a mixture remembers of its forward pass.
+/// The activations of a mixture's forward pass that the backward pass needs.
 pub(super) struct MoeTrace<'a> {
     experts: &'a Experts<'a>,
-    /// The route of each token.
     routes: Vec<Route>,
     /// The experts that any token went to.
     visits: Vec<Visit<'a>>,
     shared: Option<SharedTrace<'a>>,
-    /// Output of the mixture.
     pub(super) out: Activations,
 }
 
@@ -36,7 +34,6 @@ struct RoutedToken {
     choice: usize,
 }
 
-/// What the shared expert remembers.
 struct SharedTrace<'a> {
     trace: MlpTrace<'a>,
     gate: Option<SharedGate<'a>>,
@@ -49,7 +46,7 @@ struct SharedGate<'a> {
 }
 
 impl MoeTrace<'_> {
-    /// How many numbers it holds.
+    /// The number of elements it holds.
     pub(super) fn numbers(&self) -> usize {
         let visited: usize = self.visits.iter().map(|visit| visit.trace.numbers()).sum();
         let shared = self.shared.as_ref().map_or(0, |shared| shared.trace.numbers());

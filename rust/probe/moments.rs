@@ -1,4 +1,4 @@
-//! What the probe measures of a matrix: the squares of its weights' gradients, summed over rows and over columns.
+//! The moments of a matrix: the squares of its weights' gradients, summed over rows and over columns.
 //!
 //! The gradient of a window's log-probability with respect to weight `w_ij` is `Σ_t g_ti x_tj` over the window's tokens,
 //! `x` the layer's input and `g` the gradient at its output. Its square, expected, is the diagonal of the Fisher matrix
@@ -120,7 +120,7 @@ pub(super) fn squares(x: &Activations) -> Vec<f64> {
 }
 
 impl Moments {
-    /// Adds those of other tokens.
+    /// Adds the moments of other tokens.
     pub(super) fn add(&mut self, other: &Self) {
         if self.inputs.is_empty() {
             self.clone_from(other);

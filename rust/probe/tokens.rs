@@ -1,4 +1,4 @@
-//! Random tokens for the forward pass and random signs for the way back, all from one fixed generator.
+//! Random tokens for the forward pass and random signs for the backward pass, all from one fixed generator.
 
 use super::vocabulary::Vocabulary;
 
@@ -26,7 +26,8 @@ pub(super) fn unit(at: usize) -> f64 {
     (bits(SAMPLES, at as u64) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Windows `first..first + count`: each the vocabulary's first token, if it has one, and then random ones.
+/// Makes windows `first..first + count`. Each begins with the vocabulary's first token, if there is one, and continues with
+/// random tokens.
 #[must_use]
 pub(super) fn windows(vocabulary: &Vocabulary, first: usize, count: usize) -> Vec<u32> {
     let allowed = vocabulary.allowed();

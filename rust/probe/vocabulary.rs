@@ -1,4 +1,4 @@
-//! Which tokens may be drawn, and which one begins a text, from the tokenizer's files.
+//! The tokens that may be drawn, and the token that begins a text, from the tokenizer's files.
 //!
 //! Special tokens do not stand for text, and rows of the embedding beyond the tokenizer's are padding: neither is drawn.
 //! Without a tokenizer only the special tokens of `config.json` are known.
@@ -83,7 +83,7 @@ impl Vocabulary {
     /// The vocabulary of `checkpoint`, whose embedding has `rows` rows.
     ///
     /// # Errors
-    /// [`Error::File`] for a tokenizer that does not read as one, [`Error::Io`].
+    /// [`Error::File`] for a tokenizer that does not parse, [`Error::Io`].
     pub(crate) fn of(checkpoint: &Checkpoint, rows: usize) -> Result<Self> {
         let tokenizer: Option<TokenizerFile> = read(checkpoint, "tokenizer.json")?;
         let config: Option<TokenizerConfig> = read(checkpoint, "tokenizer_config.json")?;

@@ -1,7 +1,7 @@
 //! The Python bindings: one function for all verbs, JSON in and JSON out.
 //!
-//! A job runs on a thread of its own, without the interpreter. The calling thread wakes up every 50 ms: it checks for
-//! Ctrl-C and reports progress. At the end it turns an error into an exception.
+//! A job runs on its own thread, detached from the interpreter. The calling thread wakes up every 50 ms to check for
+//! signals (Ctrl-C) and to report progress. It raises an error of the job as an exception.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::pipeline::{
 };
 use crate::progress::Progress;
 
-/// How often the calling thread wakes up.
+/// Polling interval of the calling thread.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The native module.
@@ -43,19 +43,19 @@ fn defaults(py: Python<'_>) -> PyResult<Vec<u8>> {
     serde_json::to_vec(&pipeline::defaults()).map_err(|fault| exception(py, &Error::Bug(fault.to_string())))
 }
 
-/// The options that messages and hints may name, by a mark `⟨name⟩` or `⟨name=value⟩`.
+/// The names of options that occur in messages and hints, as marks `⟨name⟩` or `⟨name=value⟩`.
 #[pyfunction]
 fn options() -> Vec<&'static str> {
     OptionName::ALL.iter().map(|option| option.name()).collect()
 }
 
-/// The instruction set that kernels run with on this CPU.
+/// The instruction set that kernels use on this CPU.
 #[pyfunction]
 fn cpu_level() -> &'static str {
     crate::simd::Isa::detect().name()
 }
 
-/// The shape of a tensor of the checkpoint at `model`, and its elements as little-endian `f32`, decoded.
+/// Decodes a tensor of the checkpoint at `model`: its shape, and its elements as little-endian `f32`.
 #[pyfunction]
 fn weights<'py>(py: Python<'py>, model: &str, tensor: &str) -> PyResult<(Vec<u64>, Bound<'py, PyBytes>)> {
     let found = py.detach(|| pipeline::weights(model.as_ref(), tensor)).map_err(|error| exception(py, &error))?;
@@ -72,7 +72,7 @@ struct InspectRequest {
 
 /// Runs `verb` on the JSON text `request`, and returns the report as JSON text in UTF-8.
 ///
-/// `progress`, if given, is called every 50 ms with a stage, the bytes done and the bytes in all.
+/// It calls `progress`, if given, every 50 ms with the stage, the bytes done, and the bytes in all.
 #[pyfunction]
 #[pyo3(signature = (verb, request, progress=None))]
 fn call<'py>(
@@ -91,7 +91,7 @@ fn call<'py>(
         "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
         "check_output" => run(py, request, progress, |request: &OutputRequest, _| pipeline::check_output(request)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
-        _ => Err(PyValueError::new_err(format!("there is no verb `{verb}`"))),
+        _ => Err(PyValueError::new_err(format!("unknown verb `{verb}`"))),
     };
     report.map(|report| PyBytes::new(py, &report))
 }
@@ -120,7 +120,7 @@ fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
         while !finished.load(Ordering::Acquire) && !worker.is_finished() {
             py.detach(|| std::thread::park_timeout(TICK));
             if stopped.is_none()
-                && let Err(raised) = py.check_signals().and_then(|()| tell(callback, watch))
+                && let Err(raised) = py.check_signals().and_then(|()| report_progress(callback, watch))
             {
                 stopped = Some(raised);
                 watch.cancel();
@@ -131,22 +131,22 @@ fn run<Q: DeserializeOwned + Sync, A: Serialize + Send>(
     match (stopped, answer) {
         (Some(raised), _) => Err(raised),
         (None, Ok(answer)) => {
-            tell(callback, &watch)?;
+            report_progress(callback, &watch)?;
             Ok(answer)
         }
         (None, Err(error)) => Err(exception(py, &error)),
     }
 }
 
-/// Hands the state of the job to the callback.
-fn tell(callback: Option<&Bound<'_, PyAny>>, watch: &Progress) -> PyResult<()> {
+/// Calls the callback with the state of the job.
+fn report_progress(callback: Option<&Bound<'_, PyAny>>, watch: &Progress) -> PyResult<()> {
     let Some(callback) = callback else { return Ok(()) };
     let now = watch.snapshot();
     let stage = serde_json::to_value(now.stage).ok().and_then(|stage| stage.as_str().map(str::to_owned));
     callback.call1((stage, now.done_bytes, now.total_bytes)).map(|_| ())
 }
 
-/// The Python exception for `error`, made by `ramrs.errors`.
+/// Converts `error` to a Python exception, by `ramrs.errors.from_native`.
 fn exception(py: Python<'_>, error: &Error) -> PyErr {
     let made = || -> PyResult<Bound<'_, PyAny>> {
         let fields = PyDict::new(py);

@@ -42,15 +42,14 @@ pub(crate) struct SensitivityFile {
     probed: Option<ProbeRecord>,
 }
 
-/// How the probe was run that made some vectors.
+/// The options of the probe that computed some vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeRecord {
-    /// Version of the probe.
     pub version: u32,
     /// Number of tokens that was requested.
     pub tokens: usize,
-    /// Where the tokens came from.
+    /// The source of the tokens.
     pub mode: Mode,
     /// Random gradients for each token.
     pub draws: usize,
@@ -103,7 +102,7 @@ impl SensitivityFile {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// [`Error::File`] and [`Error::Entry`] for what is no such file, [`Error::Io`].
+    /// [`Error::File`] and [`Error::Entry`] for any other file, [`Error::Io`].
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let (shard, header) = Shard::open(path.to_owned(), path.display().to_string())?;
         let is = |key: &str| header.metadata.get(key).map(String::as_str);
@@ -124,7 +123,7 @@ impl SensitivityFile {
         Err(Error::file(path, FileFault::Document { what: "sensitivity file", reason }))
     }
 
-    /// How the probe was run, if it made the file.
+    /// The options of the probe, if the file is from the probe.
     #[must_use]
     pub(crate) fn probed(&self) -> Option<ProbeRecord> {
         self.probed

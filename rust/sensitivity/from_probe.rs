@@ -1,8 +1,8 @@
-//! Source `probe`: the moments that the probe measured, as two vectors for each matrix.
+//! Source `probe`: converts the moments that the probe has measured to two vectors per matrix.
 //!
 //! The squared gradients are approximated by their sums over rows and over columns ([`Moments`]) as `K_j R_i / Σ K`. Per
 //! token, that is `k_j = K_j / mean K` and `r_i = R_i / (tokens · draws · columns)`. In a sensitivity file `k` belongs to
-//! the stored columns and `r` to the stored rows: for a matrix with a row for each input the two are exchanged.
+//! the stored columns and `r` to the stored rows: for a matrix with a row for each input the two are swapped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,11 +11,11 @@ use super::table::{Table, TensorVectors};
 use crate::arch::{Ffn, Linear, Runnable};
 use crate::probe::{EXPERT_TOKENS, MatrixKey, Mode, Moments, Probe};
 
-/// Version of the probe; a change of any number it gives is a new one.
+/// Version of the probe. A change of any number that it computes is a new version.
 pub(crate) const VERSION: u32 = 1;
 
-/// How much more an error costs in a text that the model did not write than in one that it wrote, on average over two
-/// models (`docs/method.md`, "Foreign text"). It is the same for all matrices: it changes predictions, not plans.
+/// Ratio of the cost of an error in foreign text to its cost in text that the model has generated, on average over two
+/// models (`docs/method.md`, "Foreign text"). The ratio is the same for all matrices, so it changes predictions, not plans.
 const FOREIGN_TEXT_FACTOR: f64 = 1.2;
 
 /// Sums of squared gradients of one matrix by stored column and by stored row, per token, and mean squares of its inputs.
@@ -172,7 +172,7 @@ fn few(layer: usize, experts: &[usize], tokens: usize) -> String {
     )
 }
 
-/// The vectors by tensor, those of the matrices of a stack one after the other; gains are multiplied by `times`.
+/// Collects the vectors by tensor, and concatenates those of a stack. Multiplies gains by `times`.
 fn stored(sums: &BTreeMap<MatrixKey, MatrixSums>, times: f64, linears: &[Linear<'_>], embedding: &Linear<'_>) -> Table {
     let stacks: BTreeSet<&str> = linears
         .iter()

@@ -1,9 +1,9 @@
-//! The mean squares of inputs that the probe measured, as the importance matrix that `llama-quantize --imatrix` reads.
+//! Importance matrices for `llama-quantize --imatrix`, from the mean squares of inputs that the probe has measured.
 //!
 //! A GGUF file (version 3): `general.type` = `imatrix`, `imatrix.datasets`, `imatrix.chunk_count`, `imatrix.chunk_size`,
 //! and for each tensor `T` of the GGUF model `T.in_sum2` F32 `[inputs, matrices]`, sums of squared inputs, and `T.counts`
-//! F32 `[1, matrices]`, the number of tokens. Dimensions are innermost first. Experts are stacked, however the checkpoint
-//! stores them. Names are those that llama.cpp's converter gives.
+//! F32 `[1, matrices]`, the number of tokens. Dimensions are innermost first. Experts are always stacked. Names are those of
+//! llama.cpp's converter.
 
 use crate::arch::families::llama_cpp_name;
 use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
@@ -19,7 +19,6 @@ struct ImatrixEntry {
     counts: Vec<f32>,
 }
 
-/// The file.
 #[must_use]
 pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     let entries = entries(model, probe);
@@ -42,7 +41,7 @@ pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     compose(&metadata, &tensors)
 }
 
-/// All tensors that tokens went through, layer by layer.
+/// All tensors that have processed tokens, layer by layer.
 fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
     let mut entries = Vec::new();
     for layer in &model.layers {
@@ -75,7 +74,7 @@ fn entries(model: &Runnable<'_>, probe: &Probe) -> Vec<ImatrixEntry> {
     entries
 }
 
-/// Hands `put` the matrices of a mixture: those of the routed experts stacked, and a fused gate and up as two tensors.
+/// Calls `put` with the matrices of a mixture. Stacks those of the routed experts, and splits a fused gate and up in two.
 fn mixture(mixture: &Experts<'_>, put: &mut dyn FnMut(Role, &str, &[Linear<'_>])) {
     put(Role::Router, "", &[mixture.router]);
     let parts: Vec<Vec<(Role, Linear<'_>)>> = mixture.routed.iter().map(split).collect();
@@ -103,7 +102,7 @@ fn named<'a>(mlp: &Mlp<'a>) -> Vec<(Role, Linear<'a>)> {
     found
 }
 
-/// The same with a fused gate and up as two.
+/// The same matrices, with a fused gate and up split in two.
 fn split<'a>(mlp: &Mlp<'a>) -> Vec<(Role, Linear<'a>)> {
     match mlp.expansion {
         Expansion::FusedGated(both) => vec![(Role::Gate, both), (Role::Up, both), (Role::Down, mlp.down)],
@@ -111,7 +110,7 @@ fn split<'a>(mlp: &Mlp<'a>) -> Vec<(Role, Linear<'a>)> {
     }
 }
 
-/// The sums of one tensor, if any token went through it. A matrix that no token went through has counts and sums of 0.
+/// The sums of one tensor; `None` if it has processed no token. A matrix of a stack without tokens has counts and sums of 0.
 fn entry(probe: &Probe, name: String, linears: &[Linear<'_>]) -> Option<ImatrixEntry> {
     let moments: Vec<Option<&Moments>> =
         linears.iter().map(|found| probe.moments.get(&(found.weight.name.clone(), found.at))).collect();

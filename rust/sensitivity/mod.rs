@@ -62,17 +62,17 @@ pub struct MatrixSensitivity {
     pub signal: f64,
     /// `Σ_ij w_ij²`
     pub energy: f64,
-    /// Where the vectors come from, for the ledger.
+    /// The origin of the vectors, for the ledger.
     pub origin: Origin,
 }
 
-/// Where a matrix's vectors come from.
+/// The origin of the vectors of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// Second moments propagated through the weights.
     Propagated,
-    /// Nothing is known of its inputs: all channels count alike.
+    /// The inputs are unknown: all channels have the same importance.
     Flat,
     /// The model run on tokens of its own vocabulary.
     Probe,
@@ -91,7 +91,6 @@ pub(crate) struct Candidate<'a> {
     pub target: usize,
     /// Its elements in the source.
     pub view: View,
-    /// Its shape.
     pub matrix: Matrix,
 }
 

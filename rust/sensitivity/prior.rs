@@ -3,8 +3,8 @@
 //! An entry is the loss, in nats per token, of an error as large as the matrix's own output: the gain of a matrix is
 //! `r = 2 · prior / Σ_ij k_j w_ij²`, so that `L = prior · (noise energy ÷ signal energy at its output)`.
 //!
-//! How it was measured is in `docs/method.md` ("The role prior"). It is not a measurement of the model at hand:
-//! [`Prior::None`] leaves it out, and gains from a sensitivity file or from the probe replace it.
+//! `docs/method.md` ("The role prior") describes the measurement. It was not made on the model to be quantized:
+//! [`Prior::None`] disables the prior, and gains from a sensitivity file or from the probe replace it.
 
 use std::str::FromStr;
 
@@ -43,7 +43,7 @@ pub enum Prior {
     /// By role and depth.
     #[default]
     Roles,
-    /// Every matrix counts alike.
+    /// Every matrix has the same prior.
     None,
 }
 

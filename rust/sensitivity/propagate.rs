@@ -1,16 +1,16 @@
 //! Source `weights`: second moments propagated through the stored weights, no forward pass.
 //!
-//! `ρ`, the mean square of each channel of the residual stream, starts as that of the embedding's columns, and each layer
-//! adds to it (`docs/method.md`, "Propagated moments"):
+//! `ρ` is the mean square of each channel of the residual stream. It starts as the mean square of the embedding's columns,
+//! and each layer adds to it (`docs/method.md`, "Propagated moments"):
 //!
 //! - after a norm of gain `γ` and shift `β`: `k_j = γ_j² ρ_j / mean(ρ) + β_j²`;
 //! - after a linear layer: `Σ_j W_ij² k_j + b_i²`, a row's energy under `k`;
 //! - attention carries the values' moments to the output projection, as if one token were attended to;
-//! - a gated MLP gives `E[act(g)²] · E[u²]`, for independent Gaussian `g` and `u` of these moments.
+//! - a gated MLP yields `E[act(g)²] · E[u²]`, for independent Gaussian `g` and `u` with these moments.
 //!
-//! Diagonal moments lose what single large weights do to single channels. So they are mixed with equal importance of all
-//! channels, [`FLAT_SHARE`] of the energy: the mixture costs little where the moments are right, and bounds the damage where
-//! they are wrong. The gain is the [role prior](super::prior) divided by the energy of the output.
+//! Diagonal moments do not represent the effect of single large weights on single channels. They are therefore mixed with
+//! equal importance of all channels, [`FLAT_SHARE`] of the energy. The mixture costs little where the moments are right, and
+//! bounds the damage where they are wrong. The gain is the [role prior](super::prior) divided by the energy of the output.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -111,7 +111,7 @@ impl Propagated<'_> {
     }
 }
 
-/// Rows of a linear layer: those of a candidate, or all of them; and the outputs of the layer that they are.
+/// Rows of a linear layer (those of a candidate, or all rows), and the outputs that they correspond to.
 struct RowSlice {
     candidate: Option<usize>,
     view: View,

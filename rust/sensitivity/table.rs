@@ -56,7 +56,7 @@ impl TensorVectors {
             let r = r.map(|r| picked(r, within / cols, stride / cols, 1.0));
             return Some((k.into(), r.flatten()));
         }
-        // Stored with a row for each input: `k` and `r` are exchanged, and scaled so that the importance has mean 1.
+        // Stored with a row for each input: swaps `k` and `r`, and scales them so that the importance has mean 1.
         let mean = r?.iter().sum::<f32>() / rows as f32;
         if view.cols as usize != rows || view.col_stride as usize != cols || mean <= 0.0 {
             return None;
@@ -65,7 +65,8 @@ impl TensorVectors {
     }
 }
 
-/// Measures `candidates` under the vectors that `vectors` gives for each. Without any, all columns count alike.
+/// Measures `candidates` under the vectors that `vectors` returns for each. Without vectors, all columns have the same
+/// importance.
 ///
 /// # Errors
 /// Those of `vectors` and of [`energy::energies`].

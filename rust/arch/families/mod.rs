@@ -1,9 +1,9 @@
-//! The table of model families: what their code does and their configuration does not say, how their releases store
-//! matrices, and what runtimes call them. Another family is another entry in `table.rs`; one like Llama is one word.
+//! The table of model families: conventions that only their code contains, the storage of matrices in their releases, and
+//! the names that runtimes use. A new family is an entry in `table.rs`; a family like Llama is one word there.
 //!
 //! The probe and the output formats derive everything family-specific from this table. Names of tensors are
-//! [patterns](super::pattern). In an entry, the first rule that fits a name counts; a tensor that no rule fits is stored
-//! as it is used.
+//! [patterns](super::pattern). In an entry, the first rule that matches a name applies. A tensor without a matching rule is
+//! stored as it is used.
 
 mod table;
 
@@ -11,7 +11,7 @@ use super::pattern::{PatternMatch, matches};
 use crate::name::Role;
 use table::{BUFFERS, FAMILIES};
 
-/// Something that the code of a family does and its configuration does not mention.
+/// A convention that the code of a family contains but its configuration does not state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quirk {
     /// Embeddings are multiplied by the square root of their width, rounded to their own type.
@@ -32,13 +32,13 @@ pub enum Quirk {
     ClampedGate,
     /// Experts are scored by a sigmoid each, not by a softmax.
     SigmoidRouting,
-    /// The weights of the chosen experts add up to one, whatever the configuration says.
+    /// The weights of the chosen experts add up to one. The configuration is ignored.
     NormalisedShares,
     /// Every other layer, from the first on, has a sliding window.
     AlternateWindows,
 }
 
-/// How a stored tensor becomes one that is used.
+/// The conversion of a stored tensor to one that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
     /// It is used as it is stored.
@@ -49,14 +49,13 @@ pub enum Transform {
     Matrices {
         /// Stored with a row for each input.
         input_major: bool,
-        /// Which of its outputs are used.
         outputs: Outputs,
     },
     /// Every second element of each row, from this one on.
     Interleaved(u64),
     /// One is added to each element: norms that are stored minus one.
     PlusOne,
-    /// The last two dimensions are exchanged.
+    /// The last two dimensions are swapped.
     SwappedAxes,
     /// Of keys and values of multi-head latent attention: the rows of the keys of each head, transposed.
     LatentKeys,
@@ -75,14 +74,14 @@ pub enum Outputs {
     Alternate(u64),
 }
 
-/// How tensors are stored whose names match a pattern.
+/// The storage of tensors whose names match a pattern.
 #[derive(Debug)]
 pub struct StorageRule {
     stored: &'static str,
     becomes: Becomes,
 }
 
-/// What a stored tensor becomes.
+/// The use of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Becomes {
     /// Tensors that are used, by the pattern of their names.
@@ -93,12 +92,12 @@ pub enum Becomes {
     TiedHead,
 }
 
-/// What `mlx-lm` expects of a family.
+/// The form in which `mlx-lm` expects a family.
 #[derive(Clone, Copy, Debug)]
 pub struct MlxColumn {
-    /// Beginnings of names, and what `mlx-lm` calls them; the first match counts.
+    /// Prefixes of names, and their replacements in `mlx-lm`. The first match applies.
     pub prefixes: &'static [(&'static str, &'static str)],
-    /// What it calls `experts`, the module of stacked experts.
+    /// Its name for `experts`, the module of stacked experts.
     pub experts: &'static str,
     /// Rules for tensors that it uses in another form than the release.
     pub rules: &'static [&'static [StorageRule]],
@@ -108,16 +107,13 @@ pub struct MlxColumn {
     pub raw: &'static [&'static str],
 }
 
-/// Models with common code.
+/// Models that share code.
 #[derive(Debug)]
 pub struct ModelFamily {
-    /// Their `model_type`s.
     types: &'static [&'static str],
-    /// What their forward pass does and their configuration does not say; `None` if their forward pass is not known.
+    /// Conventions of their forward pass that their configuration does not state; `None` if their forward pass is unknown.
     pub quirks: Option<&'static [Quirk]>,
-    /// How their releases store tensors.
     storage: &'static [&'static [StorageRule]],
-    /// What `mlx-lm` expects.
     pub mlx: MlxColumn,
 }
 
@@ -134,13 +130,13 @@ impl StorageRule {
 }
 
 impl ModelFamily {
-    /// What the tensor `name` of a release becomes, if it is not used as it is stored.
+    /// The use of the tensor `name` of a release, if it is not used as it is stored.
     #[must_use]
     pub fn stored<'n>(&self, name: &'n str) -> Option<(Becomes, PatternMatch<'n>)> {
         StorageRule::find(self.storage.iter().copied().chain([BUFFERS]).flatten(), name)
     }
 
-    /// What the tensor `name` of a release becomes for `mlx-lm` only.
+    /// The use of the tensor `name` of a release in `mlx-lm` only.
     #[must_use]
     pub fn stored_for_mlx<'n>(&self, name: &'n str) -> Option<(Becomes, PatternMatch<'n>)> {
         StorageRule::find(self.mlx.rules.iter().copied().flatten(), name)

@@ -1,4 +1,4 @@
-//! The table itself. Names on the right of rules are those that the parts of a model have in most releases.
+//! The table itself. Rules map the names of a release to the names that most releases use.
 
 use super::{Becomes, MlxColumn, ModelFamily, Outputs, Quirk, StorageRule, Transform};
 
@@ -17,10 +17,10 @@ const fn matrices(input_major: bool, outputs: Outputs) -> Transform {
 const OUTPUT_MAJOR: Transform = matrices(false, Outputs::All);
 const INPUT_MAJOR: Transform = matrices(true, Outputs::All);
 
-/// What older releases of any family store.
+/// Tensors that older releases of any family contain.
 pub(super) const BUFFERS: &[StorageRule] = &[buffer("*rotary_emb.inv_freq")];
 
-/// Norms that are stored minus one, all of a model.
+/// All norms of a model, stored minus one.
 const NORMS_MINUS_ONE: &[StorageRule] = &[used("*norm.weight", &[("*norm.weight", Transform::PlusOne)])];
 
 /// Experts with a tensor for each matrix.
@@ -43,7 +43,7 @@ const NUMBERED_EXPERTS: &[StorageRule] = &[
     used("*.block_sparse_moe.experts.#.w3.weight", &[("*.block_sparse_moe.experts.up_proj.weight", Transform::Expert)]),
 ];
 
-/// Stacked experts, the outputs of gate and up one after the other.
+/// Stacked experts with fused gate and up, gate first.
 const FUSED_EXPERTS: &[StorageRule] = &[
     used(
         "*.mlp.experts.gate_up_proj",
@@ -93,7 +93,6 @@ const GPT_OSS: &[StorageRule] = &[
     used("*.mlp.experts.down_proj_bias", &[("*.mlp.experts.down_proj.bias", Transform::Same)]),
 ];
 
-/// Experts of Llama 4.
 const LLAMA4: &[StorageRule] = &[
     used(
         "*.feed_forward.experts.gate_up_proj",
@@ -115,7 +114,7 @@ const GPT2: &[StorageRule] = &[
     StorageRule { stored: "*lm_head.weight", becomes: Becomes::TiedHead },
 ];
 
-/// The causal mask of GPT-NeoX is called like a bias.
+/// The causal mask of GPT-NeoX, which is named like a bias.
 const GPT_NEOX: &[StorageRule] = &[buffer("*.attention.bias"), buffer("*.attention.masked_bias")];
 
 /// Convolutions, which `mlx-lm` stores with the channels last.
@@ -143,7 +142,7 @@ const LANGUAGE_MODEL: &[(&str, &str)] = &[
     ("", "language_model."),
 ];
 
-/// What `mlx-lm` takes as it is released.
+/// Families that `mlx-lm` loads in the form of the release.
 const MLX: MlxColumn = MlxColumn { prefixes: &[], experts: "experts", rules: &[], adds_one: false, raw: &[] };
 
 /// The same with experts under `mlx-lm`'s usual name.

@@ -1,13 +1,13 @@
-//! Products of matrices in memory: within a window, and within a head. All matrices are row-major, and every sum is that of
+//! Products of matrices in memory, of one window or one head. All matrices are row-major. The order of every sum is that of
 //! [`crate::probe::matmul::kernel`].
 
 use crate::probe::matmul::kernel::{
-    PANEL, PanelStep, Panels, STEPS, TILE, Tiles, ZERO_SUMS, accumulate_across, accumulate_along, lay_step,
+    PANEL, PanelStep, Panels, STEPS, TILE, Tiles, ZERO_SUMS, accumulate_across, accumulate_along, pack_step,
     unpack_across, unpack_along,
 };
 use crate::simd::Isa;
 
-/// `a · bᵀ`, of rows of `depth` numbers each.
+/// `a · bᵀ`; the rows of both have `depth` numbers.
 pub(in crate::probe) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
@@ -34,7 +34,7 @@ pub(in crate::probe) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) 
         for from in (0..depth).step_by(STEPS) {
             let panel = &mut panel[..(depth - from).min(STEPS)];
             for (step, row) in panel.iter_mut().zip(b.chunks_exact(columns).skip(from)) {
-                lay_step(step, &row[here.clone()]);
+                pack_step(step, &row[here.clone()]);
             }
             accumulate_across(isa, &x, from, &[panel], &mut sums);
         }
@@ -43,12 +43,12 @@ pub(in crate::probe) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) 
     y
 }
 
-/// `aᵀ · b`, of `depth` rows each.
+/// `aᵀ · b`; both have `depth` rows.
 pub(in crate::probe) fn matmul_tn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     matmul_nn(isa, &transposed(a, depth), b, depth)
 }
 
-/// `aᵀ`, of `rows` rows.
+/// `aᵀ`; `a` has `rows` rows.
 pub(in crate::probe) fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
     let columns = a.len() / rows;
     let mut out = vec![0.0; a.len()];

@@ -3,9 +3,9 @@
 //! Each element of `y` is the plain loop over `i`, in order, one fused multiply-add per step, and starts from the previous value
 //! of `y`. So the result does not depend on how the steps are split into calls, nor on the other rows and columns. The shapes
 //! fit the registers: [`TILE`] numbers of one side, each broadcast to all lanes, and [`PANEL`] lanes of the other make twelve
-//! sums of eight lanes. That is all that the 16 registers of AVX2 can hold with two more lanes and one number, and all that NEON
-//! can (four lanes per register, 32 registers); AVX-512 holds the sums in six registers. [`STEPS`] steps are taken at a time:
-//! that much of both sides stays in the L1 cache.
+//! sums of eight lanes. With two vectors of lanes and one number in addition, they fill the 16 registers of AVX2, and the 32
+//! registers of NEON (four lanes each). AVX-512 holds the sums in six registers. [`STEPS`] steps are processed at a time, so
+//! that the operands stay in the L1 cache.
 //!
 //! Activations are packed once for many products. Weights are not packed: a row of weights is read in place, as lanes where the
 //! sum is across rows ([`Tiles`] of `x`, [`accumulate_across`]), and number by number where it is along a row ([`Panels`] of
@@ -26,7 +26,7 @@ const PANEL_COLUMNS: usize = 2;
 /// The same, in lanes.
 pub(crate) const PANEL: usize = PANEL_COLUMNS * BAND_ROWS;
 
-/// Steps that are taken at a time.
+/// Steps that are processed at a time.
 pub(crate) const STEPS: usize = 128;
 
 /// One step of a panel.
@@ -211,7 +211,7 @@ kernel! {
 
 /// Writes `values`, at most [`PANEL`] of them, as one step. Missing columns are zero.
 #[inline]
-pub(crate) fn lay_step(step: &mut PanelStep, values: &[f32]) {
+pub(crate) fn pack_step(step: &mut PanelStep, values: &[f32]) {
     let flat = step.as_flattened_mut();
     if let Some(values) = values.first_chunk::<PANEL>() {
         flat.copy_from_slice(values);

@@ -1,10 +1,9 @@
-//! Products of activations with matrices of the checkpoint, which are read as they are needed and not kept.
+//! Products of activations with matrices of the checkpoint, which are read when they are needed and not kept.
 //!
 //! A matrix is stored with the weights of one output contiguous, or with those of one input ([`Linear::transposed`]), and
-//! used in both directions: forward sums over inputs, backward over outputs. What is summed over lies either within a row
-//! of the file ([`along`]: each row is read once, by one thread) or across rows ([`across`]: a block of rows is read once,
-//! and every thread traverses all of it for columns of its own). The result is the same
-//! ([`crate::probe::matmul::kernel`]).
+//! used in both directions: forward sums over inputs, backward over outputs. A sum runs either along a row of the file
+//! ([`along`]: each row is read once, by one thread) or across rows ([`across`]: a block of rows is read once, and every
+//! thread traverses all of it for columns of its own). Both give the same bits ([`crate::probe::matmul::kernel`]).
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -20,7 +19,7 @@ use crate::probe::Session;
 use crate::probe::activations::Activations;
 use crate::probe::matmul::kernel::{
     PANEL, PackedRows, PanelStep, STEPS, TILE, TileSums, Tiles, ZERO_SUMS, accumulate_across, accumulate_along,
-    accumulate_few, lay_step, unpack_across, unpack_along,
+    accumulate_few, pack_step, unpack_across, unpack_along,
 };
 use crate::simd::Isa;
 use crate::simd::vector::BAND_ROWS;
@@ -37,7 +36,7 @@ const BLOCK_BYTES: u64 = 16 << 20;
 /// Bytes of rows that are read at a time.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Which way a linear layer is traversed.
+/// The direction in which a linear layer is traversed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::probe) enum Direction {
     /// From inputs to outputs.
@@ -49,13 +48,12 @@ pub(in crate::probe) enum Direction {
 /// The activations, or gradients, that a matrix is multiplied with.
 #[derive(Clone, Copy)]
 pub(in crate::probe) enum Input<'p> {
-    /// In memory.
     Whole(&'p Activations),
-    /// Computed when it is needed, for a range of what is summed over: rows as long as that range.
+    /// Computed on demand, for a range of the summation index. Rows are as long as the range.
     Computed(&'p (dyn Fn(Range<usize>) -> Activations + Sync)),
 }
 
-/// One term of a [`Product`]: a layer, and what it is multiplied with.
+/// One term of a [`Product`]: a layer and its input.
 #[derive(Clone, Copy)]
 pub(in crate::probe) struct Operand<'p, 'a> {
     pub(in crate::probe) linear: Linear<'a>,
@@ -83,26 +81,26 @@ impl<'p, 'a> Operand<'p, 'a> {
     }
 }
 
-/// A sum of products of matrices with their inputs, and the rows that it becomes.
+/// A sum of products of matrices with their inputs, and the rows of the result.
 pub(in crate::probe) struct Product<'p, 'a> {
     pub(in crate::probe) operands: Vec<Operand<'p, 'a>>,
     pub(in crate::probe) out: &'p mut Activations,
 }
 
-/// What is multiplied to make `count` rows.
+/// The terms of a sum of `count` rows.
 struct Sum<'p, 'a> {
     operands: Vec<Operand<'p, 'a>>,
     count: usize,
 }
 
 impl Sum<'_, '_> {
-    /// Whether what is summed over lies within rows of the file.
+    /// Whether the sum runs along rows of the file, not across them.
     fn is_along(&self, direction: Direction) -> bool {
         self.operands.iter().all(|operand| operand.linear.transposed == (direction == Direction::Back))
     }
 }
 
-/// Inputs in the kernel's layout, each packed once however often it is used.
+/// Inputs in the kernel's layout. Each is packed once, for any number of uses.
 struct Packer<'p, const N: usize> {
     distinct: Vec<&'p Activations>,
 }
@@ -159,7 +157,7 @@ pub(in crate::probe) fn products(
     across(session, &across_rows.0, &mut across_rows.1)
 }
 
-/// Some columns of the rows that a [`Sum`] becomes.
+/// Some columns of the result of a [`Sum`].
 struct SumColumns {
     sum: usize,
     columns: Range<usize>,
@@ -251,7 +249,7 @@ struct RowRead {
     rows: Range<u64>,
 }
 
-/// Panels side by side, and a buffer for the widened weights that are laid into them.
+/// Adjacent panels, and a buffer for the widened weights that are packed into them.
 #[derive(Default)]
 struct PanelBuffer {
     wide: Vec<f32>,
@@ -259,8 +257,8 @@ struct PanelBuffer {
 }
 
 impl PanelBuffer {
-    /// Lays the elements `columns` of each of `rows`, which are `row_bytes` long; each row is a step.
-    fn lay(&mut self, isa: Isa, float: Float, (rows, row_bytes): (&[u8], usize), columns: &Range<usize>) {
+    /// Packs the elements `columns` of each of `rows`, which are `row_bytes` long. Each row is a step.
+    fn pack_columns(&mut self, isa: Isa, float: Float, (rows, row_bytes): (&[u8], usize), columns: &Range<usize>) {
         let size = float.bytes();
         let columns_of = columns.clone().step_by(PANEL).map(|from| from..(from + PANEL).min(columns.end));
         for (panel, columns) in self.panels.iter_mut().zip(columns_of) {
@@ -268,15 +266,15 @@ impl PanelBuffer {
             self.wide.resize(columns.len(), 0.0);
             for (step, row) in panel.iter_mut().zip(rows.chunks_exact(row_bytes)) {
                 widen(isa, float, &row[columns.start * size..columns.end * size], &mut self.wide);
-                lay_step(step, &self.wide);
+                pack_step(step, &self.wide);
             }
         }
     }
 }
 
-/// What the rows of a [`RowRead`] are multiplied with.
+/// The input of the rows of a [`RowRead`].
 enum RowInput {
-    /// The packed input of this index, from the step on that is the first of these rows.
+    /// The packed input of this index. Its first step belongs to the first of these rows.
     Shared(usize),
     /// Computed for these rows.
     Own(Tiles),
@@ -312,7 +310,7 @@ fn across(session: &Session<'_>, sums: &[Sum<'_, '_>], out: &mut [&mut Activatio
                 };
                 let row_bytes = matrix.row_bytes() as usize;
                 for (at, rows) in block.bytes().chunks(STEPS * row_bytes).enumerate() {
-                    buffer.lay(pass.isa, matrix.float, (rows, row_bytes), columns);
+                    buffer.pack_columns(pass.isa, matrix.float, (rows, row_bytes), columns);
                     let both: [&[PanelStep]; PANELS] = [&buffer.panels[0], &buffer.panels[1]];
                     accumulate_across(pass.isa, x, first + at * STEPS, &both[..panels], &mut totals);
                 }
@@ -334,7 +332,6 @@ struct Term<'p, 'a> {
     input: TermInput<'p>,
 }
 
-/// The input of a [`Term`].
 enum TermInput<'p> {
     /// Index among the packed ones.
     Packed(usize),
@@ -350,7 +347,7 @@ impl<'p, 'a> Term<'p, 'a> {
         Self { linear: operand.linear, input }
     }
 
-    /// Reads `rows` of the matrix, and prepares what they are multiplied with.
+    /// Reads `rows` of the matrix, and prepares their input.
     fn read(&self, session: &Session<'_>, reader: &mut Reader, rows: &Range<u64>) -> Result<(Block, RowInput)> {
         let row_bytes = self.linear.matrix.row_bytes();
         let bytes = self.linear.offset() + rows.start * row_bytes..self.linear.offset() + rows.end * row_bytes;
