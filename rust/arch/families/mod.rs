@@ -102,7 +102,7 @@ pub struct MlxColumn {
     /// Rules for tensors that it uses in another form than the release.
     pub rules: &'static [&'static [StorageRule]],
     /// Whether it adds one to gains that are stored minus one.
-    pub adds_one: bool,
+    pub plus_one: bool,
     /// Matrices that it holds outside of any module, and so cannot read quantized.
     pub raw: &'static [&'static str],
 }

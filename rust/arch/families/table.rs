@@ -143,7 +143,7 @@ const LANGUAGE_MODEL: &[(&str, &str)] = &[
 ];
 
 /// Families that `mlx-lm` loads in the form of the release.
-const MLX: MlxColumn = MlxColumn { prefixes: &[], experts: "experts", rules: &[], adds_one: false, raw: &[] };
+const MLX: MlxColumn = MlxColumn { prefixes: &[], experts: "experts", rules: &[], plus_one: false, raw: &[] };
 
 /// The same with experts under `mlx-lm`'s usual name.
 const MLX_SWITCH: MlxColumn = MlxColumn { experts: "switch_mlp", ..MLX };
@@ -161,7 +161,7 @@ pub(super) const FAMILIES: &[ModelFamily] = {
     };
     /// Gemma's norms add one to their gains, here and in `mlx-lm`.
     const fn gemma(model_type: &'static [&'static str], quirks: &'static [Quirk]) -> ModelFamily {
-        let mlx = MlxColumn { adds_one: true, ..MLX };
+        let mlx = MlxColumn { plus_one: true, ..MLX };
         ModelFamily { storage: &[NORMS_MINUS_ONE], mlx, ..like_llama(model_type, quirks) }
     }
     &[

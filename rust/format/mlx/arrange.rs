@@ -137,7 +137,7 @@ fn uses(family: &ModelFamily, name: &str) -> std::result::Result<Vec<UsedAs>, &'
     let of = |&(pattern, transform): &(&str, Transform)| {
         let name = pattern.replacen(".experts.", &format!(".{}.", column.experts), 1);
         let name = renamed(&name.replacen('*', found.beginning, 1));
-        let transform = if transform == Transform::PlusOne && column.adds_one { Transform::Same } else { transform };
+        let transform = if transform == Transform::PlusOne && column.plus_one { Transform::Same } else { transform };
         UsedAs { name, transform, expert: found.number }
     };
     Ok(parts.iter().map(of).collect())
