@@ -7,14 +7,14 @@
 //! |---|---|---|
 //! | 0 | `option` `error` `progress` `dtype` `math` `digest` | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
 //! | 1 | `simd` `name` `pool` | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
-//! | 2 | `band` `codec` `container` `checkpoint` | eight rows side by side; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
-//! | 3 | `pass` `arch` `format` | the loop over bands; which tensor plays which part; one folder for each output format |
+//! | 2 | `band` `codec` `container` `checkpoint` | transposed tiles of eight rows; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
+//! | 3 | `pass` `arch` `format` | the loop over bands; the place of each tensor in the model; one folder for each output format |
 //! | 4 | `policy` `budget` `probe` `sensitivity` | what may be quantized to what; how large the result may be; the model run on its own vocabulary; how much an error matters |
 //! | 5 | `rate_distortion` `allocate` | rate–distortion curves; budget → allocation with a bound |
 //! | 6 | `schema` | analyses, plans, manifests |
 //! | 7 | `job` | units of work that write, and reading back what they wrote |
-//! | 8 | `pipeline` | the verbs, and the only place that knows the order of the stages |
-//! | 9 | `py` | the Python door (feature `python`) |
+//! | 8 | `pipeline` | the verbs; only they know the order of the stages |
+//! | 9 | `py` | the Python bindings (feature `python`) |
 
 mod allocate;
 mod arch;
@@ -75,7 +75,6 @@ pub mod bench {
     pub use crate::pass::energy::{EnergyJob, energies};
     pub use crate::pool::Workers;
     pub use crate::probe::{Mode, Options, probe};
-
     pub use crate::progress::Progress;
     pub use crate::rate_distortion::{Member, StackJob, curves};
     pub use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
