@@ -3,8 +3,8 @@
     python benches/instructions.py [--record]
 
 A count does not depend on the clock or on the load of the machine, so a change of one per cent comes from the code
-(or from the compiler, which the record names). Counts are per weight, the difference of a longer and a shorter run. valgrind is
-needed; it has no AVX-512, so these are the counts of AVX2.
+(or from the compiler, which the record names). Counts are per weight, the difference of a longer and a shorter run.
+valgrind is needed; it has no AVX-512, so these are the counts of AVX2.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-//! `ramrs` compresses LLM checkpoints from their weights alone, to a size the user names.
+//! `ramrs` compresses LLM checkpoints to a given size, from their weights alone.
 //!
-//! No calibration text, no forward pass over data, no GPU, no network. See `docs/design.md` for the architecture, and
-//! `docs/method.md` for the mathematics. A module uses only modules above it in this list (a test holds that):
+//! It needs no calibration text, no forward pass over data, no GPU and no network. `docs/design.md` describes the
+//! architecture and `docs/method.md` the mathematics. A module uses only modules above it in this table; a test checks it:
 //!
 //! | rank | modules | duty |
 //! |---|---|---|
 //! | 0 | `option` `error` `progress` `dtype` `math` `digest` | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
 //! | 1 | `simd` `name` `pool` | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
-//! | 2 | `band` `codec` `container` `checkpoint` | transposed tiles of eight rows; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
-//! | 3 | `pass` `arch` `format` | the loop over bands; the place of each tensor in the model; one folder for each output format |
-//! | 4 | `policy` `budget` `probe` `sensitivity` | what may be quantized to what; how large the result may be; the model run on its own vocabulary; how much an error matters |
+//! | 2 | `band` `codec` `container` `checkpoint` | tiles of eight rows; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
+//! | 3 | `pass` `arch` `format` | the loop over bands; model families and the tensors of their layers; one folder per output format |
+//! | 4 | `policy` `budget` `probe` `sensitivity` | schemes allowed for each tensor; budgets; forward and backward passes over sampled vocabulary tokens; cost of an error in each weight |
 //! | 5 | `rate_distortion` `allocate` | rate–distortion curves; budget → allocation with a bound |
 //! | 6 | `schema` | analyses, plans, manifests |
-//! | 7 | `job` | units of work that write, and reading back what they wrote |
-//! | 8 | `pipeline` | the verbs; only they know the order of the stages |
+//! | 7 | `job` | units of work that write; reading back |
+//! | 8 | `pipeline` | the verbs and the order of their stages |
 //! | 9 | `py` | the Python bindings (feature `python`) |
 
 mod allocate;
@@ -58,7 +58,7 @@ pub use schema::manifest::Manifest;
 pub use schema::plan::Plan;
 pub use sensitivity::prior::Prior;
 
-/// What `benches/` measure. Not part of the interface: it may change with any commit.
+/// Items that `benches/` measure. They are not part of the interface and may change with any commit.
 #[doc(hidden)]
 pub mod bench {
     pub use crate::arch::runnable;

@@ -179,7 +179,7 @@ impl Spec {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyOptions {
-    /// Minimum bits per code. A value of 2 also lifts the floor.
+    /// Minimum bits per code. An explicit minimum, such as 2, also lifts the floor.
     pub min_bits: Option<u8>,
     /// Maximum bits per code. Tensors that can be quantized are then not kept.
     pub max_bits: Option<u8>,

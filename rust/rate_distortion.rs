@@ -159,10 +159,10 @@ fn bands_per_matrix(wanted: u64, count: usize) -> u64 {
 }
 
 /// A matrix: index of its stack, index within the stack.
-type At = (usize, usize);
+type MatrixIndex = (usize, usize);
 
-/// Signal, energy and noises of one band. Signal and energy are summed for samples only: those of the whole matrix are
-/// known.
+/// Signal, energy and noises of one band. Signal and energy are summed for samples only, since the sums over the whole
+/// matrix are known.
 struct BandSums {
     signal: f64,
     energy: f64,
@@ -191,8 +191,8 @@ pub fn curves(
         let of = move |(at, member): (usize, &Member<'_>)| ((stack, at), sample(bands(member.matrix), wanted));
         stacks[stack].matrices.iter().enumerate().map(of)
     };
-    let each = |stack: usize| bands_per_matrix(sample_bands, stacks[stack].matrices.len());
-    let first: Vec<_> = (0..stacks.len()).flat_map(|stack| sampled(stack, each(stack))).collect();
+    let per_matrix = |stack: usize| bands_per_matrix(sample_bands, stacks[stack].matrices.len());
+    let first: Vec<_> = (0..stacks.len()).flat_map(|stack| sampled(stack, per_matrix(stack))).collect();
     let mut estimates = encode(pass, encoder, stacks, &first)?.into_iter();
     let mut curves: Vec<Vec<SchemeNoise>> = stacks
         .iter()
@@ -203,7 +203,7 @@ pub fn curves(
         let error = curve.iter().map(|point| point.standard_error).fold(0.0, f64::max);
         if error > TARGET_ERROR {
             let longest = stacks[at].matrices.iter().map(|member| bands(member.matrix)).max().unwrap_or(0);
-            let wanted = longest.min(each(at)) as f64 * (error / TARGET_ERROR) * (error / TARGET_ERROR);
+            let wanted = longest.min(per_matrix(at)) as f64 * (error / TARGET_ERROR) * (error / TARGET_ERROR);
             #[expect(clippy::cast_sign_loss, reason = "a count")]
             again.extend(sampled(at, wanted.ceil() as u64));
             which.push(at);
@@ -222,10 +222,10 @@ fn encode(
     pass: Pass<'_>,
     encoder: Encoder,
     stacks: &[&StackJob<'_>],
-    sampled: &[(At, Vec<u64>)],
+    sampled: &[(MatrixIndex, Vec<u64>)],
 ) -> Result<Vec<Vec<Estimate>>> {
     let member = |job: usize| stacks[sampled[job].0.0].matrices[sampled[job].0.1];
-    let job = |(at, (_, sample)): (usize, &(At, Vec<u64>))| {
+    let job = |(at, (_, sample)): (usize, &(MatrixIndex, Vec<u64>))| {
         let Member { view, matrix, .. } = member(at);
         BandJob { matrix, view: Some(view), selection: BandSelection::Sampled(sample.clone()) }
     };

@@ -63,7 +63,7 @@ struct Piece {
 
 /// The stored data and errors of a chunk.
 #[derive(Default)]
-pub(crate) struct Made {
+pub(crate) struct WrittenChunk {
     /// Bytes of each part.
     pub parts: Vec<Vec<u8>>,
     /// One entry per band, so that the sum does not depend on the chunk size.
@@ -73,7 +73,7 @@ pub(crate) struct Made {
 /// The result of a piece of work.
 enum Done {
     Bytes(Vec<u8>),
-    Made(Made),
+    Written(WrittenChunk),
 }
 
 /// Shared state of all chunks.
@@ -120,7 +120,7 @@ pub(crate) fn encode(
         let consume = |piece: &Piece, done| {
             match (&piece.work, done) {
                 (Work::Digest(chunk), Done::Bytes(bytes)) => digests.take(chunk, &bytes)?,
-                (Work::Unit(chunk), Done::Made(made)) => records.take(chunk, &made),
+                (Work::Unit(chunk), Done::Written(made)) => records.take(chunk, &made),
                 _ => return Err(Error::Bug("a piece of work returned a result of another kind".to_owned())),
             }
             Ok(())
@@ -137,7 +137,7 @@ pub(crate) fn encode(
                     let part = &pass.checkpoint.parts[*part];
                     Done::Bytes(reader.stored(pass.checkpoint, part, range.clone())?.to_vec())
                 }
-                Work::Unit(chunk) => Done::Made(writer.make(chunk, reader, scratch)?),
+                Work::Unit(chunk) => Done::Written(writer.write_chunk(chunk, reader, scratch)?),
             };
             pass.progress.advance(piece.bytes);
             Ok(done)
@@ -216,21 +216,21 @@ impl Writer<'_> {
         }
     }
 
-    fn make(&self, chunk: &UnitChunk, reader: &mut Reader, scratch: &mut Scratch) -> Result<Made> {
+    fn write_chunk(&self, chunk: &UnitChunk, reader: &mut Reader, scratch: &mut Scratch) -> Result<WrittenChunk> {
         match &chunk.span {
-            UnitSpan::Bytes(range) => self.copied(chunk.id, range, reader),
-            UnitSpan::Bands(bands) => self.encoded(chunk.id, bands, reader, scratch),
+            UnitSpan::Bytes(range) => self.copy(chunk.id, range, reader),
+            UnitSpan::Bands(bands) => self.encode_bands(chunk.id, bands, reader, scratch),
             UnitSpan::Rows(rows) => {
                 let job = &self.jobs[chunk.id.output];
                 let parts = kept_rows(self.pass.checkpoint, job, chunk.id.view, rows, reader)?;
-                self.put(chunk.id, rows.start, &parts)?;
-                Ok(Made { parts, noise: Vec::new() })
+                self.write_rows(chunk.id, rows.start, &parts)?;
+                Ok(WrittenChunk { parts, noise: Vec::new() })
             }
         }
     }
 
     /// Copies bytes of the source unchanged.
-    fn copied(&self, id: UnitId, range: &Range<u64>, reader: &mut Reader) -> Result<Made> {
+    fn copy(&self, id: UnitId, range: &Range<u64>, reader: &mut Reader) -> Result<WrittenChunk> {
         let tensor = &self.pass.checkpoint.tensors[self.view(id).tensor];
         let source = reader.bytes(self.pass.checkpoint, tensor, range.clone())?;
         let first = range.start / (tensor.dtype.bits() / 8).max(1);
@@ -238,11 +238,17 @@ impl Writer<'_> {
         let location = self.jobs[id.output].locations[0];
         let (file, path) = &self.files[location.file];
         write_at(file, path, source, location.offset + range.start)?;
-        Ok(Made { parts: vec![source.to_vec()], noise: Vec::new() })
+        Ok(WrittenChunk { parts: vec![source.to_vec()], noise: Vec::new() })
     }
 
     /// Encodes bands of a unit and writes their parts.
-    fn encoded(&self, id: UnitId, bands: &Range<u64>, reader: &mut Reader, scratch: &mut Scratch) -> Result<Made> {
+    fn encode_bands(
+        &self,
+        id: UnitId,
+        bands: &Range<u64>,
+        reader: &mut Reader,
+        scratch: &mut Scratch,
+    ) -> Result<WrittenChunk> {
         let (view, job, checkpoint) = (self.view(id), &self.jobs[id.output], self.pass.checkpoint);
         let StoreMode::Encoded(scheme, float, sensitivities) = job.mode else {
             return Err(Error::Bug("a chunk of bands belongs to an output without a scheme".to_owned()));
@@ -254,19 +260,19 @@ impl Writer<'_> {
             .ok_or_else(|| Error::Bug("a chunk of bands belongs to a view that is not a matrix".to_owned()))?;
         let (all, rows) = (rows_of(matrix, bands), job.target.rows());
         let room = |part: &StoredTensor| Vec::with_capacity((part.row_bytes(rows) * (all.end - all.start)) as usize);
-        let mut made = Made { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
+        let mut made = WrittenChunk { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
         reader.bands((checkpoint, self.pass.isa), view, bands, |rows, columns, stored| {
             let band = Band { rows: (rows.end - rows.start) as usize, stored, columns };
             let errors = self.encoder.encode(scheme, (float, scratch), band, &metric, &mut made.parts);
             made.noise.push(Noise::of(&errors[..band.rows], &vectors.gain, rows.start as usize));
             Ok(())
         })?;
-        self.put(id, all.start, &made.parts)?;
+        self.write_rows(id, all.start, &made.parts)?;
         Ok(made)
     }
 
     /// Writes the data of a unit's rows, from row `first` on, at their locations.
-    fn put(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
+    fn write_rows(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let job = &self.jobs[id.output];
         let rows = job.target.rows();
         let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());

@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 use crate::option::OptionName;
 use crate::schema::manifest::FILE_NAME;
 
-/// Checks that `output` is not the source in `source_dir`, not inside or around it, and does not exist yet. If `model`
-/// is a single file, the output may be in the same directory.
+/// Checks that `output` is not, contains or lies in the source directory `source_dir`, and that no other run is writing
+/// it. It must not exist, unless `overwrite` is set and it is empty or an earlier output. If `model` is a single file, the
+/// output may be in the same directory.
 ///
 /// # Errors
 /// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::NotOurs`], [`Error::Locked`].
-pub(crate) fn may_write(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
+pub(crate) fn check_output_path(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
     if output.as_os_str().is_empty() {
         return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
     }

@@ -29,7 +29,7 @@ pub(crate) type Slices = BTreeMap<String, Vec<(u64, String)>>;
 
 /// The remaining slices of a tensor that is being read.
 #[derive(Default)]
-struct Sliced<'a> {
+struct SliceCheck<'a> {
     rest: &'a [(u64, String)],
     /// Bytes left in the current slice.
     left: u64,
@@ -37,7 +37,7 @@ struct Sliced<'a> {
     differs: bool,
 }
 
-impl<'a> Sliced<'a> {
+impl<'a> SliceCheck<'a> {
     fn new(slices: &'a [(u64, String)]) -> Self {
         Self { rest: slices, left: slices.first().map_or(0, |slice| slice.0), ..Self::default() }
     }
@@ -56,7 +56,7 @@ impl<'a> Sliced<'a> {
         }
     }
 
-    fn is_as_written(&self) -> bool {
+    fn is_equal(&self) -> bool {
         self.rest.is_empty() && !self.differs
     }
 }
@@ -77,7 +77,7 @@ pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progre
     let mut tensors: Vec<(TensorEntry, String)> = Vec::with_capacity(entries.len());
     let mut stacks = Vec::new();
     let slices_of = |entry: Option<&TensorEntry>| {
-        Sliced::new(entry.and_then(|entry| slices.get(&entry.name)).map(Vec::as_slice).unwrap_or_default())
+        SliceCheck::new(entry.and_then(|entry| slices.get(&entry.name)).map(Vec::as_slice).unwrap_or_default())
     };
     let mut entries = entries.into_iter().peekable();
     let mut current = Digest::default();
@@ -89,7 +89,7 @@ pub(crate) fn content(dir: &Path, name: &str, slices: &Slices, progress: &Progre
         while let Some(entry) = entries.next_if(|entry| entry.offset + entry.bytes == bytes) {
             let sha256 = std::mem::take(&mut current).finish();
             sliced.update(&[]);
-            if slices.contains_key(&entry.name) && sliced.is_as_written() {
+            if slices.contains_key(&entry.name) && sliced.is_equal() {
                 stacks.push((entry.name.clone(), sha256.clone()));
             }
             tensors.push((entry, sha256));

@@ -30,7 +30,7 @@ impl Staging {
         if out.symlink_metadata().is_ok() && !overwrite {
             return Err(Error::OutputExists { path: out.to_owned() });
         }
-        let (parent, dir) = places(out)?;
+        let (parent, dir) = partial_path(out)?;
         fs::create_dir_all(parent).map_err(Error::io("creating", parent))?;
         if dir.symlink_metadata().is_ok() {
             check_abandoned(&dir)?;
@@ -53,7 +53,7 @@ impl Staging {
     /// # Errors
     /// [`Error::Locked`].
     pub(crate) fn check_free(out: &Path) -> Result<()> {
-        let (_, dir) = places(out)?;
+        let (_, dir) = partial_path(out)?;
         if dir.symlink_metadata().is_ok() { check_abandoned(&dir) } else { Ok(()) }
     }
 
@@ -133,7 +133,7 @@ impl Drop for Staging {
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let (_, partial) = places(path)?;
+    let (_, partial) = partial_path(path)?;
     let written = fs::write(&partial, content)
         .and_then(|()| File::open(&partial)?.sync_all())
         .and_then(|()| fs::rename(&partial, path));
@@ -149,7 +149,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
 /// # Errors
 /// [`Error::Option`] if `path` is a directory, [`Error::Io`] if its parent directory does not exist.
 pub(crate) fn check_place(path: &Path) -> Result<()> {
-    let (parent, _) = places(path)?;
+    let (parent, _) = partial_path(path)?;
     if path.is_dir() {
         return Err(Error::option(OptionName::Output, path.display(), "is a directory: give the path of a file"));
     }
@@ -157,7 +157,7 @@ pub(crate) fn check_place(path: &Path) -> Result<()> {
 }
 
 /// The parent directory of `out`, and the path of the partial output.
-fn places(out: &Path) -> Result<(&Path, PathBuf)> {
+fn partial_path(out: &Path) -> Result<(&Path, PathBuf)> {
     let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "has no file name"))?;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut partial_name = name.to_owned();

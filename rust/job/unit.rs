@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::encode::{Made, StoreMode};
+use super::encode::{StoreMode, WrittenChunk};
 use crate::band::{Matrix, band_bytes, bands, chunk_bands, cut};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Checkpoint, Tensor, View};
@@ -130,7 +130,7 @@ pub(crate) struct RecordFold {
 
 impl RecordFold {
     /// Adds the result of a chunk. The chunks of a unit must be added in row order.
-    pub(crate) fn take(&mut self, chunk: &UnitChunk, made: &Made) {
+    pub(crate) fn take(&mut self, chunk: &UnitChunk, made: &WrittenChunk) {
         self.parts.resize(made.parts.len(), Digest::default());
         for (digest, bytes) in self.parts.iter_mut().zip(&made.parts) {
             digest.update(bytes);

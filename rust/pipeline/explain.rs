@@ -20,11 +20,13 @@ pub(super) fn explain_minimum(planner: &Planner<'_>, header_bytes: u64) -> Strin
             " ({floored} of them are denied 2 bits by the floor on their signal-to-noise ratio; ⟨min_bits=2⟩ lifts it)"
         ),
     };
-    let asked = |group: &&FusionGroup| matches!(group.points[..], [SchemeCost { scheme, .. }] if scheme.is_kept());
-    let asked_bytes: u64 = planner.groups.iter().filter(asked).map(|group| group.points[0].bytes).sum();
-    let asked = match planner.groups.iter().filter(asked).count() {
+    let is_kept_by_rule =
+        |group: &&FusionGroup| matches!(group.points[..], [SchemeCost { scheme, .. }] if scheme.is_kept());
+    let kept_by_rule_bytes: u64 =
+        planner.groups.iter().filter(is_kept_by_rule).map(|group| group.points[0].bytes).sum();
+    let kept_by_rule = match planner.groups.iter().filter(is_kept_by_rule).count() {
         0 => String::new(),
-        asked => format!(" ({asked} of them, {}, are kept by your rules)", size(asked_bytes)),
+        count => format!(" ({count} of them, {}, are kept by your rules)", size(kept_by_rule_bytes)),
     };
     let kept: Vec<&AnalyzedTensor> = planner.analysis.tensors.iter().filter(|tensor| tensor.curve.is_none()).collect();
     // The first of several largest tensors: `max_by_key` returns the last.
@@ -34,7 +36,7 @@ pub(super) fn explain_minimum(planner: &Planner<'_>, header_bytes: u64) -> Strin
     });
     let headers = if header_bytes > 0 { format!(", and headers {}", size(header_bytes)) } else { String::new() };
     format!(
-        "{} matrices at their smallest take {}{floored}{asked}, {} tensors that are kept as they are {}{largest}{headers}",
+        "{} matrices at their smallest take {}{floored}{kept_by_rule}, {} tensors that are kept as they are {}{largest}{headers}",
         planner.groups.len(),
         size(matrices),
         kept.len(),

@@ -21,7 +21,7 @@ use crate::job::conversion::Conversion;
 use crate::job::encode::{StoreMode, encode};
 use crate::job::ledger::{WrittenOutput, WrittenTensor};
 use crate::job::model_card;
-use crate::job::place::may_write;
+use crate::job::place::check_output_path;
 use crate::job::read_back::{Slices, compare, content};
 use crate::job::side_files::{self, put};
 use crate::job::staging::Staging;
@@ -110,7 +110,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     }
     conversion.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
-        may_write(&analysis_request.model, &conversion.checkpoint.dir, &request.output, request.overwrite)?;
+        check_output_path(&analysis_request.model, &conversion.checkpoint.dir, &request.output, request.overwrite)?;
     }
     let engine = Engine::new(&analysis_request.resources)?;
     engine.check_memory(&conversion, &analysis_request)?;
@@ -158,7 +158,7 @@ pub struct OutputRequest {
 /// [`Error::OutputExists`], [`Error::OutputIsSource`], [`Error::NotOurs`], [`Error::Locked`], [`Error::Io`].
 pub fn check_output(request: &OutputRequest) -> Result<()> {
     let dir = request.model.canonicalize().map_err(Error::io("resolving", &request.model))?;
-    may_write(&request.model, &dir, &request.output, request.overwrite)
+    check_output_path(&request.model, &dir, &request.output, request.overwrite)
 }
 
 enum PlanSource {
@@ -300,13 +300,13 @@ impl QuantizeJob<'_> {
         for file in conversion.format.side_files(checkpoint.config.as_ref(), &modules, conversion.generic) {
             manifest.files.push(put(staging, Path::new(file.name), file.text.as_bytes())?);
         }
-        let card = model_card::text(conversion, plan, manifest, self.is_for_a_runtime());
+        let card = model_card::text(conversion, plan, manifest, self.has_runtime());
         manifest.files.push(put(staging, Path::new("README.md"), card.as_bytes())?);
         Ok(())
     }
 
     /// Whether a runtime supports the output's layout.
-    fn is_for_a_runtime(&self) -> bool {
+    fn has_runtime(&self) -> bool {
         !self.conversion.generic || self.request.laid_out_by.is_some()
     }
 

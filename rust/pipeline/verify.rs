@@ -69,8 +69,8 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     let engine = Engine::new(&request.resources)?;
     let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
     // A manifest may come from an untrusted source and must not name files outside of the directory.
-    let leads_out = |name: &&&str| !Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-    if let Some(name) = names.iter().find(leads_out) {
+    let is_outside = |name: &&&str| !Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if let Some(name) = names.iter().find(is_outside) {
         let problems = vec![Problem::file(name, "the manifest names a file outside of the directory")];
         return Ok(VerifyReport { problems, ..VerifyReport::default() });
     }
@@ -101,7 +101,7 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
         report.problems.push(Problem::file(stray, "is not in the manifest, and a loader would read it"));
     }
     if report.problems.is_empty() {
-        decoded(request, &manifest, &engine, progress, &mut report)?;
+        verify_weights(request, &manifest, &engine, progress, &mut report)?;
     }
     report.ok = report.problems.is_empty();
     Ok(report)
@@ -128,7 +128,7 @@ fn unlisted(dir: &Path, names: &[&str]) -> Result<Vec<String>> {
 }
 
 /// Decodes the quantized tensors, and compares all tensors with the source if there is one.
-fn decoded(
+fn verify_weights(
     request: &VerifyRequest,
     manifest: &Manifest,
     engine: &Engine,

@@ -99,7 +99,7 @@ pub(crate) fn checkpoint(tensors: &[Made]) -> (tempfile::TempDir, Checkpoint) {
     (dir, checkpoint)
 }
 
-/// Owns what a pass over a checkpoint borrows.
+/// Owns the threads and settings that a pass over a checkpoint borrows.
 pub(crate) struct Crew {
     workers: Workers,
     pub(crate) progress: Progress,
