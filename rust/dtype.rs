@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_told_from_integers() {
+    fn floats_are_distinguished_from_integers() {
         let floats: Vec<_> = DTYPES.iter().filter(|row| row.0.is_float()).map(|row| row.1).collect();
         assert_eq!(floats.len(), 12, "{floats:?}");
         assert!(!Dtype::BOOL.is_float() && !Dtype::U8.is_float() && !Dtype::C64.is_float());
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_the_nearest_value() {
+    fn append_rounds_to_the_nearest_value() {
         // Every pattern of the upper bits with some of the lower, among them halves and their neighbours.
         let lows = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
         let values: Vec<f32> =

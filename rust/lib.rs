@@ -75,7 +75,6 @@ pub mod bench {
     pub use crate::pass::energy::{EnergyJob, energies};
     pub use crate::pool::Workers;
     pub use crate::probe::{Mode, Options, probe};
-
     pub use crate::progress::Progress;
     pub use crate::rate_distortion::{Member, StackJob, curves};
     pub use crate::sensitivity::{Gain, MatrixSensitivity, Origin, Vectors};
