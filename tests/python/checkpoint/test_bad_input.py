@@ -157,7 +157,7 @@ def pickle_under_a_wrong_name(model):
 def pickle_only(model):
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps({"weights": [1]}))
-    return ["pytorch_model.bin: is a pickle, which runs code when it is loaded", "hint: convert it on a machine"]
+    return ["pytorch_model.bin: is a pickle, which runs code when it is loaded", "hint: convert it in a sandbox"]
 
 
 def gguf_only(model):
