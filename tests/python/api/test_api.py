@@ -167,6 +167,7 @@ def test_progress_is_told_from_the_calling_thread_and_ends_complete(call, tmp_pa
         last.done_bytes = 0
 
 
+@pytest.mark.slow
 def test_other_threads_run_while_a_job_does(tmp_path):
     config = LLAMA | {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128}
     model = write_checkpoint(tmp_path / "model", llama_tensors(config), config)
@@ -184,6 +185,7 @@ def test_other_threads_run_while_a_job_does(tmp_path):
     assert len(ticks) > 20
 
 
+@pytest.mark.slow
 def test_two_jobs_may_run_at_once(tmp_path):
     def job(name, budget):
         ramrs.quantize(EXAMPLE, tmp_path / name, budget=budget, threads=1)

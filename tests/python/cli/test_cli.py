@@ -157,6 +157,7 @@ ALIASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), ALIASES, ids=lambda options: " ".join(options))
 def test_options_that_users_of_other_tools_type_mean_the_same(ours, theirs):
     told = [ramrs_process("plan", EXAMPLE, *options, "--json") for options in (ours, theirs)]

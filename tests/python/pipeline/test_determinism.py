@@ -7,6 +7,7 @@ import ramrs
 from fixtures.checkpoints import LLAMA, llama_tensors, read_weights, write_checkpoint, write_shards
 from fixtures.paths import EXAMPLE
 from fixtures.process import ramrs_process, sees_everything
+from fixtures.tiers import slow_but_for
 
 WAYS = {
     "one thread": {"threads": 1},
@@ -52,7 +53,7 @@ def measured(larger):
     return ramrs.analyze(larger).to_dict()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but_for(["odd chunks and threads"], WAYS))
 def test_every_way_to_run_measures_the_same(way, measured, larger):
     assert ramrs.analyze(larger, **WAYS[way]).to_dict() == measured
 
