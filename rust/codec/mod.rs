@@ -8,7 +8,7 @@
 
 pub(crate) mod affine;
 pub(crate) mod error;
-mod passthrough;
+pub(crate) mod passthrough;
 mod scheme;
 
 use std::any::Any;

@@ -1,6 +1,6 @@
 //! Prequantized forms that a runtime can use directly. Rows are passed through, never encoded.
 
-use super::affine::Affine;
+use super::affine::{Affine, AffineCodec};
 use super::{Bits, Codec, Extent, PartSpec, PassedRows, Rows, Scheme};
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float, e2m1_values, e8m0};
@@ -20,9 +20,25 @@ const MXFP4: u8 = 2;
 /// MXFP4 codes per scale.
 const MXFP4_BLOCK: u64 = 32;
 
-/// The affine parameters that store an [`Int4`] scheme. The scheme's parameter is its group size.
+/// The scheme that passes MXFP4 through.
+pub(crate) const MXFP4_SCHEME: Scheme = Scheme::new(MXFP4, 0);
+
+/// The scheme that passes 4-bit integers in groups of `group_size` through, if affine codes have such groups.
+#[must_use]
+pub(crate) fn int4(group_size: u64) -> Option<Scheme> {
+    let group_size = group_size.try_into().ok()?;
+    Affine::new(4, group_size).map(|_| Scheme::new(INT4, group_size))
+}
+
+/// The affine parameters that store 4-bit integers passed through as `scheme`.
+#[must_use]
+pub(crate) fn int4_as_affine(scheme: Scheme) -> Option<Affine> {
+    Affine::new(4, scheme.params()).filter(|_| int4(u64::from(scheme.params())) == Some(scheme))
+}
+
+/// The affine parameters of an [`Int4`] scheme, whose parameter is its group size.
 fn affine(scheme: Scheme) -> Affine {
-    Affine::new(4, scheme.params()).unwrap_or_else(|| panic!("{scheme} is not a scheme of int4"))
+    int4_as_affine(scheme).unwrap_or_else(|| panic!("{scheme} is not a scheme of int4"))
 }
 
 impl Codec for Int4 {
@@ -35,8 +51,7 @@ impl Codec for Int4 {
     }
 
     fn parse(&self, text: &str) -> Option<Scheme> {
-        let group_size = text.strip_prefix("int4g")?.parse().ok()?;
-        Affine::new(4, group_size).map(|_| Scheme::new(INT4, group_size))
+        int4(text.strip_prefix("int4g")?.parse().ok()?)
     }
 
     fn block(&self, scheme: Scheme, _cols: u64) -> u64 {
@@ -44,7 +59,7 @@ impl Codec for Int4 {
     }
 
     fn blocks(&self) -> &'static str {
-        "groups of 32, 64 or 128"
+        AffineCodec.blocks()
     }
 
     fn code_bits(&self, _scheme: Scheme) -> Bits {
@@ -86,7 +101,7 @@ impl Codec for Mxfp4 {
     }
 
     fn parse(&self, text: &str) -> Option<Scheme> {
-        (text == "mxfp4").then_some(Scheme::new(MXFP4, 0))
+        (text == "mxfp4").then_some(MXFP4_SCHEME)
     }
 
     fn block(&self, _scheme: Scheme, _cols: u64) -> u64 {
@@ -124,5 +139,51 @@ impl Codec for Mxfp4 {
     fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
         parts[0].extend_from_slice(rows.codes);
         parts[1].extend_from_slice(rows.scales);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Passes two rows through, and decodes the stored parts.
+    fn passed(scheme: Scheme, cols: usize, codes: &[u8], scales: &[u8]) -> Vec<f32> {
+        let matrix = Matrix { rows: 2, cols: cols as u64, float: Float::BF16 };
+        let codec = scheme.codec().unwrap();
+        let specs = codec.parts(scheme, matrix);
+        let mut parts = vec![Vec::new(); specs.len()];
+        codec.pass_through(scheme, matrix.float, PassedRows { codes, scales }, &mut parts);
+        assert!(specs.iter().zip(&parts).all(|(spec, part)| part.len() as u64 == spec.bytes(2)));
+        let mut decoded = vec![0.0; 2 * cols];
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        codec.decode(scheme, Rows { cols, float: matrix.float }, &parts, &mut decoded);
+        decoded
+    }
+
+    /// Every code, the low half of a byte first.
+    fn codes() -> Vec<u8> {
+        (0..32_u8).map(|at| (at * 2 % 16) | (((at * 2 + 1) % 16) << 4)).collect()
+    }
+
+    #[test]
+    fn integers_decode_to_the_code_less_8_times_the_scale() {
+        let mut scales = Vec::new();
+        Float::BF16.append(&[0.5, -3.0], &mut scales);
+        let decoded = passed(int4(32).unwrap(), 32, &codes(), &scales);
+        for (at, weight) in decoded.into_iter().enumerate() {
+            let scale = if at < 32 { 0.5 } else { -3.0 };
+            assert_eq!(weight, ((at % 16) as f32 - 8.0) * scale, "element {at}");
+        }
+    }
+
+    #[test]
+    fn mxfp4_decodes_to_e2m1_times_a_power_of_two() {
+        let decoded = passed(MXFP4_SCHEME, 32, &codes(), &[128, 126]);
+        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for (at, weight) in decoded.into_iter().enumerate() {
+            let (code, scale) = (at % 16, if at < 32 { 2.0 } else { 0.5 });
+            let sign = if code < 8 { 1.0 } else { -1.0 };
+            assert_eq!(weight, sign * magnitudes[code % 8] * scale, "element {at}");
+        }
     }
 }

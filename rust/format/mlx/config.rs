@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::Config;
 use crate::codec::Scheme;
 use crate::codec::affine::Affine;
+use crate::codec::passthrough::{MXFP4_SCHEME, int4_as_affine};
 use crate::format::{Module, Refusal};
 
 /// Configuration keys that describe how weights are stored.
@@ -46,8 +47,10 @@ type Entry = (u8, usize, &'static str);
 fn entry(module: &Module) -> Option<Entry> {
     let scheme = module.stored_in()?;
     // 4-bit integers are stored as affine codes.
-    let affine = Affine::of(scheme).or_else(|| Affine::new(4, scheme.to_string().strip_prefix("int4g")?.parse().ok()?));
-    Some(affine.map_or((4, 32, "mxfp4"), |affine| (affine.bits(), affine.group_size(), AFFINE)))
+    match Affine::of(scheme).or_else(|| int4_as_affine(scheme)) {
+        Some(affine) => Some((affine.bits(), affine.group_size(), AFFINE)),
+        None => (scheme == MXFP4_SCHEME).then_some((4, 32, "mxfp4")),
+    }
 }
 
 /// Refuses modules whose path equals a key of the quantization block.

@@ -14,6 +14,7 @@ use super::{Arrangement, CardFacts, Format, Module, Refusal, SideFile};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::AffineCodec;
+use crate::codec::passthrough::{MXFP4_SCHEME, int4};
 use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
@@ -41,9 +42,9 @@ impl Format for Mlx {
 
     fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme> {
         match packing {
-            Packing::Mxfp4 { .. } => "mxfp4".parse().ok(),
+            Packing::Mxfp4 { .. } => Some(MXFP4_SCHEME),
             // The scales are passed through, so they need the output's type.
-            Packing::Int4 { group_size, .. } if dtype == scales => format!("int4g{group_size}").parse().ok(),
+            Packing::Int4 { group_size, .. } if dtype == scales => int4(*group_size),
             Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } => None,
         }
     }
