@@ -1,7 +1,8 @@
 //! The second pass: writes every unit and hashes every byte of the source.
 //!
-//! Digests and units are independent pieces of work. They are queued in the order of the source data, so that each file
-//! is read once from beginning to end: the second reader of a byte range finds it in the page cache.
+//! Digests and units are independent pieces of work, and each reads the source for itself. They are queued in the order of
+//! the source data, so that files are read from beginning to end, and the second read of a byte range is served by the page
+//! cache.
 
 use std::fs::File;
 use std::ops::Range;
@@ -201,8 +202,12 @@ impl Writer<'_> {
             && tensor.packing == Packing::Plain
             && self.view(*only).is_whole(tensor)
         {
+            let mut read = 0;
             for chunk in chunks(*only, tensor) {
-                let digest = DigestChunk { part, range: chunk.source.clone(), is_last: chunk.is_last };
+                // The last band may have fewer rows than it counts for.
+                let range = read..(read + chunk.bytes).min(tensor.bytes);
+                read = range.end;
+                let digest = DigestChunk { part, range, is_last: chunk.is_last };
                 pieces.push(Piece { work: Work::Digest(digest), bytes: 0 });
                 pieces.push(unit(chunk));
             }

@@ -67,8 +67,6 @@ pub(crate) struct UnitChunk {
     pub span: UnitSpan,
     /// Bytes of the source that the chunk counts for.
     pub bytes: u64,
-    /// The byte range within the tensor, if the view covers all of the tensor as it is stored.
-    pub source: Range<u64>,
     /// Whether the unit ends with this chunk.
     pub is_last: bool,
 }
@@ -103,7 +101,6 @@ pub(crate) fn chunks(pass: Pass<'_>, id: UnitId, job: &WriteJob<'_>, view: View,
     let chunk = |(number, range): (usize, Range<u64>)| UnitChunk {
         id,
         bytes: (range.end - range.start) * unit,
-        source: range.start * unit..(range.end * unit).min(tensor.bytes),
         span: match job.mode {
             StoreMode::Copied => UnitSpan::Bytes(range),
             StoreMode::Encoded(..) => UnitSpan::Bands(range),
