@@ -2,11 +2,12 @@
 
 use super::conversion::{Contribution, Conversion, Fate, OutputTensor};
 use super::encode::EncodedOutput;
+use super::read_back::Slices;
 use super::unit::UnitRecord;
 use crate::codec::Scheme;
 use crate::container::{Location, StoredTensor};
 use crate::math::round2;
-use crate::rate_distortion::{Noise, sqnr_db};
+use crate::rate_distortion::{Noise, Objective, sqnr_db};
 use crate::schema::manifest::{Became, LedgerLine, Quantized, TensorDigest};
 use crate::schema::plan::PlannedTensor;
 use crate::sensitivity::MatrixSensitivity;
@@ -27,13 +28,10 @@ pub(crate) struct WrittenTensor<'a> {
 
 pub(crate) struct WrittenOutput<'a> {
     pub conversion: &'a Conversion,
-    pub objective: crate::rate_distortion::Objective,
+    pub objective: Objective,
     pub tensors: &'a [WrittenTensor<'a>],
     pub encoded: &'a EncodedOutput,
 }
-
-/// Length and SHA-256 of each slice in which a stored tensor was written.
-pub(crate) type SliceDigests = Vec<(u64, String)>;
 
 impl WrittenTensor<'_> {
     /// Bytes of `part` that store `rows` rows. A part of fixed size counts for the first rows only.
@@ -163,8 +161,8 @@ impl WrittenOutput<'_> {
 
     /// The slices of each stored tensor that more than one unit wrote, by its name.
     #[must_use]
-    pub(crate) fn slices(&self) -> std::collections::BTreeMap<String, SliceDigests> {
-        let mut slices = std::collections::BTreeMap::new();
+    pub(crate) fn slices(&self) -> Slices {
+        let mut slices = Slices::new();
         for (written, records) in self.tensors.iter().zip(&self.encoded.records) {
             for (at, part) in written.parts.iter().enumerate() {
                 if written.digest(at, records).is_none() {

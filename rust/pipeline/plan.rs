@@ -133,15 +133,12 @@ pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: 
 }
 
 /// A tensor with at least one available scheme.
-pub(super) struct GroupMember {
+struct GroupMember {
     /// Index of the tensor in the analysis.
-    pub tensor: usize,
+    tensor: usize,
     /// Limits on its scheme.
-    pub limits: Limits,
+    limits: Limits,
 }
-
-/// Tensors that share a scheme, in the order of the allocated groups.
-pub(super) type Members = Vec<GroupMember>;
 
 /// An analysis under a policy.
 pub(super) struct Planner<'a> {
@@ -149,7 +146,7 @@ pub(super) struct Planner<'a> {
     format: &'static dyn Format,
     shard_bytes: u64,
     /// The tensors of each fusion group.
-    members: Vec<Members>,
+    members: Vec<Vec<GroupMember>>,
     pub groups: Vec<FusionGroup>,
     /// Bytes of the tensors outside of all groups.
     pub kept_bytes: u64,

@@ -31,7 +31,7 @@ use crate::policy::Policy;
 use crate::progress::{Progress, Stage};
 use crate::schema::analysis::Analysis;
 use crate::schema::manifest::{FILE_NAME, FileDigest, LedgerLine, LeftOut, Manifest, VERSION};
-use crate::schema::plan::{Plan, PlannedTensor};
+use crate::schema::plan::Plan;
 use crate::schema::{self, Saved, Tool};
 
 /// Options of a quantization.
@@ -228,8 +228,8 @@ impl QuantizeJob<'_> {
     fn jobs<'t>(&'t self, stored: &'t StoredOutput) -> Vec<WriteJob<'t>> {
         let planned = self.conversion.outputs.iter().zip(&self.plan.tensors);
         let placed = stored.modules.iter().zip(&stored.layout.modules);
-        let job = |((output, planned), (parts, locations)): ((_, &PlannedTensor), (&'t Vec<_>, &'t Vec<_>))| {
-            let output: &'t crate::job::conversion::OutputTensor = output;
+        let mut jobs = Vec::with_capacity(self.conversion.outputs.len());
+        for ((output, planned), (parts, locations)) in planned.zip(placed) {
             let mode = match &output.candidate {
                 Ok((matrix, _)) if !planned.scheme.is_kept() => {
                     let sensitivities = &self.sensitivity.measured[output.matrices.clone()];
@@ -237,9 +237,9 @@ impl QuantizeJob<'_> {
                 }
                 _ => output.kept_mode(&self.conversion.checkpoint),
             };
-            WriteJob { target: &output.target, mode, parts, locations }
-        };
-        planned.zip(placed).map(job).collect()
+            jobs.push(WriteJob { target: &output.target, mode, parts, locations });
+        }
+        jobs
     }
 
     fn written_tensor<'t>(&'t self, at: usize, job: &WriteJob<'t>) -> WrittenTensor<'t> {
