@@ -1,7 +1,7 @@
 //! `ramrs` compresses LLM checkpoints to a given size, from their weights alone.
 //!
-//! It needs no calibration text, no forward pass over data, no GPU and no network. `docs/design.md` describes the
-//! architecture and `docs/method.md` the mathematics. A module uses only modules above it in this table; a test checks it:
+//! It needs no calibration text, no GPU and no network. `docs/design.md` describes the architecture and `docs/method.md` the
+//! mathematics. A module uses only modules above it in this table; a test checks it:
 //!
 //! | rank | modules | duty |
 //! |---|---|---|
