@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +39,7 @@ def evaluate(output: Path, reference: Path, options: EvalOptions, progress: Call
     first, note = _bos(reference, options["bos"])
     windows = _windows(ids, window, options["max_tokens"], first)
     with _runtime(runtime) as load:
-        models = [load(reference), load(output)]
+        models = [load(reference), _load_output(load, output, reference)]
         found = _Sums()
         for done, row in enumerate(windows):
             if progress is not None:
@@ -226,6 +227,17 @@ def _mlx() -> Iterator[None]:
     except ImportError as fault:
         message = f"eval needs MLX: {fault}"
         raise ConfigError(message, slug="no-mlx", hint="pip install 'ramrs[eval]'") from fault
+
+
+def _load_output(load: Callable[[Path], Any], output: Path, reference: Path) -> Any:  # noqa: ANN401
+    """Load an output; one that mlx-lm does not read is decoded into a checkpoint like the reference first."""
+    if (_json(output / "config.json").get("quantization_config") or {}).get("quant_method") != "compressed-tensors":
+        return load(output)
+    from ramrs.evaluation import decode
+
+    with tempfile.TemporaryDirectory(prefix="ramrs-eval-") as directory:
+        decode.write(output, reference, Path(directory))
+        return load(Path(directory))
 
 
 @contextlib.contextmanager

@@ -98,9 +98,12 @@ fn block(modules: &[Module]) -> Option<Value> {
 pub(super) fn described(config: &Config) -> BTreeMap<String, Scheme> {
     let scheme = |entry: &Value| {
         let size = |key: &str| entry.get(key)?.as_u64();
-        let is_affine = entry.get("mode").and_then(Value::as_str) == Some(AFFINE);
         let (bits, group_size) = (size("bits")?.try_into().ok()?, size("group_size")?.try_into().ok()?);
-        Affine::new(bits, group_size).filter(|_| is_affine).map(Affine::scheme)
+        match entry.get("mode").and_then(Value::as_str)? {
+            AFFINE => Affine::new(bits, group_size).map(Affine::scheme),
+            "mxfp4" => Some(MXFP4_SCHEME),
+            _ => None,
+        }
     };
     let Some(block) = config.get("quantization") else { return BTreeMap::new() };
     let top = scheme(block).map(|top| (String::new(), top));
