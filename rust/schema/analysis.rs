@@ -137,7 +137,7 @@ impl AnalyzedTensor {
     /// The scheme that is passed through if the tensor is kept.
     #[must_use]
     pub fn packed(&self) -> Option<Scheme> {
-        self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept() && form.encoder().is_none())
+        self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept())
     }
 
     /// The curve's point for `scheme`, if there is one.

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::Config;
 use crate::codec::Scheme;
 use crate::codec::affine::Affine;
-use crate::codec::passthrough::{MXFP4_SCHEME, int4_as_affine};
+use crate::codec::float::mxfp4::MXFP4_SCHEME;
+use crate::codec::passthrough::int4_as_affine;
 use crate::format::{Module, Refusal};
 
 /// Configuration keys that describe how weights are stored.
