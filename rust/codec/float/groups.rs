@@ -54,11 +54,7 @@ impl<V: Simd> GroupGrid<V> {
 
     /// The scales with the least weighted error, among those of the rule and `near` it.
     #[inline(always)]
-    fn search<W: Batch<Part = V>, S: GroupScale, const G: usize>(
-        w: &[Column; G],
-        k: &[f32; G],
-        near: &[i8],
-    ) -> Self {
+    fn search<W: Batch<Part = V>, S: GroupScale, const G: usize>(w: &[Column; G], k: &[f32; G], near: &[i8]) -> Self {
         let (magnitudes, largest) = magnitudes::<V, G>(w);
         let by_rule = S::rule(largest);
         let mut best: Option<Self> = None;

@@ -17,7 +17,8 @@ pub(super) struct Minifloat {
 pub(super) const E2M1: Minifloat = Minifloat { exponent_bits: 2, mantissa_bits: 1, least_normal: 1.0, max: 6.0 };
 
 /// 4 bits of exponent, 3 of mantissa. The code after that of 448 is NaN.
-pub(super) const E4M3: Minifloat = Minifloat { exponent_bits: 4, mantissa_bits: 3, least_normal: 0.015_625, max: 448.0 };
+pub(super) const E4M3: Minifloat =
+    Minifloat { exponent_bits: 4, mantissa_bits: 3, least_normal: 0.015_625, max: 448.0 };
 
 /// Adding `1.5 · 2^23` steps to a number below `2^22` steps rounds it to a whole number of steps, ties to even: the
 /// spacing of `f32` at the sum is one step.
@@ -45,33 +46,22 @@ impl Minifloat {
         capped.add(steps).sub(steps)
     }
 
-    /// The code of a value of this type that is not negative.
+    /// The codes of `rounded`, which are values of this type and not negative, with the sign bits of `signs`. A negative
+    /// number that was rounded to zero keeps its sign.
     #[inline(always)]
-    fn code_of(self, value: f32) -> u8 {
-        // Adding the least normal value puts the subnormal ones into the first binade, where the spacing is the same.
-        let is_subnormal = value < self.least_normal;
-        let normal = if is_subnormal { value + self.least_normal } else { value };
-        let skipped = (self.least_normal.to_bits() >> 23) - u32::from(!is_subnormal);
-        ((normal.to_bits() >> (23 - self.mantissa_bits)) - (skipped << self.mantissa_bits)) as u8
-    }
-
-    /// The codes of `rounded`, which are values of this type.
-    #[inline(always)]
-    pub(super) fn codes<V: Vector>(self, rounded: V) -> [u8; BAND_ROWS] {
-        let (rounded, mut codes) = (rounded.store(), [0; BAND_ROWS]);
+    pub(super) fn codes<V: Vector>(self, rounded: V, signs: Column) -> [u8; BAND_ROWS] {
+        // A normal value is doubled. A subnormal one moves into the first binade, which has its spacing. Then exponent and
+        // mantissa are those of the code, except for the bias of the exponent.
+        let values = rounded.add(rounded.max(V::splat(self.least_normal))).store();
+        let bias = (self.least_normal.to_bits() >> 23) << self.mantissa_bits;
+        let mut wide = [0; BAND_ROWS];
         for row in 0..BAND_ROWS {
-            codes[row] = self.code_of(rounded[row]);
+            let sign = signs[row].to_bits() >> 31 << (self.exponent_bits + self.mantissa_bits);
+            wide[row] = (values[row].to_bits() >> (23 - self.mantissa_bits)).wrapping_sub(bias) | sign;
         }
-        codes
-    }
-
-    /// As [`codes`](Self::codes), with the signs of `weights`. A negative weight that rounds to zero keeps its sign.
-    #[inline(always)]
-    pub(super) fn signed_codes<V: Vector>(self, rounded: V, weights: Column) -> [u8; BAND_ROWS] {
-        let mut codes = self.codes(rounded);
-        let sign_bit = self.exponent_bits + self.mantissa_bits;
+        let mut codes = [0; BAND_ROWS];
         for row in 0..BAND_ROWS {
-            codes[row] |= ((weights[row].to_bits() >> 31) << sign_bit) as u8;
+            codes[row] = wide[row] as u8;
         }
         codes
     }
@@ -88,13 +78,14 @@ mod tests {
         fn rounded<V: Simd in W: Batch>(eight_bits: bool, magnitudes: Column) -> (Column, [u8; BAND_ROWS]) {
             let format = if eight_bits { E4M3 } else { E2M1 };
             let rounded = format.round(W::broadcast(magnitudes)).extract(W::PARTS - 1);
-            (rounded.store(), format.codes(rounded))
+            (rounded.store(), format.codes(rounded, [0.0; BAND_ROWS]))
         }
     }
 
     /// The nearest of `values`, which are sorted; of two equally near, that of the even code.
     fn nearest(values: &[f32], magnitude: f32) -> usize {
-        let off = |code: usize| (f64::from(values[code]) - f64::from(magnitude)).abs();
+        let capped = f64::from(magnitude.min(values[values.len() - 1]));
+        let off = |code: usize| (f64::from(values[code]) - capped).abs();
         let odd_last = |code: &usize| (off(*code), code % 2);
         (0..values.len()).min_by(|a, b| odd_last(a).partial_cmp(&odd_last(b)).unwrap()).unwrap()
     }
@@ -133,7 +124,7 @@ mod tests {
         /// The codes of `weights`, in E4M3 or else E2M1.
         fn signed<V: Simd>(eight_bits: bool, weights: Column) -> [u8; BAND_ROWS] {
             let format = if eight_bits { E4M3 } else { E2M1 };
-            format.signed_codes(format.round(V::load(weights).abs()), weights)
+            format.codes(format.round(V::load(weights).abs()), weights)
         }
     }
 

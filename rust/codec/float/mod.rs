@@ -31,25 +31,33 @@ struct FloatRows {
     scales: Vec<u8>,
 }
 
-/// Writes the codes of the weights `w`, which are the nearest multiples of `scale`, to `out`, from column `first` on. Rows
-/// have `cols` columns.
+/// The codes of eight columns, which are the nearest multiples of `scale`, transposed to rows.
 #[inline(always)]
-fn put_codes<V: Simd>(
-    format: Minifloat,
-    w: &[Column],
-    scale: V,
-    out: &mut [u8],
-    (first, cols): (usize, usize),
-) {
-    for (at, w) in w.chunks(BAND_ROWS).enumerate() {
-        let mut columns = [[0; BAND_ROWS]; BAND_ROWS];
-        for (&w, codes) in w.iter().zip(&mut columns) {
-            *codes = format.signed_codes(format.round(V::load(w).abs().div(scale)), w);
-        }
-        let rows = V::transpose_u8(columns);
+fn codes_of<V: Simd>(format: Minifloat, w: &[Column; BAND_ROWS], scale: V) -> [[u8; BAND_ROWS]; BAND_ROWS] {
+    let mut columns = [[0; BAND_ROWS]; BAND_ROWS];
+    for (&w, codes) in w.iter().zip(&mut columns) {
+        *codes = format.codes(format.round(V::load(w).abs().div(scale)), w);
+    }
+    V::transpose_u8(columns)
+}
+
+/// Writes the codes of the columns `w` to `out`, from column `first` on. Rows have `cols` columns.
+#[inline(always)]
+fn put_codes<V: Simd>(format: Minifloat, w: &[Column], scale: V, out: &mut [u8], (first, cols): (usize, usize)) {
+    let (eights, rest) = w.as_chunks();
+    for (at, w) in eights.iter().enumerate() {
+        let rows = codes_of(format, w, scale);
         for row in 0..BAND_ROWS {
-            let to = row * cols + first + at * BAND_ROWS;
-            out[to..][..w.len()].copy_from_slice(&rows[row][..w.len()]);
+            out[row * cols + first + at * BAND_ROWS..][..BAND_ROWS].copy_from_slice(&rows[row]);
+        }
+    }
+    if !rest.is_empty() {
+        let mut last = [[0.0; BAND_ROWS]; BAND_ROWS];
+        last[..rest.len()].copy_from_slice(rest);
+        let rows = codes_of(format, &last, scale);
+        for row in 0..BAND_ROWS {
+            let to = row * cols + first + eights.len() * BAND_ROWS;
+            out[to..][..rest.len()].copy_from_slice(&rows[row][..rest.len()]);
         }
     }
 }

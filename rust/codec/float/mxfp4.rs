@@ -28,7 +28,9 @@ impl GroupScale for PowerOfTwo {
     /// From `2^−126`, the least normal `f32`, to `2^125`, with which 6 is still finite.
     const CODES: std::ops::RangeInclusive<u8> = 1..=252;
 
-    const NEAR: &'static [i8] = &[0, 1, -1];
+    /// Half of the rule's scale clips the largest weights, which pays if the others matter more. Twice that scale never does:
+    /// among the magnitudes up to 7 times the rule's scale, all its values are values of the rule's.
+    const NEAR: &'static [i8] = &[0, -1];
 
     /// The rule of compressed-tensors: the largest magnitude becomes at least 3.5 and less than 7, of which 6 is the
     /// largest value. This is the power of two below the largest magnitude, above if that is at least 1.75 of it, less 2 in

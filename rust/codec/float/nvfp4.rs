@@ -35,13 +35,15 @@ impl GroupScale for GlobalE4m3 {
     /// All positive numbers: the next code is NaN.
     const CODES: std::ops::RangeInclusive<u8> = 1..=0x7e;
 
-    const NEAR: &'static [i8] = &[0, 1, 2, 3, 4, 5, -1, -2];
+    /// Eight codes are a factor of 2, so these scales lie between 0.7 and 1.8 of the rule's. With 1.5 of it, the largest
+    /// weight becomes 4 rather than 6, and the values next to it are closer.
+    const NEAR: &'static [i8] = &[0, 1, 2, 3, 4, 5, 6, -1, -2, -3];
 
     /// The largest magnitude becomes 6.
     #[inline(always)]
     fn rule<V: Simd>(largest: V) -> [u8; BAND_ROWS] {
         let scale = largest.div(V::splat(6.0)).mul(V::splat(GLOBAL_SCALE));
-        E4M3.codes(E4M3.round(scale))
+        E4M3.codes(E4M3.round(scale), [0.0; BAND_ROWS])
     }
 
     #[inline(always)]

@@ -143,7 +143,7 @@ fn bits(errors: &[RowError; BAND_ROWS]) -> [[u64; 2]; BAND_ROWS] {
 }
 
 /// The checks that hold for every row and scheme.
-fn holds(case: &Case, name: &str) -> std::result::Result<(), TestCaseError> {
+fn holds(case: &Case, name: &str) -> Result<(), TestCaseError> {
     let scheme = scheme(name);
     let block = scheme.codec().unwrap().block(scheme, case.band.len() as u64) as usize;
     for effort in [Effort::Fast, Effort::Normal] {
@@ -164,9 +164,8 @@ fn holds(case: &Case, name: &str) -> std::result::Result<(), TestCaseError> {
 }
 
 /// The weighted error of `normal` exceeds that of `fast` in no row.
-fn is_never_worse(case: &Case, name: &str) -> std::result::Result<(), TestCaseError> {
-    let [fast, normal] =
-        [Effort::Fast, Effort::Normal].map(|effort| case.errors(Isa::detect(), effort, scheme(name)));
+fn is_never_worse(case: &Case, name: &str) -> Result<(), TestCaseError> {
+    let [fast, normal] = [Effort::Fast, Effort::Normal].map(|effort| case.errors(Isa::detect(), effort, scheme(name)));
     for (fast, normal) in fast.iter().zip(&normal) {
         prop_assert!(normal.weighted <= fast.weighted, "{}: {:?} {:?}", name, normal, fast);
     }
@@ -220,21 +219,22 @@ proptest! {
     }
 }
 
-/// The largest of `magnitudes` that is at most `limit`, or the nearest to `of`; of two, the one at the even position.
-fn nearest(magnitudes: &[f32], of: f64) -> f32 {
-    let off = |at: usize| (f64::from(magnitudes[at]) - of).abs();
+/// The nearest to `of` of `magnitudes`, which are sorted; of two, the one at the even position.
+fn nearest(magnitudes: &[f32], of: f32) -> f32 {
+    let capped = f64::from(of.min(magnitudes[magnitudes.len() - 1]));
+    let off = |at: usize| (f64::from(magnitudes[at]) - capped).abs();
     let best = (0..magnitudes.len()).min_by(|&a, &b| (off(a), a % 2).partial_cmp(&(off(b), b % 2)).unwrap());
     magnitudes[best.unwrap()]
 }
 
-/// A group of weights rounded to nearest with the scale of the format's rule, computed in `f64` and by search.
+/// A group of weights rounded to nearest with the scale of the format's rule, by search among all values.
 fn by_the_rule(name: &str, float: Float, weights: &[f32]) -> Vec<f32> {
     let e4m3 = &Float8::E4M3.values()[..0x7f];
     let e2m1 = &e2m1_values()[..8];
     let largest = weights.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
     let (scale, values) = match name {
         "fp8" => (float.round(largest / 448.0).max(float.outward(0.0)), e4m3),
-        "nvfp4" => (nearest(e4m3, f64::from(largest / 6.0 * 256.0)).max(e4m3[1]) / 256.0, e2m1),
+        "nvfp4" => (nearest(e4m3, largest / 6.0 * 256.0).max(e4m3[1]) / 256.0, e2m1),
         _ => {
             // The first power of two whose 7-fold exceeds the largest weight; not below the least normal number.
             let mut scale = f32::MIN_POSITIVE;
@@ -244,16 +244,13 @@ fn by_the_rule(name: &str, float: Float, weights: &[f32]) -> Vec<f32> {
             (scale, e2m1)
         }
     };
-    let round = |weight: &f32| {
-        let steps = f64::from(weight.abs() / scale);
-        (nearest(values, steps) * scale).copysign(*weight)
-    };
+    let round = |weight: &f32| (nearest(values, weight.abs() / scale) * scale).copysign(*weight);
     weights.iter().map(round).collect()
 }
 
 /// Weights with the distribution of a layer.
-fn typical(float: Float, cols: usize) -> Case {
-    let mut numbers = Numbers(17);
+fn typical(float: Float, cols: usize, seed: u64) -> Case {
+    let mut numbers = Numbers(seed);
     let mut band = vec![[0.0; BAND_ROWS]; cols];
     for lanes in &mut band {
         *lanes = std::array::from_fn(|_| float.round((0.03 * numbers.normal()) as f32));
@@ -264,11 +261,12 @@ fn typical(float: Float, cols: usize) -> Case {
 
 #[test]
 fn the_search_reduces_the_error() {
-    let case = typical(Float::BF16, 4096);
+    let cases: Vec<Case> = (0..16).map(|seed| typical(Float::BF16, 1024, seed)).collect();
     let sum = |effort, name| -> f64 {
-        case.errors(Isa::detect(), effort, scheme(name)).iter().map(|error| error.weighted).sum()
+        let errors = cases.iter().flat_map(|case| case.errors(Isa::detect(), effort, scheme(name)));
+        errors.map(|error| error.weighted).sum()
     };
-    for (name, at_most) in [("fp8", 0.95), ("mxfp4", 0.95), ("nvfp4", 0.85)] {
+    for (name, at_most) in [("fp8", 0.94), ("mxfp4", 0.993), ("nvfp4", 0.69)] {
         let share = sum(Effort::Normal, name) / sum(Effort::Fast, name);
         assert!(share < at_most, "{name}: {share:.3} of the error is left");
     }
@@ -276,19 +274,25 @@ fn the_search_reduces_the_error() {
 
 #[test]
 fn encodings_have_the_bits_of_every_architecture() {
+    let expected = [
+        "cb673ee1c66a3895745136150b9c04729b6c6a592f9a3a752d1a9c5cb433ffa5",
+        "a81e0a18d35f081436df09e2d66896eb0f503418a44b83b3eedc45ced445b99f",
+        "4810e298369de84b800280d2abf15982f976188330c6834d8359b659a4be0fe9",
+    ];
     for isa in Isa::available() {
-        for (name, expected) in [("fp8", ""), ("mxfp4", ""), ("nvfp4", "")] {
+        let found = NAMES.map(|name| {
             let mut digest = Digest::default();
-            for (float, effort) in FLOATS.into_iter().flat_map(|float| [(float, Effort::Fast), (float, Effort::Normal)]) {
-                let (parts, errors) = typical(float, 512).encode(isa, effort, scheme(name));
+            for (float, effort) in FLOATS.into_iter().flat_map(|float| [(float, Effort::Fast), (float, Effort::Normal)])
+            {
+                let (parts, errors) = typical(float, 512, 17).encode(isa, effort, scheme(name));
                 parts.iter().for_each(|part| digest.update(part));
-                for [weighted, plain] in bits(&errors) {
-                    digest.update(&weighted.to_le_bytes());
-                    digest.update(&plain.to_le_bytes());
+                for number in bits(&errors).as_flattened() {
+                    digest.update(&number.to_le_bytes());
                 }
             }
-            assert_eq!(digest.finish(), expected, "{name} {}", isa.name());
-        }
+            digest.finish()
+        });
+        assert_eq!(found, expected, "{}", isa.name());
     }
 }
 
