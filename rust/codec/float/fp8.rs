@@ -1,6 +1,6 @@
 //! FP8 with a scale per row: `w = e4m3 · scale`.
 //!
-//! A matrix has two parts: `codes`, F8_E4M3 `[rows, cols]`, and `scales`, `[rows, 1]`, in the weights' element type.
+//! A matrix has two parts: `codes`, `F8_E4M3` `[rows, cols]`, and `scales` `[rows, 1]`, in the weights' element type.
 
 use super::minifloat::E4M3;
 use super::{FloatRows, put_codes};

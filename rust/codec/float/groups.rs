@@ -114,7 +114,7 @@ fn errors<W: Batch, const G: usize>(magnitudes: &[Column; G], k: &[f32; G], scal
 }
 
 /// The codes and scales of the rows of a band, one of each a byte. They hold [`BAND_ROWS`] rows.
-pub(super) struct GroupCodesOut<'a> {
+pub(super) struct EncodedGroups<'a> {
     pub(super) codes: &'a mut [u8],
     pub(super) scales: &'a mut [u8],
 }
@@ -127,7 +127,7 @@ pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
     band: &[Column],
     k: &[f32],
     effort: Effort,
-    mut out: Option<GroupCodesOut<'_>>,
+    mut out: Option<EncodedGroups<'_>>,
 ) -> [RowError; BAND_ROWS] {
     let (cols, groups) = (band.len(), band.len() / G);
     let near = match effort {
@@ -141,9 +141,8 @@ pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
         sums.add((best.error, best.plain));
         if let Some(out) = &mut out {
             put_codes(E2M1, w, best.scale, out.codes, (at * G, cols));
-            let scales = best.code.to_bytes();
-            for row in 0..BAND_ROWS {
-                out.scales[row * groups + at] = scales[row];
+            for (row, scale) in best.code.to_bytes().into_iter().enumerate() {
+                out.scales[row * groups + at] = scale;
             }
         }
     }
@@ -151,7 +150,7 @@ pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
 }
 
 /// The kernel of a codec: [`encode`] with its scales.
-pub(super) type Kernel = fn(Isa, &[Column], &[f32], Effort, Option<GroupCodesOut<'_>>) -> [RowError; BAND_ROWS];
+pub(super) type Kernel = fn(Isa, &[Column], &[f32], Effort, Option<EncodedGroups<'_>>) -> [RowError; BAND_ROWS];
 
 /// Encodes `band` in groups of `group`, and appends codes and scales to `parts`.
 ///
@@ -169,7 +168,7 @@ pub(super) fn append(
     let rows: &mut FloatRows = context.scratch.of();
     rows.codes.resize(BAND_ROWS * cols, 0);
     rows.scales.resize(BAND_ROWS * cols / group, 0);
-    let out = GroupCodesOut { codes: &mut rows.codes, scales: &mut rows.scales };
+    let out = EncodedGroups { codes: &mut rows.codes, scales: &mut rows.scales };
     let errors = kernel(context.isa, band.columns, k, context.effort, Some(out));
     pack(context.isa, 4, &rows.codes[..band.rows * cols], &mut parts[0]);
     parts[1].extend_from_slice(&rows.scales[..band.rows * cols / group]);

@@ -47,17 +47,17 @@ fn put_codes<V: Simd>(format: Minifloat, w: &[Column], scale: V, out: &mut [u8],
     let (eights, rest) = w.as_chunks();
     for (at, w) in eights.iter().enumerate() {
         let rows = codes_of(format, w, scale);
-        for row in 0..BAND_ROWS {
-            out[row * cols + first + at * BAND_ROWS..][..BAND_ROWS].copy_from_slice(&rows[row]);
+        for (row, codes) in rows.iter().enumerate() {
+            out[row * cols + first + at * BAND_ROWS..][..BAND_ROWS].copy_from_slice(codes);
         }
     }
     if !rest.is_empty() {
         let mut last = [[0.0; BAND_ROWS]; BAND_ROWS];
         last[..rest.len()].copy_from_slice(rest);
         let rows = codes_of(format, &last, scale);
-        for row in 0..BAND_ROWS {
+        for (row, codes) in rows.iter().enumerate() {
             let to = row * cols + first + eights.len() * BAND_ROWS;
-            out[to..][..rest.len()].copy_from_slice(&rows[row][..rest.len()]);
+            out[to..][..rest.len()].copy_from_slice(&codes[..rest.len()]);
         }
     }
 }

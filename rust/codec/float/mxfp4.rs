@@ -3,7 +3,7 @@
 //! A matrix has two parts: `codes`, U32 `[rows, cols / 8]`, the first code in the lowest bits; and `scales`, U8
 //! `[rows, cols / 32]`, of type E8M0. The codes are the same bytes as U8 `[rows, cols / 2]`, which other formats call them.
 
-use super::groups::{self, GroupCodesOut, GroupScale};
+use super::groups::{self, EncodedGroups, GroupScale};
 use crate::band::Matrix;
 use crate::codec::{
     Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, Scheme,
@@ -54,7 +54,7 @@ impl GroupScale for PowerOfTwo {
 
 kernel! {
     fn encode_mxfp4<V: Simd in W: Batch>(
-        band: &[Column], k: &[f32], effort: Effort, out: Option<GroupCodesOut<'_>>,
+        band: &[Column], k: &[f32], effort: Effort, out: Option<EncodedGroups<'_>>,
     ) -> [RowError; BAND_ROWS] {
         groups::encode::<W, PowerOfTwo, GROUP>(band, k, effort, out)
     }

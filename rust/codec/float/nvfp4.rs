@@ -1,9 +1,9 @@
 //! NVFP4: E2M1 codes in groups of 16 with scales of type E4M3. `w = e2m1 · scale / global_scale`.
 //!
-//! A matrix has three parts: `codes`, U8 `[rows, cols / 2]`, the even column in the lower half of a byte; `scales`, F8_E4M3
-//! `[rows, cols / 16]`; and `global_scale`, F32 `[1]`.
+//! A matrix has three parts: `codes`, U8 `[rows, cols / 2]`, the even column in the lower half of a byte; `scales`,
+//! `F8_E4M3` `[rows, cols / 16]`; and `global_scale`, F32 `[1]`.
 
-use super::groups::{self, GroupCodesOut, GroupScale};
+use super::groups::{self, EncodedGroups, GroupScale};
 use super::minifloat::E4M3;
 use crate::band::Matrix;
 use crate::codec::{Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, RowError, Rows, Scheme};
@@ -56,7 +56,7 @@ impl GroupScale for GlobalE4m3 {
 
 kernel! {
     fn encode_nvfp4<V: Simd in W: Batch>(
-        band: &[Column], k: &[f32], effort: Effort, out: Option<GroupCodesOut<'_>>,
+        band: &[Column], k: &[f32], effort: Effort, out: Option<EncodedGroups<'_>>,
     ) -> [RowError; BAND_ROWS] {
         groups::encode::<W, GlobalE4m3, GROUP>(band, k, effort, out)
     }

@@ -285,7 +285,9 @@ fn encodings_have_the_bits_of_every_architecture() {
             for (float, effort) in FLOATS.into_iter().flat_map(|float| [(float, Effort::Fast), (float, Effort::Normal)])
             {
                 let (parts, errors) = typical(float, 512, 17).encode(isa, effort, scheme(name));
-                parts.iter().for_each(|part| digest.update(part));
+                for part in parts {
+                    digest.update(&part);
+                }
                 for number in bits(&errors).as_flattened() {
                     digest.update(&number.to_le_bytes());
                 }
