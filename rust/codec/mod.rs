@@ -8,7 +8,7 @@
 
 pub(crate) mod affine;
 pub(crate) mod error;
-pub(crate) mod passthrough;
+pub(crate) mod float;
 mod scheme;
 pub(crate) mod symmetric;
 
@@ -30,7 +30,9 @@ use crate::simd::vector::{BAND_ROWS, Column};
 pub(crate) const CODECS: &[&dyn Codec] = &[
     &affine::AffineCodec,
     &symmetric::SymmetricCodec,
-    &passthrough::Mxfp4,
+    &float::mxfp4::Mxfp4,
+    &float::nvfp4::Nvfp4,
+    &float::fp8::Fp8,
     #[cfg(test)]
     &crate::tests::toy::codec::ToyCodec,
 ];
@@ -45,7 +47,8 @@ pub trait Codec: Sync {
     /// Parses the text that [`spell`](Self::spell) returns.
     fn parse(&self, text: &str) -> Option<Scheme>;
 
-    /// Number of weights, in a row of `cols`, that are encoded together.
+    /// Number of weights, in a row of `cols`, that are encoded together, or at least measured together: their squared errors
+    /// are summed in `f32`, and the sums in `f64`.
     fn block(&self, scheme: Scheme, cols: u64) -> u64;
 
     /// The row lengths that the codec accepts, for messages: `groups of 32, 64 or 128`.

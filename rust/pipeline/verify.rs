@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Engine, Resources};
+use crate::band::Matrix;
 use crate::checkpoint::Checkpoint;
 use crate::codec::Scheme;
 use crate::container;
@@ -238,12 +239,17 @@ fn decode_job<'a>(
     let entry = source.map(|source| source.outputs.iter().find(|entry| entry.target.name == target));
     let views = match entry {
         None => Vec::new(),
-        Some(Some(entry)) if entry.candidate.as_ref().is_ok_and(|(whole, _)| *whole == matrix) => {
+        Some(Some(entry)) if entry.candidate.as_ref().is_ok_and(|(whole, _)| is_alike(*whole, matrix)) => {
             entry.target.views.clone()
         }
         Some(_) => return Err(problem("does not have the shape that the source gives it".to_owned())),
     };
     Ok(DecodeJob { parts, scheme, matrix, views })
+}
+
+/// Whether both matrices have the same rows and columns. Some codecs do not store the element type of the weights.
+fn is_alike(one: Matrix, other: Matrix) -> bool {
+    (one.rows, one.cols) == (other.rows, other.cols)
 }
 
 /// Checks that `config.json` describes the schemes of the ledger.

@@ -13,6 +13,7 @@ mod checkpoint {
 mod codec {
     mod cross_arch;
     mod encoding;
+    mod float;
 }
 mod options;
 mod probe;

@@ -67,22 +67,22 @@ pub(super) fn group_errors<W: Batch, const G: usize>(
 
 /// Sums of the errors of the rows of a band, group by group.
 #[derive(Clone, Copy)]
-pub(super) struct RowSums {
+pub(in crate::codec) struct RowSums {
     weighted: [f64; BAND_ROWS],
     plain: [f64; BAND_ROWS],
 }
 
 impl RowSums {
-    pub(super) const ZERO: Self = Self { weighted: [0.0; BAND_ROWS], plain: [0.0; BAND_ROWS] };
+    pub(in crate::codec) const ZERO: Self = Self { weighted: [0.0; BAND_ROWS], plain: [0.0; BAND_ROWS] };
 
     /// Adds the errors of a group.
     #[inline(always)]
-    pub(super) fn add<V: Simd>(&mut self, (weighted, plain): (V, V)) {
+    pub(in crate::codec) fn add<V: Simd>(&mut self, (weighted, plain): (V, V)) {
         self.weighted.iter_mut().zip(weighted.store()).for_each(|(sum, row)| *sum += f64::from(row));
         self.plain.iter_mut().zip(plain.store()).for_each(|(sum, row)| *sum += f64::from(row));
     }
 
-    pub(super) fn rows(&self) -> [RowError; BAND_ROWS] {
+    pub(in crate::codec) fn rows(&self) -> [RowError; BAND_ROWS] {
         std::array::from_fn(|row| RowError { weighted: self.weighted[row], plain: self.plain[row] })
     }
 }
@@ -134,7 +134,7 @@ pub(super) fn merge_ranges<V: Vector>(ranges: &[ColumnRange]) -> (V, V) {
 
 /// Group `at` of a band or of a vector, as an array.
 #[inline(always)]
-pub(super) fn group<const G: usize, T>(of: &[T], at: usize) -> &[T; G] {
+pub(in crate::codec) fn group<const G: usize, T>(of: &[T], at: usize) -> &[T; G] {
     of[at * G..].first_chunk().expect("a band holds whole groups")
 }
 

@@ -256,55 +256,87 @@ mod scratch {
         let mut per: std::collections::BTreeMap<String, [f64; 4]> = Default::default();
         let mut hist: std::collections::BTreeMap<(u8, u32), (u64, f64)> = Default::default();
         for (ti, t) in c.tensors.iter().enumerate() {
-            if t.shape.len() != 2 || t.name.contains("embed") || !(t.name.contains("layers.3.") || t.name.contains("layers.17.") || t.name.contains("layers.28.")) { continue; }
+            if t.shape.len() != 2
+                || t.name.contains("embed")
+                || !(t.name.contains("layers.3.") || t.name.contains("layers.17.") || t.name.contains("layers.28."))
+            {
+                continue;
+            }
             let mut reader = Reader::default();
             let view = View::whole(ti, t);
             let mut seed = ti as u64 + 1;
-            let k: Vec<f32> = (0..view.cols).map(|_| { seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); (((seed >> 40) as f32 / 8388608.0 - 1.0) * 1.4).exp() }).collect();
-            reader.bands((&c, Isa::detect()), view, &(4..10), |_, columns, stored| {
-                let band = Band { rows: 8, stored, columns };
-                for scheme in SymmetricCodec.schemes() {
-                    if !SymmetricCodec.fits(*scheme, view.cols) { continue; }
-                    let p = params(*scheme);
-                    let metric = Metric::diagonal(&k);
-                    let mut s = Scratch::default();
-                    let f = |effort| Encoder { isa: Isa::detect(), effort }.errors(&[*scheme], (Float::BF16, &mut Scratch::default()), band, &metric)[0].iter().map(|e| e.weighted).sum::<f64>();
-                    let (fast, normal) = (f(Effort::Fast), f(Effort::Normal));
-                    let _ = &mut s;
-                    let g = p.group(columns.len());
-                    let half = f32::from(p.half());
-                    let mut dense = 0.0;
-                    for (w, k) in columns.chunks(g).zip(k.chunks(g)) {
-                        for row in 0..8 {
-                            let lo = w.iter().map(|c| -c[row]).fold(0.0f32, f32::max);
-                            let hi = w.iter().map(|c| c[row]).fold(0.0f32, f32::max);
-                            let mut best = (f64::INFINITY, 0);
-                            for sign in [1.0f32, -1.0] {
-                                let (lo, hi) = if sign > 0.0 { (lo, hi) } else { (hi, lo) };
-                                let base = (lo / half).max(hi / (half - 1.0));
-                                for r in 40..=208 {
-                                    let s = Float::BF16.round(sign * base * r as f32 * 0.005);
-                                    let mut e = 0.0f64;
-                                    for (c, k) in w.iter().zip(k) {
-                                        let q = (c[row] / s).round_ties_even().clamp(-half, half - 1.0);
-                                        let d = f64::from(q * s - c[row]);
-                                        e += f64::from(*k) * d * d;
-                                    }
-                                    if e < best.0 { best = (e, r); }
-                                }
-                            }
-                            let h = hist.entry((p.bits, best.1 / 10 * 50)).or_default();
-                            h.0 += 1;
-                            dense += best.0;
+            let k: Vec<f32> = (0..view.cols)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    (((seed >> 40) as f32 / 8388608.0 - 1.0) * 1.4).exp()
+                })
+                .collect();
+            reader
+                .bands((&c, Isa::detect()), view, &(4..10), |_, columns, stored| {
+                    let band = Band { rows: 8, stored, columns };
+                    for scheme in SymmetricCodec.schemes() {
+                        if !SymmetricCodec.fits(*scheme, view.cols) {
+                            continue;
                         }
+                        let p = params(*scheme);
+                        let metric = Metric::diagonal(&k);
+                        let mut s = Scratch::default();
+                        let f = |effort| {
+                            Encoder { isa: Isa::detect(), effort }.errors(
+                                &[*scheme],
+                                (Float::BF16, &mut Scratch::default()),
+                                band,
+                                &metric,
+                            )[0]
+                            .iter()
+                            .map(|e| e.weighted)
+                            .sum::<f64>()
+                        };
+                        let (fast, normal) = (f(Effort::Fast), f(Effort::Normal));
+                        let _ = &mut s;
+                        let g = p.group(columns.len());
+                        let half = f32::from(p.half());
+                        let mut dense = 0.0;
+                        for (w, k) in columns.chunks(g).zip(k.chunks(g)) {
+                            for row in 0..8 {
+                                let lo = w.iter().map(|c| -c[row]).fold(0.0f32, f32::max);
+                                let hi = w.iter().map(|c| c[row]).fold(0.0f32, f32::max);
+                                let mut best = (f64::INFINITY, 0);
+                                for sign in [1.0f32, -1.0] {
+                                    let (lo, hi) = if sign > 0.0 { (lo, hi) } else { (hi, lo) };
+                                    let base = (lo / half).max(hi / (half - 1.0));
+                                    for r in 40..=208 {
+                                        let s = Float::BF16.round(sign * base * r as f32 * 0.005);
+                                        let mut e = 0.0f64;
+                                        for (c, k) in w.iter().zip(k) {
+                                            let q = (c[row] / s).round_ties_even().clamp(-half, half - 1.0);
+                                            let d = f64::from(q * s - c[row]);
+                                            e += f64::from(*k) * d * d;
+                                        }
+                                        if e < best.0 {
+                                            best = (e, r);
+                                        }
+                                    }
+                                }
+                                let h = hist.entry((p.bits, best.1 / 10 * 50)).or_default();
+                                h.0 += 1;
+                                dense += best.0;
+                            }
+                        }
+                        let sums = per.entry(scheme.to_string()).or_default();
+                        sums[0] += fast;
+                        sums[1] += normal;
+                        sums[2] += dense;
                     }
-                    let sums = per.entry(scheme.to_string()).or_default();
-                    sums[0] += fast; sums[1] += normal; sums[2] += dense;
-                }
-                Ok(())
-            }).unwrap();
+                    Ok(())
+                })
+                .unwrap();
         }
-        for (s, [f, n, d, _]) in per { println!("{s:14} normal/fast {:.4} normal/dense {:.4} dense/fast {:.4}", n / f, n / d, d / f); }
-        for ((b, r), (n, _)) in hist { println!("{b} {r} {n}"); }
+        for (s, [f, n, d, _]) in per {
+            println!("{s:14} normal/fast {:.4} normal/dense {:.4} dense/fast {:.4}", n / f, n / d, d / f);
+        }
+        for ((b, r), (n, _)) in hist {
+            println!("{b} {r} {n}");
+        }
     }
 }

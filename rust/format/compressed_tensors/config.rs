@@ -7,26 +7,39 @@ use serde_json::{Map, Value, json};
 
 use super::patterns::Modules;
 use crate::checkpoint::Config;
-use crate::codec::Scheme;
+use crate::codec::float::{fp8::FP8_SCHEME, mxfp4::MXFP4_SCHEME, nvfp4::NVFP4_SCHEME};
 use crate::codec::symmetric::{Grouping, Symmetric};
+use crate::codec::{Extent, PartSpec, Scheme};
+use crate::dtype::Dtype;
 use crate::format::{Module, OutputModel};
 use crate::name::outside_part;
 
 /// Configuration keys that describe how the source's weights are stored.
 const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
 
-/// The name of the form of packed integers.
-const PACK_QUANTIZED: &str = "pack-quantized";
+/// The format of an output whose groups have several formats.
+const MIXED: &str = "mixed-precision";
 
-/// The name of part `kind` of tensor `tensor`.
-pub(super) fn part_name(tensor: &str, kind: &str) -> String {
+/// The name of part `kind` of tensor `tensor` in `scheme`.
+pub(super) fn part_name(scheme: Scheme, tensor: &str, kind: &str) -> String {
     let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
-    let suffix = match kind {
-        "codes" => "packed",
-        "scales" => "scale",
-        other => other,
-    };
-    format!("{module}.weight_{suffix}")
+    match kind {
+        // A code fills an element.
+        "codes" if scheme == FP8_SCHEME => format!("{module}.weight"),
+        "codes" => format!("{module}.weight_packed"),
+        "scales" => format!("{module}.weight_scale"),
+        other => format!("{module}.weight_{other}"),
+    }
+}
+
+/// `part` in the element type that the runtimes expect: bytes, where MLX has words.
+pub(super) fn stored_as(scheme: Scheme, part: PartSpec) -> PartSpec {
+    match part.extent {
+        Extent::PerRow(words) if scheme == MXFP4_SCHEME && part.dtype == Dtype::U32 => {
+            PartSpec { dtype: Dtype::U8, extent: Extent::PerRow(4 * words), ..part }
+        }
+        _ => part,
+    }
 }
 
 /// The source's configuration with the block that describes the output.
@@ -45,28 +58,39 @@ pub(super) fn text(source: &Config, output: &OutputModel<'_>) -> String {
     format!("{:#}\n", Value::Object(sorted.into_iter().collect()))
 }
 
-/// The `weights` of a group.
-fn weights(scheme: Scheme) -> Option<Value> {
-    let Symmetric { bits, grouping } = Symmetric::of(scheme)?;
-    let (strategy, size) = match grouping {
-        Grouping::Channel => ("channel", None),
-        Grouping::Group(size) => ("group", Some(size)),
+/// The `format` and the `weights` of a group.
+fn weights(scheme: Scheme) -> Option<(&'static str, Value)> {
+    let (format, kind, bits, strategy, group_size) = match Symmetric::of(scheme) {
+        Some(Symmetric { bits, grouping: Grouping::Channel }) => ("pack-quantized", "int", bits, "channel", None),
+        Some(Symmetric { bits, grouping: Grouping::Group(size) }) => {
+            ("pack-quantized", "int", bits, "group", Some(size))
+        }
+        None if scheme == FP8_SCHEME => ("float-quantized", "float", 8, "channel", None),
+        None if scheme == MXFP4_SCHEME => ("mxfp4-pack-quantized", "float", 4, "group", Some(32)),
+        None if scheme == NVFP4_SCHEME => ("nvfp4-pack-quantized", "float", 4, "tensor_group", Some(16)),
+        None => return None,
     };
-    Some(json!({
-        "num_bits": bits, "type": "int", "symmetric": true, "strategy": strategy, "group_size": size, "dynamic": false,
-    }))
+    let mut weights = json!({
+        "num_bits": bits, "type": kind, "symmetric": true, "strategy": strategy, "group_size": group_size,
+        "dynamic": false,
+    });
+    let scale_dtype = match scheme {
+        MXFP4_SCHEME => Some("torch.uint8"),
+        NVFP4_SCHEME => Some("torch.float8_e4m3fn"),
+        _ => None,
+    };
+    if let Some(dtype) = scale_dtype {
+        weights["scale_dtype"] = json!(dtype);
+        weights["zp_dtype"] = json!(dtype);
+    }
+    Some((format, weights))
 }
 
-/// The scheme of a group with these `weights`.
-fn scheme_of(weights: &Value) -> Option<Scheme> {
-    let text = |key: &str| weights.get(key).and_then(Value::as_str);
-    let bits = weights.get("num_bits")?.as_u64()?;
-    let grouping = match text("strategy")? {
-        "channel" => "channel".to_owned(),
-        "group" => format!("g{}", weights.get("group_size")?.as_u64()?),
-        _ => return None,
-    };
-    format!("{}{bits}{grouping}", text("type")?).parse().ok()
+/// The scheme of `group`.
+fn scheme_of(group: &Value, schemes: &[Scheme]) -> Option<Scheme> {
+    let has_weights =
+        |scheme: &&Scheme| weights(**scheme).is_some_and(|(_, weights)| group.get("weights") == Some(&weights));
+    schemes.iter().find(has_weights).copied()
 }
 
 /// The block `quantization_config`; `None` if nothing is quantized.
@@ -87,20 +111,22 @@ fn block(output: &OutputModel<'_>) -> Option<Value> {
     let of_group = |(scheme, of): (&Scheme, &Vec<&Module>)| {
         Some((weights(*scheme)?, modules.patterns(of.iter().map(|module| module.path.as_str()))))
     };
-    let mut groups: Vec<(Value, Vec<String>)> = schemes.iter().filter_map(of_group).collect();
+    let mut groups: Vec<((&str, Value), Vec<String>)> = schemes.iter().filter_map(of_group).collect();
+    let first = groups[0].0.0;
+    let format = if groups.iter().all(|((format, _), _)| *format == first) { first } else { MIXED };
     // transformers takes the first group that names experts for all of them.
     groups.sort_by_key(|(_, targets)| !targets[0].contains("experts[.]"));
-    let group = |(at, (weights, targets)): (usize, (Value, Vec<String>))| {
+    let group = |(at, ((format, weights), targets)): (usize, ((&str, Value), Vec<String>))| {
         let group = json!({
             "targets": targets, "weights": weights, "input_activations": null, "output_activations": null,
-            "format": PACK_QUANTIZED,
+            "format": format,
         });
         (format!("group_{at}"), group)
     };
     let groups: Map<String, Value> = groups.into_iter().enumerate().map(group).collect();
     Some(json!({
         "quant_method": "compressed-tensors",
-        "format": PACK_QUANTIZED,
+        "format": format,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": ignore(&modules, &ignored),
@@ -126,7 +152,7 @@ fn ignore(modules: &Modules, ignored: &[&str]) -> Vec<String> {
 }
 
 /// Reads the block that [`block`] writes.
-pub(super) fn described<'c>(config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+pub(super) fn described<'c>(config: &'c Config, schemes: &[Scheme]) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
     let block = config.get("quantization_config");
     let compiled = |targets: Option<&Value>| -> Vec<Regex> {
         let targets = targets.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
@@ -138,7 +164,7 @@ pub(super) fn described<'c>(config: &'c Config) -> Box<dyn Fn(&str) -> Option<Sc
     };
     let ignored = compiled(block.and_then(|block| block.get("ignore")));
     let groups = block.and_then(|block| block.get("config_groups")).and_then(Value::as_object);
-    let group = |group: &Value| Some((compiled(group.get("targets")), scheme_of(group.get("weights")?)?));
+    let group = |group: &Value| Some((compiled(group.get("targets")), scheme_of(group, schemes)?));
     let groups: Vec<(Vec<Regex>, Scheme)> = groups.into_iter().flat_map(Map::values).filter_map(group).collect();
     Box::new(move |path| {
         let matches = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(path));

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 
 use crate::band::Matrix;
 use crate::checkpoint::Checkpoint;
-use crate::codec::symmetric::SymmetricCodec;
+use crate::codec::float::{fp8::FP8_SCHEME, mxfp4::MXFP4_SCHEME, nvfp4::NVFP4_SCHEME};
+use crate::codec::symmetric::{Symmetric, SymmetricCodec};
 use crate::codec::{Bits, Codec, Scheme};
+use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{Module, Refusal};
 use crate::name::{Name, Role};
@@ -55,6 +57,10 @@ fn is_common_width(scheme: Scheme) -> bool {
     scheme.code_bits().is_some_and(|bits| [4, 8].map(Bits::whole).contains(&bits))
 }
 
+fn is_integer(scheme: Scheme) -> bool {
+    Symmetric::of(scheme).is_some()
+}
+
 impl Consumer {
     /// The names on the command line, the default first.
     pub(super) const NAMES: [&'static str; 4] = ["vllm", "sglang", "transformers", "all"];
@@ -89,7 +95,16 @@ impl Consumer {
     /// The schemes that the runtime reads, by increasing bytes.
     pub(super) fn schemes(self) -> Vec<Scheme> {
         let reads = |scheme: &Scheme| !self.has_sglang() || is_common_width(*scheme);
-        SymmetricCodec.schemes().iter().copied().filter(reads).collect()
+        let mut schemes: Vec<Scheme> = SymmetricCodec.schemes().iter().copied().filter(reads).collect();
+        match self {
+            Self::Vllm => schemes.extend([MXFP4_SCHEME, NVFP4_SCHEME, FP8_SCHEME]),
+            // Models in float32 cannot compute with the other two.
+            Self::Transformers => schemes.push(FP8_SCHEME),
+            Self::Sglang | Self::All => {}
+        }
+        let matrix = Matrix { rows: 128, cols: 4096, float: Float::BF16 };
+        schemes.sort_by_key(|scheme| scheme.stored_bytes(matrix));
+        schemes
     }
 
     /// The reason why the runtime does not read a tensor in `scheme` if it divides layers among `devices`.
@@ -98,8 +113,11 @@ impl Consumer {
         match name.role {
             Role::Embedding => return Some(format!("{title} reads embeddings unquantized only")),
             Role::Router => return Some(format!("{title} reads routers unquantized only")),
-            Role::Head if !is_common_width(scheme) => {
-                return Some(format!("{title} reads a head in 4 or 8 bits only, and not in {scheme}"));
+            Role::Head if !is_common_width(scheme) || !is_integer(scheme) => {
+                return Some(format!("{title} reads a head in integers of 4 or 8 bits only, and not in {scheme}"));
+            }
+            _ if name.expert.is_some() && !is_integer(scheme) => {
+                return Some(format!("{title} reads experts in integers only, and not in {scheme}"));
             }
             _ => {}
         }

@@ -1,8 +1,9 @@
 //! compressed-tensors: the format that vLLM, SGLang and transformers read.
 //!
 //! Tensors keep the names of the release, one tensor for each expert. A quantized module `P` is stored as
-//! `P.weight_packed`, `P.weight_scale` and `P.weight_shape` ([`crate::codec::symmetric`]). `config.json` assigns schemes to
-//! modules by patterns of their names. What a runtime demands of a checkpoint is in [`consumer`].
+//! `P.weight_packed`, `P.weight_scale` and `P.weight_shape` ([`crate::codec::symmetric`]), or in the forms of
+//! [`crate::codec::float`]. `config.json` assigns schemes to modules by patterns of their names. What a runtime demands of a
+//! checkpoint is in [`consumer`].
 
 mod arrange;
 mod config;
@@ -16,8 +17,8 @@ use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, Runtim
 use crate::band::Matrix;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::codec::Scheme;
 use crate::codec::symmetric::Symmetric;
+use crate::codec::{PartSpec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -116,8 +117,12 @@ impl Format for CompressedTensors {
         self.consumer.fusion_group(name)
     }
 
-    fn part_name(&self, _scheme: Scheme, tensor: &str, kind: &str) -> String {
-        config::part_name(tensor, kind)
+    fn part_name(&self, scheme: Scheme, tensor: &str, kind: &str) -> String {
+        config::part_name(scheme, tensor, kind)
+    }
+
+    fn stored_as(&self, scheme: Scheme, part: PartSpec) -> PartSpec {
+        config::stored_as(scheme, part)
     }
 
     fn refusals(&self, modules: &[Module]) -> Vec<Refusal> {
@@ -130,7 +135,7 @@ impl Format for CompressedTensors {
     }
 
     fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
-        config::described(config)
+        config::described(config, &self.schemes)
     }
 
     fn card(&self) -> CardFacts {
@@ -138,7 +143,8 @@ impl Format for CompressedTensors {
             library: self.consumer.library(),
             tags: &["compressed-tensors"],
             schemes: "`int4g64` is 4-bit integers in groups of 64, each with a scale; `int4channel` has a scale for each \
-                      output channel.",
+                      output channel. `fp8` is E4M3 with a scale for each output channel; `mxfp4` and `nvfp4` are E2M1 in \
+                      groups of 32 and 16.",
             usage: self.consumer.usage(),
             generic: "The tensors have the names of the source and the form of compressed-tensors.",
         }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::Config;
 use crate::codec::Scheme;
 use crate::codec::affine::Affine;
-use crate::codec::passthrough::MXFP4_SCHEME;
+use crate::codec::float::mxfp4::MXFP4_SCHEME;
 use crate::format::{Module, Refusal};
 
 /// Configuration keys that describe how weights are stored.

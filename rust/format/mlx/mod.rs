@@ -14,7 +14,7 @@ use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, SideFi
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::{Affine, AffineCodec};
-use crate::codec::passthrough::MXFP4_SCHEME;
+use crate::codec::float::mxfp4::MXFP4_SCHEME;
 use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
