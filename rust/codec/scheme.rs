@@ -51,7 +51,7 @@ impl Scheme {
         self.codec == other.codec
     }
 
-    /// The encoder; `None` for kept and pass-through schemes.
+    /// The encoder; `None` for [`KEPT`](Scheme::KEPT), and if rows can only be passed through.
     #[must_use]
     pub fn encoder(self) -> Option<&'static dyn Encode> {
         self.codec()?.encoder()
@@ -202,7 +202,7 @@ mod tests {
                 assert_eq!(codec.encoder().is_some(), scheme.encoder().is_some());
             }
         }
-        for text in ["kept", "mxfp4", "int4g32", "int8channel"] {
+        for text in ["kept", "mxfp4", "nvfp4", "fp8", "int4g32", "int8channel"] {
             assert_eq!(text.parse::<Scheme>().unwrap().to_string(), text);
         }
         for text in ["7g64", "4g16", "4", "g64", "4g", "", "-4g64", "4g64 ", "bf16", "int4g16", "int4g", "int7channel"]

@@ -150,14 +150,14 @@ pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
 }
 
 /// The kernel of a codec: [`encode`] with its scales.
-pub(super) type Kernel = fn(Isa, &[Column], &[f32], Effort, Option<EncodedGroups<'_>>) -> [RowError; BAND_ROWS];
+pub(super) type GroupKernel = fn(Isa, &[Column], &[f32], Effort, Option<EncodedGroups<'_>>) -> [RowError; BAND_ROWS];
 
 /// Encodes `band` in groups of `group`, and appends codes and scales to `parts`.
 ///
 /// # Panics
 /// If the rows are not whole groups, or `metric` has another number of columns.
 pub(super) fn append(
-    (kernel, group): (Kernel, usize),
+    (kernel, group): (GroupKernel, usize),
     context: &mut Context<'_>,
     band: Band<'_>,
     metric: &Metric<'_>,
@@ -180,7 +180,7 @@ pub(super) fn append(
 /// # Panics
 /// As [`append`].
 pub(super) fn errors_only(
-    (kernel, group): (Kernel, usize),
+    (kernel, group): (GroupKernel, usize),
     context: &Context<'_>,
     band: Band<'_>,
     metric: &Metric<'_>,
