@@ -236,12 +236,14 @@ pub enum Error {
         row: u64,
     },
     /// The output format has no layout for this model.
-    #[error("model_type `{model_type}` has no {format} layout in this version of ramrs")]
+    #[error("model_type `{model_type}` has no {format} layout in this version of ramrs{}", because(.reason))]
     UnknownModel {
         /// `model_type` of the configuration.
         model_type: String,
         /// The output format.
         format: &'static str,
+        /// The reason, if it is not that the model type is unknown.
+        reason: Option<&'static str>,
     },
     /// The probe cannot run this model.
     #[error("the probe cannot run model_type `{model_type}`: {reason}")]
@@ -430,6 +432,11 @@ pub enum Kind {
 pub(crate) fn os_message(source: &io::Error) -> String {
     let text = source.to_string();
     text.split(" (os error ").next().unwrap_or_default().to_owned()
+}
+
+/// `reason` as the end of a sentence.
+fn because(reason: &Option<&'static str>) -> String {
+    reason.map_or(String::new(), |reason| format!(": {reason}"))
 }
 
 impl Error {

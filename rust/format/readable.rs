@@ -45,7 +45,7 @@ pub(super) fn model_family(
         (true, _) => Ok(None),
         (false, Some(model_type)) => match family(model_type) {
             Some(family) => Ok(Some(family)),
-            None => Err(Error::UnknownModel { model_type: model_type.to_owned(), format }),
+            None => Err(Error::UnknownModel { model_type: model_type.to_owned(), format, reason: None }),
         },
         (false, None) => Err(Error::NoCheckpoint {
             path: checkpoint.dir.join("config.json"),

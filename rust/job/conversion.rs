@@ -187,7 +187,11 @@ impl Conversion {
     /// # Errors
     /// [`Error::Scheme`] for the first tensor that the runtime refuses.
     pub(crate) fn check_refusals(&self, scheme_of: impl Fn(usize) -> Scheme) -> Result<()> {
-        let must_be_quantized = |output: &&OutputTensor| output.name.is_weight && !self.format.may_keep(&output.name);
+        // Tensors beyond the language model's layers are read by other code, if at all.
+        let must_be_quantized = |output: &&OutputTensor| {
+            let is_within = output.target.unquantizable.is_none() && output.name.role != Role::MultiToken;
+            is_within && output.name.is_weight && !self.format.may_keep(&output.name)
+        };
         for output in self.outputs.iter().filter(must_be_quantized) {
             if let Err(kept) = &output.candidate {
                 let reason = format!("the runtime reads it only quantized if anything is, and it cannot be: {kept}");

@@ -208,10 +208,35 @@ impl<'a> Planner<'a> {
         points.sort_by_key(|point| point.bytes);
         if points.is_empty() {
             let tensor = self.analysis.tensors[members[0].tensor].name.clone();
-            let reason = "no scheme is left for it by the limits on bits, the rules and the floor";
-            return Err(Error::Scheme { tensor, reason: reason.to_owned() });
+            return Err(Error::Scheme { tensor, reason: self.no_points(members) });
         }
         Ok(points)
+    }
+
+    /// The reason why no scheme is available to a group.
+    fn no_points(&self, members: &[GroupMember]) -> String {
+        let [first, others @ ..] = members else { return String::new() };
+        let mut rules: Vec<&str> = members.iter().filter_map(|member| member.limits.rule.as_deref()).collect();
+        rules.sort_unstable();
+        rules.dedup();
+        let by = if rules.is_empty() {
+            "the limits on bits and the floor".to_owned()
+        } else {
+            format!("the limits on bits, the floor, and {}", rules.join(", "))
+        };
+        // The tensor whose limits differ says the most.
+        let other = others.iter().find(|other| other.limits != first.limits).or(others.first());
+        match other {
+            None => format!("no scheme is left for it by {by}"),
+            Some(other) => {
+                let name = &self.analysis.tensors[other.tensor].name;
+                let more = if others.len() > 1 { format!(" and {} others", others.len() - 1) } else { String::new() };
+                format!(
+                    "the runtime takes one scheme for it and `{name}`{more}, and none is left for all of them by {by}: \
+                     give them the same"
+                )
+            }
+        }
     }
 
     /// The cost of `scheme` for a group, if all members allow it. `floor` states whether the floor applies.

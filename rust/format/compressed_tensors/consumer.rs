@@ -52,6 +52,19 @@ const DIVIDED_SIZES: [&str; 6] = [
     "linear_num_value_heads",
 ];
 
+/// Model types that some runtimes do not read in this format, those runtimes, and why.
+const UNREAD: [(&[&str], &[Consumer], &str); 5] = {
+    use Consumer::{All, Sglang, Transformers, Vllm};
+    const ANY: &[Consumer] = &[Vllm, Sglang, Transformers, All];
+    [
+        (&["gpt2"], ANY, "its layers are of another class than those that the format replaces"),
+        (&["gpt_oss", "llama4"], ANY, "it holds its experts in one tensor, in a form that no runtime was seen to read"),
+        (&["mamba2"], ANY, "transformers uses its projections as plain weights"),
+        (&["stablelm"], &[Vllm, Sglang, All], "vLLM does not say which of its layers are fused"),
+        (&["kimi_k2", "kimi_k25"], &[Transformers, All], "transformers has no causal language model of this type"),
+    ]
+};
+
 /// Whether all runtimes read codes of this width.
 fn is_common_width(scheme: Scheme) -> bool {
     scheme.code_bits().is_some_and(|bits| [4, 8].map(Bits::whole).contains(&bits))
@@ -113,6 +126,10 @@ impl Consumer {
         match name.role {
             Role::Embedding => return Some(format!("{title} reads embeddings unquantized only")),
             Role::Router => return Some(format!("{title} reads routers unquantized only")),
+            // transformers 5 renames other heads to `lm_head`, and leaves their codes unread without an error.
+            Role::Head if !name.module.ends_with("lm_head") => {
+                return Some(format!("{title} reads a head of this name unquantized only"));
+            }
             Role::Head if !is_common_width(scheme) || !is_integer(scheme) => {
                 return Some(format!("{title} reads a head in integers of 4 or 8 bits only, and not in {scheme}"));
             }
@@ -196,6 +213,22 @@ impl Consumer {
             }
         }));
         refusals
+    }
+
+    /// Checks that the runtime reads the model in this format.
+    ///
+    /// # Errors
+    /// [`Error::UnknownModel`].
+    pub(super) fn check_model(self, checkpoint: &Checkpoint) -> Result<()> {
+        let model_type = checkpoint.model_type().unwrap_or_default();
+        let unread = |(types, by, _): &&(&[&str], &[Self], &str)| types.contains(&model_type) && by.contains(&self);
+        match UNREAD.iter().find(unread) {
+            Some(&(.., reason)) => {
+                let (model_type, format) = (model_type.to_owned(), "compressed-tensors");
+                Err(Error::UnknownModel { model_type, format, reason: Some(reason) })
+            }
+            None => Ok(()),
+        }
     }
 
     /// The library that a model card names.

@@ -108,6 +108,7 @@ impl Format for CompressedTensors {
 
     fn arrange(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
         if !generic {
+            self.consumer.check_model(checkpoint)?;
             consumer::check_sizes(checkpoint, self.tensor_parallel)?;
         }
         arrange::arrange(checkpoint, generic)
