@@ -317,10 +317,10 @@ type OpenFormat = fn(&Runtime) -> Result<Arc<dyn Format>>;
 
 /// The registry of formats.
 const FORMATS: &[OpenFormat] = &[
-    |runtime| runtime.the_only_one_of(mlx::Mlx),
+    mlx::open,
     compressed_tensors::open,
     #[cfg(test)]
-    |runtime| runtime.the_only_one_of(crate::tests::toy::format::ToyFormat),
+    crate::tests::toy::format::open,
 ];
 
 /// The format called `name`, for `runtime`.

@@ -11,9 +11,11 @@ mod checkpoint {
     mod headers;
 }
 mod codec {
+    mod cases;
     mod cross_arch;
     mod encoding;
     mod float;
+    mod symmetric;
 }
 mod options;
 mod probe;

@@ -47,10 +47,11 @@ fn every_mark_in_the_sources_is_an_option() {
 }
 
 /// Texts of documents, which are fixed, and commands of other programs.
-const SPELLED: [&str; 4] = [
+const SPELLED: [&str; 5] = [
     "\"--keep\" } else { \"--tensor\" }",
     "--sample-bands 0 measures all rows",
     "mlx_lm.generate --model",
+    "sglang.launch_server --model-path",
     "hf download NAME --local-dir DIR",
 ];
 

@@ -233,12 +233,18 @@ fn search<V: Simd, W: Batch<Part = V>>(w: &[Column], k: &[f32], grid: Grid) -> V
         for at in 0..W::PARTS {
             scales[at] = finalists[at].or_better(again[at]).scale;
         }
+        // The best of each finalist first, so that of equal errors the same one is taken with any number of parts.
+        let mut refined = [CandidateScale::none(); MAX_PARTS];
         for is_other in [false, true] {
             let stored =
                 scales.map(|scale| if is_other { scale.other_neighbour(store) } else { scale.round_to(store) });
-            for &found in &measure::<W>(w, k, &stored, half)[..W::PARTS] {
-                best = best.or_better(found);
+            let measured = measure::<W>(w, k, &stored, half);
+            for at in 0..W::PARTS {
+                refined[at] = refined[at].or_better(measured[at]);
             }
+        }
+        for &refined in &refined[..W::PARTS] {
+            best = best.or_better(refined);
         }
     }
     best.scale

@@ -282,3 +282,103 @@ pub(super) fn check_sizes(checkpoint: &Checkpoint, devices: u64) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERY: [Consumer; 4] = [Consumer::Vllm, Consumer::Sglang, Consumer::Transformers, Consumer::All];
+
+    fn name(module: &str) -> Name {
+        Name::parse(&format!("{module}.weight"))
+    }
+
+    fn module(path: &str, scheme: &str) -> Module {
+        Module { path: path.to_owned(), scheme: scheme.parse().unwrap(), packed: None }
+    }
+
+    /// The consumers that refuse `module` of this shape in `scheme`.
+    fn refused(module: &str, (rows, cols): (u64, u64), scheme: &str, devices: u64) -> Vec<&'static str> {
+        let (name, matrix) = (name(module), Matrix { rows, cols, float: Float::BF16 });
+        let scheme: Scheme = scheme.parse().unwrap();
+        let refuses = |consumer: &&Consumer| {
+            let reads = consumer.schemes().contains(&scheme) && scheme.fits(cols);
+            !reads || consumer.refusal(&name, matrix, scheme, devices).is_some()
+        };
+        EVERY.iter().filter(refuses).map(|consumer| consumer.name()).collect()
+    }
+
+    #[test]
+    fn widths_and_kinds_are_those_that_each_runtime_reads() {
+        let down = |scheme| refused("model.layers.0.mlp.down_proj", (512, 512), scheme, 1);
+        for scheme in ["int4g32", "int4g128", "int4channel", "int8g64"] {
+            assert!(down(scheme).is_empty(), "{scheme}");
+        }
+        assert_eq!(down("int3g64"), ["sglang", "all"]);
+        assert_eq!(down("fp8"), ["sglang", "all"]);
+        assert_eq!(down("nvfp4"), ["sglang", "transformers", "all"]);
+        assert_eq!(down("mxfp4"), ["sglang", "transformers", "all"]);
+    }
+
+    #[test]
+    fn embeddings_routers_and_some_heads_are_read_unquantized_only() {
+        let all = ["vllm", "sglang", "transformers", "all"];
+        assert_eq!(refused("model.embed_tokens", (512, 512), "int8g64", 1), all);
+        assert_eq!(refused("model.layers.0.mlp.gate", (128, 512), "int8g64", 1), all);
+        assert_eq!(refused("embed_out", (512, 512), "int8g64", 1), all);
+        assert!(refused("lm_head", (512, 512), "int8g64", 1).is_empty());
+        assert_eq!(refused("lm_head", (512, 512), "int6g64", 1), all);
+        assert_eq!(refused("model.layers.0.mlp.experts.1.up_proj", (512, 512), "nvfp4", 1), all);
+    }
+
+    #[test]
+    fn tiles_are_asked_for_where_the_runtime_does_not_pad() {
+        assert_eq!(refused("model.layers.0.mlp.up_proj", (192, 576), "int4g64", 1), ["sglang", "all"]);
+        assert!(refused("model.layers.0.mlp.up_proj", (256, 576), "int4g64", 1).is_empty());
+    }
+
+    #[test]
+    fn groups_lie_within_the_columns_of_a_device() {
+        // 384 columns on 2 devices are 192: three groups of 64, but not one and a half of 128.
+        assert!(refused("model.layers.0.mlp.down_proj", (512, 384), "int4g64", 2).is_empty());
+        let all = ["vllm", "sglang", "transformers", "all"];
+        assert_eq!(refused("model.layers.0.mlp.down_proj", (512, 384), "int4g128", 2), all);
+        assert_eq!(refused("model.layers.0.mlp.down_proj", (512, 385), "int4g32", 2), all);
+        // The columns of other layers are not divided.
+        assert!(refused("model.layers.0.mlp.up_proj", (512, 384), "int4g128", 2).is_empty());
+    }
+
+    #[test]
+    fn fused_modules_share_a_scheme() {
+        let group = |consumer: Consumer, module: &str| consumer.fusion_group(&name(module)).into_owned();
+        let parts = ["q_proj", "k_proj", "v_proj"].map(|part| format!("model.layers.3.self_attn.{part}"));
+        for consumer in [Consumer::Vllm, Consumer::Sglang, Consumer::All] {
+            assert!(parts.iter().all(|part| group(consumer, part) == "model.layers.3.self_attn.qkv"));
+            let of_mlp = group(consumer, "model.layers.3.mlp.gate_proj");
+            assert_eq!(of_mlp, group(consumer, "model.layers.3.mlp.up_proj"));
+            assert_ne!(of_mlp, group(consumer, "model.layers.4.mlp.up_proj"));
+            assert_ne!(of_mlp, group(consumer, "model.layers.3.mlp.down_proj"));
+        }
+        assert!(parts.iter().all(|part| group(Consumer::Transformers, part) == *part));
+        let experts = ["model.layers.3.mlp.experts.0.down_proj", "model.layers.3.mlp.experts.7.up_proj"];
+        for consumer in EVERY {
+            assert_eq!(group(consumer, experts[0]), group(consumer, experts[1]));
+            // transformers takes one scheme for the experts of all layers.
+            let other = group(consumer, "model.layers.4.mlp.experts.0.down_proj");
+            assert_eq!(other == group(consumer, experts[0]), consumer.has_transformers());
+        }
+    }
+
+    #[test]
+    fn plans_that_a_runtime_refuses_are_refused_with_both_tensors() {
+        let q_and_k =
+            [module("model.layers.0.self_attn.q_proj", "int4g64"), module("model.layers.0.self_attn.k_proj", "kept")];
+        let refusal = &Consumer::Vllm.refusals(&q_and_k)[0];
+        assert!(refusal.tensor.contains("k_proj") && refusal.reason.contains("q_proj"), "{refusal:?}");
+        assert!(Consumer::Transformers.refusals(&q_and_k).is_empty());
+        let experts = [module("model.layers.0.mlp.experts.0.up_proj", "kept"), module("lm_head", "int4g64")];
+        assert!(Consumer::Vllm.refusals(&experts).is_empty());
+        assert_eq!(Consumer::Transformers.refusals(&experts).len(), 1);
+        assert!(Consumer::Transformers.refusals(&experts[..1]).is_empty(), "nothing is quantized");
+    }
+}

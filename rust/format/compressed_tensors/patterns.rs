@@ -92,3 +92,59 @@ impl Modules {
         patterns
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patterns(all: &[&str], of: &[&str]) -> Vec<String> {
+        Modules::new(all.iter().copied()).patterns(of.iter().copied())
+    }
+
+    fn layer(number: u64, last: &str) -> String {
+        format!("model.layers.{number}.{last}")
+    }
+
+    #[test]
+    fn layers_and_parts_are_merged() {
+        let all: Vec<String> = (0..12)
+            .flat_map(|number| {
+                ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"].map(|last| layer(number, last))
+            })
+            .collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let some =
+            ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.11.mlp.down_proj"];
+        let expected = ["re:.*layers[.]1[.]self_attn[.](k_proj|q_proj)$", "re:.*layers[.]11[.]mlp[.]down_proj$"];
+        assert_eq!(patterns(&all, &some), expected);
+        let expected =
+            ["re:.*layers[.][0-9]+[.]mlp[.]down_proj$", "re:.*layers[.][0-9]+[.]self_attn[.](k_proj|q_proj)$"];
+        assert_eq!(patterns(&all, &all), expected);
+    }
+
+    #[test]
+    fn experts_come_first_and_are_not_counted() {
+        let experts: Vec<String> = (0..300).map(|expert| layer(0, &format!("mlp.experts.{expert}.up_proj"))).collect();
+        let mut all: Vec<&str> = vec!["lm_head", "model.layers.0.mlp.up_proj"];
+        all.extend(experts.iter().map(String::as_str));
+        let expected = [
+            "re:.*layers[.][0-9]+[.]mlp[.]experts[.][0-9]+[.]up_proj$",
+            "re:.*lm_head$",
+            "re:.*layers[.][0-9]+[.]mlp[.]up_proj$",
+        ];
+        assert_eq!(patterns(&all, &all), expected);
+    }
+
+    #[test]
+    fn a_pattern_matches_its_modules_and_no_fused_name() {
+        let found =
+            patterns(&["model.layers.1.mlp.up_proj", "model.layers.21.mlp.up_proj"], &["model.layers.1.mlp.up_proj"]);
+        let pattern = regex::Regex::new(&format!("^(?:{})", found[0].strip_prefix("re:").unwrap())).unwrap();
+        assert!(pattern.is_match("model.layers.1.mlp.up_proj"));
+        assert!(pattern.is_match("language_model.model.layers.1.mlp.up_proj"));
+        for other in ["model.layers.21.mlp.up_proj", "model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.up_proj.x"]
+        {
+            assert!(!pattern.is_match(other), "{other}");
+        }
+    }
+}

@@ -10,7 +10,9 @@
 mod arrange;
 mod config;
 
-use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, SideFile};
+use std::sync::Arc;
+
+use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, Runtime, SideFile};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::{Affine, AffineCodec};
@@ -22,6 +24,14 @@ use crate::error::Result;
 
 #[derive(Debug)]
 pub(crate) struct Mlx;
+
+/// Opens the format.
+///
+/// # Errors
+/// As [`Runtime::the_only_one_of`].
+pub(super) fn open(runtime: &Runtime) -> Result<Arc<dyn Format>> {
+    runtime.the_only_one_of(Mlx)
+}
 
 impl Format for Mlx {
     fn name(&self) -> &'static str {

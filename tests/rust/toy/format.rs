@@ -1,5 +1,7 @@
 //! A format that keeps tensor names, adds a suffix to codes and scales, and describes schemes in `config.json`.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::checkpoint::prequantized::Packing;
@@ -8,10 +10,15 @@ use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::format::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, SideFile};
+use crate::format::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, Runtime, SideFile};
 use crate::tests::toy::codec::ToyCodec;
 
 pub(crate) struct ToyFormat;
+
+/// Opens the format, which has one runtime.
+pub(crate) fn open(runtime: &Runtime) -> Result<Arc<dyn Format>> {
+    runtime.the_only_one_of(ToyFormat)
+}
 
 impl Format for ToyFormat {
     fn name(&self) -> &'static str {
