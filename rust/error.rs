@@ -236,7 +236,7 @@ pub enum Error {
         row: u64,
     },
     /// The output format has no layout for this model.
-    #[error("model_type `{model_type}` has no {format} layout in this version of ramrs{}", because(.reason))]
+    #[error("model_type `{model_type}` has no {format} layout in this version of ramrs{}", because(*.reason))]
     UnknownModel {
         /// `model_type` of the configuration.
         model_type: String,
@@ -435,7 +435,7 @@ pub(crate) fn os_message(source: &io::Error) -> String {
 }
 
 /// `reason` as the end of a sentence.
-fn because(reason: &Option<&'static str>) -> String {
+fn because(reason: Option<&'static str>) -> String {
     reason.map_or(String::new(), |reason| format!(": {reason}"))
 }
 

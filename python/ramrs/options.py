@@ -308,7 +308,7 @@ class _PlanOptions(TypedDict, total=False):
     group_size: Annotated[
         int | None,
         Option(
-            help="With ⟨bits⟩: the weights in a group; -1: one group for each output channel, where the format has that. "
+            help="With ⟨bits⟩: the weights in a group. -1: one group for each output channel, where formats have that. "
             f"Default: {_by_format(lambda facts: facts['group_size'])}.",
             flags=("--q-group-size",),
             answered_by=("plan",),
@@ -353,8 +353,8 @@ class _PlanOptions(TypedDict, total=False):
     tensor: Annotated[
         Rules,
         Option(
-            help="Rule for the tensors that match a regular expression, REGEX=SPEC. SPEC is kept, 4, 4g64, 4channel or 3-6. The "
-            "last rule that matches counts. May be given several times.",
+            help="Rule for the tensors that match a regular expression, REGEX=SPEC. SPEC is kept, 4, 4g64, 4channel, fp8 "
+            "or 3-6. The last rule that matches counts. May be given several times.",
             at="plan.policy.tensor",
             json=_rules,
             cli=list[str],

@@ -170,6 +170,9 @@ pub(crate) struct SideFile {
     pub text: String,
 }
 
+/// What a configuration says of a module, by its path: its scheme, or nothing.
+pub(crate) type Described<'c> = Box<dyn Fn(&str) -> Option<Scheme> + 'c>;
+
 /// The reason why a runtime would not load an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -259,7 +262,7 @@ pub(crate) trait Format: Send + Sync {
     fn side_files(&self, output: &OutputModel<'_>) -> Vec<SideFile>;
 
     /// Looks up what a configuration says of a module, by its path; [`Scheme::KEPT`] if it is not quantized.
-    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c>;
+    fn described<'c>(&self, config: &'c Config) -> Described<'c>;
 
     fn card(&self) -> CardFacts;
 }
@@ -330,13 +333,11 @@ const FORMATS: &[OpenFormat] = &[
 pub(crate) fn open(name: &str, runtime: &Runtime) -> Result<Arc<dyn Format>> {
     let defaults = FORMATS.iter().map(|open| Ok((open, open(&Runtime::default())?)));
     let defaults: Vec<(&OpenFormat, Arc<dyn Format>)> = defaults.collect::<Result<_>>()?;
-    match defaults.iter().find(|(_, format)| format.name() == name) {
-        Some((open, _)) => open(runtime),
-        None => {
-            let known: Vec<_> = defaults.iter().map(|(_, format)| format.name()).collect();
-            Err(Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", "))))
-        }
+    if let Some((open, _)) = defaults.iter().find(|(_, format)| format.name() == name) {
+        return open(runtime);
     }
+    let known: Vec<_> = defaults.iter().map(|(_, format)| format.name()).collect();
+    Err(Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", "))))
 }
 
 /// What a front must know of an output format.

@@ -14,12 +14,11 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
     let family = model_family(checkpoint, generic, "compressed-tensors")?;
     let mut arrangement = Arrangement::default();
     for (at, tensor) in checkpoint.tensors.iter().enumerate() {
-        let disposition = match family {
-            Some(family) => place(checkpoint, family, at, tensor, &mut arrangement.targets)?,
-            None => {
-                arrangement.targets.push(named(checkpoint, at, tensor));
-                Disposition::Write
-            }
+        let disposition = if let Some(family) = family {
+            place(checkpoint, family, at, tensor, &mut arrangement.targets)?
+        } else {
+            arrangement.targets.push(named(checkpoint, at, tensor));
+            Disposition::Write
         };
         arrangement.dispositions.push(disposition);
     }

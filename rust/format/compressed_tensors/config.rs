@@ -11,7 +11,7 @@ use crate::codec::float::{fp8::FP8_SCHEME, mxfp4::MXFP4_SCHEME, nvfp4::NVFP4_SCH
 use crate::codec::symmetric::{Grouping, Symmetric};
 use crate::codec::{Extent, PartSpec, Scheme};
 use crate::dtype::Dtype;
-use crate::format::{Module, OutputModel};
+use crate::format::{Described, Module, OutputModel};
 use crate::name::outside_part;
 
 /// Configuration keys that describe how the source's weights are stored.
@@ -152,7 +152,7 @@ fn ignore(modules: &Modules, ignored: &[&str]) -> Vec<String> {
 }
 
 /// Reads the block that [`block`] writes.
-pub(super) fn described<'c>(config: &'c Config, schemes: &[Scheme]) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+pub(super) fn described<'c>(config: &'c Config, schemes: &[Scheme]) -> Described<'c> {
     let block = config.get("quantization_config");
     let compiled = |targets: Option<&Value>| -> Vec<Regex> {
         let targets = targets.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);

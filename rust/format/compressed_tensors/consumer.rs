@@ -148,7 +148,7 @@ impl Consumer {
             return Some(format!("the {cols} columns of it on a device do not divide into whole groups of {scheme}"));
         }
         // A matrix with too few rows for all devices is held by several of them.
-        let rows = if is_last || matrix.rows % devices != 0 { matrix.rows } else { matrix.rows / devices };
+        let rows = if is_last || !matrix.rows.is_multiple_of(devices) { matrix.rows } else { matrix.rows / devices };
         let fills = |&(of_rows, of_cols): &(u64, u64)| rows.is_multiple_of(of_rows) && cols.is_multiple_of(of_cols);
         if self.has_sglang() && !MARLIN_TILES.iter().any(fills) {
             return Some(format!(

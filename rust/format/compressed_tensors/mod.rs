@@ -13,7 +13,7 @@ mod patterns;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, Runtime, SideFile};
+use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, Refusal, Runtime, SideFile};
 use crate::band::Matrix;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
@@ -135,7 +135,7 @@ impl Format for CompressedTensors {
         output.source.map(config).into_iter().collect()
     }
 
-    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+    fn described<'c>(&self, config: &'c Config) -> Described<'c> {
         config::described(config, &self.schemes)
     }
 

@@ -12,7 +12,7 @@ mod config;
 
 use std::sync::Arc;
 
-use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, Runtime, SideFile};
+use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, Refusal, Runtime, SideFile};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::{Affine, AffineCodec};
@@ -84,7 +84,7 @@ impl Format for Mlx {
         output.source.map(config).into_iter().collect()
     }
 
-    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+    fn described<'c>(&self, config: &'c Config) -> Described<'c> {
         let described = config::described(config);
         Box::new(move |path| described.get(path).or(described.get("")).copied())
     }

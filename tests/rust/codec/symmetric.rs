@@ -107,7 +107,8 @@ fn the_search_finds_nearly_the_best_scale() {
                     let scale = case.float.round(largest / (half - 1.0) * share / 200.0);
                     let off = |(column, k): (&[f32; BAND_ROWS], &f32)| {
                         let code = (column[row] / scale).round_ties_even().clamp(-half, half - 1.0);
-                        f64::from(*k) * f64::from(code * scale - column[row]).powi(2)
+                        let off = f64::from(code * scale - column[row]);
+                        f64::from(*k) * off * off
                     };
                     columns.iter().zip(k).map(off).sum()
                 };

@@ -10,7 +10,7 @@ use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::format::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, Runtime, SideFile};
+use crate::format::{Arrangement, CardFacts, Described, Format, Module, OutputModel, Refusal, Runtime, SideFile};
 use crate::tests::toy::codec::ToyCodec;
 
 pub(crate) struct ToyFormat;
@@ -69,7 +69,7 @@ impl Format for ToyFormat {
         vec![SideFile { name: "config.json", text: Value::Object(config).to_string() }]
     }
 
-    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+    fn described<'c>(&self, config: &'c Config) -> Described<'c> {
         let toys = config.get("toys").and_then(Value::as_object);
         Box::new(move |path| toys?.get(path)?.as_str()?.parse().ok())
     }
