@@ -215,6 +215,13 @@ const ROLES: [(&str, Role); 66] = [
 const PARAMETERS: [&str; 8] =
     ["A_log", "D", "dt_bias", "sinks", "e_score_correction_bias", "in_proj_a", "in_proj_b", "in_proj_ba"];
 
+/// The part of `path` that lies outside of the language model, if one does.
+#[must_use]
+pub(crate) fn outside_part(path: &str) -> Option<&'static str> {
+    let named = |part: &str| PARTS.iter().find(|(known, _)| *known == part).map(|(known, _)| *known);
+    path.split('.').find_map(named)
+}
+
 /// What a name says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Name {

@@ -47,7 +47,9 @@ options! {
     ProbeTokens "probe_tokens",
     Sensitivity "sensitivity",
     Strict "strict",
+    Target "target",
     Tensor "tensor",
+    TensorParallel "tensor_parallel",
     Threads "threads",
     Uniform "uniform",
 }

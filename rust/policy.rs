@@ -3,6 +3,8 @@
 //! There are two kinds of rules. Properties of a tensor decide whether any scheme is available ([`candidate`]), for an
 //! analysis and every plan from it. Options of the user restrict the schemes of a plan ([`Policy`]).
 
+use std::borrow::Cow;
+
 use regex::Regex;
 
 use crate::band::Matrix;
@@ -36,7 +38,7 @@ pub(crate) enum Kept {
         blocks: &'static str,
     },
     /// The runtime cannot read it quantized, for this reason.
-    Runtime(&'static str),
+    Runtime(Cow<'static, str>),
     /// Kept by this rule of the user.
     ByRule(String),
     /// Kept by the allocation, within the limits of the policy.
@@ -87,7 +89,7 @@ pub(crate) fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::resul
         _ => {}
     }
     if let Some(reason) = unquantizable {
-        return Err(Kept::Runtime(reason));
+        return Err(Kept::Runtime(reason.into()));
     }
     let float = Float::of(dtype).ok_or(Kept::NotAFloat(dtype))?;
     let (cols, above) = shape.split_last().map_or((0, &[][..]), |(cols, above)| (*cols, above));
@@ -97,6 +99,9 @@ pub(crate) fn candidate(subject: Subject<'_>, format: &dyn Format) -> std::resul
     }
     let schemes = format.candidates(name, matrix);
     if schemes.is_empty() {
+        if let Some(reason) = format.no_candidates(name, matrix) {
+            return Err(Kept::Runtime(reason.into()));
+        }
         let codec = format.schemes().first().and_then(|scheme| scheme.codec());
         return Err(Kept::Columns { cols, blocks: codec.map_or("blocks of a codec", |codec| codec.blocks()) });
     }
@@ -119,9 +124,22 @@ enum Spec {
     Exact(Scheme),
 }
 
-/// The text after the bits of a scheme.
+/// The text after the bits of a scheme: `g64` of `4g64` and of `int4g64`.
 fn suffix(scheme: Scheme) -> String {
-    scheme.to_string().trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
+    let text = scheme.to_string();
+    let bits = text.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+    bits.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned()
+}
+
+/// The scheme of `schemes` with this text, or with these bits and this suffix: `int4g64` or `4g64`.
+#[must_use]
+pub(crate) fn find_scheme(text: &str, schemes: &[Scheme]) -> Option<Scheme> {
+    let exact = schemes.iter().find(|scheme| scheme.to_string() == text);
+    let in_short = |scheme: &&Scheme| {
+        scheme.code_bits().is_some_and(|bits| format!("{bits}{}", suffix(**scheme)) == text)
+            && !suffix(**scheme).is_empty()
+    };
+    exact.or_else(|| schemes.iter().find(in_short)).copied()
 }
 
 /// Distinct values of `of` over `schemes`, in their order, as a list.
@@ -153,7 +171,7 @@ impl Spec {
         }
         let (bits, after) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(text.len()));
         if bits.is_empty()
-            && let Some(&exact) = schemes.iter().find(|scheme| scheme.to_string() == text)
+            && let Some(exact) = schemes.iter().copied().find(|scheme| scheme.to_string() == text)
         {
             return Ok(Self::Exact(exact));
         }
@@ -371,6 +389,8 @@ fn regex(option: OptionName, value: &str, pattern: &str) -> Result<Regex> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Codec;
+    use crate::codec::affine::AffineCodec;
 
     fn policy(keep: &[&str], tensor: &[&str]) -> Result<Policy> {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
@@ -382,7 +402,7 @@ mod tests {
     }
 
     fn schemes() -> &'static [Scheme] {
-        crate::format::by_name("mlx").unwrap().schemes()
+        AffineCodec.schemes()
     }
 
     #[test]

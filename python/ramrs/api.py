@@ -243,7 +243,8 @@ def default_output(model: PathLike, given: QuantizeOptions, plan: PathLike | Pla
     if plan is not None:
         what = "plan" if isinstance(plan, Plan) else Path(plan).stem
     elif uniform is not None:
-        what = uniform
+        facts = opts.FORMATS.get(given["format"])
+        what = f"{uniform}g{facts['group_size']}" if facts and uniform.isdigit() else uniform
     else:
         what = str(given["budget"]).strip().replace(" ", "").replace("%", "pct").replace("/", "-")
         what = f"{what}bpw" if what.replace(".", "", 1).isdigit() else what
@@ -271,7 +272,9 @@ def _uniform(given: PlanOptions) -> str | None:
         if group_size is not None:
             raise ConfigError("⟨group_size⟩: goes with ⟨bits⟩, not with a budget", slug="bad-option")
         return None
-    return f"{bits}g{group_size or opts.DEFAULTS['group_size']}"
+    if group_size is None:
+        return str(bits)
+    return f"{bits}channel" if group_size == -1 else f"{bits}g{group_size}"
 
 
 def _refuse(kind: type, given: Mapping[str, Any], by: Literal["plan", "analysis"]) -> None:

@@ -45,6 +45,15 @@ Rules = Mapping[str, str] | str | Sequence[str]
 DEFAULTS: Mapping[str, Any] = json.loads(_native.defaults())
 """The core's requests with every option at its default."""
 
+FORMATS: Mapping[str, Mapping[str, Any]] = {facts["name"]: facts for facts in DEFAULTS["formats"]}
+"""The output formats: for each, the runtimes that read it, and the default size of groups."""
+
+
+def _by_format(fact: Callable[[Mapping[str, Any]], Any]) -> str:
+    """Tell a fact of each format, for help."""
+    return ", ".join(f"{name}: {fact(facts)}" for name, facts in FORMATS.items())
+
+
 #: Where the sections of :attr:`Option.at` are in the core's requests.
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "analysis": ("analyze",),
@@ -130,7 +139,30 @@ class InspectOptions(TypedDict, total=False):
     """The target of a conversion."""
 
     format: Annotated[
-        str, Option(help="Output format. Its schemes are the candidates.", at="analysis.format", answered_by=_BOTH)
+        str,
+        Option(
+            help=f"Output format: {' or '.join(FORMATS)}. Its schemes are the candidates.",
+            at="analysis.format",
+            answered_by=_BOTH,
+        ),
+    ]
+    target: Annotated[
+        str | None,
+        Option(
+            help="Runtime that the output is for. compressed-tensors: "
+            f"{', '.join(FORMATS['compressed-tensors']['targets'])}. Default: the first.",
+            at="analysis.target",
+            answered_by=_BOTH,
+        ),
+    ]
+    tensor_parallel: Annotated[
+        int,
+        Option(
+            help="Number of devices that the runtime divides each layer among: every division is checked.",
+            at="analysis.tensor_parallel",
+            least=1,
+            answered_by=_BOTH,
+        ),
     ]
     generic: Annotated[
         bool,
@@ -276,7 +308,8 @@ class _PlanOptions(TypedDict, total=False):
     group_size: Annotated[
         int | None,
         Option(
-            help=f"With ⟨bits⟩: the weights in a group. Default: {DEFAULTS['group_size']}.",
+            help="With ⟨bits⟩: the weights in a group; -1: one group for each output channel, where the format has that. "
+            f"Default: {_by_format(lambda facts: facts['group_size'])}.",
             flags=("--q-group-size",),
             answered_by=("plan",),
         ),
@@ -320,7 +353,7 @@ class _PlanOptions(TypedDict, total=False):
     tensor: Annotated[
         Rules,
         Option(
-            help="Rule for the tensors that match a regular expression, REGEX=SPEC. SPEC is kept, 4, 4g64 or 3-6. The "
+            help="Rule for the tensors that match a regular expression, REGEX=SPEC. SPEC is kept, 4, 4g64, 4channel or 3-6. The "
             "last rule that matches counts. May be given several times.",
             at="plan.policy.tensor",
             json=_rules,

@@ -136,6 +136,8 @@ class Settings(_Document):
     """The settings of an analysis: with the checkpoint, they decide its curves."""
 
     format: str
+    target: str | None
+    tensor_parallel: int
     generic: bool
     effort: Literal["fast", "normal"]
     objective: Literal["output", "mse", "mint"]

@@ -106,6 +106,18 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Shard::open`] and of [`directory`], and [`Error::DuplicateTensor`].
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, prequantized::pair)
+    }
+
+    /// Opens a checkpoint of which every part is a tensor of its own, as it is stored.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_as_stored(path: &Path) -> Result<Self> {
+        Self::open_with(path, |parts, _| Paired::as_stored(parts))
+    }
+
+    fn open_with(path: &Path, pair: impl Fn(&[Part], Option<&Config>) -> Paired) -> Result<Self> {
         let Directory { dir, shards: names, index, config, other_files } = Directory::open(path)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut parts: Vec<Part> = Vec::new();
@@ -133,7 +145,7 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        let Paired { tensors, uses, mut faults } = prequantized::pair(&parts, config.as_ref());
+        let Paired { tensors, uses, mut faults } = pair(&parts, config.as_ref());
         faults.extend(check_declared_shapes(&shards, &parts, &tensors)?);
         let checkpoint =
             Self { dir, shards, parts, tensors, uses, faults, config, metadata_format, other_files, by_name };

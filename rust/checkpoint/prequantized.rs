@@ -82,6 +82,14 @@ pub(crate) struct Paired {
     pub faults: Vec<(usize, String)>,
 }
 
+impl Paired {
+    /// Every part as a tensor of its own.
+    pub(crate) fn as_stored(parts: &[Part]) -> Self {
+        let tensors = parts.iter().enumerate().map(|(at, part)| plain(at, part)).collect();
+        Self { tensors, uses: (0..parts.len()).map(PartUse::Elements).collect(), faults: Vec::new() }
+    }
+}
+
 /// Suffixes of the names of scales that weights do not need, and what such a scale is.
 const UNUSED_SUFFIXES: [(&str, &str); 11] = [
     (".input_scale", ACTIVATION),

@@ -10,6 +10,7 @@ pub(crate) mod affine;
 pub(crate) mod error;
 pub(crate) mod passthrough;
 mod scheme;
+pub(crate) mod symmetric;
 
 use std::any::Any;
 use std::fmt;
@@ -28,7 +29,7 @@ use crate::simd::vector::{BAND_ROWS, Column};
 /// The registry. A scheme holds its codec's position, which may change: documents contain schemes as text.
 pub(crate) const CODECS: &[&dyn Codec] = &[
     &affine::AffineCodec,
-    &passthrough::Int4,
+    &symmetric::SymmetricCodec,
     &passthrough::Mxfp4,
     #[cfg(test)]
     &crate::tests::toy::codec::ToyCodec,

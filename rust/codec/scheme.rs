@@ -202,10 +202,11 @@ mod tests {
                 assert_eq!(codec.encoder().is_some(), scheme.encoder().is_some());
             }
         }
-        for text in ["kept", "mxfp4", "int4g32"] {
+        for text in ["kept", "mxfp4", "int4g32", "int8channel"] {
             assert_eq!(text.parse::<Scheme>().unwrap().to_string(), text);
         }
-        for text in ["7g64", "4g16", "4", "g64", "4g", "", "-4g64", "4g64 ", "bf16", "int4g16", "int4g"] {
+        for text in ["7g64", "4g16", "4", "g64", "4g", "", "-4g64", "4g64 ", "bf16", "int4g16", "int4g", "int7channel"]
+        {
             assert_eq!(text.parse::<Scheme>(), Err(NotAScheme(text.to_owned())));
         }
     }

@@ -4,13 +4,16 @@
 //! To add a format, add a folder here and a line to [`FORMATS`]. A format chooses the [container](crate::container) of
 //! the tensors and the [schemes](crate::codec) that a tensor may have.
 
+mod compressed_tensors;
 pub(crate) mod mlx;
+mod readable;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Matrix, View};
-use crate::codec::{Extent, Scheme};
+use crate::codec::{Extent, PartSpec, Scheme};
 use crate::container::{Container, StoredTensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -132,6 +135,19 @@ impl Module {
     }
 }
 
+/// What the files next to the weights describe.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutputModel<'a> {
+    /// The source's configuration, if it has one.
+    pub source: Option<&'a Config>,
+    /// The modules that can be quantized.
+    pub modules: &'a [Module],
+    /// The paths of the other modules with a matrix as weight.
+    pub unquantizable: &'a [String],
+    /// Whether source names are kept without a model-specific layout.
+    pub generic: bool,
+}
+
 /// The format's texts for a model card.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CardFacts {
@@ -163,10 +179,28 @@ pub(crate) struct Refusal {
     pub reason: String,
 }
 
-/// An output format.
-pub(crate) trait Format: Sync {
+/// An output format, for one of the runtimes that read it.
+pub(crate) trait Format: Send + Sync {
     /// The name on the command line.
     fn name(&self) -> &'static str;
+
+    /// The names of the runtimes that read the format, the default first; empty if there is only one.
+    fn targets(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The runtime that this output is for, one of [`targets`](Self::targets).
+    fn target(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Number of devices that the runtime divides each layer among.
+    fn tensor_parallel(&self) -> u64 {
+        1
+    }
+
+    /// Weights in a group of a uniform scheme, if the user does not say.
+    fn default_group(&self) -> u16;
 
     /// The container of the weights.
     fn container(&self) -> &'static dyn Container;
@@ -175,11 +209,21 @@ pub(crate) trait Format: Sync {
     fn metadata(&self) -> &'static [(&'static str, &'static str)];
 
     /// All schemes of the format, by increasing bytes. [`candidates`](Self::candidates) returns those of a tensor.
-    fn schemes(&self) -> &'static [Scheme];
+    fn schemes(&self) -> &[Scheme];
 
     /// The schemes available to the tensor `name` with rows `matrix`, by increasing bytes.
     fn candidates(&self, _name: &Name, matrix: Matrix) -> Vec<Scheme> {
         self.schemes().iter().copied().filter(|scheme| scheme.fits(matrix.cols)).collect()
+    }
+
+    /// The reason why a tensor has no [candidates](Self::candidates), if it is not the length of its rows.
+    fn no_candidates(&self, _name: &Name, _matrix: Matrix) -> Option<String> {
+        None
+    }
+
+    /// Whether the runtime reads the tensor unquantized if others are quantized.
+    fn may_keep(&self, _name: &Name) -> bool {
+        true
     }
 
     /// The scheme in which the format passes through weights stored as `packing` with scales of type `scales`, if the
@@ -197,8 +241,13 @@ pub(crate) trait Format: Sync {
         Cow::Borrowed(&name.module)
     }
 
-    /// The name under which part `kind` of tensor `tensor` is stored.
-    fn part_name(&self, tensor: &str, kind: &str) -> String;
+    /// The name under which part `kind` of tensor `tensor` in `scheme` is stored.
+    fn part_name(&self, scheme: Scheme, tensor: &str, kind: &str) -> String;
+
+    /// The part in the element type under which the runtime reads its bytes. By default that is the codec's.
+    fn stored_as(&self, _scheme: Scheme, part: PartSpec) -> PartSpec {
+        part
+    }
 
     /// The modules that the runtime would refuse, known before any work. The modules are either candidates (`scheme` is
     /// kept) or planned.
@@ -206,11 +255,11 @@ pub(crate) trait Format: Sync {
         Vec::new()
     }
 
-    /// The configuration and other files next to the weights, for the quantized `modules`.
-    fn side_files(&self, source: Option<&Config>, modules: &[Module], generic: bool) -> Vec<SideFile>;
+    /// The configuration and other files next to the weights.
+    fn side_files(&self, output: &OutputModel<'_>) -> Vec<SideFile>;
 
-    /// The scheme of each module in a configuration, by module path. An empty path stands for all other modules.
-    fn described(&self, config: &Config) -> Vec<(String, Scheme)>;
+    /// Looks up what a configuration says of a module, by its path; [`Scheme::KEPT`] if it is not quantized.
+    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c>;
 
     fn card(&self) -> CardFacts;
 }
@@ -224,27 +273,90 @@ pub(crate) fn stored_tensors(
     scheme: Scheme,
 ) -> Vec<StoredTensor> {
     let above = shape.split_last().map_or(&[][..], |(_, above)| above);
-    let stored = |part: crate::codec::PartSpec| {
+    let stored = |part: PartSpec| {
+        let part = format.stored_as(scheme, part);
         let shape = match &part.extent {
             Extent::PerRow(width) => above.iter().copied().chain([*width]).collect(),
             Extent::Fixed(shape) => shape.clone(),
         };
         let (bytes, grows) = (part.bytes(matrix.rows), matches!(part.extent, Extent::PerRow(_)));
-        StoredTensor { name: format.part_name(name, part.kind), dtype: part.dtype, shape, bytes, grows }
+        StoredTensor { name: format.part_name(scheme, name, part.kind), dtype: part.dtype, shape, bytes, grows }
     };
     scheme.parts(matrix).into_iter().map(stored).collect()
 }
 
+/// A runtime that reads an output, and how it is run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Runtime {
+    /// Its name; `None` for the format's default.
+    pub target: Option<String>,
+    /// Number of devices that each layer is divided among.
+    pub tensor_parallel: u64,
+}
+
+impl Runtime {
+    /// The format, if this is the only runtime that reads it.
+    ///
+    /// # Errors
+    /// [`Error::Option`] if a target or tensor parallelism is asked for.
+    pub(crate) fn the_only_one_of(&self, format: impl Format + 'static) -> Result<Arc<dyn Format>> {
+        if let Some(target) = &self.target {
+            let reason = format!("the format {} has one runtime only: leave the target out", format.name());
+            return Err(Error::option(OptionName::Target, target, reason));
+        }
+        if self.tensor_parallel > 1 {
+            let reason = format!("no runtime of the format {} divides layers among devices", format.name());
+            return Err(Error::option(OptionName::TensorParallel, self.tensor_parallel, reason));
+        }
+        Ok(Arc::new(format))
+    }
+}
+
+/// Makes a format for a runtime.
+type OpenFormat = fn(&Runtime) -> Result<Arc<dyn Format>>;
+
 /// The registry of formats.
-const FORMATS: &[&dyn Format] = &[
-    &mlx::Mlx,
+const FORMATS: &[OpenFormat] = &[
+    |runtime| runtime.the_only_one_of(mlx::Mlx),
+    compressed_tensors::open,
     #[cfg(test)]
-    &crate::tests::toy::format::ToyFormat,
+    |runtime| runtime.the_only_one_of(crate::tests::toy::format::ToyFormat),
 ];
 
-pub(crate) fn by_name(name: &str) -> Result<&'static dyn Format> {
-    FORMATS.iter().copied().find(|format| format.name() == name).ok_or_else(|| {
-        let known: Vec<_> = FORMATS.iter().map(|format| format.name()).collect();
-        Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", ")))
-    })
+/// The format called `name`, for `runtime`.
+///
+/// # Errors
+/// [`Error::Option`] for an unknown format or runtime.
+pub(crate) fn open(name: &str, runtime: &Runtime) -> Result<Arc<dyn Format>> {
+    let defaults = FORMATS.iter().map(|open| Ok((open, open(&Runtime::default())?)));
+    let defaults: Vec<(&OpenFormat, Arc<dyn Format>)> = defaults.collect::<Result<_>>()?;
+    match defaults.iter().find(|(_, format)| format.name() == name) {
+        Some((open, _)) => open(runtime),
+        None => {
+            let known: Vec<_> = defaults.iter().map(|(_, format)| format.name()).collect();
+            Err(Error::option(OptionName::Format, name, format!("not one of: {}", known.join(", "))))
+        }
+    }
+}
+
+/// What a front must know of an output format.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FormatFacts {
+    /// Its name.
+    pub name: &'static str,
+    /// The runtimes that read it, the default first; empty if there is only one.
+    pub targets: Vec<&'static str>,
+    /// Weights in a group of a uniform scheme, if the user does not say.
+    pub group_size: u16,
+}
+
+/// The formats that a user can choose.
+pub(crate) fn facts() -> Vec<FormatFacts> {
+    let formats = FORMATS.iter().filter_map(|open| open(&Runtime::default()).ok());
+    let facts = formats.map(|format| FormatFacts {
+        name: format.name(),
+        targets: format.targets().to_vec(),
+        group_size: format.default_group(),
+    });
+    facts.collect()
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::encode::StoreMode;
 use crate::band::Matrix;
@@ -11,7 +12,7 @@ use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::{self, Arrangement, Disposition, Format, Module, Refusal, Target};
+use crate::format::{Arrangement, Disposition, Format, Module, Refusal, Target};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
 use crate::schema::{SourceId, analysis};
@@ -23,7 +24,7 @@ const MAX_LISTED: usize = 8;
 /// A checkpoint, and the disposition of each of its tensors in a format.
 pub(crate) struct Conversion {
     pub checkpoint: Checkpoint,
-    pub format: &'static dyn Format,
+    pub format: Arc<dyn Format>,
     /// Whether source names and tensors are kept without a model-specific layout.
     pub generic: bool,
     /// The disposition of each tensor of the checkpoint, in checkpoint order.
@@ -141,8 +142,7 @@ impl Conversion {
     ///
     /// # Errors
     /// The errors of opening the checkpoint and of [`Format::arrange`].
-    pub(crate) fn open(model: &Path, format: &str, generic: bool) -> Result<Self> {
-        let format = format::by_name(format)?;
+    pub(crate) fn open(model: &Path, format: Arc<dyn Format>, generic: bool) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         if checkpoint.tensors.is_empty() {
             let (path, reason) = (model.to_owned(), "no tensors in it".to_owned());
@@ -156,18 +156,18 @@ impl Conversion {
     }
 
     /// Opens a checkpoint that the format has no layout for, with every tensor under its source name.
-    pub(crate) fn untouched(model: &Path, format: &str) -> Result<Self> {
+    pub(crate) fn untouched(model: &Path, format: Arc<dyn Format>) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let arrangement = Arrangement::untouched(&checkpoint);
-        Ok(Self::with(checkpoint, format::by_name(format)?, true, arrangement))
+        Ok(Self::with(checkpoint, format, true, arrangement))
     }
 
-    fn with(checkpoint: Checkpoint, format: &'static dyn Format, generic: bool, arrangement: Arrangement) -> Self {
+    fn with(checkpoint: Checkpoint, format: Arc<dyn Format>, generic: bool, arrangement: Arrangement) -> Self {
         let Arrangement { targets, dispositions } = arrangement;
         let mut outputs: Vec<OutputTensor> = Vec::with_capacity(targets.len());
         for target in targets {
             let first_matrix = outputs.last().map_or(0, |last| last.matrices.end);
-            outputs.push(OutputTensor::new(&checkpoint, format, target, first_matrix));
+            outputs.push(OutputTensor::new(&checkpoint, &*format, target, first_matrix));
         }
         let mut contributions: Vec<Vec<Contribution>> = checkpoint.tensors.iter().map(|_| Vec::new()).collect();
         for (target, output) in outputs.iter().enumerate() {
@@ -187,6 +187,13 @@ impl Conversion {
     /// # Errors
     /// [`Error::Scheme`] for the first tensor that the runtime refuses.
     pub(crate) fn check_refusals(&self, scheme_of: impl Fn(usize) -> Scheme) -> Result<()> {
+        let must_be_quantized = |output: &&OutputTensor| output.name.is_weight && !self.format.may_keep(&output.name);
+        for output in self.outputs.iter().filter(must_be_quantized) {
+            if let Err(kept) = &output.candidate {
+                let reason = format!("the runtime reads it only quantized if anything is, and it cannot be: {kept}");
+                return Err(Error::Scheme { tensor: output.target.name.clone(), reason });
+            }
+        }
         match self.format.refusals(&self.modules(scheme_of)).into_iter().next() {
             Some(Refusal { tensor, reason }) => Err(Error::Scheme { tensor, reason }),
             None => Ok(()),
@@ -202,6 +209,15 @@ impl Conversion {
             packed: output.packed,
         };
         outputs.map(module).collect()
+    }
+
+    /// The paths of the modules with a matrix as weight that cannot be quantized, except for embeddings.
+    pub(crate) fn unquantizable(&self) -> Vec<String> {
+        let is_linear = |output: &&OutputTensor| {
+            let is_matrix = output.target.shape.len() == 2 && output.name.is_weight;
+            output.candidate.is_err() && is_matrix && output.name.role != Role::Embedding
+        };
+        self.outputs.iter().filter(is_linear).map(|output| output.name.module.clone()).collect()
     }
 
     /// The fate of part `part` of the source.

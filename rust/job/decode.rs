@@ -38,7 +38,7 @@ pub(crate) fn find<'a>(
     scheme: Scheme,
 ) -> Option<(Matrix, Vec<&'a Tensor>)> {
     let codec = scheme.codec()?;
-    let part = |kind: &str| output.tensor(&format.part_name(target, kind));
+    let part = |kind: &str| output.tensor(&format.part_name(scheme, target, kind));
     let (cols, float) = codec.row_of(scheme, &|kind| {
         let tensor = part(kind)?;
         Some((tensor.dtype, *tensor.shape.last()?))

@@ -1,10 +1,10 @@
 //! `inspect`: the contents of a checkpoint and the fate of each tensor. Reads headers only.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
 
+use super::AnalysisRequest;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::prequantized::PartUse;
 use crate::error::{Error, Result};
@@ -86,17 +86,18 @@ pub struct TensorLine {
     pub into: Vec<String>,
 }
 
-/// Inspects the checkpoint at `model`. A model that the format has no layout for is inspected under its source names.
+/// Inspects the checkpoint of `request`. A model that the format has no layout for is inspected under its source names.
 ///
 /// # Errors
 /// The errors of opening the checkpoint.
-pub fn inspect(model: &Path, format: &str, generic: bool) -> Result<Inspection> {
-    let (source, unsupported) = match Conversion::open(model, format, generic) {
+pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
+    let (model, format) = (request.model.as_path(), request.open_format()?);
+    let (source, unsupported) = match Conversion::open(model, format.clone(), request.generic) {
         Err(fault @ (Error::UnknownModel { .. } | Error::AlreadyQuantized { .. } | Error::Layout { .. })) => {
-            (Conversion::untouched(model, format)?, Some(fault.to_string()))
+            (Conversion::untouched(model, format.clone())?, Some(fault.to_string()))
         }
         Err(fault @ Error::NoCheckpoint { .. }) => match Checkpoint::open(model) {
-            Ok(_) => (Conversion::untouched(model, format)?, Some(fault.to_string())),
+            Ok(_) => (Conversion::untouched(model, format.clone())?, Some(fault.to_string())),
             Err(fault) => return Err(fault),
         },
         opened => (opened?, None),

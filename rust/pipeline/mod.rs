@@ -16,6 +16,7 @@ mod weights;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use crate::codec::Effort;
 use crate::error::{Error, Result};
+use crate::format::{self, Format, FormatFacts, Runtime};
 use crate::job::conversion::Conversion;
 use crate::option::OptionName;
 use crate::policy::FLOOR_DB;
@@ -39,6 +41,7 @@ use crate::pool::Workers;
 use crate::probe::Options;
 use crate::progress::Progress;
 use crate::rate_distortion::{Objective, SAMPLE_BANDS};
+use crate::schema::Settings;
 use crate::sensitivity::prior::Prior;
 use crate::simd::Isa;
 
@@ -70,6 +73,10 @@ pub struct AnalysisRequest {
     pub model: PathBuf,
     /// Name of the output format.
     pub format: String,
+    /// The runtime that the output is for, if several read the format; `None` for the format's default.
+    pub target: Option<String>,
+    /// Number of devices that the runtime divides each layer among.
+    pub tensor_parallel: u64,
     /// Whether to keep source names, without a model-specific layout.
     pub generic: bool,
     /// Whether to fail on tensors of unknown role.
@@ -95,6 +102,8 @@ impl Default for AnalysisRequest {
         Self {
             model: PathBuf::new(),
             format: "mlx".to_owned(),
+            target: None,
+            tensor_parallel: 1,
             generic: false,
             strict: false,
             effort: Effort::default(),
@@ -105,6 +114,23 @@ impl Default for AnalysisRequest {
             sample_bands: SAMPLE_BANDS,
             resources: Resources::default(),
         }
+    }
+}
+
+impl AnalysisRequest {
+    fn open_format(&self) -> Result<Arc<dyn Format>> {
+        if self.tensor_parallel == 0 {
+            return Err(Error::option(OptionName::TensorParallel, 0, "must be at least 1"));
+        }
+        let runtime = Runtime { target: self.target.clone(), tensor_parallel: self.tensor_parallel };
+        format::open(&self.format, &runtime)
+    }
+}
+
+impl Settings {
+    fn open_format(&self) -> Result<Arc<dyn Format>> {
+        let runtime = Runtime { target: self.target.clone(), tensor_parallel: self.tensor_parallel };
+        format::open(&self.format, &runtime)
     }
 }
 
@@ -119,8 +145,8 @@ pub struct Defaults {
     pub quantize: QuantizeRequest,
     /// Defaults of [`verify()`].
     pub verify: VerifyRequest,
-    /// Group size of a uniform scheme, in weights.
-    pub group_size: u16,
+    /// The output formats.
+    pub formats: Vec<FormatFacts>,
     /// Signal-to-noise floor, in decibels.
     pub floor_db: f64,
 }
@@ -128,7 +154,7 @@ pub struct Defaults {
 /// Returns the defaults of all verbs.
 #[must_use]
 pub fn defaults() -> Defaults {
-    Defaults { group_size: plan::GROUP_SIZE, floor_db: FLOOR_DB, ..Defaults::default() }
+    Defaults { formats: format::facts(), floor_db: FLOOR_DB, ..Defaults::default() }
 }
 
 /// Bytes that the process uses before a job begins, including a Python interpreter.

@@ -1,6 +1,7 @@
 //! `plan`: assigns a scheme to every tensor, given an analysis and a budget. Sizes are exact to the byte.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,10 +11,11 @@ use crate::budget::{Budget, Limit};
 use crate::codec::Scheme;
 use crate::container::SHARD_BYTES;
 use crate::error::{Error, Result};
-use crate::format::{self, Format};
+use crate::format::Format;
 use crate::job::stored::{StoredOutput, stored};
+use crate::name::Name;
 use crate::option::OptionName;
-use crate::policy::{Limits, Policy, PolicyOptions};
+use crate::policy::{Limits, Policy, PolicyOptions, find_scheme};
 use crate::progress::{Progress, Stage};
 use crate::schema::analysis::{Analysis, AnalyzedTensor};
 use crate::schema::plan::{self, Plan, PlannedTensor, Size, Totals, Uniform};
@@ -21,9 +23,6 @@ use crate::schema::{Saved, Tool};
 
 /// Number of sizes in a plan's trade-off.
 const TRADE_OFF_SIZES: usize = 48;
-
-/// Default group size of a uniform plan, in weights: the default of the MLX tools.
-pub(super) const GROUP_SIZE: u16 = 64;
 
 /// Options of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +34,7 @@ pub struct PlanRequest {
     pub model: AnalysisRequest,
     /// Size of the output.
     pub budget: Option<String>,
-    /// Instead of a budget: one scheme for all matrices.
+    /// Instead of a budget: one scheme for all matrices. Bits alone, such as `4`, stand for the format's default groups.
     pub uniform: Option<String>,
     /// Limits on the schemes.
     pub policy: PolicyOptions,
@@ -63,17 +62,18 @@ pub(super) enum Goal {
 }
 
 impl PlanRequest {
-    /// Parses the goal of a plan for a format that has `schemes`.
-    pub(super) fn goal(&self, schemes: &[Scheme]) -> Result<Goal> {
+    /// Parses the goal of a plan for `format`.
+    pub(super) fn goal(&self, format: &dyn Format) -> Result<Goal> {
         match (&self.budget, &self.uniform) {
             (Some(budget), None) => budget.parse().map(Goal::Budget),
-            (None, Some(text)) => match text.parse() {
-                Ok(scheme) if schemes.contains(&scheme) => Ok(Goal::Uniform(scheme)),
-                _ => {
-                    let known: Vec<String> = schemes.iter().map(ToString::to_string).collect();
-                    Err(Error::option(OptionName::Uniform, text, format!("none of {}", known.join(", "))))
-                }
-            },
+            (None, Some(text)) => {
+                let grouped = format!("{text}g{}", format.default_group());
+                let found = [text, &grouped].into_iter().find_map(|text| find_scheme(text, format.schemes()));
+                found.map(Goal::Uniform).ok_or_else(|| {
+                    let known: Vec<String> = format.schemes().iter().map(ToString::to_string).collect();
+                    Error::option(OptionName::Uniform, text, format!("none of {}", known.join(", ")))
+                })
+            }
             (Some(budget), Some(scheme)) => {
                 let reason = format!("conflicts with ⟨uniform⟩ ({scheme} for all matrices): give only one of them");
                 Err(Error::option(OptionName::Budget, budget, &reason))
@@ -92,11 +92,10 @@ impl PlanRequest {
 /// [`Error::BudgetTooSmall`], [`Error::Option`], [`Error::Scheme`], and the errors of [`analyze()`](super::analyze()).
 pub fn plan(request: &PlanRequest, progress: &Progress) -> Result<Plan> {
     let saved: Option<Analysis> = request.analysis.as_ref().map(Saved::read).transpose()?;
-    let format = saved.as_ref().map_or(&request.model.format, |analysis| &analysis.settings.format);
-    let schemes = format::by_name(format)?.schemes();
+    let format = saved.as_ref().map_or_else(|| request.model.open_format(), |saved| saved.settings.open_format())?;
     // Invalid options fail before any work.
-    let goal = request.goal(schemes)?;
-    let policy = Policy::new(&request.policy, schemes)?;
+    let goal = request.goal(&*format)?;
+    let policy = Policy::new(&request.policy, format.schemes())?;
     let analysis = saved.map_or_else(|| analyze(&request.model, progress), Ok)?;
     progress.begin(Stage::Plan, 0);
     from_analysis(&analysis, request, &policy, goal)
@@ -143,7 +142,7 @@ struct GroupMember {
 /// An analysis under a policy.
 pub(super) struct Planner<'a> {
     pub analysis: &'a Analysis,
-    format: &'static dyn Format,
+    format: Arc<dyn Format>,
     shard_bytes: u64,
     /// The tensors of each fusion group.
     members: Vec<Vec<GroupMember>>,
@@ -158,7 +157,7 @@ impl<'a> Planner<'a> {
     fn new(analysis: &'a Analysis, policy: &Policy, has_floor: bool, shard_bytes: u64) -> Result<Self> {
         let candidates = analysis.tensors.iter().filter(|tensor| tensor.curve.is_some());
         policy.matches(&candidates.flat_map(AnalyzedTensor::names))?;
-        let format = format::by_name(&analysis.settings.format)?;
+        let format = analysis.settings.open_format()?;
         let (members, groups) = (Vec::new(), Vec::new());
         let mut planner = Self { analysis, format, shard_bytes, members, groups, kept_bytes: 0, floored: 0 };
         let mut by_name: BTreeMap<&str, usize> = BTreeMap::new();
@@ -188,7 +187,7 @@ impl<'a> Planner<'a> {
         let names: BTreeSet<&str> = self.analysis.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         for tensor in &self.analysis.tensors {
             let Some(point) = tensor.curve.as_ref().and_then(|curve| curve.points.first()) else { continue };
-            let parts = stored(self.format, tensor, point.scheme)?;
+            let parts = stored(&*self.format, tensor, point.scheme)?;
             if let Some(part) = parts.iter().find(|part| part.name != tensor.name && names.contains(part.name.as_str()))
             {
                 let reason = format!(
@@ -232,7 +231,8 @@ impl<'a> Planner<'a> {
             return None;
         }
         if scheme.is_kept() {
-            return Some(SchemeCost { scheme, bytes: tensor.bytes, loss: 0.0 });
+            let may_keep = self.format.may_keep(&Name::parse(&tensor.name));
+            return may_keep.then_some(SchemeCost { scheme, bytes: tensor.bytes, loss: 0.0 });
         }
         let point = tensor.point(scheme)?;
         let is_out = floor && limits.is_below_floor(scheme, point.sqnr_db);
@@ -305,7 +305,7 @@ impl<'a> Planner<'a> {
 
     fn stored(&self, choice: &[usize]) -> Result<StoredOutput> {
         let schemes = self.schemes(choice).into_iter().map(|(scheme, _)| scheme);
-        StoredOutput::new(self.format, self.analysis.tensors.iter().zip(schemes), self.shard_bytes)
+        StoredOutput::new(&*self.format, self.analysis.tensors.iter().zip(schemes), self.shard_bytes)
     }
 
     /// The plan document of an allocation.

@@ -16,7 +16,7 @@ use crate::codec::Encoder;
 use crate::container::file::write_at;
 use crate::digest::Digest;
 use crate::error::{DocumentSource, Error, Result};
-use crate::format::{self, Target};
+use crate::format::{OutputModel, Target};
 use crate::job::conversion::Conversion;
 use crate::job::encode::{StoreMode, encode};
 use crate::job::ledger::{WrittenOutput, WrittenTensor};
@@ -78,17 +78,19 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     let mut analysis_request = request.plan.model.clone();
     if let Some((plan, _)) = &saved_plan {
         analysis_request.format.clone_from(&plan.settings.format);
+        analysis_request.target.clone_from(&plan.settings.target);
+        analysis_request.tensor_parallel = plan.settings.tensor_parallel;
         analysis_request.generic = plan.settings.generic;
         analysis_request.effort = plan.settings.effort;
         analysis_request.objective = plan.settings.objective;
         analysis_request.prior = plan.settings.prior;
     }
-    let schemes = format::by_name(&analysis_request.format)?.schemes();
+    let format = analysis_request.open_format()?;
     let asked = match saved_plan {
         Some((plan, place)) => PlanSource::Saved(Box::new(plan), place),
-        None => PlanSource::Goal(request.plan.goal(schemes)?),
+        None => PlanSource::Goal(request.plan.goal(&*format)?),
     };
-    let policy = Policy::new(&request.plan.policy, schemes)?;
+    let policy = Policy::new(&request.plan.policy, format.schemes())?;
     let saved_analysis = match (&asked, &request.plan.analysis) {
         (PlanSource::Goal(_), Some(saved)) => Some((saved.read::<Analysis>()?, saved.place::<Analysis>())),
         _ => None,
@@ -104,7 +106,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
             .ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
-    let conversion = Conversion::open(&analysis_request.model, &analysis_request.format, analysis_request.generic)?;
+    let conversion = Conversion::open(&analysis_request.model, format, analysis_request.generic)?;
     if let Some(other) = &request.laid_out_by {
         progress.warn(format!("the tensors were laid out by {other}: the source is what that made of the release"));
     }
@@ -297,7 +299,13 @@ impl QuantizeJob<'_> {
             manifest.files.push(put(staging, Path::new(name), text.as_bytes())?);
         }
         let modules = conversion.modules(|output| plan.tensors[output].scheme);
-        for file in conversion.format.side_files(checkpoint.config.as_ref(), &modules, conversion.generic) {
+        let output = OutputModel {
+            source: checkpoint.config.as_ref(),
+            modules: &modules,
+            unquantizable: &conversion.unquantizable(),
+            generic: conversion.generic,
+        };
+        for file in conversion.format.side_files(&output) {
             manifest.files.push(put(staging, Path::new(file.name), file.text.as_bytes())?);
         }
         let card = model_card::text(conversion, plan, manifest, self.has_runtime());

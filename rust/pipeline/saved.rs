@@ -91,5 +91,5 @@ pub(super) fn stored(plan: &Plan, conversion: &Conversion, shard_bytes: u64) -> 
     let described: Vec<AnalyzedTensor> =
         conversion.outputs.iter().map(|output| output.described(&conversion.checkpoint)).collect();
     let schemes = plan.tensors.iter().map(|planned| planned.scheme);
-    StoredOutput::new(conversion.format, described.iter().zip(schemes), shard_bytes)
+    StoredOutput::new(&*conversion.format, described.iter().zip(schemes), shard_bytes)
 }

@@ -52,6 +52,8 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
     };
     let settings = Settings {
         format: source.format.name().to_owned(),
+        target: source.format.target().map(str::to_owned),
+        tensor_parallel: source.format.tensor_parallel(),
         generic: source.generic,
         effort: request.effort,
         objective: request.objective,

@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::codec::Scheme;
 use crate::container;
 use crate::error::{Error, Result};
-use crate::format::{self, Format};
+use crate::format::Format;
 use crate::job::conversion::Conversion;
 use crate::job::decode::{DecodeJob, Decoded, decode, find};
 use crate::job::encode::kept_digests;
@@ -135,10 +135,10 @@ fn verify_weights(
     progress: &Progress,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let output = Checkpoint::open(&request.output)?;
-    let format = format::by_name(&manifest.settings.format)?;
+    let output = Checkpoint::open_as_stored(&request.output)?;
+    let format = manifest.settings.open_format()?;
     let source = match &request.source {
-        Some(path) => Some(Conversion::open(path, &manifest.settings.format, manifest.settings.generic)?),
+        Some(path) => Some(Conversion::open(path, format.clone(), manifest.settings.generic)?),
         None => None,
     };
     if let Some(source) = &source
@@ -148,10 +148,10 @@ fn verify_weights(
         return Ok(());
     }
     let claims = claims(manifest);
-    check_config(&claims, format, &output, &mut report.problems);
+    check_config(&claims, &*format, &output, &mut report.problems);
     let mut jobs = Vec::with_capacity(claims.len());
     for (target, claim) in &claims {
-        match decode_job(&output, format, target, claim, source.as_ref()) {
+        match decode_job(&output, &*format, target, claim, source.as_ref()) {
             Ok(job) => jobs.push(job),
             Err(problem) => report.problems.push(problem),
         }
@@ -254,12 +254,12 @@ fn check_config(
     problems: &mut Vec<Problem>,
 ) {
     let Some(config) = &output.config else { return };
-    let described: BTreeMap<String, Scheme> = format.described(config).into_iter().collect();
+    let described = format.described(config);
     for (target, claim) in claims {
         let path = crate::name::Name::parse(target).module;
-        let found = described.get(&path).or(described.get(""));
-        if found != Some(&claim.scheme) {
-            let what = format!("says {} for it", found.map_or("nothing".to_owned(), ToString::to_string));
+        let found = described(&path);
+        if found != Some(claim.scheme) {
+            let what = format!("says {} for it", found.map_or("nothing".to_owned(), |scheme| scheme.to_string()));
             problems.push(Problem::tensor("config.json", &path, what));
         }
     }
@@ -305,7 +305,7 @@ fn compare_source(
             // Its ledger line was already compared.
             continue;
         }
-        let parts = stored(source.format, &entry.described(&source.checkpoint), Scheme::KEPT)?;
+        let parts = stored(&*source.format, &entry.described(&source.checkpoint), Scheme::KEPT)?;
         let mode = entry.kept_mode(&source.checkpoint);
         let job = WriteJob { target: &entry.target, mode, parts: &parts, locations: &[] };
         for (part, sha256) in parts.iter().zip(kept_digests(pass, &job)?) {

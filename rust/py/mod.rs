@@ -62,14 +62,6 @@ fn weights<'py>(py: Python<'py>, model: &str, tensor: &str) -> PyResult<(Vec<u64
     Ok((found.shape, PyBytes::new(py, bytemuck::cast_slice(&found.values))))
 }
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InspectRequest {
-    model: std::path::PathBuf,
-    format: String,
-    generic: bool,
-}
-
 /// Runs `verb` on the JSON text `request`, and returns the report as JSON text in UTF-8.
 ///
 /// It calls `progress`, if given, every 50 ms with the stage, the bytes done, and the bytes in all.
@@ -82,9 +74,7 @@ fn call<'py>(
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let report = match verb {
-        "inspect" => run(py, request, progress, |request: &InspectRequest, _| {
-            pipeline::inspect(&request.model, &request.format, request.generic)
-        }),
+        "inspect" => run(py, request, progress, |request: &AnalysisRequest, _| pipeline::inspect(request)),
         "analyze" => run(py, request, progress, |request: &AnalysisRequest, watch| pipeline::analyze(request, watch)),
         "probe" => run(py, request, progress, |request: &ProbeRequest, watch| pipeline::probe(request, watch)),
         "plan" => run(py, request, progress, |request: &PlanRequest, watch| pipeline::plan(request, watch)),

@@ -43,7 +43,7 @@ pub struct AnalyzedTensor {
     pub dtype: String,
     /// Dimensions, outermost first.
     pub shape: Vec<u64>,
-    /// The prequantized form that is passed through if the tensor is kept: `mxfp4` or `int4gGROUP`. `None` for plain
+    /// The prequantized form that is passed through if the tensor is kept: `mxfp4` or `4gGROUP`. `None` for plain
     /// numbers.
     pub packed: Option<String>,
     /// Bytes stored if the tensor is kept.
@@ -137,7 +137,7 @@ impl AnalyzedTensor {
     /// The scheme that is passed through if the tensor is kept.
     #[must_use]
     pub fn packed(&self) -> Option<Scheme> {
-        self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept() && form.encoder().is_none())
+        self.packed.as_ref()?.parse().ok().filter(|form: &Scheme| !form.is_kept())
     }
 
     /// The curve's point for `scheme`, if there is one.

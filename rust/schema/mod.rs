@@ -57,6 +57,12 @@ pub struct SourceId {
 pub struct Settings {
     /// Name of the output format.
     pub format: String,
+    /// The runtime that the output is for, if several read the format.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// Number of devices that the runtime divides each layer among.
+    #[serde(default = "one")]
+    pub tensor_parallel: u64,
     /// Whether source names are kept, without a model-specific layout.
     pub generic: bool,
     /// Effort of the encoder.
@@ -73,6 +79,10 @@ pub struct Settings {
     pub prior: Prior,
     /// Version of the prior's table.
     pub prior_version: u32,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// A JSON document with a version field.

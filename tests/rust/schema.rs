@@ -23,6 +23,8 @@ fn source() -> SourceId {
 fn settings() -> Settings {
     Settings {
         format: "mlx".to_owned(),
+        target: None,
+        tensor_parallel: 1,
         generic: false,
         effort: Effort::Normal,
         objective: Objective::Output,

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ramrs.cli.output import Screen, Table
-from ramrs.options import DEFAULTS
+from ramrs.options import FORMATS
 from ramrs.types import Analysis, Evaluation, Inspection, Plan, ProbeReport, QuantizeReport, VerifyReport
 
 _MOST_COLUMNS = 8
@@ -63,7 +63,7 @@ def analysis(screen: Screen, found: Analysis, path: Path | None) -> None:
     """Print what an analysis found, in short."""
     screen.warn(found.warnings)
     curves = [(tensor, tensor.curve) for tensor in found.tensors if tensor.curve is not None]
-    schemes = _columns([point.scheme for _, curve in curves for point in curve.points])
+    schemes = _columns([point.scheme for _, curve in curves for point in curve.points], found.settings.format)
     table = Table("role", "matrices>", *(f"{scheme}>" for scheme in schemes))
     for role in dict.fromkeys(tensor.role for tensor, _ in curves):
         here = [curve for tensor, curve in curves if tensor.role == role]
@@ -79,10 +79,10 @@ def analysis(screen: Screen, found: Analysis, path: Path | None) -> None:
         screen.line(f"\nanalysis written to {path}")
 
 
-def _columns(schemes: list[str]) -> list[str]:
+def _columns(schemes: list[str], format: str) -> list[str]:  # noqa: A002
     """Choose the schemes that a table has room for: those of the default group size, if there are any."""
     found = list(dict.fromkeys(schemes))
-    usual = [scheme for scheme in found if scheme.endswith(f"g{DEFAULTS['group_size']}")]
+    usual = [scheme for scheme in found if scheme.endswith(f"g{FORMATS[format]['group_size']}")]
     return sorted(usual or found[:_MOST_COLUMNS])
 
 

@@ -8,6 +8,7 @@
 mod table;
 
 use super::pattern::{PatternMatch, matches};
+use crate::checkpoint::View;
 use crate::name::Role;
 use table::{BUFFERS, FAMILIES};
 
@@ -72,6 +73,18 @@ pub enum Outputs {
     Half(u64),
     /// Every second one, from this one on.
     Alternate(u64),
+}
+
+impl Outputs {
+    /// These outputs of `matrix`, which has `rows` rows.
+    #[must_use]
+    pub(crate) fn of(self, matrix: View, rows: u64) -> View {
+        match self {
+            Self::All => matrix,
+            Self::Half(half) => matrix.rows(half * rows / 2, 1, rows / 2),
+            Self::Alternate(first) => matrix.rows(first, 2, rows / 2),
+        }
+    }
 }
 
 /// The storage of tensors whose names match a pattern.

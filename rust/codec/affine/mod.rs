@@ -24,7 +24,7 @@ pub(crate) use grid::{GroupBuffers, MAX_SCHEMES, error, ranges};
 pub(crate) use mlx_rule::{encode_plain, plain_errors};
 pub(crate) use search::{encode_search, search_errors};
 
-use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, RowError, Scheme};
+use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, Scheme};
 use crate::band::{Matrix, append};
 use crate::dtype::{Dtype, Float};
 use crate::simd::vector::BAND_ROWS;
@@ -99,7 +99,7 @@ impl Affine {
     }
 
     /// Decodes rows from the data of the three parts into `out`, in row order.
-    pub(super) fn decode(self, of: super::Rows, parts: &[&[u8]], out: &mut [f32]) {
+    pub(super) fn decode(self, of: Rows, parts: &[&[u8]], out: &mut [f32]) {
         let [packed, scales, biases] = parts else { unreachable!("a matrix has three parts") };
         let mut codes = Vec::with_capacity(out.len());
         pack::unpack(self.bits, packed, &mut codes);
@@ -190,12 +190,24 @@ impl Codec for AffineCodec {
         params(scheme).row_of(part)
     }
 
-    fn decode(&self, scheme: Scheme, of: super::Rows, parts: &[&[u8]], out: &mut [f32]) {
+    fn decode(&self, scheme: Scheme, of: Rows, parts: &[&[u8]], out: &mut [f32]) {
         params(scheme).decode(of, parts, out);
     }
 
     fn encoder(&self) -> Option<&dyn Encode> {
         Some(self)
+    }
+
+    /// Passes 4-bit integers from −8 to 7 through: their codes are offset by 8, so the biases are −8 times the scales.
+    fn pass_through(&self, _scheme: Scheme, float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
+        let mut values = vec![0.0; rows.scales.len() / float.bytes()];
+        float.widen(rows.scales, &mut values);
+        parts[0].extend_from_slice(rows.codes);
+        parts[1].extend_from_slice(rows.scales);
+        for scale in &mut values {
+            *scale *= -8.0;
+        }
+        float.append(&values, &mut parts[2]);
     }
 }
 
@@ -276,6 +288,22 @@ mod tests {
                 Some((part.dtype, width))
             };
             assert_eq!(AffineCodec.row_of(scheme, &part), Some((384, Float::F16)));
+        }
+    }
+
+    #[test]
+    fn integers_pass_through_as_the_code_less_8_times_the_scale() {
+        let scheme = Affine::new(4, 32).unwrap().scheme();
+        let codes: Vec<u8> = (0..32_u8).map(|at| (at * 2 % 16) | (((at * 2 + 1) % 16) << 4)).collect();
+        let (mut scales, mut parts) = (Vec::new(), vec![Vec::new(); 3]);
+        Float::BF16.append(&[0.5, -3.0], &mut scales);
+        AffineCodec.pass_through(scheme, Float::BF16, PassedRows { codes: &codes, scales: &scales }, &mut parts);
+        let mut decoded = vec![0.0; 64];
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        AffineCodec.decode(scheme, Rows { cols: 32, float: Float::BF16 }, &parts, &mut decoded);
+        for (at, weight) in decoded.into_iter().enumerate() {
+            let scale = if at < 32 { 0.5 } else { -3.0 };
+            assert_eq!(weight, ((at % 16) as f32 - 8.0) * scale, "element {at}");
         }
     }
 }

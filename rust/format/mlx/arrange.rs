@@ -2,99 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
-use crate::arch::families::{Becomes, ModelFamily, Outputs, Transform, family};
+use crate::arch::families::{Becomes, ModelFamily, Outputs, Transform};
 use crate::arch::pattern::matches;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::format::readable::{check_names, check_source, model_family, unpacked};
 use crate::format::{Arrangement, Disposition, Target};
 use crate::name::{Name, Role};
 
-/// `quant_method`s whose checkpoints are read ([`crate::checkpoint::prequantized`]).
-const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8"];
-
-/// `format`s of the method `compressed-tensors` that are read.
-const READ_FORMS: [&str; 4] = ["pack-quantized", "float-quantized", "naive-quantized", "dense"];
-
 /// The tensors that `mlx-lm` reads, and what becomes of each tensor of `checkpoint`.
 pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
-    let config = checkpoint.dir.join("config.json");
-    if let Some((part, reason)) = checkpoint.faults.first() {
-        let part = &checkpoint.parts[*part];
-        let file = checkpoint.shards[part.shard].path.clone();
-        return Err(Error::Layout { file, tensor: part.name.clone(), reason: reason.clone() });
-    }
-    if let Some(method) = unreadable(checkpoint) {
-        return Err(Error::AlreadyQuantized { config, method });
-    }
-    let family = match (generic, checkpoint.model_type()) {
-        (true, _) => None,
-        (false, Some(model_type)) => Some(
-            family(model_type)
-                .ok_or_else(|| Error::UnknownModel { model_type: model_type.to_owned(), format: "MLX" })?,
-        ),
-        (false, None) => {
-            return Err(Error::NoCheckpoint {
-                path: config,
-                reason: if checkpoint.config.is_some() { "has no model_type" } else { "is missing" }.to_owned(),
-                hint: "MLX needs the model's config.json; ⟨generic=true⟩ writes the tensors without it",
-            });
-        }
-    };
+    check_source(checkpoint)?;
+    let family = model_family(checkpoint, generic, "MLX")?;
     let mut arranging = Arranging { checkpoint, family, targets: Vec::new(), stacks: BTreeMap::new() };
     let mut dispositions = Vec::with_capacity(checkpoint.tensors.len());
     for at in 0..checkpoint.tensors.len() {
         dispositions.push(arranging.tensor(at)?);
     }
     let arrangement = Arrangement { targets: arranging.finish()?, dispositions };
-    check_names(checkpoint, &arrangement)?;
+    check_names(checkpoint, &arrangement, "mlx-lm")?;
     Ok(arrangement)
-}
-
-/// Checks that every tensor of the output has a name of its own.
-fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement) -> Result<()> {
-    let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
-    for target in &arrangement.targets {
-        if let Some(other) = names.insert(&target.name, target) {
-            let [first, second] = [other, target].map(|target| &checkpoint.tensors[target.views[0].tensor]);
-            let reason = format!("it and `{}` are both `{}` for mlx-lm", first.name, target.name);
-            return Err(Error::Layout {
-                file: checkpoint.file_of(second).to_owned(),
-                tensor: second.name.clone(),
-                reason,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// The method by which a checkpoint is quantized, if it is not one that is read.
-fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
-    let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
-    let text = |key: &str| block.get(key).and_then(Value::as_str);
-    match text("quant_method") {
-        Some("compressed-tensors") => {
-            let form = text("format").unwrap_or("dense");
-            let groups = block.get("config_groups").and_then(Value::as_object);
-            let weights =
-                groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("weights"));
-            let asymmetric = |weights: &Value| weights.get("symmetric") == Some(&Value::Bool(false));
-            let wide = |weights: &Value| !matches!(weights.get("num_bits").and_then(Value::as_u64), None | Some(4));
-            let refused = if READ_FORMS.contains(&form) {
-                form == "pack-quantized" && weights.clone().any(|weights| asymmetric(weights) || wide(weights))
-            } else {
-                true
-            };
-            refused
-                .then(|| format!("compressed-tensors, {form}: of the packed ones only symmetric 4-bit codes are read"))
-        }
-        Some(method) if READ_METHODS.contains(&method) => None,
-        Some(method) => Some(method.to_owned()),
-        None => Some(text("mode").unwrap_or("its config.json has a quantization block").to_owned()),
-    }
 }
 
 /// A stack of experts under construction: its target, and the matrix of each expert so far.
@@ -240,11 +169,7 @@ impl Arranging<'_> {
                 let one = |expert: u64| {
                     let stored = whole.matrix_of(expert, count.unwrap_or(1));
                     let view = if input_major { stored.transposed() } else { stored };
-                    match outputs {
-                        Outputs::All => view,
-                        Outputs::Half(half) => view.rows(half * rows / 2, 1, rows / 2),
-                        Outputs::Alternate(first) => view.rows(first, 2, rows / 2),
-                    }
+                    outputs.of(view, rows)
                 };
                 let views: Vec<View> = (0..count.unwrap_or(1)).map(one).collect();
                 let matrix = views.first().map_or([0, 0], |view| [view.rows, view.cols]);
@@ -356,12 +281,4 @@ fn as_stack(target: Target) -> Target {
     }
     let views = (0..count).map(|at| target.views[0].matrix_of(at, count)).collect();
     Target { views, stacked: true, ..target }
-}
-
-/// The name of `tensor` without the suffix of its packing.
-fn unpacked(tensor: &Tensor) -> &str {
-    match tensor.packing {
-        Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
-        Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
-    }
 }

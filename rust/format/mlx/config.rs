@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::Config;
 use crate::codec::Scheme;
 use crate::codec::affine::Affine;
-use crate::codec::passthrough::{MXFP4_SCHEME, int4_as_affine};
+use crate::codec::passthrough::MXFP4_SCHEME;
 use crate::format::{Module, Refusal};
 
 /// Configuration keys that describe how weights are stored.
@@ -46,8 +46,7 @@ type Entry = (u8, usize, &'static str);
 /// The entry of a module; `None` for plain numbers.
 fn entry(module: &Module) -> Option<Entry> {
     let scheme = module.stored_in()?;
-    // 4-bit integers are stored as affine codes.
-    match Affine::of(scheme).or_else(|| int4_as_affine(scheme)) {
+    match Affine::of(scheme) {
         Some(affine) => Some((affine.bits(), affine.group_size(), AFFINE)),
         None => (scheme == MXFP4_SCHEME).then_some((4, 32, "mxfp4")),
     }
@@ -95,15 +94,15 @@ fn block(modules: &[Module]) -> Option<Value> {
     Some(Value::Object(block))
 }
 
-/// Parses the block that [`block`] writes.
-pub(super) fn described(config: &Config) -> Vec<(String, Scheme)> {
+/// Parses the block that [`block`] writes: the scheme of each module, by its path. An empty path stands for all others.
+pub(super) fn described(config: &Config) -> BTreeMap<String, Scheme> {
     let scheme = |entry: &Value| {
         let size = |key: &str| entry.get(key)?.as_u64();
         let is_affine = entry.get("mode").and_then(Value::as_str) == Some(AFFINE);
         let (bits, group_size) = (size("bits")?.try_into().ok()?, size("group_size")?.try_into().ok()?);
         Affine::new(bits, group_size).filter(|_| is_affine).map(Affine::scheme)
     };
-    let Some(block) = config.get("quantization") else { return Vec::new() };
+    let Some(block) = config.get("quantization") else { return BTreeMap::new() };
     let top = scheme(block).map(|top| (String::new(), top));
     let module = |(path, entry): (&String, &Value)| match entry {
         Value::Bool(false) => Some((path.clone(), Scheme::KEPT)),
@@ -203,7 +202,7 @@ mod tests {
         });
         assert_eq!(config["quantization"], expected);
         assert_eq!(config["quantization_config"], expected);
-        let read: BTreeMap<_, _> = described(config.as_object().unwrap()).into_iter().collect();
+        let read = described(config.as_object().unwrap());
         for module in &modules {
             assert_eq!(read.get(&module.path).or(read.get("")), Some(&module.scheme));
         }
@@ -212,7 +211,7 @@ mod tests {
     #[test]
     fn what_is_kept_packed_has_the_mode_of_its_form() {
         let packed = |path, packed: &str| Module { packed: packed.parse().ok(), ..module(path, "kept") };
-        let config = parsed("{}", &[packed("a", "mxfp4"), packed("b", "mxfp4"), packed("c", "int4g32")]);
+        let config = parsed("{}", &[packed("a", "mxfp4"), packed("b", "mxfp4"), packed("c", "4g32")]);
         let expected = json!({
             "group_size": 32, "bits": 4, "mode": "mxfp4", "c": { "group_size": 32, "bits": 4, "mode": "affine" },
         });

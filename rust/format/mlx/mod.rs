@@ -10,11 +10,11 @@
 mod arrange;
 mod config;
 
-use super::{Arrangement, CardFacts, Format, Module, Refusal, SideFile};
+use super::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, SideFile};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::codec::affine::AffineCodec;
-use crate::codec::passthrough::{MXFP4_SCHEME, int4};
+use crate::codec::affine::{Affine, AffineCodec};
+use crate::codec::passthrough::MXFP4_SCHEME;
 use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
@@ -36,7 +36,11 @@ impl Format for Mlx {
         &[("format", "mlx")]
     }
 
-    fn schemes(&self) -> &'static [Scheme] {
+    fn default_group(&self) -> u16 {
+        64
+    }
+
+    fn schemes(&self) -> &[Scheme] {
         AffineCodec.schemes()
     }
 
@@ -44,7 +48,9 @@ impl Format for Mlx {
         match packing {
             Packing::Mxfp4 { .. } => Some(MXFP4_SCHEME),
             // The scales are passed through, so they need the output's type.
-            Packing::Int4 { group_size, .. } if dtype == scales => int4(*group_size),
+            Packing::Int4 { group_size, .. } if dtype == scales => {
+                Affine::new(4, (*group_size).try_into().ok()?).map(Affine::scheme)
+            }
             Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } => None,
         }
     }
@@ -53,7 +59,7 @@ impl Format for Mlx {
         arrange::arrange(checkpoint, generic)
     }
 
-    fn part_name(&self, tensor: &str, kind: &str) -> String {
+    fn part_name(&self, _scheme: Scheme, tensor: &str, kind: &str) -> String {
         let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
         format!("{module}.{}", if kind == "codes" { "weight" } else { kind })
     }
@@ -62,13 +68,15 @@ impl Format for Mlx {
         config::refusals(modules)
     }
 
-    fn side_files(&self, source: Option<&Config>, modules: &[Module], generic: bool) -> Vec<SideFile> {
-        let config = |source| SideFile { name: "config.json", text: config::text(source, modules, generic) };
-        source.map(config).into_iter().collect()
+    fn side_files(&self, output: &OutputModel<'_>) -> Vec<SideFile> {
+        let text = |source| config::text(source, output.modules, output.generic);
+        let config = |source| SideFile { name: "config.json", text: text(source) };
+        output.source.map(config).into_iter().collect()
     }
 
-    fn described(&self, config: &Config) -> Vec<(String, Scheme)> {
-        config::described(config)
+    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+        let described = config::described(config);
+        Box::new(move |path| described.get(path).or(described.get("")).copied())
     }
 
     fn card(&self) -> CardFacts {

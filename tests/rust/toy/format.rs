@@ -8,7 +8,7 @@ use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::format::{Arrangement, CardFacts, Format, Module, Refusal, SideFile};
+use crate::format::{Arrangement, CardFacts, Format, Module, OutputModel, Refusal, SideFile};
 use crate::tests::toy::codec::ToyCodec;
 
 pub(crate) struct ToyFormat;
@@ -26,7 +26,11 @@ impl Format for ToyFormat {
         &[("format", "toy")]
     }
 
-    fn schemes(&self) -> &'static [Scheme] {
+    fn default_group(&self) -> u16 {
+        64
+    }
+
+    fn schemes(&self) -> &[Scheme] {
         ToyCodec.schemes()
     }
 
@@ -38,7 +42,7 @@ impl Format for ToyFormat {
         Ok(Arrangement::untouched(checkpoint))
     }
 
-    fn part_name(&self, tensor: &str, kind: &str) -> String {
+    fn part_name(&self, _scheme: Scheme, tensor: &str, kind: &str) -> String {
         format!("{tensor}.{kind}")
     }
 
@@ -51,16 +55,16 @@ impl Format for ToyFormat {
         refused.map(refusal).collect()
     }
 
-    fn side_files(&self, source: Option<&Config>, modules: &[Module], _generic: bool) -> Vec<SideFile> {
-        let mut config = source.cloned().unwrap_or_default();
-        let schemes = modules.iter().map(|module| (module.path.clone(), json!(module.scheme)));
+    fn side_files(&self, output: &OutputModel<'_>) -> Vec<SideFile> {
+        let mut config = output.source.cloned().unwrap_or_default();
+        let schemes = output.modules.iter().map(|module| (module.path.clone(), json!(module.scheme)));
         config.insert("toys".to_owned(), Value::Object(schemes.collect()));
         vec![SideFile { name: "config.json", text: Value::Object(config).to_string() }]
     }
 
-    fn described(&self, config: &Config) -> Vec<(String, Scheme)> {
-        let toys = config.get("toys").and_then(Value::as_object).into_iter().flatten();
-        toys.filter_map(|(path, scheme)| Some((path.clone(), scheme.as_str()?.parse().ok()?))).collect()
+    fn described<'c>(&self, config: &'c Config) -> Box<dyn Fn(&str) -> Option<Scheme> + 'c> {
+        let toys = config.get("toys").and_then(Value::as_object);
+        Box::new(move |path| toys?.get(path)?.as_str()?.parse().ok())
     }
 
     fn card(&self) -> CardFacts {

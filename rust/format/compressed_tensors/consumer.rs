@@ -1,0 +1,233 @@
+//! The runtimes that read compressed-tensors, and what each demands of a checkpoint.
+//!
+//! The rules hold for vLLM 0.23 and later, SGLang 0.5.12 and later, and transformers 5 with compressed-tensors 0.17 and later.
+//! `docs/compressed-tensors.md` says which of them were tried, and which were read in the source of the runtime.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::band::Matrix;
+use crate::checkpoint::Checkpoint;
+use crate::codec::symmetric::SymmetricCodec;
+use crate::codec::{Bits, Codec, Scheme};
+use crate::error::{Error, Result};
+use crate::format::{Module, Refusal};
+use crate::name::{Name, Role};
+use crate::option::OptionName;
+
+/// A runtime, or all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Consumer {
+    #[default]
+    Vllm,
+    Sglang,
+    Transformers,
+    All,
+}
+
+/// Modules that vLLM and SGLang fuse into one layer, by the last parts of their paths. They share a scheme.
+const FUSED: [(&str, &[&str]); 7] = [
+    ("qkv", &["q_proj", "k_proj", "v_proj"]),
+    ("qkv", &["wq", "wk", "wv"]),
+    ("gate_up", &["gate_proj", "up_proj"]),
+    ("gate_up", &["w1", "w3"]),
+    ("qkv_a", &["q_a_proj", "kv_a_proj_with_mqa"]),
+    ("qkvz", &["in_proj_qkv", "in_proj_z"]),
+    ("ba", &["in_proj_b", "in_proj_a"]),
+];
+
+/// Rows and columns of the tiles of SGLang's kernel. What a device holds of a matrix must be multiples of one of these pairs.
+/// (vLLM pads them.)
+const MARLIN_TILES: [(u64, u64); 2] = [(64, 128), (128, 64)];
+
+/// Sizes in a configuration that every device must hold an equal share of.
+const DIVIDED_SIZES: [&str; 6] = [
+    "num_attention_heads",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+];
+
+/// Whether all runtimes read codes of this width.
+fn is_common_width(scheme: Scheme) -> bool {
+    scheme.code_bits().is_some_and(|bits| [4, 8].map(Bits::whole).contains(&bits))
+}
+
+impl Consumer {
+    /// The names on the command line, the default first.
+    pub(super) const NAMES: [&'static str; 4] = ["vllm", "sglang", "transformers", "all"];
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let all = [Self::Vllm, Self::Sglang, Self::Transformers, Self::All];
+        all.into_iter().find(|consumer| consumer.name() == name)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
+    /// The subject of messages.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Vllm => "vLLM",
+            Self::Sglang => "SGLang",
+            Self::Transformers => "transformers",
+            Self::All => "one of vLLM, SGLang and transformers",
+        }
+    }
+
+    fn has_sglang(self) -> bool {
+        matches!(self, Self::Sglang | Self::All)
+    }
+
+    fn has_transformers(self) -> bool {
+        matches!(self, Self::Transformers | Self::All)
+    }
+
+    /// The schemes that the runtime reads, by increasing bytes.
+    pub(super) fn schemes(self) -> Vec<Scheme> {
+        let reads = |scheme: &Scheme| !self.has_sglang() || is_common_width(*scheme);
+        SymmetricCodec.schemes().iter().copied().filter(reads).collect()
+    }
+
+    /// The reason why the runtime does not read a tensor in `scheme` if it divides layers among `devices`.
+    pub(super) fn refusal(self, name: &Name, matrix: Matrix, scheme: Scheme, devices: u64) -> Option<String> {
+        let title = self.title();
+        match name.role {
+            Role::Embedding => return Some(format!("{title} reads embeddings unquantized only")),
+            Role::Router => return Some(format!("{title} reads routers unquantized only")),
+            Role::Head if !is_common_width(scheme) => {
+                return Some(format!("{title} reads a head in 4 or 8 bits only, and not in {scheme}"));
+            }
+            _ => {}
+        }
+        // Layers that end a block are divided by columns, the others by rows.
+        let is_last = matches!(name.role, Role::Output | Role::Down);
+        let cols = if is_last { matrix.cols / devices } else { matrix.cols };
+        if is_last && cols * devices != matrix.cols {
+            return Some(format!("its {} columns do not divide among {devices} devices", matrix.cols));
+        }
+        if !scheme.fits(cols) {
+            return Some(format!("the {cols} columns of it on a device do not divide into whole groups of {scheme}"));
+        }
+        // A matrix with too few rows for all devices is held by several of them.
+        let rows = if is_last || matrix.rows % devices != 0 { matrix.rows } else { matrix.rows / devices };
+        let fills = |&(of_rows, of_cols): &(u64, u64)| rows.is_multiple_of(of_rows) && cols.is_multiple_of(of_cols);
+        if self.has_sglang() && !MARLIN_TILES.iter().any(fills) {
+            return Some(format!(
+                "SGLang's kernel has tiles of 64 × 128 and 128 × 64, and a device holds {rows} × {cols}"
+            ));
+        }
+        None
+    }
+
+    /// Whether the runtime reads the tensor only quantized if anything is.
+    pub(super) fn demands_quantized(self, name: &Name) -> bool {
+        // transformers converts the experts of all layers in one way, which is that of packed codes.
+        self.has_transformers() && name.expert.is_some()
+    }
+
+    /// The fusion group of a tensor.
+    pub(super) fn fusion_group(self, name: &Name) -> Cow<'_, str> {
+        if let (true, Some((before, _))) = (name.expert.is_some(), name.module.split_once(".experts.")) {
+            // transformers takes one scheme for the experts of all layers, and would load others without an error.
+            let group = if self.has_transformers() { "experts".to_owned() } else { format!("{before}.experts") };
+            return Cow::Owned(group);
+        }
+        let (before, last) = name.module.rsplit_once('.').unwrap_or(("", &name.module));
+        match FUSED.iter().find(|(_, parts)| parts.contains(&last)) {
+            Some((fused, _)) if self != Self::Transformers => Cow::Owned(format!("{before}.{fused}")),
+            _ => Cow::Owned(name.module.clone()),
+        }
+    }
+
+    /// The modules that the runtime refuses in their schemes.
+    pub(super) fn refusals(self, modules: &[Module]) -> Vec<Refusal> {
+        let names: Vec<Name> = modules.iter().map(|module| Name::parse(&format!("{}.weight", module.path))).collect();
+        let mut refusals = Vec::new();
+        let mut groups: BTreeMap<Cow<'_, str>, &Module> = BTreeMap::new();
+        for (module, name) in modules.iter().zip(&names) {
+            let first = *groups.entry(self.fusion_group(name)).or_insert(module);
+            if first.stored_in() != module.stored_in() {
+                let text = |module: &Module| module.stored_in().map_or("kept".to_owned(), |scheme| scheme.to_string());
+                refusals.push(Refusal {
+                    tensor: format!("{}.weight", module.path),
+                    reason: format!(
+                        "{} takes one scheme for it and `{}.weight`, and they have {} and {}: give both the same",
+                        self.title(),
+                        first.path,
+                        text(module),
+                        text(first)
+                    ),
+                });
+            }
+        }
+        let any = modules.iter().any(|module| module.stored_in().is_some());
+        let kept = modules
+            .iter()
+            .zip(&names)
+            .find(|(module, name)| any && module.stored_in().is_none() && self.demands_quantized(name));
+        refusals.extend(kept.map(|(module, _)| {
+            Refusal {
+                tensor: format!("{}.weight", module.path),
+                reason:
+                    "transformers reads experts only quantized if anything is: quantize them, or give another ⟨target⟩"
+                        .to_owned(),
+            }
+        }));
+        refusals
+    }
+
+    /// The library that a model card names.
+    pub(super) fn library(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::Transformers | Self::All => "transformers",
+        }
+    }
+
+    /// How to run an output.
+    pub(super) fn usage(self) -> &'static str {
+        match self {
+            Self::Vllm => {
+                "```sh\npip install vllm\nvllm serve PATH_TO_THIS_DIRECTORY\n```\n\nCodes of 4 and 8 bits run on all devices \
+                 that vLLM has kernels for. Those of 2, 3, 5 and 6 bits need vLLM 0.23 or later and an NVIDIA device of \
+                 compute capability 7.5 or more."
+            }
+            Self::Sglang => {
+                "```sh\npip install sglang\npython -m sglang.launch_server --model-path PATH_TO_THIS_DIRECTORY\n```"
+            }
+            Self::Transformers => {
+                "```python\n# pip install transformers compressed-tensors accelerate\nfrom transformers import AutoModelForCausalLM\n\n\
+                 model = AutoModelForCausalLM.from_pretrained(\"PATH_TO_THIS_DIRECTORY\")\n```"
+            }
+            Self::All => {
+                "```sh\nvllm serve PATH_TO_THIS_DIRECTORY\npython -m sglang.launch_server --model-path PATH_TO_THIS_DIRECTORY\n```\n\n\
+                 `transformers` loads it with `AutoModelForCausalLM.from_pretrained`, if `compressed-tensors` is installed."
+            }
+        }
+    }
+}
+
+/// Checks that the model's sizes divide among `devices`.
+///
+/// # Errors
+/// [`Error::Option`] for the first size that does not.
+pub(super) fn check_sizes(checkpoint: &Checkpoint, devices: u64) -> Result<()> {
+    let wrong = |reason: String| Err(Error::option(OptionName::TensorParallel, devices, reason));
+    for key in DIVIDED_SIZES {
+        if let Some(size) = checkpoint.config_size(key).filter(|size| !size.is_multiple_of(devices)) {
+            return wrong(format!("the model's {key} of {size} does not divide by it"));
+        }
+    }
+    // Fewer heads than devices are held by several devices each.
+    match checkpoint.config_size("num_key_value_heads") {
+        Some(heads) if heads > 0 && !heads.is_multiple_of(devices) && !devices.is_multiple_of(heads) => {
+            wrong(format!("the model's num_key_value_heads of {heads} neither divides by it, nor it by them"))
+        }
+        _ => Ok(()),
+    }
+}

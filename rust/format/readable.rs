@@ -1,0 +1,107 @@
+//! Checks that all formats make of a source and of its arrangement.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Arrangement, Target};
+use crate::arch::families::{ModelFamily, family};
+use crate::checkpoint::prequantized::Packing;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::error::{Error, Result};
+
+/// `quant_method`s whose checkpoints are read ([`crate::checkpoint::prequantized`]).
+const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8"];
+
+/// `format`s of the method `compressed-tensors` that are read.
+const READ_FORMS: [&str; 4] = ["pack-quantized", "float-quantized", "naive-quantized", "dense"];
+
+/// Checks that the weights of a source can be read.
+///
+/// # Errors
+/// [`Error::Layout`] for parts that do not fit together, [`Error::AlreadyQuantized`] for a method that is not read.
+pub(super) fn check_source(checkpoint: &Checkpoint) -> Result<()> {
+    if let Some((part, reason)) = checkpoint.faults.first() {
+        let part = &checkpoint.parts[*part];
+        let file = checkpoint.shards[part.shard].path.clone();
+        return Err(Error::Layout { file, tensor: part.name.clone(), reason: reason.clone() });
+    }
+    match unreadable(checkpoint) {
+        Some(method) => Err(Error::AlreadyQuantized { config: checkpoint.dir.join("config.json"), method }),
+        None => Ok(()),
+    }
+}
+
+/// The family of the model in `checkpoint`; `None` if the output is generic.
+///
+/// # Errors
+/// [`Error::UnknownModel`], and [`Error::NoCheckpoint`] if the configuration is missing or names no model type.
+pub(super) fn model_family(
+    checkpoint: &Checkpoint,
+    generic: bool,
+    format: &'static str,
+) -> Result<Option<&'static ModelFamily>> {
+    match (generic, checkpoint.model_type()) {
+        (true, _) => Ok(None),
+        (false, Some(model_type)) => match family(model_type) {
+            Some(family) => Ok(Some(family)),
+            None => Err(Error::UnknownModel { model_type: model_type.to_owned(), format }),
+        },
+        (false, None) => Err(Error::NoCheckpoint {
+            path: checkpoint.dir.join("config.json"),
+            reason: if checkpoint.config.is_some() { "has no model_type" } else { "is missing" }.to_owned(),
+            hint: "the format needs the model's config.json; ⟨generic=true⟩ writes the tensors without it",
+        }),
+    }
+}
+
+/// Checks that every tensor of the output has a name of its own.
+pub(super) fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement, reader: &str) -> Result<()> {
+    let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
+    for target in &arrangement.targets {
+        if let Some(other) = names.insert(&target.name, target) {
+            let [first, second] = [other, target].map(|target| &checkpoint.tensors[target.views[0].tensor]);
+            let reason = format!("it and `{}` are both `{}` for {reader}", first.name, target.name);
+            return Err(Error::Layout {
+                file: checkpoint.file_of(second).to_owned(),
+                tensor: second.name.clone(),
+                reason,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The method by which a checkpoint is quantized, if it is not one that is read.
+fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
+    let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
+    let text = |key: &str| block.get(key).and_then(Value::as_str);
+    match text("quant_method") {
+        Some("compressed-tensors") => {
+            let form = text("format").unwrap_or("dense");
+            let groups = block.get("config_groups").and_then(Value::as_object);
+            let weights =
+                groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("weights"));
+            let asymmetric = |weights: &Value| weights.get("symmetric") == Some(&Value::Bool(false));
+            let wide = |weights: &Value| !matches!(weights.get("num_bits").and_then(Value::as_u64), None | Some(4));
+            let refused = if READ_FORMS.contains(&form) {
+                form == "pack-quantized" && weights.clone().any(|weights| asymmetric(weights) || wide(weights))
+            } else {
+                true
+            };
+            refused
+                .then(|| format!("compressed-tensors, {form}: of the packed ones only symmetric 4-bit codes are read"))
+        }
+        Some(method) if READ_METHODS.contains(&method) => None,
+        Some(method) => Some(method.to_owned()),
+        None => Some(text("mode").unwrap_or("its config.json has a quantization block").to_owned()),
+    }
+}
+
+/// The name of `tensor` without the suffix of its packing.
+pub(super) fn unpacked(tensor: &Tensor) -> &str {
+    match tensor.packing {
+        Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
+        Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
+    }
+}
