@@ -26,6 +26,8 @@ class Outcome:
     """The type and the message of the error."""
     problems: dict | None = None
     """Weights that transformers missed or left over."""
+    generated: list | None = None
+    """Tokens that vLLM generated after the text."""
 
 
 def environment(name):
@@ -62,7 +64,8 @@ def outcome(output):
     report = json.loads(output.with_suffix(".json").read_text())
     if not report["loaded"]:
         return Outcome(False, words=f"{report['type']}: {report['message']}")
-    return Outcome(True, np.load(output.with_suffix(".npy")), problems=report.get("problems"))
+    values = np.load(output.with_suffix(".npy"))
+    return Outcome(True, values, problems=report.get("problems"), generated=report.get("generated"))
 
 
 def log_softmax(logits):
