@@ -23,10 +23,16 @@ class Model:
     """A model: the variant of ``fixtures/models.py`` that it is, if it is tiny, and its budgets in bits per weight."""
 
     budgets: tuple[float, float]
+    tiled: tuple[float, float] | None = None
+    """The budgets for SGLang, if its kernel does not take all matrices."""
     variant: str | None = None
     changes: dict = field(default_factory=dict)
     """To the variant's configuration: the kernel of SGLang has tiles of 64 by 128."""
     dense: bool = True
+
+    def budgets_for(self, target):
+        """Return the budgets for a target."""
+        return self.tiled if self.tiled and target in ("sglang", "all") else self.budgets
 
     def write(self, directory):
         """Write the checkpoint, and return its directory."""
@@ -36,15 +42,15 @@ class Model:
 
 
 MODELS = {
-    "llama": Model((5.5, 8.5), "llama", WIDER | HEADS),
-    "qwen2": Model((5.5, 8.5), "qwen2", WIDER | HEADS),
-    "qwen3": Model((6.0, 8.5), "qwen3", WIDER | HEADS),
-    "gemma3_text": Model((5.5, 8.5), "gemma3_text", WIDER | HEADS | {"num_key_value_heads": 1, "head_dim": 64}),
-    "mixtral": Model((5.5, 8.0), "mixtral", WIDER | HEADS | {"intermediate_size": 192}, dense=False),
+    "llama": Model((5.5, 8.5), None, "llama", WIDER | HEADS),
+    "qwen2": Model((5.5, 8.5), None, "qwen2", WIDER | HEADS),
+    "qwen3": Model((6.0, 8.5), None, "qwen3", WIDER | HEADS),
+    "gemma3_text": Model((5.5, 8.5), None, "gemma3_text", WIDER | HEADS | {"num_key_value_heads": 1, "head_dim": 64}),
+    "mixtral": Model((5.5, 8.0), None, "mixtral", WIDER | HEADS | {"intermediate_size": 192}, dense=False),
     "qwen3_moe": Model(
-        (6.0, 8.5), "qwen3_moe", WIDER | HEADS | {"moe_intermediate_size": 64, "mlp_only_layers": []}, dense=False
+        (6.0, 8.5), None, "qwen3_moe", WIDER | HEADS | {"moe_intermediate_size": 64, "mlp_only_layers": []}, dense=False
     ),
-    "smollm2-135m": Model((7.0, 8.5)),
+    "smollm2-135m": Model((7.0, 8.5), (9.5, 11.0)),
 }
 
 
