@@ -57,7 +57,7 @@ LINES = {
     ),
     "vllm: q and k quantized, v not": Line(
         "vllm",
-        "QKVParallelLinear",
+        "Found different quantization schemes for the shards",
         [Rule(r"self_attn\.[qk]_proj$", integers(4, 64))],
         {r"[qk]_proj": "4g64", r"v_proj": "kept"},
     ),
@@ -98,7 +98,7 @@ LINES = {
     "transformers: experts of layers in 4 and 8 bits": Line(
         "transformers",
         GARBAGE,
-        [experts(0, integers(8, 32)), experts(1, integers(4, 32)), ATTENTION],
+        [experts(1, integers(4, 32)), experts(0, integers(8, 32)), ATTENTION],
         {LAYER_0: "8g32", LAYER_1: "4g32"},
         **MOE,
     ),
