@@ -19,6 +19,17 @@ BOUND = 1e-3
 CASES = [(name, target, budget) for name in MODELS for target in TARGETS for budget in MODELS[name].budgets_for(target)]
 
 
+PER_LAYER = ("vllm", "sglang")
+"""The targets that take another scheme for the experts of each layer."""
+
+
+def experts_differ(output):
+    """Tell whether the experts of a checkpoint have several schemes."""
+    block = described(output)
+    groups = [group_of(name.removesuffix(".weight"), block) for name in read_decoded(output) if ".experts." in name]
+    return any(group != groups[0] for group in groups)
+
+
 @dataclass
 class Made:
     """An output of ramrs, and what transformers computes with it and with its decoded weights."""
@@ -79,11 +90,17 @@ def outputs(tmp_path_factory):
 @pytest.mark.parametrize(("name", "target", "budget"), CASES)
 def test_transformers_computes_with_the_decoded_weights(outputs, record, name, target, budget):
     made = outputs(name, target, budget)
+    width = bits_per_weight(made.output, read_decoded(made.output))
+    row = (name, target, budget, f"{width:.3f}", scheme_counts(made.output))
+    if target in PER_LAYER and experts_differ(made.output):
+        record.logits.append((*row, "not for transformers: experts of layers differ"))
+        pytest.skip(
+            "transformers computes wrongly with experts of several schemes, and ramrs does not write them for it"
+        )
     assert made.loaded.loaded, made.loaded.words
     assert made.loaded.problems == made.decoded.problems, "weights are missing, or left over"
     share = difference(made.decoded.values, made.loaded.values)
-    width = bits_per_weight(made.output, read_decoded(made.output))
-    record.logits.append((name, target, budget, f"{width:.3f}", scheme_counts(made.output), f"{share:.1e}"))
+    record.logits.append((*row, f"{share:.1e}"))
     assert share <= BOUND
 
 
