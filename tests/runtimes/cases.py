@@ -41,15 +41,12 @@ class Model:
         return write_variant(self.variant, directory, dtype="BF16", **self.changes)
 
     def write_calm(self, directory):
-        """Write the checkpoint with matrices halved and a head of its own, where the family has one.
+        """Write the checkpoint of a variant with all matrices halved.
 
-        The variants are drawn such that every error shows: their logits span 50. There vLLM's kernel for 4 bits, which
-        computes in bfloat16, differs from exact arithmetic by up to 4e-3 nats, whoever rounded the weights.
+        The variants are drawn such that every error shows. There vLLM's kernel for 4 bits, which in bfloat16 rounds
+        activations to 8 bits, differs from exact arithmetic by up to 4e-3 nats, whoever rounded the weights.
         """
-        if self.variant is None:
-            return SMOLLM2
-        untied = {} if self.variant == "gemma3_text" else {"tie_word_embeddings": False}
-        drawn = write_variant(self.variant, directory / "drawn", dtype="BF16", **self.changes | untied)
+        drawn = self.write(directory / "drawn")
         halves = {
             name: Tensor.of(tensor.values / 2) if tensor.elements.ndim == 2 else tensor
             for name, tensor in read_weights(drawn).items()

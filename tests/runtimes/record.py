@@ -18,8 +18,8 @@ HEAD = """# What runtimes make of compressed-tensors outputs, {day}
 
 Every number compares a runtime with NumPy's decoding of the same output (`tests/oracles/compressed_tensors.py`).
 "Logits" is the largest difference of logits in float32 by transformers, as a share of their range. "KL" is the
-divergence of vLLM's log-probabilities from those of transformers with the decoded weights, both in bfloat16, in nats
-per token. SGLang does not run here: outputs for it are loaded by transformers, and its rules are checked on the
+divergence of vLLM's log-probabilities from those of transformers with the decoded weights, in nats per token:
+transformers in float32 and vLLM in float16, or both in bfloat16, where vLLM rounds activations to 8 bits. SGLang does not run here: outputs for it are loaded by transformers, and its rules are checked on the
 configuration.
 """
 
@@ -49,7 +49,7 @@ class Record:
     logits: list[tuple] = field(default_factory=list)
     """Model, target, budget, bits per weight, schemes, difference of logits."""
     divergences: list[tuple] = field(default_factory=list)
-    """Model, scheme, bits per weight, KL, tokens generated."""
+    """Model, scheme, bits per weight, dtype of vLLM, KL, tokens generated."""
     refusals: list[tuple] = field(default_factory=list)
     """Runtime, checkpoint, the runtime's words."""
 
@@ -63,7 +63,10 @@ class Record:
         )
         columns = ["model", "target", "budget", "bits per weight", "schemes", "logits"]
         parts = [head, "## transformers loads", "", table(columns, self.logits), "", "## vLLM on a CPU", ""]
-        parts += [table(["model", "scheme", "bits per weight", "KL", "tokens generated"], self.divergences), ""]
+        parts += [
+            table(["model", "scheme", "bits per weight", "vLLM in", "KL", "tokens generated"], self.divergences),
+            "",
+        ]
         parts += ["## What runtimes refuse, or compute wrongly", ""]
         parts += ["Checkpoints made by hand. ramrs refuses to write each of them for the runtime.", ""]
         parts += [table(["runtime", "checkpoint", "the runtime's words"], self.refusals), ""]

@@ -13,6 +13,46 @@ CONSUMERS = Path(__file__).parent / "consumers"
 PROGRAMS = {"transformers": "transformers_logits.py", "vllm": "vllm_logprobs.py"}
 TOKENS = list(range(3, 40))
 """A text that every fixture's vocabulary has."""
+STORY = [
+    2705,
+    1194,
+    28,
+    253,
+    1838,
+    8180,
+    3365,
+    14176,
+    983,
+    253,
+    12668,
+    281,
+    874,
+    3589,
+    30,
+    2306,
+    5341,
+    357,
+    436,
+    1990,
+    288,
+    1238,
+    351,
+    357,
+    975,
+    357,
+    436,
+    7858,
+    30,
+    14176,
+    4146,
+    288,
+    2419,
+    260,
+    12668,
+    351,
+    874,
+]
+"""The beginning of `tests/data/text/tinystories.txt` in tokens of SmolLM2."""
 
 
 @dataclass(frozen=True)
