@@ -19,8 +19,8 @@ HEAD = """# What runtimes make of compressed-tensors outputs, {day}
 Every number compares a runtime with NumPy's decoding of the same output (`tests/oracles/compressed_tensors.py`).
 "Logits" is the largest difference of logits in float32 by transformers, as a share of their range. "KL" is the
 divergence of vLLM's log-probabilities from those of transformers with the decoded weights, in nats per token:
-transformers in float32 and vLLM in float16, or both in bfloat16, where vLLM rounds activations to 8 bits. SGLang does not run here: outputs for it are loaded by transformers, and its rules are checked on the
-configuration.
+transformers in float32 and vLLM in float16, or both in bfloat16, where vLLM rounds activations to 8 bits. SGLang does
+not run here: transformers loads the outputs for it, and the tests check its rules on the configuration.
 """
 
 
@@ -32,8 +32,8 @@ def version(runtime, package):
 
 def table(columns, rows):
     """Return a table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    lines = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in [columns, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
 
 def one_line(words, limit=220):
@@ -59,7 +59,7 @@ class Record:
         head = HEAD.format(
             day=dt.datetime.now(dt.UTC).date(),
             machine=f"{platform.machine()}, Python {platform.python_version()}",
-            versions="Versions: transformers with " + ", ".join(used[:3]) + "; vLLM with " + ", ".join(used[3:]) + ".",
+            versions=f"Versions: {', '.join(used[:3])}; {', '.join(used[3:])}.",
         )
         columns = ["model", "target", "budget", "bits per weight", "schemes", "logits"]
         parts = [head, "## transformers loads", "", table(columns, self.logits), "", "## vLLM on a CPU", ""]
