@@ -208,3 +208,20 @@ def test_the_example_of_a_quantization_block_has_the_keys_of_one(tmp_path):
     top = [key for key, value in config["quantization"].items() if not isinstance(value, dict | bool)]
     assert top == [key for key, value in example.items() if not isinstance(value, dict | bool)]
     assert list(example["model.embed_tokens"]) == top
+
+
+def test_the_example_of_groups_is_what_is_written(tmp_path):
+    ramrs.quantize(
+        EXAMPLE,
+        tmp_path / "out",
+        format="compressed-tensors",
+        bits=4,
+        group_size=32,
+        tensor={"down_proj": "8g64"},
+        keep=[r"layers\.[04]\.self_attn"],
+        sensitivity="weights",
+        effort="fast",
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    section = PAGES["docs/formats.md"].split("\n## Output: compressed-tensors\n")[1]
+    assert without_notes(fenced("jsonc", section)[0]) == config["quantization_config"]
