@@ -1,4 +1,4 @@
-"""Outputs in compressed-tensors: what is stored, what the configuration says of it, and what is refused for a runtime."""
+"""Outputs in compressed-tensors: their tensors, their configuration, and what is refused for a runtime."""
 
 import json
 import re
@@ -197,12 +197,12 @@ def test_a_model_that_does_not_divide_is_refused():
 
 def test_groups_do_not_cross_devices(tmp_path):
     source = write_wide("llama", tmp_path / "source")
-    for devices, groups in [(1, {"g128", "g64"}), (2, {"g64", "g32"})]:
+    for devices in (1, 2):
         analysis = ramrs.analyze(source, format="compressed-tensors", tensor_parallel=devices, sensitivity="weights")
         [down] = [tensor for tensor in analysis.tensors if tensor.name == "model.layers.0.mlp.down_proj.weight"]
         columns = down.shape[1] // devices
         found = {int(point.scheme.split("g")[1]) for point in down.curve.points if "g" in point.scheme}
-        assert all(columns % group == 0 for group in found) and found
+        assert found == {group for group in (32, 64, 128) if columns % group == 0}
 
 
 def test_rules_that_part_what_is_fused_are_refused_with_both_tensors(tmp_path):
