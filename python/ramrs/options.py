@@ -353,8 +353,8 @@ class _PlanOptions(TypedDict, total=False):
     tensor: Annotated[
         Rules,
         Option(
-            help="Rule for the tensors that match a regular expression, REGEX=SPEC. SPEC is kept, 4, 4g64, 4channel, fp8 "
-            "or 3-6. The last rule that matches counts. May be given several times.",
+            help="Rule for the tensors that match a regular expression, REGEX=SPEC. SPEC is kept, 4, 4g64, 4channel or "
+            "3-6. The last rule that matches counts. May be given several times.",
             at="plan.policy.tensor",
             json=_rules,
             cli=list[str],

@@ -15,7 +15,7 @@ use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Matrix, View};
 use crate::codec::{Extent, PartSpec, Scheme};
 use crate::container::{Container, StoredTensor};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::option::OptionName;
@@ -83,16 +83,31 @@ impl Target {
     /// The prequantized form in which `format` passes the whole target through, if it does.
     #[must_use]
     pub(crate) fn packed(&self, checkpoint: &Checkpoint, format: &dyn Format) -> Option<Scheme> {
+        let (name, float, rows) = (Name::parse(&self.name), Float::of(self.dtype)?, self.rows());
         let of = |view: &View| {
             let packing = &checkpoint.tensors[view.tensor].packing;
             let scales = packing.scales().map(|part| checkpoint.parts[part].dtype)?;
-            format.passes(packing, scales, self.dtype).filter(|_| view.col_stride == 1)
+            let matrix = Matrix { rows, cols: view.cols, float };
+            let source = PackedSource { name: &name, packing, scales, matrix };
+            format.passes(&source).filter(|_| view.col_stride == 1)
         };
         let mut forms = self.views.iter().map(of);
         let first = forms.next()??;
         let fits = self.views.iter().all(|view| first.fits(view.cols));
         (fits && !self.plus_one && forms.all(|form| form == Some(first))).then_some(first)
     }
+}
+
+/// A matrix in a prequantized form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedSource<'a> {
+    /// Name of the output tensor.
+    pub name: &'a Name,
+    pub packing: &'a Packing,
+    /// Element type of the scales.
+    pub scales: Dtype,
+    /// All rows of the output tensor, in the element type that it has if it is kept.
+    pub matrix: Matrix,
 }
 
 /// The mapping of a checkpoint to a format.
@@ -229,9 +244,8 @@ pub(crate) trait Format: Send + Sync {
         true
     }
 
-    /// The scheme in which the format passes through weights stored as `packing` with scales of type `scales`, if the
-    /// output is of type `dtype`; `None` if they must be decoded.
-    fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme>;
+    /// The scheme in which the format passes `source` through; `None` if it must be decoded.
+    fn passes(&self, source: &PackedSource<'_>) -> Option<Scheme>;
 
     /// Maps canonical tensors to output tensors. With `generic`, keeps names and tensors unchanged for any model.
     ///

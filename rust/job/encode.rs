@@ -359,6 +359,9 @@ fn kept_rows(
 /// The errors of reading, and [`Error::NonFinite`].
 pub(crate) fn kept_digests(pass: Pass<'_>, job: &WriteJob<'_>) -> Result<Vec<String>> {
     let mut digests = vec![Digest::default(); job.parts.len()];
+    for (at, bytes) in job.fixed_parts(pass.checkpoint) {
+        digests[at].update(&bytes);
+    }
     let mut reader = Reader::default();
     for (at, view) in job.target.views.iter().enumerate() {
         let step = (pass.chunk_bytes / (4 * view.cols.max(1))).max(1);

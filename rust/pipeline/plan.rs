@@ -256,7 +256,7 @@ impl<'a> Planner<'a> {
             return None;
         }
         if scheme.is_kept() {
-            let may_keep = self.format.may_keep(&Name::parse(&tensor.name));
+            let may_keep = tensor.packed.is_some() || self.format.may_keep(&Name::parse(&tensor.name));
             return may_keep.then_some(SchemeCost { scheme, bytes: tensor.bytes, loss: 0.0 });
         }
         let point = tensor.point(scheme)?;

@@ -208,11 +208,16 @@ impl SensitivityFile {
         })
     }
 
-    /// Warns of vectors that belong to none of the `covered` tensors.
+    /// Warns of vectors that belong to none of the `covered` tensors, and to no other matrix of the checkpoint either: the
+    /// output format may read fewer matrices quantized than the file has vectors for.
     fn warn_of_strays(&self, pass: Pass<'_>, covered: &BTreeSet<&str>) {
+        let is_matrix = |tensor: &str| {
+            let has = |ending: &str| self.entries.contains_key(&format!("{tensor}{ending}"));
+            (has(".k") || has(".x2")) && pass.checkpoint.tensor(tensor).is_some_and(|found| found.shape.len() > 1)
+        };
         let is_stray = |name: &&String| {
             let tensor = [".k", ".r", ".x2"].iter().find_map(|ending| name.strip_suffix(ending));
-            tensor.is_none_or(|tensor| !covered.contains(tensor))
+            tensor.is_none_or(|tensor| !covered.contains(tensor) && !is_matrix(tensor))
         };
         let strays = self.entries.keys().filter(is_stray).count();
         if let Some(first) = self.entries.keys().find(is_stray) {

@@ -108,7 +108,8 @@ def _plan(screen: Screen, made: Plan) -> None:
     """Print what a plan amounts to."""
     totals = made.totals
     weights = f"{totals.effective_bpw:.4f} bits per weight, everything counted ({totals.payload_bpw:.3f} in codes)"
-    rows = [("size", f"{size(totals.file_bytes)}, {weights}")]
+    rows = [] if made.settings.target is None else [("for", f"{made.settings.target}, in {made.settings.format}")]
+    rows.append(("size", f"{size(totals.file_bytes)}, {weights}"))
     if made.budget is not None and totals.budget_bytes:
         used = totals.tensor_bytes if _is_bits(made.budget) else totals.file_bytes
         rows.append(("budget", f"{made.budget}, {100 * used / totals.budget_bytes:.3f} % used"))

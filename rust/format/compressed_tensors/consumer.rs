@@ -244,16 +244,18 @@ impl Consumer {
     pub(super) fn usage(self) -> &'static str {
         match self {
             Self::Vllm => {
-                "```sh\npip install vllm\nvllm serve PATH_TO_THIS_DIRECTORY\n```\n\nCodes of 4 and 8 bits run on all devices \
-                 that vLLM has kernels for. Those of 2, 3, 5 and 6 bits need vLLM 0.23 or later and an NVIDIA device of \
+                "```sh\npip install vllm\nvllm serve PATH_TO_THIS_DIRECTORY\n```\n\nWritten for vLLM 0.23 and later, and \
+                 checked with 0.32. Codes of 4 and 8 bits run on all devices that vLLM has kernels for. Those of 2, 3, 5 and 6 bits need vLLM 0.23 or later and an NVIDIA device of \
                  compute capability 7.5 or more."
             }
             Self::Sglang => {
-                "```sh\npip install sglang\npython -m sglang.launch_server --model-path PATH_TO_THIS_DIRECTORY\n```"
+                "```sh\npip install sglang\npython -m sglang.launch_server --model-path PATH_TO_THIS_DIRECTORY\n```\n\n\
+                 Written by the rules of SGLang 0.5.12 to 0.5.23, as their source states them."
             }
             Self::Transformers => {
                 "```python\n# pip install transformers compressed-tensors accelerate\nfrom transformers import AutoModelForCausalLM\n\n\
-                 model = AutoModelForCausalLM.from_pretrained(\"PATH_TO_THIS_DIRECTORY\")\n```"
+                 model = AutoModelForCausalLM.from_pretrained(\"PATH_TO_THIS_DIRECTORY\")\n```\n\n\
+                 Written for transformers 5 with compressed-tensors 0.17 or later, and checked with 5.23 and 0.20."
             }
             Self::All => {
                 "```sh\nvllm serve PATH_TO_THIS_DIRECTORY\npython -m sglang.launch_server --model-path PATH_TO_THIS_DIRECTORY\n```\n\n\

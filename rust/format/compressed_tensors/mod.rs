@@ -13,14 +13,15 @@ mod patterns;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, Refusal, Runtime, SideFile};
+use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SideFile};
 use crate::band::Matrix;
-use crate::checkpoint::prequantized::Packing;
+use crate::checkpoint::prequantized::{Blocks, Packing};
 use crate::checkpoint::{Checkpoint, Config};
+use crate::codec::float::fp8::FP8_SCHEME;
 use crate::codec::symmetric::Symmetric;
 use crate::codec::{PartSpec, Scheme};
 use crate::container::{Container, Safetensors};
-use crate::dtype::Dtype;
+use crate::dtype::Float8;
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::option::OptionName;
@@ -98,12 +99,18 @@ impl Format for CompressedTensors {
         !self.consumer.demands_quantized(name)
     }
 
-    fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme> {
-        match packing {
-            // The scales are passed through, so they need the output's type.
-            Packing::Int4 { group_size, .. } if dtype == scales => Symmetric::int4(*group_size),
-            Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } | Packing::Mxfp4 { .. } => None,
-        }
+    fn passes(&self, source: &PackedSource<'_>) -> Option<Scheme> {
+        let &PackedSource { name, packing, scales, matrix } = source;
+        let scheme = match packing {
+            Packing::Int4 { group_size, .. } => Symmetric::int4(*group_size)?,
+            Packing::Fp8 { codes: Float8::E4M3, blocks: Blocks { rows: 1, cols, .. }, .. } if *cols == matrix.cols => {
+                FP8_SCHEME
+            }
+            Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => return None,
+        };
+        // The scales are passed through, so they need the output's type.
+        let is_read = scales == matrix.float.dtype() && self.candidates(name, matrix).contains(&scheme);
+        is_read.then_some(scheme)
     }
 
     fn arrange(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {

@@ -12,14 +12,13 @@ mod config;
 
 use std::sync::Arc;
 
-use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, Refusal, Runtime, SideFile};
+use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SideFile};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::{Affine, AffineCodec};
 use crate::codec::float::mxfp4::MXFP4_SCHEME;
 use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
-use crate::dtype::Dtype;
 use crate::error::Result;
 
 #[derive(Debug)]
@@ -54,11 +53,11 @@ impl Format for Mlx {
         AffineCodec.schemes()
     }
 
-    fn passes(&self, packing: &Packing, scales: Dtype, dtype: Dtype) -> Option<Scheme> {
-        match packing {
+    fn passes(&self, source: &PackedSource<'_>) -> Option<Scheme> {
+        match source.packing {
             Packing::Mxfp4 { .. } => Some(MXFP4_SCHEME),
             // The scales are passed through, so they need the output's type.
-            Packing::Int4 { group_size, .. } if dtype == scales => {
+            Packing::Int4 { group_size, .. } if source.scales == source.matrix.float.dtype() => {
                 Affine::new(4, (*group_size).try_into().ok()?).map(Affine::scheme)
             }
             Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } => None,

@@ -273,7 +273,7 @@ def test_every_option_that_the_core_can_name_is_one_of_the_api():
     ("call", "message", "hint"),
     [
         (lambda: ramrs.plan(EXAMPLE, budget=4, min_bits=6, max_bits=3), "min_bits= `6`: is above max_bits=3", None),
-        (lambda: ramrs.plan(EXAMPLE, bits=7), "bits= `7g64`: ", None),
+        (lambda: ramrs.plan(EXAMPLE, bits=7), "bits= `7`: ", None),
         (lambda: ramrs.plan(EXAMPLE, budget=4, group_size=32), "group_size=: goes with bits=", None),
         (lambda: ramrs.plan(EXAMPLE, budget=1), "; min_bits=2 lifts it", None),
         (lambda: ramrs.probe(EXAMPLE, tokens=70_000), "tokens= `70000`: not between", None),

@@ -408,7 +408,7 @@ def test_every_option_of_the_api_is_one_of_the_command_line():
     ("command", "said"),
     [
         (["plan", EXAMPLE, "-b", "4", "--min-bits", "6", "--max-bits", "3"], "--min-bits `6`: is above --max-bits 3"),
-        (["plan", EXAMPLE, "--bits", "7"], "--bits `7g64`: "),
+        (["plan", EXAMPLE, "--bits", "7"], "--bits `7`: "),
         (["plan", EXAMPLE, "-b", "4", "--group-size", "32"], "--group-size: goes with --bits"),
         (["plan", EXAMPLE], "--budget is missing: "),
         (["plan", EXAMPLE, "-b", "1"], "; --min-bits 2 lifts it"),

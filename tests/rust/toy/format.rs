@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::{Codec, Scheme};
 use crate::container::{Container, Safetensors};
-use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::format::{Arrangement, CardFacts, Described, Format, Module, OutputModel, Refusal, Runtime, SideFile};
+use crate::format::{
+    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SideFile,
+};
 use crate::tests::toy::codec::ToyCodec;
 
 pub(crate) struct ToyFormat;
@@ -41,7 +41,7 @@ impl Format for ToyFormat {
         ToyCodec.schemes()
     }
 
-    fn passes(&self, _packing: &Packing, _scales: Dtype, _dtype: Dtype) -> Option<Scheme> {
+    fn passes(&self, _source: &PackedSource<'_>) -> Option<Scheme> {
         None
     }
 
