@@ -48,6 +48,8 @@ class Record:
 
     logits: list[tuple] = field(default_factory=list)
     """Model, target, budget, bits per weight, schemes, difference of logits."""
+    families: list[tuple] = field(default_factory=list)
+    """Model, difference of logits."""
     divergences: list[tuple] = field(default_factory=list)
     """Model, scheme, bits per weight, dtype of vLLM, KL, tokens generated."""
     refusals: list[tuple] = field(default_factory=list)
@@ -62,7 +64,9 @@ class Record:
             versions=f"Versions: {', '.join(used[:3])}; {', '.join(used[3:])}.",
         )
         columns = ["model", "target", "budget", "bits per weight", "schemes", "logits"]
-        parts = [head, "## transformers loads", "", table(columns, self.logits), "", "## vLLM on a CPU", ""]
+        parts = [head, "## transformers loads", "", table(columns, self.logits), ""]
+        parts += ["Tiny models of every family, with the target `transformers`, 4 bits in groups of 32:", ""]
+        parts += [table(["model", "logits"], self.families), "", "## vLLM on a CPU", ""]
         parts += [
             table(["model", "scheme", "bits per weight", "vLLM in", "KL", "tokens generated"], self.divergences),
             "",

@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import ramrs
+from fixtures.models import RELEASES, VARIANTS, write_release, write_variant
 from fixtures.paths import DATA
 from oracles.compressed_tensors import group_of, read_decoded
 from runtimes.cases import MODELS, SMOLLM2, TARGETS, bits_per_weight, described, write_decoded
@@ -117,7 +119,8 @@ def test_each_module_is_in_one_group_or_ignored(outputs, name, target, budget):
     """SGLang demands it of every linear layer. Overlapping targets would depend on the order of groups."""
     output = outputs(name, target, budget).output
     block, config = described(output), json.loads((output / "config.json").read_text())
-    assert block["format"] == "pack-quantized", "SGLang reads packed experts in no other"
+    if target in ("sglang", "all"):
+        assert block["format"] == "pack-quantized", "SGLang reads packed experts in no other"
     for tensor, values in read_decoded(output).items():
         module = tensor.removesuffix(".weight")
         if values.ndim != 2 or "embed" in module:
@@ -128,6 +131,52 @@ def test_each_module_is_in_one_group_or_ignored(outputs, name, target, budget):
         assert sum(group is not None for group in named) + is_ignored == 1, module
     if config.get("tie_word_embeddings"):
         assert "lm_head.weight" not in read_decoded(output)
+
+
+FAMILIES = {f"{name}, release": partial(write_release, name) for name in RELEASES}
+FAMILIES |= {name: partial(write_variant, name, dtype="BF16") for name in VARIANTS}
+UNREAD = ("gpt2", "gpt_oss", "llama4", "mamba2", "kimi_k2", "kimi_k25")
+"""The model types that ramrs does not write for transformers."""
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Write every model of the tests in groups of 32, and start transformers once for all of them."""
+    folder, checkpoints = tmp_path_factory.mktemp("families"), {}
+    for at, (name, write) in enumerate(FAMILIES.items()):
+        source = folder / f"{at}"
+        source.mkdir()
+        write(source)
+        config = json.loads((source / "config.json").read_text())
+        if config["model_type"] in UNREAD:
+            continue
+        # The vocabularies of the tests are smaller than the default of some families.
+        (source / "config.json").write_text(json.dumps({"pad_token_id": None} | config))
+        output = folder / f"{at}-out"
+        ramrs.quantize(
+            source,
+            output,
+            format="compressed-tensors",
+            target="transformers",
+            bits=4,
+            group_size=32,
+            sensitivity="weights",
+        )
+        checkpoints[name] = output
+        checkpoints[name, "decoded"] = write_decoded(folder / f"{at}-decoded", output)
+    return consume("transformers", checkpoints, folder / "logits")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_computes_with_the_decoded_weights_of_every_family(families, record, name):
+    if name not in families:
+        pytest.skip("ramrs does not write it for transformers")
+    loaded, decoded = families[name], families[name, "decoded"]
+    assert loaded.loaded, loaded.words
+    assert loaded.problems == decoded.problems, "weights are missing, or left over"
+    share = difference(decoded.values, loaded.values)
+    record.families.append((name, f"{share:.1e}"))
+    assert share <= BOUND
 
 
 PROJECTIONS = r"(self_attn|mlp)\..*_proj$"
