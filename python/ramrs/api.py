@@ -217,14 +217,15 @@ def eval(  # noqa: A001
 
 
 def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:
-    """Return a tensor of a checkpoint as float32, in the shape and order of the release.
+    """Return a tensor of a checkpoint as float32, in the shape and order in which it is stored.
 
     A weight that is stored as codes and scales is decoded: :func:`quantize` measures its errors against these numbers.
     FP8 and INT4 decode to products of code and scale, rounded once to 16 bits.
 
     Args:
         model: Directory of a checkpoint, or a single ``.safetensors`` file.
-        tensor: Its name; of a packed weight, that of its codes (``…_blocks``, ``…weight_packed``).
+        tensor: Its name: in an output of ramrs that of the weight (``….weight``), in a packed release that of the codes
+            (``…_blocks``, ``…weight_packed``).
 
     Raises:
         ConfigError: No weight has that name.

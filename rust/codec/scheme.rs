@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::{CODECS, Codec, Encode, PartSpec};
 use crate::band::Matrix;
+use crate::dtype::Float;
 
 /// A codec with its parameters, or [`KEPT`](Scheme::KEPT). The codec defines its text form: `4g64`, `mxfp4`, `kept`.
 ///
@@ -73,6 +74,12 @@ impl Scheme {
     #[must_use]
     pub fn stored_bytes(self, matrix: Matrix) -> u64 {
         self.parts(matrix).iter().map(|part| part.bytes(matrix.rows)).sum()
+    }
+
+    /// Bytes of a matrix of 1,024 by 4,096 weights with scales of 16 bits, by which schemes are compared.
+    #[must_use]
+    pub(crate) fn nominal_bytes(self) -> u64 {
+        self.stored_bytes(Matrix { rows: 1024, cols: 4096, float: Float::BF16 })
     }
 
     /// Bits of a code, without scales and biases; `None` for [`KEPT`](Scheme::KEPT).
@@ -191,7 +198,6 @@ impl<'de> serde::Deserialize<'de> for Scheme {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Float;
 
     #[test]
     fn every_scheme_of_every_codec_reads_back_and_knows_its_codec() {

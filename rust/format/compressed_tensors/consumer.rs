@@ -11,7 +11,6 @@ use crate::checkpoint::Checkpoint;
 use crate::codec::float::{fp8::FP8_SCHEME, mxfp4::MXFP4_SCHEME, nvfp4::NVFP4_SCHEME};
 use crate::codec::symmetric::{Symmetric, SymmetricCodec};
 use crate::codec::{Bits, Codec, Scheme};
-use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::{Module, Refusal};
 use crate::name::{Name, Role};
@@ -115,8 +114,7 @@ impl Consumer {
             Self::Transformers => schemes.push(FP8_SCHEME),
             Self::Sglang | Self::All => {}
         }
-        let matrix = Matrix { rows: 128, cols: 4096, float: Float::BF16 };
-        schemes.sort_by_key(|scheme| scheme.stored_bytes(matrix));
+        schemes.sort_by_key(|scheme| scheme.nominal_bytes());
         schemes
     }
 
@@ -245,8 +243,8 @@ impl Consumer {
         match self {
             Self::Vllm => {
                 "```sh\npip install vllm\nvllm serve PATH_TO_THIS_DIRECTORY\n```\n\nWritten for vLLM 0.23 and later, and \
-                 checked with 0.32. Codes of 4 and 8 bits run on all devices that vLLM has kernels for. Those of 2, 3, 5 and 6 bits need vLLM 0.23 or later and an NVIDIA device of \
-                 compute capability 7.5 or more."
+                 checked with 0.32 on a CPU. Integers of 4 bits run on most devices, those of 8 bits on most GPUs. The others, \
+                 `fp8`, `mxfp4` and `nvfp4` need an NVIDIA device of compute capability 7.5 or more."
             }
             Self::Sglang => {
                 "```sh\npip install sglang\npython -m sglang.launch_server --model-path PATH_TO_THIS_DIRECTORY\n```\n\n\
@@ -288,6 +286,7 @@ pub(super) fn check_sizes(checkpoint: &Checkpoint, devices: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::Float;
 
     const EVERY: [Consumer; 4] = [Consumer::Vllm, Consumer::Sglang, Consumer::Transformers, Consumer::All];
 

@@ -163,9 +163,8 @@ def test_a_tutorial_quotes_all_of_its_example_and_the_line_that_registers_it(wha
 def test_a_tutorial_lists_the_methods_of_its_trait(what):
     module = "format" if what == "Format" else "codec"
     text = (ROOT / "rust" / module / "mod.rs").read_text(encoding="utf-8")
-    [body] = re.findall(
-        rf"^pub(?:\(crate\))? trait {what}: (?:Send \+ )?Sync {{\n(.*?)^}}$", text, flags=re.MULTILINE | re.DOTALL
-    )
+    trait = rf"^pub(?:\(crate\))? trait {what}: (?:Send \+ )?Sync {{\n(.*?)^}}$"
+    [body] = re.findall(trait, text, flags=re.MULTILINE | re.DOTALL)
     table = PAGES[f"docs/adding-a-{module}.md"].split(f"| method of `{what}` |")[1].split("\n\n")[0]
     listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*)\|", table, flags=re.MULTILINE)))
     assert listed == re.findall(r"^    fn (\w+)", body, flags=re.MULTILINE)
