@@ -45,6 +45,7 @@ options! {
     Output "output",
     Overwrite "overwrite",
     ProbeTokens "probe_tokens",
+    Schemes "schemes",
     Sensitivity "sensitivity",
     Strict "strict",
     Target "target",

@@ -207,6 +207,9 @@ pub struct PolicyOptions {
     pub keep: Vec<String>,
     /// Rules `REGEX=SPEC`. The last matching rule applies.
     pub tensor: Vec<String>,
+    /// Regular expressions of whole scheme names. Without any, all schemes of the format are used. A rule that names a scheme
+    /// has it nevertheless.
+    pub schemes: Vec<String>,
 }
 
 /// The parsed options of a policy.
@@ -216,6 +219,8 @@ pub(crate) struct Policy {
     max_bits: Option<Bits>,
     floor_db: Option<f64>,
     rules: Vec<PolicyRule>,
+    /// The schemes that may be used; `None` for all.
+    schemes: Option<Vec<Scheme>>,
 }
 
 #[derive(Debug)]
@@ -242,6 +247,8 @@ pub(crate) struct Limits {
     spec: Option<Spec>,
     /// Minimum and maximum bits per code.
     bits: (Option<Bits>, Option<Bits>),
+    /// The schemes that may be used; `None` for all.
+    schemes: Option<Vec<Scheme>>,
     /// Whether it may be kept.
     pub kept: bool,
     /// Signal-to-noise floor at the output, in decibels.
@@ -271,6 +278,10 @@ impl Limits {
     #[must_use]
     pub(crate) fn admits(&self, scheme: Scheme) -> bool {
         let Some(bits) = scheme.code_bits() else { return self.kept };
+        let is_named = matches!(&self.spec, Some(Spec::Exact(_) | Spec::Bits { suffix: Some(_), .. }));
+        if !is_named && self.schemes.as_ref().is_some_and(|used| !used.contains(&scheme)) {
+            return false;
+        }
         let within = |min: Option<Bits>, max: Option<Bits>| {
             min.is_none_or(|min| bits >= min) && max.is_none_or(|max| bits <= max)
         };
@@ -336,7 +347,7 @@ impl Policy {
             let pattern = regex(OptionName::Tensor, rule, pattern)?;
             rules.push(PolicyRule { pattern, spec, option: OptionName::Tensor, text: rule.clone() });
         }
-        Ok(Self { min_bits, max_bits, floor_db, rules })
+        Ok(Self { min_bits, max_bits, floor_db, rules, schemes: used_schemes(&options.schemes, schemes)? })
     }
 
     /// The limits of a candidate. `names` contains its own name and the names of its source tensors.
@@ -349,6 +360,7 @@ impl Policy {
             spec: rule.map(|rule| rule.spec.clone()),
             bits: (self.min_bits, self.max_bits),
             kept: self.max_bits.is_none(),
+            schemes: self.schemes.clone(),
             floor_db: self.floor_db,
             rule: rule.map(PolicyRule::described),
         };
@@ -382,6 +394,23 @@ impl Policy {
     }
 }
 
+/// The schemes of `schemes` that one of `patterns` matches; `None` without patterns.
+fn used_schemes(patterns: &[String], schemes: &[Scheme]) -> Result<Option<Vec<Scheme>>> {
+    let mut used = Vec::new();
+    for pattern in patterns {
+        let whole = regex(OptionName::Schemes, pattern, &format!("^(?:{pattern})$"))?;
+        let found = schemes.iter().filter(|scheme| whole.is_match(&scheme.to_string()));
+        let before = used.len();
+        used.extend(found);
+        if used.len() == before {
+            let known: Vec<String> = schemes.iter().map(ToString::to_string).collect();
+            let reason = format!("matches none of {}", known.join(", "));
+            return Err(Error::option(OptionName::Schemes, pattern, reason));
+        }
+    }
+    Ok((!patterns.is_empty()).then_some(used))
+}
+
 fn regex(option: OptionName, value: &str, pattern: &str) -> Result<Regex> {
     Regex::new(pattern).map_err(|fault| Error::option(option, value, format!("not a regular expression: {fault}")))
 }
@@ -403,6 +432,26 @@ mod tests {
 
     fn schemes() -> &'static [Scheme] {
         AffineCodec.schemes()
+    }
+
+    #[test]
+    fn schemes_are_chosen_by_their_names() {
+        let limits = |patterns: &[&str], tensor: &[&str]| {
+            let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+            let options = PolicyOptions { schemes: owned(patterns), tensor: owned(tensor), ..PolicyOptions::default() };
+            Policy::new(&options, schemes()).map(|policy| policy.allowed(["a.weight"], Role::Down))
+        };
+        let some = limits(&["4g.*", "8g64"], &[]).unwrap();
+        let admitted: Vec<_> =
+            schemes().iter().filter(|&&scheme| some.admits(scheme)).map(ToString::to_string).collect();
+        assert_eq!(admitted, ["4g128", "4g64", "4g32", "8g64"]);
+        assert!(some.kept && limits(&[], &[]).unwrap().admits(scheme("2g32")));
+        assert!(limits(&["4g64"], &["a=3-6"]).unwrap().admits(scheme("4g64")));
+        assert!(!limits(&["4g64"], &["a=3-6"]).unwrap().admits(scheme("3g64")));
+        assert!(limits(&["4g64"], &["a=3g64"]).unwrap().admits(scheme("3g64")));
+        for wrong in ["4g", "(", "int4g64"] {
+            assert!(limits(&[wrong], &[]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

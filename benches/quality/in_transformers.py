@@ -3,8 +3,9 @@
     P=build/runtimes/transformers/bin/python
     $P benches/quality/in_transformers.py REFERENCE OUTPUT... --text FILE...
 
-It runs in the environment that ``make runtimes`` makes. A text gives ``--windows`` windows of 256 tokens, spread evenly,
-each with BOS first. The table has the bytes of the weight files, and the mean KL of each text in nats per token.
+It runs in the environment that ``make runtimes`` makes. A text gives ``--windows`` windows of 256 tokens, spread
+evenly, each with BOS first. The table has the bytes of the weight files, and the mean KL of each text in nats per
+token.
 """
 
 from __future__ import annotations

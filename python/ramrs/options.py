@@ -362,6 +362,17 @@ class _PlanOptions(TypedDict, total=False):
             answered_by=("plan",),
         ),
     ]
+    schemes: Annotated[
+        str | Sequence[str],
+        Option(
+            help="Regular expression of the schemes to use, by their whole names: 4g.* or int[48].*. Default: all. May be "
+            "given several times.",
+            at="plan.policy.schemes",
+            json=_texts,
+            cli=list[str],
+            answered_by=("plan",),
+        ),
+    ]
     shard_bytes: Annotated[int, Option(help="Bytes of tensor data in a file, at most.", at="plan.shard_bytes", least=1)]
 
 

@@ -157,6 +157,7 @@ class Policy(_Document):
     floor_db: float | None = None
     keep: tuple[str, ...] = ()
     tensor: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,8 +206,8 @@ fn rate(step: HullStep) -> f64 {
     step.gain / step.bytes as f64
 }
 
-/// The choice of `scheme` for every group. A group without it gets its smallest scheme of the same codec with at least as many
-/// bits and bytes; without one, the smallest with at least as many bits, or its largest.
+/// The choice of `scheme` for every group. A group without it gets its smallest scheme of the same codec and bits that takes
+/// more bytes; without one, its smallest with at least as many bits, or its largest.
 #[must_use]
 pub(crate) fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usize> {
     // A kept tensor has more bits than any code.
@@ -218,14 +218,11 @@ pub(crate) fn uniform_choice(groups: &[FusionGroup], scheme: Scheme) -> Vec<usiz
     let pick = |group: &FusionGroup| {
         let same = group.points.iter().position(|point| point.scheme == scheme);
         // Points are sorted by increasing bytes, so the first is the smallest.
-        let finer = || {
-            let is_finer = |point: &SchemeCost| {
-                let is_alike =
-                    point.scheme.same_codec(scheme) && point.scheme.nominal_bytes() >= scheme.nominal_bytes();
-                is_alike && enough(point)
-            };
-            group.points.iter().position(is_finer)
+        let is_finer = |point: &SchemeCost| {
+            let is_alike = point.scheme.same_codec(scheme) && point.scheme.code_bits() == scheme.code_bits();
+            is_alike && point.scheme.nominal_bytes() > scheme.nominal_bytes()
         };
+        let finer = || group.points.iter().position(is_finer);
         same.or_else(finer).or_else(|| group.points.iter().position(enough)).unwrap_or(group.points.len() - 1)
     };
     groups.iter().map(pick).collect()

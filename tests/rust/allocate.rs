@@ -245,6 +245,9 @@ fn a_group_without_a_scheme_gets_its_smallest_of_as_many_bits() {
     assert_eq!(uniform_choice(&groups, "4g64".parse().unwrap()), [1, 1, 0, 1, 1]);
     assert_eq!(uniform_choice(&groups, "4g128".parse().unwrap()), [1, 1, 0, 1, 1]);
     assert_eq!(uniform_choice(&groups, "4g32".parse().unwrap()), [1, 1, 0, 1, 1]);
+    // Of the same bits, finer groups rather than smaller ones, and rather than another codec.
+    let groups = [group(&["int4channel", "mxfp4", "int4g64", "int4g32"]), group(&["int4channel", "mxfp4", "int5g64"])];
+    assert_eq!(uniform_choice(&groups, "int4g128".parse().unwrap()), [2, 0]);
 }
 
 #[test]

@@ -267,3 +267,12 @@ def test_heads_that_transformers_renames_are_kept(tmp_path):
     write_release("gpt_neox", source)
     plan = ramrs.plan(source, format="compressed-tensors", bits=4, group_size=32, sensitivity="weights")
     assert {tensor.name: tensor.scheme for tensor in plan.tensors}["embed_out.weight"] == "kept"
+
+
+def test_schemes_are_chosen_by_their_names(tmp_path):
+    source = write_wide("llama", tmp_path / "source")
+    options = {"format": "compressed-tensors", "budget": 6.0, "sensitivity": "weights"}
+    plan = ramrs.plan(source, schemes="int[48].*", **options)
+    assert {tensor.scheme[:4] for tensor in plan.tensors} == {"kept", "int4", "int8"}
+    assert plan.policy.schemes == ("int[48].*",)
+    assert "matches none of" in refused(source, schemes="4g.*", budget=6.0)
