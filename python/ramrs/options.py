@@ -365,8 +365,8 @@ class _PlanOptions(TypedDict, total=False):
     schemes: Annotated[
         str | Sequence[str],
         Option(
-            help="Regular expression of the schemes to use, by their whole names: 4g.* or int[48].*. Default: all. May be "
-            "given several times.",
+            help="Regular expression of the schemes to use, by their whole names: 4g.* or int[48].*. Default: all. May "
+            "be given several times.",
             at="plan.policy.schemes",
             json=_texts,
             cli=list[str],
