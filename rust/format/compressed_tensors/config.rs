@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::patterns::Modules;
+use super::patterns::{Modules, names_experts};
 use crate::checkpoint::Config;
 use crate::codec::float::{fp8::FP8_SCHEME, mxfp4::MXFP4_SCHEME, nvfp4::NVFP4_SCHEME};
 use crate::codec::symmetric::{Grouping, Symmetric};
@@ -114,8 +114,8 @@ fn block(output: &OutputModel<'_>) -> Option<Value> {
     let mut groups: Vec<((&str, Value), Vec<String>)> = schemes.iter().filter_map(of_group).collect();
     let first = groups[0].0.0;
     let format = if groups.iter().all(|((format, _), _)| *format == first) { first } else { MIXED };
-    // transformers takes the first group that names experts for all of them.
-    groups.sort_by_key(|(_, targets)| !targets[0].contains("experts[.]"));
+    // transformers takes the first group with the word "experts" for the routed ones, be it in the name of shared experts.
+    groups.sort_by_key(|(_, targets)| !names_experts(&targets[0]));
     let group = |(at, ((format, weights), targets)): (usize, ((&str, Value), Vec<String>))| {
         let group = json!({
             "targets": targets, "weights": weights, "input_activations": null, "output_activations": null,

@@ -46,6 +46,11 @@ fn either(of: impl IntoIterator<Item = String>) -> String {
     if let [one] = all.as_slice() { one.clone() } else { format!("({})", all.join("|")) }
 }
 
+/// Whether `pattern` is one of routed experts, as opposed to shared ones.
+pub(super) fn names_experts(pattern: &str) -> bool {
+    pattern.contains("[.]experts[.]")
+}
+
 /// All modules of an output.
 pub(super) struct Modules {
     /// The layers that have each place.
@@ -88,7 +93,7 @@ impl Modules {
             format!("re:.*{}$", path.join("[.]"))
         };
         let mut patterns: Vec<String> = merged.into_iter().map(pattern).collect();
-        patterns.sort_by_key(|pattern| !pattern.contains("[.]experts[.]") && !pattern.contains("]experts["));
+        patterns.sort_by_key(|pattern| !names_experts(pattern));
         patterns
     }
 }

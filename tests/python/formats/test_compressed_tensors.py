@@ -276,3 +276,26 @@ def test_schemes_are_chosen_by_their_names(tmp_path):
     assert {tensor.scheme[:4] for tensor in plan.tensors} == {"kept", "int4", "int8"}
     assert plan.policy.schemes == ("int[48].*",)
     assert "matches none of" in refused(source, schemes="4g.*", budget=6.0)
+
+
+def test_the_group_of_routed_experts_comes_before_that_of_shared_ones(tmp_path):
+    """Transformers takes the first group whose target has the word "experts" for the routed experts."""
+    source = tmp_path / "source"
+    source.mkdir()
+    write_release("deepseek_v3", source)
+    ramrs.quantize(
+        source,
+        tmp_path / "out",
+        format="compressed-tensors",
+        target="transformers",
+        budget=12.0,
+        sensitivity="weights",
+        tensor={"shared_experts": "4g64", r"mlp\.experts": "8g32"},
+    )
+    groups = block_of(tmp_path / "out")["config_groups"]
+    [first, *_] = [
+        groups[name] for name in sorted(groups) if any("experts" in target for target in groups[name]["targets"])
+    ]
+    assert (first["weights"]["num_bits"], first["weights"]["group_size"]) == (8, 32)
+    assert any("[.]experts[.]" in target for target in first["targets"])
+    assert ramrs.verify(tmp_path / "out", source=source).ok
