@@ -230,7 +230,11 @@ impl<'a> Planner<'a> {
             None => format!("no scheme is left for it by {by}"),
             Some(other) => {
                 let name = &self.analysis.tensors[other.tensor].name;
-                let more = if others.len() > 1 { format!(" and {} others", others.len() - 1) } else { String::new() };
+                let more = match others.len() - 1 {
+                    0 => String::new(),
+                    1 => " and another".to_owned(),
+                    more => format!(" and {more} others"),
+                };
                 format!(
                     "the runtime takes one scheme for it and `{name}`{more}, and none is left for all of them by {by}: \
                      give them the same"
