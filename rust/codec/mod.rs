@@ -219,7 +219,10 @@ pub struct Rows {
 /// Rows in the prequantized form of a release.
 #[derive(Clone, Copy, Debug)]
 pub struct PassedRows<'a> {
+    /// Number of rows.
+    pub rows: usize,
     pub codes: &'a [u8],
+    /// The scales of the rows, or the one scale of all of them.
     pub scales: &'a [u8],
 }
 

@@ -332,7 +332,8 @@ fn kept_rows(
         && let Some(codec) = scheme.codec()
     {
         let (codes, scales) = reader.packed_rows(checkpoint, view, rows)?;
-        codec.pass_through(scheme, float, PassedRows { codes: &codes, scales: &scales }, &mut parts);
+        let count = (rows.end - rows.start) as usize;
+        codec.pass_through(scheme, float, PassedRows { rows: count, codes: &codes, scales: &scales }, &mut parts);
         return Ok(parts);
     }
     let bytes = reader.rows(checkpoint, view, rows)?;

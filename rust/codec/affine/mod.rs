@@ -297,7 +297,12 @@ mod tests {
         let codes: Vec<u8> = (0..32_u8).map(|at| (at * 2 % 16) | (((at * 2 + 1) % 16) << 4)).collect();
         let (mut scales, mut parts) = (Vec::new(), vec![Vec::new(); 3]);
         Float::BF16.append(&[0.5, -3.0], &mut scales);
-        AffineCodec.pass_through(scheme, Float::BF16, PassedRows { codes: &codes, scales: &scales }, &mut parts);
+        AffineCodec.pass_through(
+            scheme,
+            Float::BF16,
+            PassedRows { rows: 2, codes: &codes, scales: &scales },
+            &mut parts,
+        );
         let mut decoded = vec![0.0; 64];
         let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         AffineCodec.decode(scheme, Rows { cols: 32, float: Float::BF16 }, &parts, &mut decoded);

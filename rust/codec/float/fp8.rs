@@ -155,9 +155,11 @@ impl Codec for Fp8 {
     }
 
     /// Codes are E4M3, with one scale per row.
-    fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
+    fn pass_through(&self, _scheme: Scheme, float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
         parts[0].extend_from_slice(rows.codes);
-        parts[1].extend_from_slice(rows.scales);
+        // A release may have one scale for all rows.
+        let repeats = rows.rows * float.bytes() / rows.scales.len().max(1);
+        parts[1].extend(rows.scales.repeat(repeats));
     }
 }
 

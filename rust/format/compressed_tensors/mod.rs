@@ -103,7 +103,10 @@ impl Format for CompressedTensors {
         let &PackedSource { name, packing, scales, matrix } = source;
         let scheme = match packing {
             Packing::Int4 { group_size, .. } => Symmetric::int4(*group_size)?,
-            Packing::Fp8 { codes: Float8::E4M3, blocks: Blocks { rows: 1, cols, .. }, .. } if *cols == matrix.cols => {
+            // One scale for each row, or for all of them.
+            Packing::Fp8 { codes: Float8::E4M3, blocks: Blocks { rows, cols, .. }, .. }
+                if *cols == matrix.cols && (*rows == 1 || *rows == matrix.rows) =>
+            {
                 FP8_SCHEME
             }
             Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => return None,

@@ -10,7 +10,7 @@ from fixtures.checkpoints import read_weights, write_checkpoint
 from fixtures.configs import WIDER
 from fixtures.models import RELEASES, write_release, write_variant
 from fixtures.paths import DATA, EXAMPLE
-from fixtures.prequantized import encode_fp8_rows, encode_int4
+from fixtures.prequantized import encode_fp8_rows, encode_fp8_static, encode_int4
 from fixtures.process import sees_everything
 from fixtures.tiers import slow_but_for
 from oracles.compressed_tensors import group_of, read_decoded
@@ -161,16 +161,27 @@ def test_eight_and_four_bits_of_releases_are_passed_through(tmp_path):
     for name, tensor in tensors.items():
         if "down_proj" in name:
             stored |= encode_fp8_rows(name, tensor.values)
+        elif "up_proj" in name:
+            stored |= encode_fp8_static(name, tensor.values)
         elif "o_proj" in name:
             stored |= encode_int4(name, tensor.values)
         else:
             stored[name] = tensor
     write_checkpoint(source, stored, config)
-    options = {"format": "compressed-tensors", "budget": 16, "keep": ["down_proj", "o_proj"], "sensitivity": "weights"}
+    options = {
+        "format": "compressed-tensors",
+        "budget": 16,
+        "keep": ["_proj"],
+        "target": "transformers",
+        "sensitivity": "weights",
+    }
     ramrs.quantize(source, tmp_path / "out", **options)
     written = read_weights(tmp_path / "out")
     for name, tensor in stored.items():
-        if "down_proj" in name or name.endswith(("packed", "scale")):
+        if "up_proj.weight_scale" in name:
+            assert written[name].elements.shape == (128, 1)
+            assert (written[name].elements == tensor.elements).all(), name
+        elif "_proj.weight" in name and not name.endswith("weight_shape"):
             assert np.array_equal(written[name].elements.reshape(-1), tensor.elements.reshape(-1)), name
     assert ramrs.verify(tmp_path / "out", source=source).ok
     # What the runtime does not read is decoded.

@@ -217,7 +217,7 @@ fn rows_of_a_release_are_passed_through() {
         let codes: Vec<u8> = (0..codes).collect();
         let scales: Vec<u8> = (100..100 + scales).collect();
         let mut parts = vec![vec![9], vec![8]];
-        let rows = PassedRows { codes: &codes, scales: &scales };
+        let rows = PassedRows { rows: 2, codes: &codes, scales: &scales };
         scheme(name).codec().unwrap().pass_through(scheme(name), matrix.float, rows, &mut parts);
         assert_eq!(parts, [[vec![9], codes].concat(), [vec![8], scales].concat()]);
     }

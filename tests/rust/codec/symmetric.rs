@@ -196,7 +196,7 @@ fn integers_of_a_release_are_passed_through() {
     let mut scales = Vec::new();
     Float::BF16.append(&[0.5, -3.0], &mut scales);
     let mut parts = vec![Vec::new(); 3];
-    let rows = PassedRows { codes: &codes, scales: &scales };
+    let rows = PassedRows { rows: 1, codes: &codes, scales: &scales };
     SymmetricCodec.pass_through(scheme, Float::BF16, rows, &mut parts);
     assert!(parts[2].is_empty(), "the shape is a fixed part");
     let case = Case { float: Float::BF16, rows: 1, band: vec![[0.0; BAND_ROWS]; 64], k: vec![1.0; 64] };
