@@ -173,7 +173,7 @@ def no_weights(model):
 
 def no_config(model):
     (model / "config.json").unlink()
-    return ["config.json: is missing", "hint: MLX needs the model's config.json"]
+    return ["config.json: is missing", "hint: the format needs the model's config.json"]
 
 
 def config_that_is_no_json(model):
