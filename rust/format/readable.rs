@@ -1,14 +1,15 @@
-//! Checks that all formats make of a source and of its arrangement.
+//! What all formats do with a source: checks of it and of its arrangement, and the steps that arrangements share.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Arrangement, Target};
-use crate::arch::families::{ModelFamily, family};
+use super::{Arrangement, Disposition, Target};
+use crate::arch::families::{ModelFamily, Outputs, family};
 use crate::checkpoint::prequantized::Packing;
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, Config, Tensor, View};
 use crate::error::{Error, Result};
+use crate::name::{Name, Role};
 
 /// `quant_method`s whose checkpoints are read ([`crate::checkpoint::prequantized`]).
 const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8"];
@@ -104,4 +105,62 @@ pub(super) fn unpacked(tensor: &Tensor) -> &str {
         Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
         Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
     }
+}
+
+/// The name of the weight that `tensor` holds. Blocks and scales of MXFP4 are one weight.
+pub(super) fn weight_name(tensor: &Tensor) -> String {
+    match tensor.packing {
+        Packing::Mxfp4 { .. } => format!("{}.weight", tensor.name.strip_suffix("_blocks").unwrap_or(&tensor.name)),
+        _ => unpacked(tensor).to_owned(),
+    }
+}
+
+/// Whether a tensor of `layer` lies beyond the layers that the configuration counts.
+pub(super) fn is_beyond_layers(checkpoint: &Checkpoint, layer: Option<usize>) -> bool {
+    let layers = checkpoint.config_size("num_hidden_layers");
+    layer.zip(layers).is_some_and(|(layer, layers)| layer as u64 >= layers)
+}
+
+/// The embedding that `tensor` is tied to, if it is the head of a model whose configuration ties the two.
+pub(super) fn tied_head(checkpoint: &Checkpoint, tensor: &Tensor) -> Option<Disposition> {
+    let is_head = Name::parse(&tensor.name).role == Role::Head && unpacked(tensor).ends_with("lm_head.weight");
+    let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
+    let is_tied = is_head && checkpoint.is_tied() == Some(true);
+    let embedding = checkpoint.tensors.iter().find(is_embedding).filter(|_| is_tied)?;
+    Some(Disposition::Tied(embedding.name.clone()))
+}
+
+/// The views of `count` matrices of `rows` rows that are stored one after the other in `whole`.
+///
+/// # Errors
+/// The reason, if their rows do not divide into the `outputs`.
+pub(super) fn matrices(
+    whole: View,
+    (count, rows): (u64, u64),
+    (input_major, outputs): (bool, Outputs),
+) -> std::result::Result<Vec<View>, &'static str> {
+    let rows = if input_major { whole.cols } else { rows };
+    if outputs != Outputs::All && !rows.is_multiple_of(2) {
+        return Err("its outputs do not divide into two");
+    }
+    let one = |at: u64| {
+        let stored = whole.matrix_of(at, count);
+        outputs.of(if input_major { stored.transposed() } else { stored }, rows)
+    };
+    Ok((0..count).map(one).collect())
+}
+
+/// Configuration keys that describe how weights are stored.
+const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
+
+/// `config` without the description of the source's codes.
+pub(super) fn without_encodings(config: &Config) -> Config {
+    let mut config = config.clone();
+    for key in ENCODINGS {
+        config.remove(key);
+        if let Some(Value::Object(text)) = config.get_mut("text_config") {
+            text.remove(key);
+        }
+    }
+    config
 }

@@ -1,12 +1,13 @@
 //! The tensors of an output: those of the release, under their names, with one tensor for each expert.
 
-use crate::arch::families::{Becomes, ModelFamily, Outputs, Transform};
-use crate::checkpoint::prequantized::Packing;
+use crate::arch::families::{Becomes, ModelFamily, Transform};
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::error::{Error, Result};
-use crate::format::readable::{check_names, check_source, model_family, unpacked};
+use crate::format::readable::{
+    check_names, check_source, is_beyond_layers, matrices, model_family, tied_head, unpacked, weight_name,
+};
 use crate::format::{Arrangement, Disposition, Target};
-use crate::name::{Name, Role};
+use crate::name::Name;
 
 /// The tensors that the runtimes read, and what becomes of each tensor of `checkpoint`.
 pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
@@ -28,11 +29,7 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
 
 /// Tensor `at` under the name of its weight.
 fn named(checkpoint: &Checkpoint, at: usize, tensor: &Tensor) -> Target {
-    let name = match tensor.packing {
-        Packing::Mxfp4 { .. } => format!("{}.weight", tensor.name.strip_suffix("_blocks").unwrap_or(&tensor.name)),
-        _ => unpacked(tensor).to_owned(),
-    };
-    Target { name, ..Target::same(checkpoint, at) }
+    Target { name: weight_name(tensor), ..Target::same(checkpoint, at) }
 }
 
 /// Adds the targets of `tensor`, and returns what becomes of it.
@@ -43,9 +40,7 @@ fn place(
     tensor: &Tensor,
     targets: &mut Vec<Target>,
 ) -> Result<Disposition> {
-    let Name { role, layer, .. } = Name::parse(&tensor.name);
-    let name = unpacked(tensor);
-    match family.stored(name) {
+    match family.stored(unpacked(tensor)) {
         Some((Becomes::Buffer, _)) => return Ok(Disposition::Drop("the runtime computes it itself")),
         Some((Becomes::TiedHead, _)) => return Ok(Disposition::Drop("the embedding is the head")),
         Some((Becomes::Used(parts), found)) => {
@@ -60,14 +55,10 @@ fn place(
         }
         None => {}
     }
-    if role == Role::Head && name.ends_with("lm_head.weight") && checkpoint.is_tied() == Some(true) {
-        let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
-        if let Some(embedding) = checkpoint.tensors.iter().find(is_embedding) {
-            return Ok(Disposition::Tied(embedding.name.clone()));
-        }
+    if let Some(tied) = tied_head(checkpoint, tensor) {
+        return Ok(tied);
     }
-    let layers = checkpoint.config_size("num_hidden_layers");
-    let is_beyond = layer.zip(layers).is_some_and(|(layer, layers)| layer as u64 >= layers);
+    let is_beyond = is_beyond_layers(checkpoint, Name::parse(&tensor.name).layer);
     let unquantizable = is_beyond.then_some("beyond the model's layers: it predicts several tokens at once");
     targets.push(Target { unquantizable, ..named(checkpoint, at, tensor) });
     Ok(Disposition::Write)
@@ -91,20 +82,12 @@ fn experts(
     else {
         return Err(misfit("it is no stack of experts"));
     };
-    let whole = View::whole(at, tensor);
-    let rows = if input_major { whole.cols } else { rows };
-    if outputs != Outputs::All && !rows.is_multiple_of(2) {
-        return Err(misfit("its outputs do not divide into two"));
-    }
-    let one = |expert: u64| {
-        let stored = whole.matrix_of(expert, count);
-        let view = outputs.of(if input_major { stored.transposed() } else { stored }, rows);
-        Target {
-            name: format!("{before}.experts.{expert}.{projection}"),
-            shape: vec![view.rows, view.cols],
-            views: vec![view],
-            ..Target::same(checkpoint, at)
-        }
+    let views = matrices(View::whole(at, tensor), (count, rows), (input_major, outputs)).map_err(misfit)?;
+    let one = |(expert, view): (usize, View)| Target {
+        name: format!("{before}.experts.{expert}.{projection}"),
+        shape: vec![view.rows, view.cols],
+        views: vec![view],
+        ..Target::same(checkpoint, at)
     };
-    Ok((0..count).map(one).collect())
+    Ok(views.into_iter().enumerate().map(one).collect())
 }

@@ -11,11 +11,9 @@ use crate::codec::float::{fp8::FP8_SCHEME, mxfp4::MXFP4_SCHEME, nvfp4::NVFP4_SCH
 use crate::codec::symmetric::{Grouping, Symmetric};
 use crate::codec::{Extent, PartSpec, Scheme};
 use crate::dtype::Dtype;
+use crate::format::readable::without_encodings;
 use crate::format::{Described, Module, OutputModel};
 use crate::name::outside_part;
-
-/// Configuration keys that describe how the source's weights are stored.
-const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
 
 /// The format of an output whose groups have several formats.
 const MIXED: &str = "mixed-precision";
@@ -44,13 +42,7 @@ pub(super) fn stored_as(scheme: Scheme, part: PartSpec) -> PartSpec {
 
 /// The source's configuration with the block that describes the output.
 pub(super) fn text(source: &Config, output: &OutputModel<'_>) -> String {
-    let mut config = source.clone();
-    for key in ENCODINGS {
-        config.remove(key);
-        if let Some(Value::Object(text)) = config.get_mut("text_config") {
-            text.remove(key);
-        }
-    }
+    let mut config = without_encodings(source);
     if let Some(block) = block(output) {
         config.insert("quantization_config".to_owned(), block);
     }

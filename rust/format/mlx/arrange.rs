@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::arch::families::{Becomes, ModelFamily, Outputs, Transform};
+use crate::arch::families::{Becomes, ModelFamily, Transform};
 use crate::arch::pattern::matches;
-use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::readable::{check_names, check_source, model_family, unpacked};
+use crate::format::readable::{
+    check_names, check_source, is_beyond_layers, matrices, model_family, tied_head, unpacked, weight_name,
+};
 use crate::format::{Arrangement, Disposition, Target};
 use crate::name::{Name, Role};
 
@@ -78,11 +79,7 @@ impl Arranging<'_> {
         let tensor = &self.checkpoint.tensors[at];
         let name = unpacked(tensor);
         let Some(family) = self.family else {
-            // Blocks and scales of MXFP4 become one weight.
-            let name = match tensor.packing {
-                Packing::Mxfp4 { .. } => format!("{}.weight", name.strip_suffix("_blocks").unwrap_or(name)),
-                _ => name.to_owned(),
-            };
+            let name = weight_name(tensor);
             self.targets.push(as_stack(Target { name, ..Target::same(self.checkpoint, at) }));
             return Ok(Disposition::Write);
         };
@@ -107,19 +104,13 @@ impl Arranging<'_> {
     /// What becomes of tensors that are left out in all families: other towers, extra layers, tied heads.
     fn drop_or_tie(&self, tensor: &Tensor) -> Option<Disposition> {
         let Name { role, layer, .. } = Name::parse(&tensor.name);
-        let layers = self.checkpoint.config_size("num_hidden_layers");
         match role {
             Role::Tower => Some(Disposition::Drop("mlx-lm reads the language model only")),
             Role::MultiToken => Some(Disposition::Drop("mlx-lm does not predict several tokens at once")),
-            _ if layer.zip(layers).is_some_and(|(layer, layers)| layer as u64 >= layers) => {
+            _ if is_beyond_layers(self.checkpoint, layer) => {
                 Some(Disposition::Drop("beyond the model's layers: mlx-lm does not predict several tokens at once"))
             }
-            Role::Head if unpacked(tensor).ends_with("lm_head.weight") && self.checkpoint.is_tied() == Some(true) => {
-                let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
-                let embedding = self.checkpoint.tensors.iter().find(is_embedding)?;
-                Some(Disposition::Tied(embedding.name.clone()))
-            }
-            _ => None,
+            _ => tied_head(self.checkpoint, tensor),
         }
     }
 
@@ -162,16 +153,8 @@ impl Arranging<'_> {
                     [rows, _] => (None, rows),
                     _ => return Err(misfit("it is no matrix, and no stack of them")),
                 };
-                let rows = if input_major { whole.cols } else { rows };
-                if outputs != Outputs::All && !rows.is_multiple_of(2) {
-                    return Err(misfit("its outputs do not divide into two"));
-                }
-                let one = |expert: u64| {
-                    let stored = whole.matrix_of(expert, count.unwrap_or(1));
-                    let view = if input_major { stored.transposed() } else { stored };
-                    outputs.of(view, rows)
-                };
-                let views: Vec<View> = (0..count.unwrap_or(1)).map(one).collect();
+                let whole_stack = (count.unwrap_or(1), rows);
+                let views = matrices(whole, whole_stack, (input_major, outputs)).map_err(misfit)?;
                 let matrix = views.first().map_or([0, 0], |view| [view.rows, view.cols]);
                 Target { shape: count.into_iter().chain(matrix).collect(), views, stacked: count.is_some(), ..same }
             }

@@ -8,10 +8,8 @@ use crate::checkpoint::Config;
 use crate::codec::Scheme;
 use crate::codec::affine::Affine;
 use crate::codec::float::mxfp4::MXFP4_SCHEME;
+use crate::format::readable::without_encodings;
 use crate::format::{Module, Refusal};
-
-/// Configuration keys that describe how weights are stored.
-const ENCODINGS: [&str; 3] = ["quantization", "quantization_config", "compression_config"];
 
 /// The mode of codes with a scale and a bias per group.
 const AFFINE: &str = "affine";
@@ -19,14 +17,8 @@ const AFFINE: &str = "affine";
 /// The source's configuration with sorted keys and the quantization block. The block occurs twice: MLX reads one key,
 /// the Hugging Face hub displays the other.
 pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String {
+    let source = without_encodings(source);
     let mut config: BTreeMap<&str, Value> = source.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-    // Removes the source's own description of its codes.
-    for key in ENCODINGS {
-        config.remove(key);
-        if let Some(Value::Object(text)) = config.get_mut("text_config") {
-            text.remove(key);
-        }
-    }
     if !generic {
         config.remove("_name_or_path");
         config.remove("vision_config");
