@@ -12,6 +12,9 @@ pub struct RowError {
     pub plain: f64,
 }
 
+/// Columns of which codecs without shorter groups sum squares in `f32`, before the sums continue in `f64`.
+pub(crate) const SUM_COLUMNS: usize = 128;
+
 kernel! {
     /// Error of each row of a band against `decoded`, in row order. Missing rows have none.
     ///

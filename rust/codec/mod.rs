@@ -17,7 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub(crate) use affine::Channels;
-pub(crate) use error::{RowError, errors_of};
+pub(crate) use error::{RowError, SUM_COLUMNS, errors_of};
 pub(crate) use scheme::Bits;
 pub use scheme::Scheme;
 

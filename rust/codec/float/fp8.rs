@@ -7,7 +7,8 @@ use super::{FloatRows, put_codes};
 use crate::band::{Matrix, append};
 use crate::codec::affine::grid::RowSums;
 use crate::codec::{
-    Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, Scheme,
+    Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, SUM_COLUMNS,
+    Scheme,
 };
 use crate::dtype::{Dtype, Float, Float8};
 use crate::simd::batch::Batch;
@@ -19,9 +20,6 @@ pub(in crate::codec) struct Fp8;
 
 /// The only scheme, with the position in the registry [`CODECS`](crate::codec::CODECS).
 pub(crate) const FP8_SCHEME: Scheme = Scheme::new(4, 0);
-
-/// Columns whose errors are summed in `f32` before the sums continue in `f64`.
-const SUM_COLUMNS: usize = 128;
 
 /// The scales to try, in units of the rule's. The first is the rule.
 ///
@@ -154,10 +152,9 @@ impl Codec for Fp8 {
         Some(self)
     }
 
-    /// Codes are E4M3, with one scale per row.
+    /// Codes are E4M3, with one scale per row or one for all rows.
     fn pass_through(&self, _scheme: Scheme, float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
         parts[0].extend_from_slice(rows.codes);
-        // A release may have one scale for all rows.
         let repeats = rows.rows * float.bytes() / rows.scales.len().max(1);
         parts[1].extend(rows.scales.repeat(repeats));
     }

@@ -5,7 +5,7 @@ use super::{FloatRows, put_codes};
 use crate::codec::affine::grid::{RowSums, group};
 use crate::codec::affine::pack::pack;
 use crate::codec::{Band, Context, Effort, Metric, RowError};
-use crate::dtype::e2m1_values;
+use crate::dtype::{Dtype, Float, e2m1_values};
 use crate::simd::Isa;
 use crate::simd::batch::{Batch, MAX_PARTS};
 use crate::simd::convert::Convert;
@@ -147,6 +147,13 @@ pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
         }
     }
     sums.rows()
+}
+
+/// The columns of a matrix whose part `codes` has this element type and last dimension. The element type of the weights is
+/// not stored.
+pub(super) fn row_of(part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
+    let (dtype, width) = part("codes")?;
+    Some((width.checked_mul(dtype.bits())? / 4, Float::BF16))
 }
 
 /// The kernel of a codec: [`encode`] with its scales.

@@ -91,9 +91,7 @@ impl Codec for Mxfp4 {
     }
 
     fn row_of(&self, _scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
-        let (dtype, width) = part("codes")?;
-        // The element type of the weights is not stored.
-        Some((width.checked_mul(dtype.bits())? / 4, Float::BF16))
+        groups::row_of(part)
     }
 
     fn decode(&self, _scheme: Scheme, _of: Rows, parts: &[&[u8]], out: &mut [f32]) {

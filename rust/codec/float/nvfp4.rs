@@ -97,9 +97,7 @@ impl Codec for Nvfp4 {
     }
 
     fn row_of(&self, _scheme: Scheme, part: &dyn Fn(&str) -> Option<(Dtype, u64)>) -> Option<(u64, Float)> {
-        let (dtype, width) = part("codes")?;
-        // The element type of the weights is not stored.
-        Some((width.checked_mul(dtype.bits())? / 4, Float::BF16))
+        groups::row_of(part)
     }
 
     fn fixed(&self, _scheme: Scheme, _matrix: Matrix, _part: &str) -> Vec<u8> {

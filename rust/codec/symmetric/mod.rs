@@ -8,7 +8,10 @@
 mod search;
 
 use super::affine::{GROUP_SIZES, pack};
-use super::{Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, Scheme};
+use super::{
+    Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, SUM_COLUMNS,
+    Scheme,
+};
 use crate::band::{Matrix, append};
 use crate::dtype::{Dtype, Float};
 use crate::simd::vector::BAND_ROWS;
@@ -127,7 +130,7 @@ impl Codec for SymmetricCodec {
     fn block(&self, scheme: Scheme, cols: u64) -> u64 {
         match params(scheme).grouping {
             // The unit of sums of errors. `fits` accepts more.
-            Grouping::Channel => cols.min(search::BLOCK as u64),
+            Grouping::Channel => cols.min(SUM_COLUMNS as u64),
             Grouping::Group(size) => u64::from(size),
         }
     }

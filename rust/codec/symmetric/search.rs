@@ -14,7 +14,8 @@
 //! The sums are over residuals, so nothing cancels in `f32`. The best two scales are fitted once more, rounded to both stored
 //! neighbours, and measured as stored. The scale of round-to-nearest is one of the candidates, so the result is never worse.
 
-use crate::codec::RowError;
+use crate::codec::affine::grid::RowSums;
+use crate::codec::{RowError, SUM_COLUMNS};
 use crate::dtype::Float;
 use crate::simd::batch::{Batch, MAX_PARTS};
 use crate::simd::kernel;
@@ -32,9 +33,6 @@ const CLIPS: [&[u16]; 6] = [
     &[870, 910, 940, 970, 1000, 1020],
     &[960, 975, 987, 1000, 1012, 1025],
 ];
-
-/// Columns whose squares are summed in `f32` before they are added in `f64`.
-pub(super) const BLOCK: usize = 128;
 
 /// Encoded rows of a band, row after row.
 pub(super) struct EncodedRows<'a> {
@@ -146,7 +144,7 @@ fn fit<W: Batch>(w: &[Column], k: &[f32], scales: &PerPart<W::Part>, half: u8) -
     fitted
 }
 
-/// Whether weights can be divided by `scale`.
+/// `candidate` where weights can be divided by its scale.
 #[inline(always)]
 fn or_none<V: Simd>(candidate: CandidateScale<V>) -> CandidateScale<V> {
     let reciprocal = V::splat(1.0).div(candidate.scale).abs();
@@ -256,12 +254,12 @@ fn search<V: Simd, W: Batch<Part = V>>(w: &[Column], k: &[f32], grid: Grid) -> V
 fn encode_group<V: Simd>(
     (w, k): (&[Column], &[f32]),
     (scale, half): (V, u8),
-    sums: &mut [RowError; BAND_ROWS],
+    sums: &mut RowSums,
     mut out: Option<&mut [u8]>,
     (first, cols): (usize, usize),
 ) {
     let codes = Codes::<V>::new(scale, half);
-    for (block, (w, k)) in w.chunks(BLOCK).zip(k.chunks(BLOCK)).enumerate() {
+    for (block, (w, k)) in w.chunks(SUM_COLUMNS).zip(k.chunks(SUM_COLUMNS)).enumerate() {
         let (mut weighted, mut plain) = (V::splat(0.0), V::splat(0.0));
         for (eight, (w, k)) in w.chunks_exact(BAND_ROWS).zip(k.chunks_exact(BAND_ROWS)).enumerate() {
             let mut columns = [[0; BAND_ROWS]; BAND_ROWS];
@@ -275,17 +273,13 @@ fn encode_group<V: Simd>(
                 *bytes = q.add(codes.half).to_bytes();
             }
             if let Some(out) = &mut out {
-                let at = first + block * BLOCK + eight * BAND_ROWS;
+                let at = first + block * SUM_COLUMNS + eight * BAND_ROWS;
                 for (row, codes) in V::transpose_u8(columns).into_iter().enumerate() {
                     out[row * cols + at..][..BAND_ROWS].copy_from_slice(&codes);
                 }
             }
         }
-        let (weighted, plain) = (weighted.store(), plain.store());
-        for (sum, (weighted, plain)) in sums.iter_mut().zip(weighted.into_iter().zip(plain)) {
-            sum.weighted += f64::from(weighted);
-            sum.plain += f64::from(plain);
-        }
+        sums.add((weighted, plain));
     }
 }
 
@@ -296,7 +290,7 @@ kernel! {
         band: &[Column], k: &[f32], grid: Grid, out: Option<EncodedRows<'_>>,
     ) -> [RowError; BAND_ROWS] {
         let (cols, groups) = (band.len(), band.len() / grid.group);
-        let mut sums = [RowError::default(); BAND_ROWS];
+        let mut sums = RowSums::ZERO;
         let (mut codes, mut scales) = match out {
             Some(EncodedRows { codes, scales }) => (Some(codes), Some(scales)),
             None => (None, None),
@@ -311,6 +305,6 @@ kernel! {
                 }
             }
         }
-        sums
+        sums.rows()
     }
 }
