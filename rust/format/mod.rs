@@ -303,12 +303,18 @@ pub(crate) fn stored_tensors(
 }
 
 /// A runtime that reads an output, and how it is run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Runtime {
     /// Its name; `None` for the format's default.
     pub target: Option<String>,
     /// Number of devices that each layer is divided among.
     pub tensor_parallel: u64,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { target: None, tensor_parallel: 1 }
+    }
 }
 
 impl Runtime {

@@ -119,19 +119,21 @@ impl Default for AnalysisRequest {
 
 impl AnalysisRequest {
     fn open_format(&self) -> Result<Arc<dyn Format>> {
-        if self.tensor_parallel == 0 {
-            return Err(Error::option(OptionName::TensorParallel, 0, "must be at least 1"));
-        }
-        let runtime = Runtime { target: self.target.clone(), tensor_parallel: self.tensor_parallel };
-        format::open(&self.format, &runtime)
+        open_format(&self.format, self.target.as_deref(), self.tensor_parallel)
     }
 }
 
 impl Settings {
     fn open_format(&self) -> Result<Arc<dyn Format>> {
-        let runtime = Runtime { target: self.target.clone(), tensor_parallel: self.tensor_parallel };
-        format::open(&self.format, &runtime)
+        open_format(&self.format, self.target.as_deref(), self.tensor_parallel)
     }
+}
+
+fn open_format(name: &str, target: Option<&str>, tensor_parallel: u64) -> Result<Arc<dyn Format>> {
+    if tensor_parallel == 0 {
+        return Err(Error::option(OptionName::TensorParallel, 0, "must be at least 1"));
+    }
+    format::open(name, &Runtime { target: target.map(str::to_owned), tensor_parallel })
 }
 
 /// The requests with every option at its default, for fronts.

@@ -9,6 +9,7 @@ use crate::checkpoint::{Checkpoint, Part, Tensor};
 use crate::codec::{Rows, Scheme};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::format::Format;
 use crate::job::decode::find;
 use crate::name::Name;
 use crate::option::OptionName;
@@ -36,11 +37,11 @@ pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
     }
     let manifest = Manifest::read(&manifest)?;
     let output = Checkpoint::open_as_stored(model)?;
-    let scheme = scheme_of(&manifest, &output, tensor)?;
+    let format = manifest.settings.open_format()?;
+    let scheme = scheme_of(&*format, &manifest, &output, tensor);
     let Some((scheme, codec)) = scheme.and_then(|scheme| Some((scheme, scheme.codec()?))) else {
         return of_checkpoint(&output, tensor);
     };
-    let format = manifest.settings.open_format()?;
     let Some((matrix, parts)) = find(&*format, &output, tensor, scheme) else {
         let reason = format!("is not stored as {scheme}, which config.json says of it");
         return Err(Error::Layout { file: model.join("config.json"), tensor: tensor.to_owned(), reason });
@@ -59,18 +60,17 @@ pub fn weights(model: &Path, tensor: &str) -> Result<Weights> {
 }
 
 /// The scheme of `tensor` in an output; `None` for plain numbers.
-fn scheme_of(manifest: &Manifest, output: &Checkpoint, tensor: &str) -> Result<Option<Scheme>> {
+fn scheme_of(format: &dyn Format, manifest: &Manifest, output: &Checkpoint, tensor: &str) -> Option<Scheme> {
     if output.tensor(tensor).is_some_and(|found| Float::of(found.dtype).is_some()) {
-        return Ok(None);
+        return None;
     }
     let written = manifest.ledger.iter().flat_map(|line| &line.quantized).find(|quantized| quantized.into == tensor);
     if let Some(quantized) = written {
-        return Ok(Some(quantized.scheme));
+        return Some(quantized.scheme);
     }
     // What was passed through has no entry of its own in the ledger.
-    let format = manifest.settings.open_format()?;
     let described = output.config.as_ref().and_then(|config| format.described(config)(&Name::parse(tensor).module));
-    Ok(described.filter(|scheme| !scheme.is_kept()))
+    described.filter(|scheme| !scheme.is_kept())
 }
 
 fn of_checkpoint(checkpoint: &Checkpoint, tensor: &str) -> Result<Weights> {

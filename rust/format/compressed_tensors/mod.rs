@@ -46,7 +46,7 @@ pub(super) fn open(runtime: &Runtime) -> Result<Arc<dyn Format>> {
             Error::option(OptionName::Target, name, format!("not one of: {}", Consumer::NAMES.join(", ")))
         })?,
     };
-    let tensor_parallel = runtime.tensor_parallel.max(1);
+    let tensor_parallel = runtime.tensor_parallel;
     Ok(Arc::new(CompressedTensors { consumer, tensor_parallel, schemes: consumer.schemes() }))
 }
 
