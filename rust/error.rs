@@ -271,6 +271,18 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// The checkpoint is not a model of the type that its configuration names.
+    #[error("tensor `{tensor}` ({}): {reason}", file.display())]
+    Mismatch {
+        /// The shard, or the configuration if the tensor is missing.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What differs.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
     /// With the option `strict`: the name of a tensor is not recognised.
     #[error("tensor `{tensor}` in {}: {reason} (all such tensors: {listed})", file.display())]
     UnrecognisedTensor {
@@ -479,6 +491,7 @@ impl Error {
             | Self::Unrunnable { .. }
             | Self::AlreadyQuantized { .. }
             | Self::Layout { .. }
+            | Self::Mismatch { .. }
             | Self::UnrecognisedTensor { .. } => Kind::Checkpoint,
             Self::NonFinite { .. } | Self::TooLarge { .. } | Self::Sensitivity { .. } | Self::Scheme { .. } => {
                 Kind::Tensor
@@ -535,6 +548,7 @@ impl Error {
             Self::Unrunnable { .. } => "unrunnable",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Layout { .. } => "bad-layout",
+            Self::Mismatch { .. } => "wrong-tensors",
             Self::UnrecognisedTensor { .. } => "unexplained",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
             Self::Stale { .. } => "stale-document",
@@ -556,12 +570,16 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::NoCheckpoint { hint, .. } => Some(hint),
+            Self::Mismatch { hint, .. } => Some(hint),
             Self::File { fault, .. } => match fault {
                 FileFault::TooShort(_) | FileFault::MissingShard { .. } => {
                     Some("the download is incomplete: fetch the file again")
                 }
                 FileFault::Pickle => Some("convert it in a sandbox, with `safetensors.torch.save_file`"),
                 FileFault::OtherFormat(_) => Some("give the original checkpoint in safetensors"),
+                FileFault::Disagrees { .. } => Some(
+                    "the index is of other files: fetch all files again, or remove the index if the shards are complete",
+                ),
                 FileFault::LinkOut(_) => Some("copy the file into the checkpoint's directory"),
                 _ => None,
             },
@@ -612,6 +630,7 @@ impl Error {
             | Self::NonFinite { file, .. }
             | Self::TooLarge { file, .. }
             | Self::Layout { file, .. }
+            | Self::Mismatch { file, .. }
             | Self::UnrecognisedTensor { file, .. }
             | Self::Sensitivity { file, .. }
             | Self::Stale { place: DocumentSource::File(file), .. }
@@ -641,6 +660,7 @@ impl Error {
             | Self::NonFinite { tensor, .. }
             | Self::TooLarge { tensor, .. }
             | Self::Layout { tensor, .. }
+            | Self::Mismatch { tensor, .. }
             | Self::UnrecognisedTensor { tensor, .. }
             | Self::Sensitivity { tensor, .. }
             | Self::Scheme { tensor, .. }

@@ -1,7 +1,8 @@
 //! The files of a checkpoint's directory: shards, index, configuration, and others.
 //!
-//! The shards are those that `model.safetensors.index.json` lists, else `model.safetensors`, else a complete set of
-//! `model-0000i-of-0000n.safetensors`, else the only `*.safetensors`. Nothing outside the directory is read: an index may
+//! The shards are those that `model.safetensors.index.json` lists, else `model.safetensors`, else the one complete set of
+//! `model-0000i-of-0000n.safetensors`, else the only `*.safetensors`. An index of shards that are missing is ignored if
+//! there is such a file or set that it does not list. Nothing outside the directory is read: an index may
 //! name plain files only, and a symbolic link must stay inside. If the directory is a snapshot in a Hugging Face cache,
 //! links may also lead into the `blobs` folder of that cache.
 
@@ -28,6 +29,8 @@ pub(crate) struct Directory {
     pub config: Option<Config>,
     /// All other files, relative to the directory, sorted.
     pub other_files: Vec<PathBuf>,
+    /// What was ignored, in sentences for the user.
+    pub notes: Vec<String>,
 }
 
 impl Directory {
@@ -55,7 +58,8 @@ impl Directory {
             return Err(no_checkpoint(path, reason, "give the directory that holds all of them"));
         }
         let config = read_config(&dir)?;
-        Ok(Self { dir, shards: vec![(name, found)], index: None, config, other_files: Vec::new() })
+        let (other_files, notes) = (Vec::new(), Vec::new());
+        Ok(Self { dir, shards: vec![(name, found)], index: None, config, other_files, notes })
     }
 
     fn of_dir(dir: &Path) -> Result<Self> {
@@ -65,10 +69,33 @@ impl Directory {
         let plain = |file: &PathBuf| file.to_str().filter(|_| file.components().count() == 1).map(str::to_owned);
         let top: Vec<String> = files.iter().filter_map(plain).collect();
 
-        let index = read_index(dir)?;
+        let mut index = read_index(dir)?;
+        let mut notes = Vec::new();
         let names = match &index {
-            Some((path, weight_map)) => listed_shards(path, weight_map)?,
-            None => loose_shards(dir, &top)?,
+            Some((path, weight_map)) => {
+                let listed = listed_shards(path, weight_map)?;
+                let is_there = |name: &String| top.contains(name);
+                let missing = listed.iter().find(|(name, _)| !is_there(name));
+                // A link without a target is a fault of its own, and so is a set of which the index lists a part.
+                let missing = missing.filter(|(name, _)| dir.join(name).symlink_metadata().is_err());
+                let others = missing.and_then(|missing| {
+                    let loose = loose_shards(dir, &top, &mut notes).ok()?;
+                    let is_listed = |(name, _): &(String, usize)| listed.iter().any(|(other, _)| other == name);
+                    (!loose.iter().any(is_listed)).then_some((missing, loose))
+                });
+                match others {
+                    None => listed,
+                    Some(((shard, _), loose)) => {
+                        notes.push(format!(
+                            "{INDEX} is ignored: it lists `{shard}`, which is missing, and `{}` is here",
+                            loose[0].0
+                        ));
+                        index = None;
+                        loose
+                    }
+                }
+            }
+            None => loose_shards(dir, &top, &mut notes)?,
         };
         let mut shards = Vec::with_capacity(names.len());
         for (name, tensors) in names {
@@ -93,7 +120,7 @@ impl Directory {
                 other_files.push(file);
             }
         }
-        Ok(Self { dir: dir.to_owned(), shards, index, config, other_files })
+        Ok(Self { dir: dir.to_owned(), shards, index, config, other_files, notes })
     }
 }
 
@@ -232,21 +259,14 @@ fn listed_shards(index: &Path, weight_map: &BTreeMap<String, String>) -> Result<
     Ok(shards.into_iter().collect())
 }
 
-/// Finds the shards of a directory without an index, among the file names `top`.
-fn loose_shards(dir: &Path, top: &[String]) -> Result<Vec<(String, usize)>> {
+/// Finds the shards of a directory without an index, among the file names `top`. Says in `notes` which are left out.
+fn loose_shards(dir: &Path, top: &[String], notes: &mut Vec<String>) -> Result<Vec<(String, usize)>> {
     let all: Vec<&String> = top.iter().filter(|name| name.ends_with(".safetensors")).collect();
-    let numbered: Vec<&&String> =
-        all.iter().filter(|name| name.starts_with("model-") && name.contains("-of-")).collect();
     if top.iter().any(|name| name == "model.safetensors") {
         return Ok(vec![("model.safetensors".to_owned(), 0)]);
     }
-    if let Some(first) = numbered.first() {
-        let total = first.trim_end_matches(".safetensors").rsplit("-of-").next().and_then(|n| n.parse::<usize>().ok());
-        if total != Some(numbered.len()) {
-            let reason = format!("no {INDEX}, and {} of the shards that `{first}` belongs to", numbered.len());
-            return Err(no_checkpoint(dir, reason, "the download is incomplete: fetch the missing files"));
-        }
-        return Ok(numbered.into_iter().map(|name| ((*name).clone(), 0)).collect());
+    if let Some(found) = numbered_shards(dir, &all, notes) {
+        return found;
     }
     if let [only] = all.as_slice() {
         return Ok(vec![((*only).clone(), 0)]);
@@ -263,6 +283,50 @@ fn loose_shards(dir: &Path, top: &[String]) -> Result<Vec<(String, usize)>> {
         return Err(Error::file(&dir.join(gguf), FileFault::OtherFormat("GGUF")));
     }
     Err(no_checkpoint(dir, "no .safetensors file in it", "give the model's directory"))
+}
+
+/// The one complete set of numbered shards among `all`; `None` if no shard is numbered.
+fn numbered_shards(dir: &Path, all: &[&String], notes: &mut Vec<String>) -> Option<Result<Vec<(String, usize)>>> {
+    let numbers = |name: &str| -> Option<(usize, usize)> {
+        let (number, total) = name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
+        Some((total.parse().ok()?, number.parse().ok()?))
+    };
+    let mut sets: BTreeMap<usize, BTreeMap<usize, &String>> = BTreeMap::new();
+    for name in all {
+        if let Some((total, number)) = numbers(name) {
+            sets.entry(total).or_default().insert(number, name);
+        }
+    }
+    let (total, first) = sets.first_key_value()?;
+    let is_complete = |(total, set): &(&usize, &BTreeMap<usize, &String>)| (1..=**total).eq(set.keys().copied());
+    let complete: Vec<_> = sets.iter().filter(is_complete).collect();
+    Some(match complete.as_slice() {
+        [(total, set)] => {
+            if sets.len() > 1 {
+                let others = sets.values().map(BTreeMap::len).sum::<usize>() - set.len();
+                notes.push(format!("{others} shards of other sets are ignored: the set of {total} is complete"));
+            }
+            Ok(set.values().map(|name| ((*name).clone(), 0)).collect())
+        }
+        [] => {
+            let missing: Vec<String> = (1..=*total)
+                .filter(|number| !first.contains_key(number))
+                .take(3)
+                .map(|number| number.to_string())
+                .collect();
+            let name = first.values().next().map_or("", |name| name.as_str());
+            let reason = format!(
+                "no {INDEX}, and {} of the {total} shards that `{name}` belongs to: number {} is missing",
+                first.len(),
+                missing.join(", ")
+            );
+            Err(no_checkpoint(dir, reason, "the download is incomplete: fetch the missing files"))
+        }
+        _ => {
+            let reason = format!("no {INDEX}, and {} complete sets of numbered shards", complete.len());
+            Err(no_checkpoint(dir, reason, "remove the sets that are not the model"))
+        }
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! unless weights are [prequantized]. [`stream`] reads weights.
 
 pub(crate) mod directory;
+pub(crate) mod foreign;
 pub(crate) mod prequantized;
 pub(crate) mod shard;
 pub(crate) mod stream;
@@ -31,6 +32,8 @@ pub(crate) type Config = serde_json::Map<String, serde_json::Value>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     pub name: String,
+    /// The name in the file, if `name` is another spelling of it.
+    pub stored: Option<String>,
     pub dtype: Dtype,
     /// Dimensions, outermost first; empty for a scalar.
     pub shape: Vec<u64>,
@@ -41,6 +44,17 @@ pub struct Part {
     /// Length of the data, in bytes.
     pub bytes: u64,
 }
+
+impl Part {
+    /// The name in the file.
+    #[must_use]
+    pub fn stored_name(&self) -> &str {
+        self.stored.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// Another spelling of a tensor's name, given the configuration; `None` to keep the name.
+pub(crate) type Spelling<'a> = &'a dyn Fn(&str, Option<&Config>) -> Option<String>;
 
 /// A tensor of a checkpoint: a part, or the decoded form of a prequantized weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +71,8 @@ pub struct Tensor {
     pub bytes: u64,
     /// How the elements are stored.
     pub packing: Packing,
+    /// Why no runtime needs it, if that is known.
+    pub unneeded: Option<&'static str>,
 }
 
 impl Tensor {
@@ -64,6 +80,15 @@ impl Tensor {
     #[must_use]
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
+    }
+
+    /// The name of the weight that it holds, without the suffix of its packing.
+    #[must_use]
+    pub fn weight_name(&self) -> &str {
+        match self.packing {
+            Packing::Int4 { .. } => self.name.strip_suffix("_packed").unwrap_or(&self.name),
+            Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &self.name,
+        }
     }
 
     /// The shape as a matrix; `None` unless the tensor has two dimensions and a float type that ramrs decodes.
@@ -97,6 +122,8 @@ pub struct Checkpoint {
     pub metadata_format: Option<String>,
     /// The other files of the directory, as paths relative to it, sorted.
     pub other_files: Vec<PathBuf>,
+    /// What was read otherwise than the files say, in sentences for the user.
+    pub notes: Vec<String>,
     by_name: BTreeMap<String, usize>,
 }
 
@@ -106,7 +133,15 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Shard::open`] and of [`directory`], and [`Error::DuplicateTensor`].
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, prequantized::pair)
+        Self::open_with(path, &|_, _| None, prequantized::pair)
+    }
+
+    /// Opens a checkpoint with tensors under the names of `spelling`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_spelled(path: &Path, spelling: Spelling<'_>) -> Result<Self> {
+        Self::open_with(path, spelling, prequantized::pair)
     }
 
     /// Opens a checkpoint of which every part is a tensor of its own, as it is stored.
@@ -114,11 +149,15 @@ impl Checkpoint {
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn open_as_stored(path: &Path) -> Result<Self> {
-        Self::open_with(path, |parts, _| Paired::as_stored(parts))
+        Self::open_with(path, &|_, _| None, |parts, _| Paired::as_stored(parts))
     }
 
-    fn open_with(path: &Path, pair: impl Fn(&[Part], Option<&Config>) -> Paired) -> Result<Self> {
-        let Directory { dir, shards: names, index, config, other_files } = Directory::open(path)?;
+    fn open_with(
+        path: &Path,
+        spelling: Spelling<'_>,
+        pair: impl Fn(&[Part], Option<&Config>) -> Paired,
+    ) -> Result<Self> {
+        let Directory { dir, shards: names, index, config, other_files, mut notes } = Directory::open(path)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut parts: Vec<Part> = Vec::new();
         let mut by_name = BTreeMap::new();
@@ -136,6 +175,7 @@ impl Checkpoint {
                 }
                 parts.push(Part {
                     name: entry.name,
+                    stored: None,
                     dtype: entry.dtype,
                     shape: entry.shape,
                     shard: shards.len(),
@@ -145,36 +185,17 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
+        if let Some((path, weight_map)) = index {
+            notes.extend(check_index(&path, &weight_map, &shards, &parts, &by_name)?);
+        }
+        // What is laid out for MLX has names of its own.
+        if metadata_format.as_deref() != Some("mlx") {
+            let spelled = |part: &Part| spelling(&part.name, config.as_ref());
+            notes.extend(respell(&mut parts, &mut by_name, spelled));
+        }
         let Paired { tensors, uses, mut faults } = pair(&parts, config.as_ref());
         faults.extend(check_declared_shapes(&shards, &parts, &tensors)?);
-        let checkpoint =
-            Self { dir, shards, parts, tensors, uses, faults, config, metadata_format, other_files, by_name };
-        if let Some((path, weight_map)) = index {
-            checkpoint.check_index(&path, &weight_map)?;
-        }
-        Ok(checkpoint)
-    }
-
-    /// Checks that the index at `path` and the shards list the same tensors in the same places.
-    fn check_index(&self, path: &Path, weight_map: &BTreeMap<String, String>) -> Result<()> {
-        let fault = |tensor: &str, expected: &str, found| {
-            let (tensor, expected) = (tensor.to_owned(), expected.to_owned());
-            Err(Error::file(path, FileFault::Disagrees { tensor, expected, found }))
-        };
-        for (tensor, expected) in weight_map {
-            match self.by_name.get(tensor).map(|&part| &self.shards[self.parts[part].shard].name) {
-                Some(shard) if shard == expected => {}
-                Some(shard) => return fault(tensor, expected, format!("`{shard}` holds it")),
-                None => return fault(tensor, expected, "no shard holds it".to_owned()),
-            }
-        }
-        for part in &self.parts {
-            if !weight_map.contains_key(&part.name) {
-                let shard = &self.shards[part.shard].name;
-                return fault(&part.name, "no shard", format!("`{shard}` holds it"));
-            }
-        }
-        Ok(())
+        Ok(Self { dir, shards, parts, tensors, uses, faults, config, metadata_format, other_files, notes, by_name })
     }
 
     /// Reads the file `name` of the directory, if there is one: its path and its text.
@@ -242,6 +263,60 @@ impl Checkpoint {
     pub fn is_tied(&self) -> Option<bool> {
         self.config_value("tie_word_embeddings")?.as_bool()
     }
+}
+
+/// Checks that the shards hold the tensors that the index at `path` lists. Returns what is wrong about the index, if the
+/// shards are complete all the same.
+fn check_index(
+    path: &Path,
+    weight_map: &BTreeMap<String, String>,
+    shards: &[Shard],
+    parts: &[Part],
+    by_name: &BTreeMap<String, usize>,
+) -> Result<Option<String>> {
+    let mut wrong: Vec<String> = Vec::new();
+    for (tensor, expected) in weight_map {
+        match by_name.get(tensor).map(|&part| &shards[parts[part].shard].name) {
+            Some(shard) if shard == expected => {}
+            Some(shard) => wrong.push(format!("`{tensor}` is in `{shard}`, not in `{expected}`")),
+            None => {
+                let (tensor, expected, found) = (tensor.clone(), expected.clone(), "no shard holds it".to_owned());
+                return Err(Error::file(path, FileFault::Disagrees { tensor, expected, found }));
+            }
+        }
+    }
+    let unlisted = parts.iter().filter(|part| !weight_map.contains_key(&part.name));
+    wrong.extend(unlisted.map(|part| format!("`{}` in `{}` is not listed", part.name, shards[part.shard].name)));
+    let Some(first) = wrong.first() else { return Ok(None) };
+    let name = path.file_name().unwrap_or_default().display();
+    Ok(Some(format!("{name} is wrong about {} tensors, and the shards are used as they are: {first}", wrong.len())))
+}
+
+/// Gives parts the names that `spelled` returns for them, unless two would have the same name. Returns a sentence about
+/// what was renamed.
+fn respell(
+    parts: &mut [Part],
+    by_name: &mut BTreeMap<String, usize>,
+    spelled: impl Fn(&Part) -> Option<String>,
+) -> Option<String> {
+    let renamed: Vec<(usize, String)> =
+        parts.iter().enumerate().filter_map(|(at, part)| Some((at, spelled(part)?))).collect();
+    let &(first, ref name) = renamed.first()?;
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    let mut new = renamed.iter().peekable();
+    for (at, part) in parts.iter().enumerate() {
+        let name = new.next_if(|(renamed, _)| *renamed == at).map_or(&part.name, |(_, name)| name);
+        if names.insert(name.clone(), at).is_some() {
+            return None;
+        }
+    }
+    let note =
+        format!("{} tensors are read under other names, such as `{}` as `{name}`", renamed.len(), parts[first].name);
+    *by_name = names;
+    for (at, name) in renamed {
+        parts[at].stored = Some(std::mem::replace(&mut parts[at].name, name));
+    }
+    Some(note)
 }
 
 /// Finds INT4 tensors whose shape differs from the one that a companion part declares.

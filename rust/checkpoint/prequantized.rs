@@ -13,6 +13,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde_json::{Map, Value};
+
 use super::{Config, Part, Tensor};
 use crate::dtype::{Dtype, Float, Float8, e2m1_values, e8m0};
 
@@ -143,21 +145,14 @@ pub(crate) fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
             paired.uses[other] = PartUse::Companion(tensor);
         }
     }
-    let (mut foreign, mut orphans) = (Vec::new(), Vec::new());
+    let mut orphans = Vec::new();
     for (at, part) in parts.iter().enumerate() {
         let PartUse::Elements(tensor) = paired.uses[at] else { continue };
         if paired.tensors[tensor].packing != Packing::Plain || paired.faults.iter().any(|(other, _)| *other == at) {
             continue;
         }
-        match (other_method(part), orphan(part)) {
-            // Listed first: another method's parts explain why other parts do not fit.
-            (Some(reason), _) => foreign.push((at, reason.to_owned())),
-            (None, Some(reason)) => orphans.push((at, reason.to_owned())),
-            (None, None) => {}
-        }
+        orphans.extend(orphan(part).map(|reason| (at, reason.to_owned())));
     }
-    foreign.append(&mut paired.faults);
-    paired.faults = foreign;
     paired.faults.extend(orphans);
     paired
 }
@@ -167,22 +162,11 @@ fn has_end(name: &str, ends: &[&str]) -> bool {
     ends.iter().any(|end| name.ends_with(end))
 }
 
-/// Returns why the weights of a part cannot be read, if its name belongs to an unsupported method.
-fn other_method(part: &Part) -> Option<&'static str> {
-    if has_end(&part.name, &[".weight_scale_2", ".weight_global_scale"]) {
-        return Some("it belongs to NVFP4, which is not read");
-    }
-    has_end(&part.name, &[".qweight", ".qzeros", ".g_idx", ".weight_g_idx"])
-        .then_some("it belongs to GPTQ or AWQ, which are not read")
-}
-
 /// Returns what an unmatched part lacks, if it holds codes without scales, or scales without codes.
 fn orphan(part: &Part) -> Option<&'static str> {
     let is_block_scale = part.dtype == Dtype::U8 && part.name.ends_with("_scales");
     if part.name.ends_with(".weight_packed") {
         Some("codes of this type are not read")
-    } else if part.name.ends_with(".weight_zero_point") {
-        Some("weights with zero points are not read")
     } else if has_end(&part.name, &["_scale_inv", ".weight_scale"]) || is_block_scale {
         Some("the weight of these scales is not there, or not stored as codes")
     } else {
@@ -199,12 +183,16 @@ fn plain(at: usize, part: &Part) -> Tensor {
         part: at,
         bytes: part.bytes,
         packing: Packing::Plain,
+        unneeded: None,
     }
 }
 
-/// Returns rows and columns of an FP8 block, as declared by `quantization_config.weight_block_size`.
+/// Rows and columns of an FP8 block: `weight_block_size` of the configuration, or `block_structure` of its groups.
 fn block_size(config: Option<&Config>) -> Option<(u64, u64)> {
-    let size = config?.get("quantization_config")?.get("weight_block_size")?.as_array()?;
+    let block = config?.get("quantization_config")?;
+    let groups = block.get("config_groups").and_then(Value::as_object).into_iter().flat_map(Map::values);
+    let mut of_groups = groups.filter_map(|group| group.get("weights")?.get("block_structure")?.as_array());
+    let size = block.get("weight_block_size").and_then(Value::as_array).or(of_groups.next())?;
     match size.as_slice() {
         [rows, cols] => Some((rows.as_u64().filter(|rows| *rows > 0)?, cols.as_u64().filter(|cols| *cols > 0)?)),
         _ => None,
@@ -270,6 +258,22 @@ impl Pairing<'_> {
         let all = scales.shape.iter().product::<u64>();
         let blocks = |rows, cols, matrix_rows| Ok(Blocks { matrix_rows, rows, cols });
         let (rows, cols) = (rows.max(1), cols.max(1));
+        let fits = |block: (u64, u64)| {
+            let expected: Vec<u64> =
+                stack.iter().copied().chain([rows.div_ceil(block.0), cols.div_ceil(block.1)]).collect();
+            scales.shape == expected
+        };
+        let misfit = |possible: &str| {
+            Err(format!(
+                "its scales, `{}`, are {:?}: that is not {possible} of {:?}",
+                scales.name, scales.shape, codes.shape
+            ))
+        };
+        // If the configuration states a block, scales of another shape are damaged.
+        if let Some(block) = self.block_size {
+            let stated = format!("one for each block of {} × {}", block.0, block.1);
+            return if fits(block) { blocks(block.0, block.1, rows) } else { misfit(&stated) };
+        }
         if all == 1 {
             return blocks(rows * count, cols, rows * count);
         }
@@ -280,18 +284,9 @@ impl Pairing<'_> {
         if all == count && count > 1 {
             return blocks(rows, cols, rows);
         }
-        let fits = |block: (u64, u64)| {
-            let expected: Vec<u64> =
-                stack.iter().copied().chain([rows.div_ceil(block.0), cols.div_ceil(block.1)]).collect();
-            scales.shape == expected
-        };
-        let usual = [128, 64, 32, 16].map(|size| (size, size));
-        match self.block_size.into_iter().chain(usual).find(|block| fits(*block)) {
-            Some((block_rows, block_cols)) => blocks(block_rows, block_cols, rows),
-            None => Err(format!(
-                "its scales, `{}`, are {:?}: that is not one for all, one for each row, or one for each block of {:?}",
-                scales.name, scales.shape, codes.shape
-            )),
+        match [128, 64, 32, 16].into_iter().find(|size| fits((*size, *size))) {
+            Some(size) => blocks(size, size, rows),
+            None => misfit("one for all, one for each row, or one for each block"),
         }
     }
 

@@ -122,7 +122,7 @@ mod tests {
     fn tensor(shape: &[u64]) -> Tensor {
         let bytes = 2 * shape.iter().product::<u64>();
         let (name, dtype, shape) = ("x".to_owned(), Dtype::BF16, shape.to_vec());
-        Tensor { name, dtype, shape, part: 0, bytes, packing: Packing::Plain }
+        Tensor { name, dtype, shape, part: 0, bytes, packing: Packing::Plain, unneeded: None }
     }
 
     fn elements(view: View) -> Vec<Vec<u64>> {
