@@ -22,7 +22,11 @@ impl<'a> Model<'a> {
         let epsilon = conventions.epsilon.ok_or("config.json has no epsilon for its norms")?;
         let counted = checkpoint.config_size("num_hidden_layers").or(checkpoint.config_size("n_layer"));
         if counted != Some(self.layers.len() as u64) {
-            return Err(format!("{} layers were found, and config.json counts {counted:?}", self.layers.len()));
+            return Err(format!(
+                "{} layers were found, and config.json counts {}",
+                self.layers.len(),
+                counted.unwrap_or(0)
+            ));
         }
         let width = self.width();
         let mut check = Check { model: self, family, used: BTreeSet::new() };
@@ -61,6 +65,7 @@ impl<'a> Check<'_, 'a> {
     fn has_place(&self, tensor: &Tensor) -> bool {
         let name = Name::parse(&tensor.name);
         let ignored = matches!(name.role, Role::Tower | Role::MultiToken)
+            || tensor.unneeded.is_some()
             || name.layer.is_some_and(|layer| layer >= self.model.layers.len())
             || self.family.is_buffer(&tensor.name)
             || (name.role == Role::Head && self.model.head.is_none());

@@ -5,13 +5,18 @@
 //! which every part that a forward pass needs is present. The probe accepts only that. The table of [`families`] adds
 //! what a configuration implies but does not state.
 
+mod blueprint;
 mod check;
+pub(crate) mod contract;
 pub(crate) mod conventions;
 pub(crate) mod families;
 pub(crate) mod pattern;
 mod resolve;
 pub(crate) mod rope;
 mod runnable;
+mod spelling;
+
+use std::path::Path;
 
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
@@ -160,6 +165,17 @@ impl Model<'_> {
     pub(crate) fn vocabulary(&self) -> usize {
         self.embedding.matrix.rows as usize
     }
+}
+
+/// Opens the checkpoint at `path` with its tensors under the usual names of its family.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
+    Checkpoint::open_spelled(path, &|name, config| {
+        let model_type = config.and_then(|config| config.get("model_type")?.as_str());
+        spelling::usual(name, model_type.filter(|kind| families::family(kind).is_some()).map(spelling::prefixes))
+    })
 }
 
 /// Finds the model in `checkpoint`, and checks that all parts of its forward pass are present and no tensor is left over.

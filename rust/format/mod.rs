@@ -6,7 +6,7 @@
 
 mod compressed_tensors;
 pub(crate) mod mlx;
-mod readable;
+pub(crate) mod readable;
 
 use std::borrow::Cow;
 use std::sync::Arc;

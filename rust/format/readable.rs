@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{Arrangement, Disposition, Target};
+use crate::arch::contract;
 use crate::arch::families::{ModelFamily, Outputs, family};
+use crate::checkpoint::foreign::foreign;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Tensor, View};
 use crate::error::{Error, Result};
@@ -17,20 +19,58 @@ const READ_METHODS: [&str; 4] = ["fp8", "mxfp4", "compressed-tensors", "fbgemm_f
 /// `format`s of the method `compressed-tensors` that are read.
 const READ_FORMS: [&str; 4] = ["pack-quantized", "float-quantized", "naive-quantized", "dense"];
 
-/// Checks that the weights of a source can be read.
+/// Checks that the weights of a source can be read. Unless the output is `generic`, holds the source to what a model of its
+/// type must have, and corrects what has one possible reading.
 ///
 /// # Errors
-/// [`Error::Layout`] for parts that do not fit together, [`Error::AlreadyQuantized`] for a method that is not read.
-pub(super) fn check_source(checkpoint: &Checkpoint) -> Result<()> {
+/// [`Error::Layout`] for parts that do not fit together, [`Error::AlreadyQuantized`] for a method that is not read,
+/// [`Error::Mismatch`] for a source that is not a model of its type.
+pub(crate) fn prepare(checkpoint: &mut Checkpoint, generic: bool) -> Result<()> {
+    check_source(checkpoint)?;
+    checkpoint.notes.extend(stale_method(checkpoint));
+    if generic { Ok(()) } else { contract::fulfil(checkpoint) }
+}
+
+fn check_source(checkpoint: &Checkpoint) -> Result<()> {
+    let method = unreadable(checkpoint).filter(|_| has_codes(checkpoint));
+    if let Some((part, format)) = foreign(&checkpoint.parts) {
+        let part = &checkpoint.parts[part];
+        let stated =
+            checkpoint.config_value("quantization_config").and_then(|block| block.get("quant_method")?.as_str());
+        let stated =
+            stated.filter(|method| !format.contains(*method)).map_or(String::new(), |method| format!("{method}, "));
+        let method = format!("{stated}{format}: `{}` is {} {:?}", part.stored_name(), part.dtype, part.shape);
+        return Err(Error::AlreadyQuantized { config: checkpoint.shards[part.shard].path.clone(), method });
+    }
+    if let Some(method) = method {
+        return Err(Error::AlreadyQuantized { config: checkpoint.dir.join("config.json"), method });
+    }
     if let Some((part, reason)) = checkpoint.faults.first() {
         let part = &checkpoint.parts[*part];
         let file = checkpoint.shards[part.shard].path.clone();
         return Err(Error::Layout { file, tensor: part.name.clone(), reason: reason.clone() });
     }
-    match unreadable(checkpoint) {
-        Some(method) => Err(Error::AlreadyQuantized { config: checkpoint.dir.join("config.json"), method }),
-        None => Ok(()),
+    Ok(())
+}
+
+/// Whether any weight is stored as codes.
+fn has_codes(checkpoint: &Checkpoint) -> bool {
+    checkpoint.tensors.iter().any(|tensor| tensor.packing != Packing::Plain)
+        || !checkpoint.faults.is_empty()
+        || foreign(&checkpoint.parts).is_some()
+}
+
+/// Says that the configuration describes codes, if it does and there are none.
+fn stale_method(checkpoint: &Checkpoint) -> Option<String> {
+    if has_codes(checkpoint) {
+        return None;
     }
+    let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
+    let method = block.get("quant_method").and_then(Value::as_str).unwrap_or("a quantization block");
+    let is_dense = block.get("format").and_then(Value::as_str) == Some("dense");
+    (!is_dense).then(|| {
+        format!("config.json says that the weights are quantized ({method}), and they are not: that is left out")
+    })
 }
 
 /// The family of the model in `checkpoint`; `None` if the output is generic.
@@ -99,19 +139,11 @@ fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
     }
 }
 
-/// The name of `tensor` without the suffix of its packing.
-pub(super) fn unpacked(tensor: &Tensor) -> &str {
-    match tensor.packing {
-        Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
-        Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
-    }
-}
-
 /// The name of the weight that `tensor` holds. Blocks and scales of MXFP4 are one weight.
 pub(super) fn weight_name(tensor: &Tensor) -> String {
     match tensor.packing {
         Packing::Mxfp4 { .. } => format!("{}.weight", tensor.name.strip_suffix("_blocks").unwrap_or(&tensor.name)),
-        _ => unpacked(tensor).to_owned(),
+        _ => tensor.weight_name().to_owned(),
     }
 }
 
@@ -123,7 +155,7 @@ pub(super) fn is_beyond_layers(checkpoint: &Checkpoint, layer: Option<usize>) ->
 
 /// The embedding that `tensor` is tied to, if it is the head of a model whose configuration ties the two.
 pub(super) fn tied_head(checkpoint: &Checkpoint, tensor: &Tensor) -> Option<Disposition> {
-    let is_head = Name::parse(&tensor.name).role == Role::Head && unpacked(tensor).ends_with("lm_head.weight");
+    let is_head = Name::parse(&tensor.name).role == Role::Head && tensor.weight_name().ends_with("lm_head.weight");
     let is_embedding = |tensor: &&Tensor| Name::parse(&tensor.name).role == Role::Embedding;
     let is_tied = is_head && checkpoint.is_tied() == Some(true);
     let embedding = checkpoint.tensors.iter().find(is_embedding).filter(|_| is_tied)?;

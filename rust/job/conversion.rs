@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::encode::StoreMode;
+use crate::arch;
 use crate::band::Matrix;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::prequantized::PartUse;
@@ -12,6 +13,7 @@ use crate::codec::Scheme;
 use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::format::readable::prepare;
 use crate::format::{Arrangement, Disposition, Format, Module, Refusal, Target};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
@@ -143,11 +145,13 @@ impl Conversion {
     /// # Errors
     /// The errors of opening the checkpoint and of [`Format::arrange`].
     pub(crate) fn open(model: &Path, format: Arc<dyn Format>, generic: bool) -> Result<Self> {
-        let checkpoint = Checkpoint::open(model)?;
+        // A generic output has the names of the source.
+        let mut checkpoint = if generic { Checkpoint::open(model)? } else { arch::open(model)? };
         if checkpoint.tensors.is_empty() {
             let (path, reason) = (model.to_owned(), "no tensors in it".to_owned());
             return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
         }
+        prepare(&mut checkpoint, generic)?;
         let arrangement = format.arrange(&checkpoint, generic)?;
         let conversion = Self::with(checkpoint, format, generic, arrangement);
         // What the runtime refuses in any scheme is known before any work.
@@ -241,7 +245,8 @@ impl Conversion {
     /// Whether `output` is an unchanged copy of tensor `tensor`: same name, shape and bytes.
     pub(crate) fn is_unchanged(&self, tensor: usize, output: &OutputTensor) -> bool {
         let (target, source) = (&output.target, &self.checkpoint.tensors[tensor]);
-        target.copies(&self.checkpoint) == Some(tensor) && target.name == source.name && target.shape == source.shape
+        let stored = self.checkpoint.parts[source.part].stored_name();
+        target.copies(&self.checkpoint) == Some(tensor) && target.name == stored && target.shape == source.shape
     }
 
     /// The matrices that can be quantized, in the order of the outputs and their views.
@@ -295,6 +300,7 @@ impl Conversion {
     /// # Errors
     /// [`Error::UnrecognisedTensor`].
     pub(crate) fn check(&self, strict: bool, policy: Option<&Policy>, mut say: impl FnMut(String)) -> Result<()> {
+        self.checkpoint.notes.iter().cloned().for_each(&mut say);
         for (reason, count, bytes) in self.left_out() {
             say(format!("{count} tensors of {} are left out: {reason}", crate::budget::size(bytes)));
         }

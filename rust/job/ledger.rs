@@ -60,7 +60,7 @@ impl WrittenOutput<'_> {
         let line = |(at, sha256): (usize, &String)| {
             let part = &checkpoint.parts[at];
             let mut line = LedgerLine {
-                tensor: part.name.clone(),
+                tensor: part.stored_name().to_owned(),
                 dtype: part.dtype.name().to_owned(),
                 shape: part.shape.clone(),
                 file: checkpoint.shards[part.shard].name.clone(),

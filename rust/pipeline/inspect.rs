@@ -93,9 +93,12 @@ pub struct TensorLine {
 pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
     let (model, format) = (request.model.as_path(), request.open_format()?);
     let (source, unsupported) = match Conversion::open(model, format.clone(), request.generic) {
-        Err(fault @ (Error::UnknownModel { .. } | Error::AlreadyQuantized { .. } | Error::Layout { .. })) => {
-            (Conversion::untouched(model, format.clone())?, Some(fault.to_string()))
-        }
+        Err(
+            fault @ (Error::UnknownModel { .. }
+            | Error::AlreadyQuantized { .. }
+            | Error::Layout { .. }
+            | Error::Mismatch { .. }),
+        ) => (Conversion::untouched(model, format.clone())?, Some(fault.to_string())),
         Err(fault @ Error::NoCheckpoint { .. }) => match Checkpoint::open(model) {
             Ok(_) => (Conversion::untouched(model, format.clone())?, Some(fault.to_string())),
             Err(fault) => return Err(fault),
@@ -124,7 +127,7 @@ pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
         line.bytes += part.bytes;
         line.quantizable += u64::from(becomes == "quantizable");
         tensors.push(TensorLine {
-            name: part.name.clone(),
+            name: part.stored_name().to_owned(),
             dtype: part.dtype.name().to_owned(),
             shape: part.shape.clone(),
             bytes: part.bytes,

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::sensitivity::{check, probed_table, runnable};
 use super::{Engine, Resources};
-use crate::checkpoint::Checkpoint;
+use crate::arch;
 use crate::container::safetensors::compose;
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::format::readable::prepare;
 use crate::job::staging::{check_place, replace};
 use crate::option::OptionName;
 use crate::probe::tokens::WINDOW;
@@ -101,7 +102,8 @@ pub fn probe(request: &ProbeRequest, progress: &Progress) -> Result<ProbeReport>
     for path in request.output.iter().chain(&request.trace) {
         check_place(path)?;
     }
-    let checkpoint = Checkpoint::open(&request.model)?;
+    let mut checkpoint = arch::open(&request.model)?;
+    prepare(&mut checkpoint, false)?;
     let model = runnable(&checkpoint)?;
     let engine = Engine::new(&request.resources)?;
     let options = Options { seeing: request.trace.is_some(), ..request.probe.of(&model) };

@@ -155,6 +155,25 @@ impl ModelFamily {
         StorageRule::find(self.mlx.rules.iter().copied().flatten(), name)
     }
 
+    /// The name in `mlx-lm` of the tensor that other runtimes use as `used`.
+    #[must_use]
+    pub fn mlx_name(&self, used: &str) -> String {
+        let name = used.replacen(".experts.", &format!(".{}.", self.mlx.experts), 1);
+        let renamed = |(from, to): &(&str, &str)| Some(format!("{to}{}", name.strip_prefix(from)?));
+        self.mlx.prefixes.iter().find_map(renamed).unwrap_or(name)
+    }
+
+    /// The pattern under which a release stores each expert of the stack `used`, with `#` for the expert.
+    #[must_use]
+    pub fn expert_pattern(&self, used: &str) -> String {
+        let is_expert =
+            |rule: &&StorageRule| matches!(rule.becomes, Becomes::Used([(of, Transform::Expert)]) if *of == used);
+        match self.storage.iter().copied().flatten().find(is_expert) {
+            Some(rule) => rule.stored.to_owned(),
+            None => used.replacen(".experts.", ".experts.#.", 1),
+        }
+    }
+
     /// Whether the parts of the tensor `name` are matrices for which `is` holds.
     fn has_matrices(&self, name: &str, is: impl Fn(bool, Outputs) -> bool) -> bool {
         let Some((Becomes::Used(parts), _)) = self.stored(name) else { return false };

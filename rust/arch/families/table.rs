@@ -43,6 +43,21 @@ const NUMBERED_EXPERTS: &[StorageRule] = &[
     used("*.block_sparse_moe.experts.#.w3.weight", &[("*.block_sparse_moe.experts.up_proj.weight", Transform::Expert)]),
 ];
 
+/// The same as newer versions of transformers write them: stacked, next to a router, in a block called `mlp`.
+const NEWER_NUMBERED_EXPERTS: &[StorageRule] = &[
+    used(
+        "*.mlp.experts.gate_up_proj",
+        &[
+            ("*.block_sparse_moe.experts.gate_proj.weight", matrices(false, Outputs::Half(0))),
+            ("*.block_sparse_moe.experts.up_proj.weight", matrices(false, Outputs::Half(1))),
+        ],
+    ),
+    used("*.mlp.experts.down_proj", &[("*.block_sparse_moe.experts.down_proj.weight", OUTPUT_MAJOR)]),
+    used("*.mlp.gate.weight", &[("*.block_sparse_moe.gate.weight", Transform::Same)]),
+    used("*.mlp.gate.e_score_correction_bias", &[("*.block_sparse_moe.e_score_correction_bias", Transform::Same)]),
+    used("*.mlp.e_score_correction_bias", &[("*.block_sparse_moe.e_score_correction_bias", Transform::Same)]),
+];
+
 /// Stacked experts with fused gate and up, gate first.
 const FUSED_EXPERTS: &[StorageRule] = &[
     used(
@@ -176,10 +191,15 @@ pub(super) const FAMILIES: &[ModelFamily] = {
         ModelFamily {
             types: &["mixtral"],
             quirks: Some(&[NormalisedShares]),
-            storage: &[NUMBERED_EXPERTS],
+            storage: &[NUMBERED_EXPERTS, NEWER_NUMBERED_EXPERTS],
             mlx: MLX_SWITCH,
         },
-        ModelFamily { types: &["minimax_m2"], quirks: None, storage: &[NUMBERED_EXPERTS], mlx: MLX_SWITCH },
+        ModelFamily {
+            types: &["minimax_m2"],
+            quirks: None,
+            storage: &[NUMBERED_EXPERTS, NEWER_NUMBERED_EXPERTS],
+            mlx: MLX_SWITCH,
+        },
         ModelFamily {
             types: &["qwen2_moe", "qwen3_moe", "olmoe"],
             quirks: Some(&[]),

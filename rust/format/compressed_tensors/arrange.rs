@@ -3,15 +3,12 @@
 use crate::arch::families::{Becomes, ModelFamily, Transform};
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::error::{Error, Result};
-use crate::format::readable::{
-    check_names, check_source, is_beyond_layers, matrices, model_family, tied_head, unpacked, weight_name,
-};
+use crate::format::readable::{check_names, is_beyond_layers, matrices, model_family, tied_head, weight_name};
 use crate::format::{Arrangement, Disposition, Target};
 use crate::name::Name;
 
 /// The tensors that the runtimes read, and what becomes of each tensor of `checkpoint`.
 pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
-    check_source(checkpoint)?;
     let family = model_family(checkpoint, generic, "compressed-tensors")?;
     let mut arrangement = Arrangement::default();
     for (at, tensor) in checkpoint.tensors.iter().enumerate() {
@@ -40,16 +37,27 @@ fn place(
     tensor: &Tensor,
     targets: &mut Vec<Target>,
 ) -> Result<Disposition> {
-    match family.stored(unpacked(tensor)) {
+    if let Some(why) = tensor.unneeded {
+        return Ok(Disposition::Drop(why));
+    }
+    match family.stored(tensor.weight_name()) {
         Some((Becomes::Buffer, _)) => return Ok(Disposition::Drop("the runtime computes it itself")),
         Some((Becomes::TiedHead, _)) => return Ok(Disposition::Drop("the embedding is the head")),
         Some((Becomes::Used(parts), found)) => {
             let is_stack = |(_, transform): &(&str, Transform)| matches!(transform, Transform::Matrices { .. });
             if tensor.shape.len() == 3 && parts.iter().all(is_stack) {
                 for &(pattern, transform) in parts {
-                    let name = pattern.replacen('*', found.beginning, 1);
-                    targets.extend(experts(checkpoint, at, tensor, &name, transform)?);
+                    let stored = family.expert_pattern(pattern).replacen('*', found.beginning, 1);
+                    targets.extend(experts(checkpoint, at, tensor, &stored, transform)?);
                 }
+                return Ok(Disposition::Write);
+            }
+            // A newer name of the same tensor.
+            if let &[(pattern, Transform::Same)] = parts
+                && !pattern.contains(".experts.")
+            {
+                let name = pattern.replacen('*', found.beginning, 1);
+                targets.push(Target { name, ..named(checkpoint, at, tensor) });
                 return Ok(Disposition::Write);
             }
         }
@@ -64,12 +72,12 @@ fn place(
     Ok(Disposition::Write)
 }
 
-/// The experts of a stack as matrices of their own. `name` is the stack's name, and ends in `experts.PROJECTION.weight`.
+/// The experts of a stack as matrices of their own, named by `pattern`, in which `#` stands for the expert.
 fn experts(
     checkpoint: &Checkpoint,
     at: usize,
     tensor: &Tensor,
-    name: &str,
+    pattern: &str,
     transform: Transform,
 ) -> Result<Vec<Target>> {
     let misfit = |reason: &str| Error::Layout {
@@ -77,14 +85,12 @@ fn experts(
         tensor: tensor.name.clone(),
         reason: format!("is {:?}: {reason}", tensor.shape),
     };
-    let (Transform::Matrices { input_major, outputs }, Some((before, projection)), &[count, rows, _]) =
-        (transform, name.split_once(".experts."), tensor.shape.as_slice())
-    else {
+    let (Transform::Matrices { input_major, outputs }, &[count, rows, _]) = (transform, tensor.shape.as_slice()) else {
         return Err(misfit("it is no stack of experts"));
     };
     let views = matrices(View::whole(at, tensor), (count, rows), (input_major, outputs)).map_err(misfit)?;
     let one = |(expert, view): (usize, View)| Target {
-        name: format!("{before}.experts.{expert}.{projection}"),
+        name: pattern.replacen('#', &expert.to_string(), 1),
         shape: vec![view.rows, view.cols],
         views: vec![view],
         ..Target::same(checkpoint, at)

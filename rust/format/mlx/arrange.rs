@@ -7,15 +7,12 @@ use crate::arch::pattern::matches;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::format::readable::{
-    check_names, check_source, is_beyond_layers, matrices, model_family, tied_head, unpacked, weight_name,
-};
+use crate::format::readable::{check_names, is_beyond_layers, matrices, model_family, tied_head, weight_name};
 use crate::format::{Arrangement, Disposition, Target};
 use crate::name::{Name, Role};
 
 /// The tensors that `mlx-lm` reads, and what becomes of each tensor of `checkpoint`.
 pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
-    check_source(checkpoint)?;
     let family = model_family(checkpoint, generic, "MLX")?;
     let mut arranging = Arranging { checkpoint, family, targets: Vec::new(), stacks: BTreeMap::new() };
     let mut dispositions = Vec::with_capacity(checkpoint.tensors.len());
@@ -52,12 +49,8 @@ struct UsedAs {
 /// What `mlx-lm` uses the tensor `name` of a release as, or why it does not use it.
 fn uses(family: &ModelFamily, name: &str) -> std::result::Result<Vec<UsedAs>, &'static str> {
     let column = family.mlx;
-    let renamed = |name: &str| {
-        let found = column.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-        found.unwrap_or_else(|| name.to_owned())
-    };
     let Some((becomes, found)) = family.stored_for_mlx(name).or_else(|| family.stored(name)) else {
-        return Ok(vec![UsedAs { name: renamed(name), transform: Transform::Same, expert: None }]);
+        return Ok(vec![UsedAs { name: family.mlx_name(name), transform: Transform::Same, expert: None }]);
     };
     let parts = match becomes {
         Becomes::Used(parts) => parts,
@@ -65,8 +58,7 @@ fn uses(family: &ModelFamily, name: &str) -> std::result::Result<Vec<UsedAs>, &'
         Becomes::TiedHead => return Err("the embedding is the head"),
     };
     let of = |&(pattern, transform): &(&str, Transform)| {
-        let name = pattern.replacen(".experts.", &format!(".{}.", column.experts), 1);
-        let name = renamed(&name.replacen('*', found.beginning, 1));
+        let name = family.mlx_name(&pattern.replacen('*', found.beginning, 1));
         let transform = if transform == Transform::PlusOne && column.plus_one { Transform::Same } else { transform };
         UsedAs { name, transform, expert: found.number }
     };
@@ -77,7 +69,7 @@ impl Arranging<'_> {
     /// Adds the targets of tensor `at`, and returns what becomes of it.
     fn tensor(&mut self, at: usize) -> Result<Disposition> {
         let tensor = &self.checkpoint.tensors[at];
-        let name = unpacked(tensor);
+        let name = tensor.weight_name();
         let Some(family) = self.family else {
             let name = weight_name(tensor);
             self.targets.push(as_stack(Target { name, ..Target::same(self.checkpoint, at) }));
@@ -104,6 +96,9 @@ impl Arranging<'_> {
     /// What becomes of tensors that are left out in all families: other towers, extra layers, tied heads.
     fn drop_or_tie(&self, tensor: &Tensor) -> Option<Disposition> {
         let Name { role, layer, .. } = Name::parse(&tensor.name);
+        if let Some(why) = tensor.unneeded {
+            return Some(Disposition::Drop(why));
+        }
         match role {
             Role::Tower => Some(Disposition::Drop("mlx-lm reads the language model only")),
             Role::MultiToken => Some(Disposition::Drop("mlx-lm does not predict several tokens at once")),

@@ -1,0 +1,267 @@
+//! The parts that each model type consists of.
+
+use super::parts::{Attention, FeedForward, HeadNorms, When};
+use super::{HeadTie, Sizes};
+
+/// The parts of a model type.
+#[derive(Debug)]
+pub(super) struct Layout {
+    types: &'static [&'static str],
+    pub attention: Attention,
+    pub feed_forward: FeedForward,
+    /// Norms of a layer over the residual stream.
+    pub norms: &'static [&'static str],
+    /// The norm that a layer lacks if attention and MLP are parallel.
+    pub serial_norm: Option<&'static str>,
+    /// Whether norms have a bias.
+    pub norm_bias: When,
+    /// Names of the embedding, the layers, the last norm and the head.
+    pub embedding: &'static str,
+    pub layers: &'static str,
+    pub last_norm: &'static str,
+    pub head: &'static str,
+    pub head_bias: bool,
+    pub tie: HeadTie,
+}
+
+const BEFORE: &[&str] = &["input_layernorm", "post_attention_layernorm"];
+const AROUND: &[&str] =
+    &["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"];
+
+/// Attention with separate projections without biases.
+const PLAIN: Attention =
+    Attention::Split { biased: When::Never, output_biased: When::Never, norms: HeadNorms::None, output: "o_proj" };
+
+const fn split(biased: When, output_biased: When, norms: HeadNorms) -> Attention {
+    Attention::Split { biased, output_biased, norms, output: "o_proj" }
+}
+
+/// Attention with biases if `attention_bias` says so.
+const STATED: Attention = split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::None);
+
+const LLAMA: Layout = Layout {
+    types: &["llama", "mistral", "granite"],
+    attention: STATED,
+    feed_forward: FeedForward::Gated { biased: When::Flag("mlp_bias") },
+    norms: BEFORE,
+    serial_norm: None,
+    norm_bias: When::Never,
+    embedding: "embed_tokens",
+    layers: "layers",
+    last_norm: "norm",
+    head: "lm_head",
+    head_bias: false,
+    tie: HeadTie::Stated(false),
+};
+
+const GATED: FeedForward = FeedForward::Gated { biased: When::Never };
+
+const fn experts(block: &'static str, width: &'static str) -> FeedForward {
+    FeedForward::Experts { block, width, correction: None }
+}
+
+/// The layout of `model_type`.
+pub(super) fn layout(model_type: &str) -> Option<&'static Layout> {
+    LAYOUTS.iter().find(|layout| layout.types.contains(&model_type))
+}
+
+const LAYOUTS: &[Layout] = &[
+    LLAMA,
+    Layout { types: &["smollm3"], tie: HeadTie::Stated(true), ..LLAMA },
+    Layout {
+        types: &["qwen2"],
+        attention: split(When::Always, When::Never, HeadNorms::None),
+        feed_forward: GATED,
+        ..LLAMA
+    },
+    Layout {
+        types: &["qwen3"],
+        attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::PerHead),
+        feed_forward: GATED,
+        ..LLAMA
+    },
+    Layout { types: &["phi3"], attention: Attention::Fused, feed_forward: FeedForward::FusedGated, ..LLAMA },
+    Layout {
+        types: &["olmo2"],
+        attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::AllHeads),
+        norms: &["post_attention_layernorm", "post_feedforward_layernorm"],
+        ..LLAMA
+    },
+    Layout {
+        types: &["stablelm"],
+        attention: split(When::Flag("use_qkv_bias"), When::Never, HeadNorms::EachHead(When::Flag("qk_layernorm"))),
+        feed_forward: GATED,
+        serial_norm: Some("post_attention_layernorm"),
+        norm_bias: When::Always,
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["glm4"],
+        attention: split(When::Flag("attention_bias"), When::Never, HeadNorms::None),
+        feed_forward: FeedForward::FusedGated,
+        norms: &["input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"],
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["starcoder2"],
+        attention: split(When::Always, When::Always, HeadNorms::None),
+        feed_forward: FeedForward::TwoLayers { first: "c_fc", second: "c_proj" },
+        norm_bias: When::Always,
+        tie: HeadTie::Stated(true),
+        ..LLAMA
+    },
+    Layout {
+        types: &["phi"],
+        attention: Attention::Split {
+            biased: When::Always,
+            output_biased: When::Always,
+            norms: HeadNorms::None,
+            output: "dense",
+        },
+        feed_forward: FeedForward::TwoLayers { first: "fc1", second: "fc2" },
+        norms: &["input_layernorm"],
+        norm_bias: When::Always,
+        last_norm: "final_layernorm",
+        head_bias: true,
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["cohere"],
+        attention: split(
+            When::Flag("attention_bias"),
+            When::Flag("attention_bias"),
+            HeadNorms::Rows(When::Flag("use_qk_norm")),
+        ),
+        feed_forward: GATED,
+        norms: &["input_layernorm"],
+        norm_bias: When::Flag("layer_norm_bias"),
+        tie: HeadTie::Always,
+        ..LLAMA
+    },
+    Layout { types: &["gemma"], attention: PLAIN, feed_forward: GATED, tie: HeadTie::Always, ..LLAMA },
+    Layout { types: &["gemma2"], attention: PLAIN, feed_forward: GATED, norms: AROUND, tie: HeadTie::Always, ..LLAMA },
+    Layout {
+        types: &["gemma3_text"],
+        attention: split(When::Never, When::Never, HeadNorms::PerHead),
+        feed_forward: GATED,
+        norms: AROUND,
+        tie: HeadTie::Stated(true),
+        ..LLAMA
+    },
+    Layout {
+        types: &["mixtral"],
+        attention: PLAIN,
+        feed_forward: experts("block_sparse_moe", "intermediate_size"),
+        ..LLAMA
+    },
+    Layout {
+        types: &["minimax_m2"],
+        attention: split(When::Never, When::Never, HeadNorms::AllHeads),
+        feed_forward: FeedForward::Experts {
+            block: "block_sparse_moe",
+            width: "intermediate_size",
+            correction: Some("e_score_correction_bias"),
+        },
+        ..LLAMA
+    },
+    Layout {
+        types: &["qwen2_moe"],
+        attention: split(When::Always, When::Never, HeadNorms::None),
+        feed_forward: FeedForward::QwenExperts { has_shared: true },
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["qwen3_moe"],
+        attention: split(When::Never, When::Never, HeadNorms::PerHead),
+        feed_forward: FeedForward::QwenExperts { has_shared: false },
+        ..LLAMA
+    },
+    Layout {
+        types: &["olmoe"],
+        attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::AllHeads),
+        feed_forward: experts("mlp", "intermediate_size"),
+        ..LLAMA
+    },
+    Layout {
+        types: &["glm4_moe"],
+        attention: split(When::Flag("attention_bias"), When::Never, HeadNorms::PerHeadIf(When::Flag("use_qk_norm"))),
+        feed_forward: FeedForward::DeepSeekExperts { has_correction: |_| true },
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["deepseek_v2"],
+        attention: Attention::Latent,
+        feed_forward: FeedForward::DeepSeekExperts { has_correction: |_| false },
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["deepseek_v3", "kimi_k2", "kimi_k25"],
+        attention: Attention::Latent,
+        feed_forward: FeedForward::DeepSeekExperts { has_correction: is_noaux },
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout {
+        types: &["qwen3_next"],
+        attention: Attention::Hybrid { is_split: false },
+        feed_forward: FeedForward::QwenExperts { has_shared: true },
+        ..LLAMA
+    },
+    Layout {
+        types: &["qwen3_5", "qwen3_5_moe"],
+        attention: Attention::Hybrid { is_split: true },
+        feed_forward: FeedForward::QwenExperts { has_shared: true },
+        ..LLAMA
+    },
+    Layout {
+        types: &["gpt_oss"],
+        attention: Attention::WithSinks,
+        feed_forward: FeedForward::BiasedExperts,
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+    Layout { types: &["llama4"], attention: STATED, feed_forward: FeedForward::Llama4, tie: HeadTie::Never, ..LLAMA },
+    Layout {
+        types: &["mamba2"],
+        attention: Attention::Mamba2,
+        feed_forward: FeedForward::None,
+        norms: &["norm"],
+        embedding: "embeddings",
+        last_norm: "norm_f",
+        ..LLAMA
+    },
+    Layout {
+        types: &["gpt2"],
+        attention: Attention::Gpt2,
+        feed_forward: FeedForward::Gpt2,
+        norms: &["ln_1", "ln_2"],
+        norm_bias: When::Always,
+        embedding: "wte",
+        layers: "h",
+        last_norm: "ln_f",
+        tie: HeadTie::Always,
+        ..LLAMA
+    },
+    Layout {
+        types: &["gpt_neox"],
+        attention: Attention::GptNeox,
+        feed_forward: FeedForward::TwoLayers { first: "dense_h_to_4h", second: "dense_4h_to_h" },
+        norm_bias: When::Always,
+        embedding: "embed_in",
+        last_norm: "final_layer_norm",
+        head: "embed_out",
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
+];
+
+/// Whether routers of `deepseek_v3` have a correction: they do unless the configuration names another method.
+fn is_noaux(config: Sizes<'_>) -> bool {
+    config.0.config_value("topk_method").and_then(serde_json::Value::as_str).is_none_or(|method| method == "noaux_tc")
+}
