@@ -255,7 +255,7 @@ UNREADABLE = {
     "bitsandbytes": (
         "fp8",
         partial(without_weight, NF4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        ["config.json", "bitsandbytes"],
+        [f"bitsandbytes, NF4: `{DOWN}.absmax`", FILE],
     ),
 }
 """What is spoilt, how, and what must be named."""

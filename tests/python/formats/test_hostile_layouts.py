@@ -22,19 +22,19 @@ def zeros(dtype, *shape):
 SPOILT = {
     "codes in another order": ("kimi_k2", {f"{INT4}.weight_g_idx": zeros("I32", 64)}, f"{INT4}.weight_g_idx"),
     "an expert twice": ("mixtral", {f"{EXPERTS}.00.w1.weight": "of 0"}, "are both expert 0"),
-    "an expert more": ("mixtral", {f"{EXPERTS}.4.{w}.weight": f"{w} of 0" for w in ("w1", "w2", "w3")}, "5 experts"),
-    "a norm that is no float": ("qwen3_next", {"model.layers.0.input_layernorm.weight": zeros("F64", 64)}, "F64"),
+    "an expert more": ("mixtral", {f"{EXPERTS}.4.{w}.weight": f"{w} of 0" for w in ("w1", "w2", "w3")}, "counts 4 experts, and the layer has 5"),
+    "a norm that is no float": ("qwen3_next", {"model.layers.0.input_layernorm.weight": zeros("F64", 128)}, "F64"),
     "blocks of no rows": ("gpt_oss", {"x_blocks": zeros("U8", 0, 1, 16), "x_scales": zeros("U8", 0, 2)}, "x_blocks"),
     "a shape of no integers": ("kimi_k2", {f"{INT4}.weight_shape": zeros("F32", 2)}, "is F32"),
     "experts without rows": (
         "gpt_oss_bf16",
         {"model.layers.0.mlp.experts.gate_up_proj": zeros("BF16", 4, 64, 0)},
-        "without elements",
+        "is empty",
     ),
     "biases without elements": (
         "gpt_oss_bf16",
         {"model.layers.0.mlp.experts.gate_up_proj_bias": zeros("BF16", 0)},
-        "without elements",
+        "is empty",
     ),
 }
 """What is spoilt, by which tensors, and what the error names."""
@@ -104,4 +104,5 @@ def test_a_configuration_of_absurd_numbers_is_no_reason_to_crash(tmp_path):
     for number in (2**63, 10**12, 0):
         config = RELEASES["mixtral"].config | {"num_hidden_layers": number, "num_key_value_heads": 2**63}
         model = write_checkpoint(tmp_path / str(number), release_tensors("mixtral"), config)
-        ramrs.quantize(model, tmp_path / f"out {number}", budget="32")
+        with pytest.raises(ramrs.CheckpointError, match=f"counts {number} layers, and the checkpoint has 2"):
+            ramrs.quantize(model, tmp_path / f"out {number}", budget="32")
