@@ -41,10 +41,12 @@ options! {
     Keep "keep",
     MaxBits "max_bits",
     MaxMemory "max_memory",
+    MaxTokens "max_tokens",
     MinBits "min_bits",
     Output "output",
     Overwrite "overwrite",
     ProbeTokens "probe_tokens",
+    Runtime "runtime",
     Schemes "schemes",
     Sensitivity "sensitivity",
     Strict "strict",
@@ -52,7 +54,9 @@ options! {
     Tensor "tensor",
     TensorParallel "tensor_parallel",
     Threads "threads",
+    Tokens "tokens",
     Uniform "uniform",
+    Window "window",
 }
 
 impl fmt::Display for OptionName {

@@ -21,6 +21,8 @@ pub struct RopeConfig {
     /// Whether each layer has no positions (NoPE).
     without: Vec<bool>,
     scaling: RopeScaling,
+    /// The longest window whose frequencies are known.
+    pub limit: Option<usize>,
 }
 
 /// Scaling of frequencies for longer contexts.
@@ -95,6 +97,9 @@ impl RopeConfig {
         let sliding = config.sliding_layers();
         let listed = |key: &str| config.value(&[key]).and_then(Value::as_array);
         let interval = config.size(&["no_rope_layer_interval"]);
+        let scaling = config.value(&["rope_scaling"]).or(global);
+        let kind = |key: &str| scaling.and_then(|set| set.get(key)?.as_str());
+        let is_dynamic = kind("rope_type").or(kind("type")) == Some("dynamic");
         Self {
             theta: config.number(&["rope_theta", "rotary_emb_base"]).or(theta(global)).unwrap_or(10_000.0),
             local_theta: config.number(&["rope_local_base_freq"]).or(theta(of_kind("sliding_attention"))),
@@ -109,7 +114,8 @@ impl RopeConfig {
                 }
                 _ => Vec::new(),
             },
-            scaling: RopeScaling::of(config, config.value(&["rope_scaling"]).or(global)),
+            scaling: RopeScaling::of(config, scaling),
+            limit: if is_dynamic { config.size(&["max_position_embeddings"]) } else { None },
         }
     }
 
@@ -131,9 +137,12 @@ impl RopeConfig {
         let frequencies = |scaling: &RopeScaling| -> Result<Vec<f64>, String> {
             (0..pairs).map(|pair| scaling.frequency(theta, pair, pairs)).collect()
         };
-        let long = scaling.beyond_context().map(|(context, long)| Ok((context, frequencies(&long)?)));
+        let long = match scaling.beyond_context() {
+            Some((context, long)) => Some((context, frequencies(&long)?)),
+            None => None,
+        };
         let (attention, adjacent) = (scaling.attention(), self.adjacent);
-        Ok(Some(Rope { frequencies: frequencies(scaling)?, long: long.transpose()?, attention, adjacent }))
+        Ok(Some(Rope { frequencies: frequencies(scaling)?, long, attention, adjacent }))
     }
 }
 

@@ -71,7 +71,8 @@ impl Paired {
         tensors.extend(encoded);
         tensors.sort_by_key(|tensor| tensor.part);
         owners.extend(taken);
-        let numbers: BTreeMap<usize, usize> = tensors.iter().enumerate().map(|(at, tensor)| (tensor.part, at)).collect();
+        let numbers: BTreeMap<usize, usize> =
+            tensors.iter().enumerate().map(|(at, tensor)| (tensor.part, at)).collect();
         let used = |(part, used): (usize, PartUse)| match owners.get(&part).map(|owner| (*owner, numbers.get(owner))) {
             None => used,
             Some((owner, Some(&tensor))) if owner == part => PartUse::Elements(tensor),

@@ -388,7 +388,9 @@ impl Packing {
     pub fn decode_range(self, cols: u64, elements: &Range<u64>) -> DecodeRange {
         let whole = |unit: u64| elements.start / unit * unit..elements.end.div_ceil(unit) * unit;
         match self {
-            Self::Plain | Self::Encoded(_) => DecodeRange { elements: elements.clone(), codes: elements.clone(), scales: 0..0 },
+            Self::Plain | Self::Encoded(_) => {
+                DecodeRange { elements: elements.clone(), codes: elements.clone(), scales: 0..0 }
+            }
             Self::Fp8 { blocks, .. } => {
                 let across = cols.div_ceil(blocks.cols);
                 let first = blocks.scale_row(elements.start / cols);

@@ -105,8 +105,7 @@ fn encoded(parts: &[Part], config: &Config) -> Vec<Tensor> {
         for module in &modules {
             let Some(scheme) = described(module).filter(|scheme| !scheme.is_kept()) else { continue };
             let of = find_parts(&*format, (&format!("{module}.weight"), scheme), stored);
-            let tensor =
-                of.and_then(|of| Tensor::encoded(parts, (scheme, of.matrix.float), &of.shape, &of.parts));
+            let tensor = of.and_then(|of| Tensor::encoded(parts, (scheme, of.matrix.float), &of.shape, &of.parts));
             found.extend(tensor);
         }
     }

@@ -14,8 +14,7 @@ use super::tokens::Seed;
 use super::vocabulary::Vocabulary;
 use crate::arch::Runnable;
 use crate::checkpoint::stream::Pass;
-use crate::error::Result;
-use crate::simd::Isa;
+use crate::error::{Error, Result};
 
 /// Texts that are generated together. Their keys and values are in memory.
 const TEXTS: usize = 64;
@@ -50,11 +49,6 @@ impl<'a> Forward<'a> {
     }
 
     #[must_use]
-    pub(crate) fn isa(&self) -> Isa {
-        self.session.pass.isa
-    }
-
-    #[must_use]
     pub(crate) fn vocabulary(&self) -> usize {
         self.session.model.vocabulary()
     }
@@ -75,7 +69,7 @@ impl<'a> Forward<'a> {
         for layer in &self.session.model.layers {
             x = LoadedLayer::new(&self.session, layer, window)?.forward(&x, span, None)?.0;
             if !x.is_finite() {
-                return Err(overflow(&self.session, layer));
+                return Err(self.named(overflow(&self.session, layer)));
             }
         }
         Ok(States(last_states(&self.session, &x)?))
@@ -88,7 +82,17 @@ impl<'a> Forward<'a> {
     pub(crate) fn logits(&self, states: &States, rows: Range<usize>) -> Result<Vec<f32>> {
         let states = Activations { width: states.0.width, values: states.0.slice(rows.start, rows.end).to_vec() };
         let found = logits(&self.session, &states)?;
-        if found.is_finite() { Ok(found.values) } else { Err(self.session.overflow("the head")) }
+        if found.is_finite() { Ok(found.values) } else { Err(self.named(self.session.overflow("the head"))) }
+    }
+
+    /// `error` with the directory of the checkpoint: several models may be run.
+    fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Unrunnable { model_type, reason } => {
+                Error::CannotRun { path: self.session.pass.checkpoint.dir.clone(), model_type, reason }
+            }
+            error => error,
+        }
     }
 }
 
@@ -113,8 +117,10 @@ pub(crate) fn write_tokens(
             tokens.extend_from_slice(random);
             continue;
         }
-        let mut texts: Vec<u32> =
-            random.chunks_exact(TEXT).flat_map(|text| vocabulary.first().into_iter().chain(text.iter().copied())).collect();
+        let mut texts: Vec<u32> = random
+            .chunks_exact(TEXT)
+            .flat_map(|text| vocabulary.first().into_iter().chain(text.iter().copied()))
+            .collect();
         let number = batch * TEXTS * length;
         generate(pass, model, &Texts { vocabulary, seed, number, length, given_every: length }, &mut texts)?;
         tokens.extend(texts.chunks_exact(length).flat_map(|text| &text[opening..]));

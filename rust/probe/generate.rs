@@ -40,16 +40,12 @@ impl<'v> Texts<'v> {
 }
 
 /// Samples all but the given tokens of the `texts` in `tokens`. Returns the number of multiply-adds.
-pub(super) fn generate(
-    pass: Pass<'_>,
-    model: &Runnable<'_>,
-    texts: &Texts<'_>,
-    tokens: &mut [u32],
-) -> Result<usize> {
+pub(super) fn generate(pass: Pass<'_>, model: &Runnable<'_>, texts: &Texts<'_>, tokens: &mut [u32]) -> Result<usize> {
     let &Texts { vocabulary, seed, number, length, given_every } = texts;
     let mut session = Session::new(pass, model);
     session.hold()?;
-    let layers = model.layers.iter().map(|layer| Ok((LoadedLayer::new(&session, layer, length)?, KeyValueCache::default())));
+    let layers =
+        model.layers.iter().map(|layer| Ok((LoadedLayer::new(&session, layer, length)?, KeyValueCache::default())));
     let mut layers: Vec<(LoadedLayer<'_, '_>, KeyValueCache)> = layers.collect::<Result<_>>()?;
     let bytes = model.body_bytes() + model.head().bytes();
     pass.progress.begin(Stage::Write, bytes * (length - 1) as u64);

@@ -7,7 +7,7 @@ pub(crate) const WINDOW: usize = 64;
 
 /// `SplitMix64` at position `at` of stream `stream`.
 #[must_use]
-pub(super) fn bits(stream: u64, at: u64) -> u64 {
+pub(crate) fn bits(stream: u64, at: u64) -> u64 {
     let mut z =
         stream.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(at.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

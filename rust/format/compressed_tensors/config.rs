@@ -85,9 +85,8 @@ const KEYS: [&str; 6] = ["num_bits", "type", "symmetric", "strategy", "group_siz
 fn scheme_of(group: &Value, schemes: &[Scheme]) -> Option<Scheme> {
     let given = group.get("weights")?;
     let equal = |weights: &Value, key: &str| given.get(key).unwrap_or(&Value::Null) == &weights[key];
-    let is = |scheme: &&Scheme| {
-        weights(**scheme).is_some_and(|(_, weights)| KEYS.iter().all(|key| equal(&weights, key)))
-    };
+    let is =
+        |scheme: &&Scheme| weights(**scheme).is_some_and(|(_, weights)| KEYS.iter().all(|key| equal(&weights, key)));
     schemes.iter().find(is).copied()
 }
 
