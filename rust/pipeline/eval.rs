@@ -206,7 +206,10 @@ fn window_length<'m>(asked: Option<usize>, models: impl Iterator<Item = &'m Runn
 
 fn first_token(asked: FirstToken, checkpoint: &Checkpoint, model: &Runnable<'_>) -> Result<Option<u32>> {
     match asked {
-        FirstToken::Id(id) => Ok(Some(id)),
+        FirstToken::Id(id) => {
+            check_ids(&[id], checkpoint, model)?;
+            Ok(Some(id))
+        }
         FirstToken::Rule(FirstTokenRule::None) => Ok(None),
         FirstToken::Rule(FirstTokenRule::Auto) => Ok(Vocabulary::of(checkpoint, model.vocabulary())?.first()),
     }
