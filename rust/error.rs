@@ -596,7 +596,6 @@ impl Error {
                 Some("⟨generic=true⟩ writes its tensors under their own names; no runtime is promised")
             }
             Self::Unrunnable { .. } => Some("⟨sensitivity=weights⟩ needs no forward pass"),
-            Self::CannotRun { .. } => Some("⟨runtime=mlx⟩ lets mlx-lm run both models"),
             Self::Layout { .. } => Some(
                 "the checkpoint is incomplete or of a form that is not known: fetch it again, or give the release in BF16",
             ),

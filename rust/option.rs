@@ -46,7 +46,6 @@ options! {
     Output "output",
     Overwrite "overwrite",
     ProbeTokens "probe_tokens",
-    Runtime "runtime",
     Schemes "schemes",
     Sensitivity "sensitivity",
     Strict "strict",

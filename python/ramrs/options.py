@@ -453,10 +453,11 @@ class _EvalOptions(TypedDict, total=False):
         Option(help="Fail if the top-1 agreement is below this share, such as 0.95."),
     ]
     runtime: Annotated[
-        EvalRuntime | None,
+        EvalRuntime | bool | None,
         Option(
             help="Let mlx-lm run the models: with its own kernels (mlx), or in float32 on decoded weights "
             "(mlx-float32). Default: ramrs runs them, in float32.",
+            cli=EvalRuntime | None,
         ),
     ]
 

@@ -16,7 +16,7 @@ const MOST_PARTS: usize = 3;
 
 /// A scheme, and the parts that hold a matrix in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encoded {
+pub struct EncodedTensor {
     scheme: Scheme,
     /// Element type of the scales.
     float: Float,
@@ -24,7 +24,7 @@ pub struct Encoded {
     parts: [Option<usize>; MOST_PARTS],
 }
 
-impl Encoded {
+impl EncodedTensor {
     fn parts(self) -> impl Iterator<Item = usize> {
         self.parts.into_iter().flatten()
     }
@@ -42,7 +42,7 @@ impl Tensor {
         let bytes = Dtype::F32.bytes(elements)?;
         let mut held = [None; MOST_PARTS];
         held.iter_mut().zip(parts).for_each(|(place, &part)| *place = Some(part));
-        let packing = Packing::Encoded(Encoded { scheme, float, parts: held });
+        let packing = Packing::Encoded(EncodedTensor { scheme, float, parts: held });
         let part = *parts.first().filter(|_| parts.len() <= MOST_PARTS)?;
         Some(Self { name: all[part].name.clone(), dtype: Dtype::F32, shape: shape.to_vec(), part, bytes, packing })
     }
@@ -96,7 +96,7 @@ impl Reader {
     pub(super) fn encoded(
         &mut self,
         checkpoint: &Checkpoint,
-        (tensor, Encoded { scheme, float, parts }): (&Tensor, Encoded),
+        (tensor, EncodedTensor { scheme, float, parts }): (&Tensor, EncodedTensor),
         range: &Range<u64>,
     ) -> Result<&[u8]> {
         let cols = tensor.shape.last().copied().unwrap_or(1).max(1);

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::encoded::Encoded;
+use super::encoded::EncodedTensor;
 use super::{Config, Part, Tensor};
 use crate::dtype::{Dtype, Float, Float8, e2m1_values, e8m0};
 
@@ -49,7 +49,7 @@ pub enum Packing {
         shape: Option<usize>,
     },
     /// In a scheme of a codec, as outputs are.
-    Encoded(Encoded),
+    Encoded(EncodedTensor),
 }
 
 /// Which elements of a stack of matrices share a scale.

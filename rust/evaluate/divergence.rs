@@ -44,7 +44,7 @@ impl Scorer<'_> {
     pub(super) fn score(&self, logits: &[f32]) -> Result<Vec<Scored>> {
         let width = logits.len() / self.following.len().max(1);
         let pairs = self.reference.chunks_exact(width.max(1)).zip(logits.chunks_exact(width.max(1)));
-        let rows: Vec<((&[f32], &[f32]), u32)> = pairs.zip(self.following.iter().copied()).collect();
+        let rows: Vec<_> = pairs.zip(self.following.iter().copied()).collect();
         self.pass.workers.map(self.pass.progress, &rows, Buffers::default, |buffers, &((reference, model), next)| {
             Ok(self.scored(buffers, reference, model, next as usize))
         })
@@ -103,13 +103,15 @@ fn total(values: &[f32]) -> f64 {
     values.iter().map(|&value| f64::from(value)).sum()
 }
 
+/// `1/8` to `1/3`.
+const INVERSES: [f64; 6] = [1.0 / 8.0, 1.0 / 7.0, 1.0 / 6.0, 1.0 / 5.0, 1.0 / 4.0, 1.0 / 3.0];
+
 /// `e^−x − 1 + x`, with `power` = `e^−x`.
 fn excess(power: f64, x: f64) -> f64 {
     if x.abs() > 0.5 {
         return power - 1.0 + x;
     }
     // `x²/2 (1 − x/3 (1 − x/4 (…)))`. What is left out is below 10⁻⁷ of the sum.
-    const INVERSES: [f64; 6] = [1.0 / 8.0, 1.0 / 7.0, 1.0 / 6.0, 1.0 / 5.0, 1.0 / 4.0, 1.0 / 3.0];
     0.5 * x * x * INVERSES.iter().fold(1.0, |sum, inverse| 1.0 - x * sum * inverse)
 }
 
@@ -118,4 +120,32 @@ fn ln_1p(x: f64) -> f64 {
     let wide = 1.0 + x;
     // The rounding of 1 + x is undone by the quotient.
     if wide == 1.0 { x } else { ln(wide) * (x / (wide - 1.0)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::exp;
+
+    #[test]
+    fn the_series_joins_the_exponential() {
+        for x in [-0.5, -0.4999, -0.1, -1e-3, 1e-9, 0.02, 0.3, 0.5, 0.5001, 2.0, -3.0] {
+            let power = exp(-x);
+            let expected = if f64::abs(x) < 1e-2 { x * x / 2.0 - x * x * x / 6.0 } else { power - 1.0 + x };
+            assert!((excess(power, x) / expected - 1.0).abs() < 1e-6, "{x}");
+        }
+    }
+
+    #[test]
+    fn the_logarithm_near_one_is_exact() {
+        for x in [0.0, 1e-18, 1e-9, 1e-3, 0.1] {
+            let expected = x - x * x / 2.0 + x * x * x / 3.0 - x * x * x * x / 4.0;
+            assert!((ln_1p(x) - expected).abs() <= 1e-4 * x * x * x * x + 1e-15 * x, "{x}");
+        }
+    }
+
+    #[test]
+    fn of_equal_logits_the_first_is_preferred() {
+        assert_eq!(greatest(&[1.0, 3.0, 3.0]), (1, 3.0));
+    }
 }

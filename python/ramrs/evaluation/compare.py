@@ -37,7 +37,7 @@ def evaluate(
     outputs: Sequence[Path], reference: Path, options: EvalOptions, progress: Callback | None
 ) -> list[Evaluation]:
     """Evaluate ``outputs`` against ``reference`` with resolved options: see :func:`ramrs.eval`."""
-    runtime = options["runtime"] == "mlx"
+    runtime = options["runtime"] in ("mlx", True)
     ids = tokens.read(reference, options["text"], options["tokens"])
     for model in (reference, *outputs):
         _in_vocabulary(ids, model)

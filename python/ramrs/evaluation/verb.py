@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ramrs import options as opts
 from ramrs._core import Callback, call
-from ramrs.errors import ConfigError
+from ramrs.errors import CheckpointError, ConfigError
 from ramrs.options import EvalOptions
 from ramrs.types import EvalReport, Evaluation
 
@@ -53,7 +53,14 @@ def _native(
         "tokens": None if given is None else given.tolist(),
         "resources": opts.section(EvalOptions, options, "resources"),
     }
-    report = call("eval", request, EvalReport, progress)
+    try:
+        report = call("eval", request, EvalReport, progress)
+    except CheckpointError as fault:
+        if fault.slug != "unrunnable":
+            raise
+        message, _ = fault.marked
+        hint = "⟨runtime=mlx⟩ lets mlx-lm run the models, on a ⟨text⟩ or on ⟨tokens⟩"
+        raise CheckpointError(message, slug=fault.slug, hint=hint, path=fault.path) from None
     return [
         Evaluation(
             output=each.output,
