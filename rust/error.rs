@@ -389,6 +389,14 @@ pub enum Error {
         /// What differs.
         reason: String,
     },
+    /// An output has the right digests and computes something else than its source.
+    #[error("{}: the output is not the model: {reason}", file.display())]
+    WrongModel {
+        /// The output directory.
+        file: PathBuf,
+        /// What shows it.
+        reason: String,
+    },
     /// A call of the operating system failed.
     #[error("{action} {}: {}", path.display(), os_message(source))]
     Io {
@@ -504,7 +512,7 @@ impl Error {
                 Kind::Tensor
             }
             Self::BudgetTooSmall { .. } => Kind::Budget,
-            Self::Verify { .. } => Kind::Verify,
+            Self::Verify { .. } | Self::WrongModel { .. } => Kind::Verify,
             Self::DiskFull { .. } | Self::Io { .. } => Kind::Io,
             Self::Interrupted => Kind::Interrupted,
             Self::Bug(_) => Kind::Bug,
@@ -566,6 +574,7 @@ impl Error {
             Self::OutputIsSource { .. } => "output-is-source",
             Self::DiskFull { .. } => "disk-full",
             Self::Verify { .. } => "verify",
+            Self::WrongModel { .. } => "wrong-model",
             Self::Io { .. } => "io",
             Self::Interrupted => "interrupted",
             Self::Bug(_) => "bug",
@@ -612,6 +621,9 @@ impl Error {
             Self::OutputIsSource { .. } => Some("give another ⟨output⟩"),
             Self::DiskFull { .. } => Some("free some space, or give an ⟨output⟩ on another file system"),
             Self::Stale { .. } => Some("analyze the checkpoint again"),
+            Self::WrongModel { .. } => Some(
+                "please report it, with the header and the config.json of the checkpoint; ⟨check=false⟩ writes it all the same",
+            ),
             Self::Bug(_) => Some("please report it, with the command and the manifest or the header of the checkpoint"),
             _ => None,
         }
@@ -638,7 +650,8 @@ impl Error {
             | Self::UnrecognisedTensor { file, .. }
             | Self::Sensitivity { file, .. }
             | Self::Stale { place: DocumentSource::File(file), .. }
-            | Self::Verify { file, .. } => Some(file),
+            | Self::Verify { file, .. }
+            | Self::WrongModel { file, .. } => Some(file),
             Self::DuplicateTensor { second, .. } => Some(second),
             Self::AlreadyQuantized { config, .. } => Some(config),
             Self::Option { .. }

@@ -47,7 +47,7 @@ mod simd;
 
 pub use codec::{Effort, Scheme};
 pub use error::{Error, Result};
-pub use evaluate::{Divergence, Estimate, Quantiles};
+pub use evaluate::{Divergence, Estimate, Quantiles, TokenOrigin};
 pub use option::OptionName;
 pub use pipeline::*;
 pub use policy::PolicyOptions;
@@ -56,7 +56,7 @@ pub use progress::Progress;
 pub use rate_distortion::Objective;
 pub use schema::Saved;
 pub use schema::analysis::Analysis;
-pub use schema::manifest::Manifest;
+pub use schema::manifest::{Check, Manifest};
 pub use schema::plan::Plan;
 pub use sensitivity::prior::Prior;
 

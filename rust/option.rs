@@ -34,6 +34,7 @@ macro_rules! options {
 
 options! {
     Budget "budget",
+    Check "check",
     ChunkBytes "chunk_bytes",
     FloorDb "floor_db",
     Format "format",

@@ -389,6 +389,14 @@ class _WriteOptions(TypedDict, total=False):
         bool, Option(help="Replace the output, once the new one is complete.", at="quantize.overwrite")
     ]
     dry_run: Annotated[bool, Option(help="Plan, and write nothing.", at="quantize.dry_run")]
+    check: Annotated[
+        bool | None,
+        Option(
+            help="Run source and output at the end, report the measured divergence, and fail if the output is not the "
+            "model. Default: if the job ran the probe, which costs more.",
+            at="quantize.check",
+        ),
+    ]
 
 
 class QuantizeOptions(_PlanOptions, _WriteOptions, _AnalysisOptions, ResourceOptions, total=False):

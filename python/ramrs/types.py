@@ -18,6 +18,7 @@ from ramrs.errors import ConfigError
 __all__ = [
     "Analysis",
     "AnalyzedTensor",
+    "Check",
     "Curve",
     "CurvePoint",
     "Estimate",
@@ -397,6 +398,29 @@ class LedgerLine(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate(_Document):
+    """A measured number, and its standard error."""
+
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Check(_Document):
+    """The divergence of an output from its source, on tokens that the source wrote.
+
+    ``kl`` and ``predicted`` are in nats per token.
+    """
+
+    windows: int
+    window: int
+    origin: Literal["given", "written", "random"]
+    kl: Estimate
+    agreement: Estimate
+    predicted: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest(_File):
     """What was done to which bytes: digests of the source and the output, and the ledger between them."""
 
@@ -413,6 +437,8 @@ class Manifest(_File):
     files: tuple[FileDigest, ...]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
+    check: Check | None = None
+    """What the output computes; ``None`` if it was not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,14 +541,6 @@ class Evaluation(_Document):
     def ok(self) -> bool:
         """Whether it keeps all limits."""
         return not self.failures
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate(_Document):
-    """A measured number, and its standard error."""
-
-    value: float
-    error: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,18 @@ const BATCH_TOKENS: usize = 1024;
 /// Bytes of logits in memory at a time, of the reference and of one model.
 const LOGIT_BYTES: usize = 256 << 20;
 
+/// The origin of the tokens of an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenOrigin {
+    /// The user gave them.
+    Given,
+    /// The reference generated them.
+    Written,
+    /// They are random: the reference is too large to generate them.
+    Random,
+}
+
 /// Windows of tokens of equal length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Windows<'t> {

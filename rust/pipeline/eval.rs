@@ -9,7 +9,7 @@ use crate::arch::{self, Runnable};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
 use crate::error::{Error, Result};
-use crate::evaluate::{Divergence, Windows, compare, traversals};
+use crate::evaluate::{Divergence, TokenOrigin, Windows, compare, traversals};
 use crate::format::encoded::open_output;
 use crate::option::OptionName;
 use crate::probe::Mode;
@@ -69,18 +69,6 @@ impl Default for FirstToken {
     fn default() -> Self {
         Self::Rule(FirstTokenRule::Auto)
     }
-}
-
-/// The origin of the tokens of an evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenOrigin {
-    /// The user gave them.
-    Given,
-    /// The reference generated them.
-    Written,
-    /// They are random: the reference is too large to generate them.
-    Random,
 }
 
 /// The result of an evaluation.
@@ -219,13 +207,20 @@ fn first_token(asked: FirstToken, checkpoint: &Checkpoint, model: &Runnable<'_>)
 fn token_ids(request: &EvalRequest, pass: Pass<'_>, model: &Runnable<'_>) -> Result<(Vec<u32>, TokenOrigin)> {
     let Some(given) = &request.tokens else {
         let count = request.max_tokens.unwrap_or(WRITTEN_TOKENS);
-        let is_written = Options::default().of(model).mode == Mode::Written;
-        let origin = if is_written { TokenOrigin::Written } else { TokenOrigin::Random };
+        let (origin, is_written) = origin(model);
         return Ok((write_tokens(pass, model, (Seed::EVALUATION, is_written), count)?, origin));
     };
     let ids = &given[..given.len().min(request.max_tokens.unwrap_or(usize::MAX))];
     check_ids(ids, pass.checkpoint, model)?;
     Ok((ids.to_vec(), TokenOrigin::Given))
+}
+
+/// The origin of tokens that are not given, and whether the model writes them.
+pub(super) fn origin(model: &Runnable<'_>) -> (TokenOrigin, bool) {
+    match Options::default().of(model).mode {
+        Mode::Written => (TokenOrigin::Written, true),
+        Mode::Auto | Mode::Random => (TokenOrigin::Random, false),
+    }
 }
 
 fn check_ids(ids: &[u32], checkpoint: &Checkpoint, model: &Runnable<'_>) -> Result<()> {
@@ -240,7 +235,7 @@ fn check_ids(ids: &[u32], checkpoint: &Checkpoint, model: &Runnable<'_>) -> Resu
 }
 
 /// Cuts `ids` into windows that begin with `bos`; an incomplete last window is left out.
-fn cut(ids: &[u32], window: usize, bos: Option<u32>) -> Result<Vec<u32>> {
+pub(super) fn cut(ids: &[u32], window: usize, bos: Option<u32>) -> Result<Vec<u32>> {
     let body = window - usize::from(bos.is_some());
     let tokens: Vec<u32> =
         ids.chunks_exact(body).flat_map(|body| bos.into_iter().chain(body.iter().copied())).collect();

@@ -4,6 +4,7 @@
 //! options and wording.
 
 mod analyze;
+mod check;
 mod eval;
 mod explain;
 mod inspect;
@@ -23,7 +24,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use analyze::analyze;
-pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, TokenOrigin, eval};
+pub use check::{CheckRequest, check};
+pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, eval};
 pub use inspect::{Inspection, inspect};
 pub use logits::{Logits, LogitsRequest, logits};
 pub use plan::{PlanRequest, plan};

@@ -29,6 +29,7 @@ pub(crate) struct Seed {
 impl Seed {
     pub(crate) const PROBE: Self = Self { tokens: 1, samples: 2 };
     pub(crate) const EVALUATION: Self = Self { tokens: 3, samples: 4 };
+    pub(crate) const CHECK: Self = Self { tokens: 5, samples: 6 };
 
     /// A uniform number in `[0, 1)` for sampling token `at`.
     #[must_use]

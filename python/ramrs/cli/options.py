@@ -28,7 +28,7 @@ def _parameter(field: options.Field) -> inspect.Parameter:
     """Make the parameter of an option."""
     option, default = field.option, field.default
     name = flag(field.name, None)
-    spelling = f"{name}/--no-{field.name}" if default is True else name
+    spelling = f"{name}/--no-{field.name}" if default is True or field.type == bool | None else name
     default = list(default) if isinstance(default, tuple) else default
     made = typer.Option(
         *sorted([spelling, *option.flags], key=lambda flag: flag.startswith("--")),  # -j before --threads

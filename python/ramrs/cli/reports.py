@@ -188,6 +188,10 @@ def quantized(screen: Screen, report: QuantizeReport) -> None:
     screen.line()
     measured = report.manifest.totals.loss
     screen.line(f"written and verified: {report.output} (loss of what was written: {measured:.4g})")
+    if (check := report.manifest.check) is not None:
+        kl = _measured(check.kl.value, check.kl.error, ".4g")
+        tokens = check.windows * check.window
+        screen.line(f"run on {tokens} tokens of its own: it diverges by {kl} nats per token")
 
 
 def verified(screen: Screen, report: VerifyReport) -> None:

@@ -7,7 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import ramrs
-from fixtures.checkpoints import LLAMA, Tensor, llama_tensors, read_safetensors, write_checkpoint, write_safetensors
+from fixtures.checkpoints import (
+    LLAMA,
+    Tensor,
+    header_of,
+    llama_tensors,
+    read_safetensors,
+    write_checkpoint,
+    write_safetensors,
+)
 from fixtures.models import MODELS, RELEASES, VARIANTS, write_release, write_variant
 from fixtures.paths import EXAMPLE, STORY_TEXT
 from fixtures.process import ramrs_process
@@ -298,6 +306,6 @@ def test_a_weight_that_is_wrong_is_seen(tmp_path, outputs):
     tensors = read_safetensors(path)
     name = "model.layers.2.post_attention_layernorm.weight"
     tensors[name] = Tensor.of(tensors[name].values - 1, tensors[name].dtype)
-    write_safetensors(path, tensors, metadata={"format": "mlx"})
+    write_safetensors(path, tensors, header_of(tensors) | {"__metadata__": {"format": "mlx"}})
     right, wrong = ramrs.eval([outputs[1], tmp_path / "out"], reference=EXAMPLE, max_tokens=256, window=64)
     assert wrong.kl_mean > 10 * right.kl_mean
