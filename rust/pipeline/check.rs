@@ -21,6 +21,7 @@ use crate::probe::tokens::Seed;
 use crate::probe::vocabulary::Vocabulary;
 use crate::progress::{Progress, Stage};
 use crate::rate_distortion::Objective;
+use crate::schema::Settings;
 use crate::schema::manifest::{Check, FILE_NAME, Manifest};
 
 /// Windows of the check. Rotary positions differ more the longer a window is.
@@ -83,13 +84,13 @@ pub(super) fn measure(pass: Pass<'_>, directory: &Path, predicted: Option<f64>) 
 ///
 /// # Errors
 /// [`Error::WrongModel`].
-pub(super) fn judge(check: &Check, directory: &Path) -> Result<()> {
-    let Some(limit) = check.predicted.map(limit) else { return Ok(()) };
-    let measured = check.kl.value;
-    if measured <= limit {
+pub(super) fn judge(check: &Check, settings: &Settings, directory: &Path) -> Result<()> {
+    let Some(predicted) = check.predicted else { return Ok(()) };
+    let (measured, limit) = (check.kl.value, limit(predicted, settings));
+    // What two standard errors explain is not counted. Not `>`: NaN is no model.
+    if measured - 2.0 * check.kl.error.unwrap_or_default() <= limit {
         return Ok(());
     }
-    let predicted = check.predicted.unwrap_or_default();
     let reason = format!(
         "its divergence from the source is {measured:.4} nats per token, and {predicted:.4} were predicted: more than \
          {limit:.4} is not explained by quantization"
@@ -97,9 +98,11 @@ pub(super) fn judge(check: &Check, directory: &Path) -> Result<()> {
     Err(Error::WrongModel { file: directory.to_owned(), reason })
 }
 
-/// The largest divergence that is explained by a predicted one.
-fn limit(predicted: f64) -> f64 {
-    0.02 + 8.0 * predicted
+/// The largest divergence that a predicted one explains. Over the families of the tests and all budgets, right outputs had at
+/// most twice the divergence that the probe predicts, or 0.002 more where tokens go to other experts. Without the probe it
+/// was up to 7 times.
+fn limit(predicted: f64, settings: &Settings) -> f64 {
+    if settings.probe.is_some() { 0.01 + 4.0 * predicted } else { 0.05 + 25.0 * predicted }
 }
 
 /// A check of a finished output.
@@ -124,11 +127,14 @@ pub fn check(request: &CheckRequest, progress: &Progress) -> Result<Check> {
     let manifest = Manifest::read(&request.output.join(FILE_NAME))?;
     let predicted = predicted(&manifest);
     let found = measure(engine.pass(&source, progress), &request.output, predicted)?;
-    judge(&found, &request.output)?;
+    judge(&found, &manifest.settings, &request.output)?;
     Ok(found)
 }
 
-/// The loss of an output in nats per token, if its objective has that unit.
+/// The loss of an output in nats per token, if its objective has that unit or nothing is quantized.
 pub(super) fn predicted(manifest: &Manifest) -> Option<f64> {
-    (manifest.settings.objective == Objective::Output).then_some(manifest.totals.loss)
+    let is_kept = manifest.ledger.iter().all(|line| line.quantized.is_empty());
+    let is_known = manifest.settings.objective == Objective::Output || is_kept;
+    // The sum over no tensors is −0.
+    is_known.then_some(manifest.totals.loss.max(0.0))
 }

@@ -329,7 +329,7 @@ impl QuantizeJob<'_> {
             return Ok(None);
         }
         let found = check::measure(*pass, staging, check::predicted(manifest)).map_err(|error| self.placed(error))?;
-        check::judge(&found, &request.output)?;
+        check::judge(&found, &manifest.settings, &request.output)?;
         Ok(Some(found))
     }
 
