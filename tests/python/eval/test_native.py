@@ -27,9 +27,7 @@ RUN = [name for name in VARIANTS if name != "stablelm_parallel"]
 LOADED = [name for name in RUN if name != "qwen2_moe_dense"]
 """Those whose outputs mlx-lm loads, too."""
 
-RUN_RELEASES = [
-    name for name, release in RELEASES.items() if MODELS[release.config["model_type"]].probed
-]
+RUN_RELEASES = [name for name, release in RELEASES.items() if MODELS[release.config["model_type"]].probed]
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +209,7 @@ def test_a_limit_that_is_not_kept_is_exit_code_1_and_says_by_how_much(outputs):
 
 def test_a_model_that_is_not_run_is_told_of_the_runtime(tmp_path):
     model = write_variant("stablelm_parallel", tmp_path / "model")
-    with pytest.raises(ramrs.CheckpointError, match="cannot be run: .*q_layernorm") as caught:
+    with pytest.raises(ramrs.CheckpointError, match=r"cannot be run: .*q_layernorm") as caught:
         ramrs.eval(model, reference=model)
     assert caught.value.slug == "unrunnable"
     assert 'runtime="mlx"' in caught.value.hint
