@@ -253,6 +253,24 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A model that is to be run cannot be.
+    #[error("{}: model_type `{model_type}` cannot be run: {reason}", path.display())]
+    CannotRun {
+        /// Directory of the checkpoint.
+        path: PathBuf,
+        /// `model_type` of the configuration.
+        model_type: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Two models that cannot be compared.
+    #[error("{}: {reason}", path.display())]
+    OtherModel {
+        /// Directory of the output.
+        path: PathBuf,
+        /// In what it differs from the reference.
+        reason: String,
+    },
     /// The checkpoint is already quantized.
     #[error("{}: the checkpoint is quantized already ({method})", config.display())]
     AlreadyQuantized {
@@ -383,6 +401,14 @@ pub enum Error {
         /// What differs.
         reason: String,
     },
+    /// An output has the right digests and computes something else than its source.
+    #[error("{}: the output is not the model: {reason}", file.display())]
+    WrongModel {
+        /// The output directory.
+        file: PathBuf,
+        /// What shows it.
+        reason: String,
+    },
     /// A call of the operating system failed.
     #[error("{action} {}: {}", path.display(), os_message(source))]
     Io {
@@ -489,6 +515,8 @@ impl Error {
             | Self::DuplicateTensor { .. }
             | Self::UnknownModel { .. }
             | Self::Unrunnable { .. }
+            | Self::CannotRun { .. }
+            | Self::OtherModel { .. }
             | Self::AlreadyQuantized { .. }
             | Self::Layout { .. }
             | Self::Mismatch { .. }
@@ -497,7 +525,7 @@ impl Error {
                 Kind::Tensor
             }
             Self::BudgetTooSmall { .. } => Kind::Budget,
-            Self::Verify { .. } => Kind::Verify,
+            Self::Verify { .. } | Self::WrongModel { .. } => Kind::Verify,
             Self::DiskFull { .. } | Self::Io { .. } => Kind::Io,
             Self::Interrupted => Kind::Interrupted,
             Self::Bug(_) => Kind::Bug,
@@ -545,7 +573,8 @@ impl Error {
             Self::NonFinite { .. } => "non-finite",
             Self::TooLarge { .. } => "too-large",
             Self::UnknownModel { .. } => "unknown-model",
-            Self::Unrunnable { .. } => "unrunnable",
+            Self::Unrunnable { .. } | Self::CannotRun { .. } => "unrunnable",
+            Self::OtherModel { .. } => "other-model",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Layout { .. } => "bad-layout",
             Self::Mismatch { .. } => "wrong-tensors",
@@ -559,6 +588,7 @@ impl Error {
             Self::OutputIsSource { .. } => "output-is-source",
             Self::DiskFull { .. } => "disk-full",
             Self::Verify { .. } => "verify",
+            Self::WrongModel { .. } => "wrong-model",
             Self::Io { .. } => "io",
             Self::Interrupted => "interrupted",
             Self::Bug(_) => "bug",
@@ -609,6 +639,9 @@ impl Error {
             Self::OutputIsSource { .. } => Some("give another ⟨output⟩"),
             Self::DiskFull { .. } => Some("free some space, or give an ⟨output⟩ on another file system"),
             Self::Stale { .. } => Some("analyze the checkpoint again"),
+            Self::WrongModel { .. } => Some(
+                "please report it, with the header and the config.json of the checkpoint; ⟨check=false⟩ writes it all the same",
+            ),
             Self::Bug(_) => Some("please report it, with the command and the manifest or the header of the checkpoint"),
             _ => None,
         }
@@ -619,6 +652,8 @@ impl Error {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::NoCheckpoint { path, .. }
+            | Self::CannotRun { path, .. }
+            | Self::OtherModel { path, .. }
             | Self::OutputExists { path }
             | Self::OutputIsSource { path }
             | Self::NotOurs { path }
@@ -634,7 +669,8 @@ impl Error {
             | Self::UnrecognisedTensor { file, .. }
             | Self::Sensitivity { file, .. }
             | Self::Stale { place: DocumentSource::File(file), .. }
-            | Self::Verify { file, .. } => Some(file),
+            | Self::Verify { file, .. }
+            | Self::WrongModel { file, .. } => Some(file),
             Self::DuplicateTensor { second, .. } => Some(second),
             Self::AlreadyQuantized { config, .. } => Some(config),
             Self::Option { .. }

@@ -34,6 +34,7 @@ macro_rules! options {
 
 options! {
     Budget "budget",
+    Check "check",
     ChunkBytes "chunk_bytes",
     FloorDb "floor_db",
     Format "format",
@@ -41,6 +42,7 @@ options! {
     Keep "keep",
     MaxBits "max_bits",
     MaxMemory "max_memory",
+    MaxTokens "max_tokens",
     MinBits "min_bits",
     Output "output",
     Overwrite "overwrite",
@@ -52,7 +54,9 @@ options! {
     Tensor "tensor",
     TensorParallel "tensor_parallel",
     Threads "threads",
+    Tokens "tokens",
     Uniform "uniform",
+    Window "window",
 }
 
 impl fmt::Display for OptionName {

@@ -18,8 +18,12 @@ from ramrs.errors import ConfigError
 __all__ = [
     "Analysis",
     "AnalyzedTensor",
+    "Check",
     "Curve",
     "CurvePoint",
+    "Estimate",
+    "EvalReport",
+    "EvaluatedOutput",
     "Evaluation",
     "FileDigest",
     "InspectedTensor",
@@ -34,6 +38,7 @@ __all__ = [
     "Probed",
     "Problem",
     "Progress",
+    "Quantiles",
     "QuantizeReport",
     "Quantized",
     "RoleSummary",
@@ -393,6 +398,29 @@ class LedgerLine(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate(_Document):
+    """A measured number, and its standard error."""
+
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Check(_Document):
+    """The divergence of an output from its source, on tokens that the source wrote.
+
+    ``kl`` and ``predicted`` are in nats per token.
+    """
+
+    windows: int
+    window: int
+    origin: Literal["given", "written", "random"]
+    kl: Estimate
+    agreement: Estimate
+    predicted: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest(_File):
     """What was done to which bytes: digests of the source and the output, and the ledger between them."""
 
@@ -409,6 +437,8 @@ class Manifest(_File):
     files: tuple[FileDigest, ...]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
+    check: Check | None = None
+    """What the output computes; ``None`` if it was not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,12 +503,15 @@ class ProbeReport(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation(_Document):
-    """How far a model is from its reference on a text.
+    """How far a model is from its reference on the same tokens.
 
     KL divergences are in nats per token, of the model from the reference. Perplexities are over windows: ``mean`` is
-    the exponential of the mean negative log-likelihood of all tokens, ``median`` that of the median window.
+    the exponential of the mean negative log-likelihood of all tokens, ``median`` that of the median window. Each
+    ``…_error`` is the standard error of what it is named after, from the differences between windows; ``None`` if it is
+    not known, as with one window.
     """
 
+    output: str
     kl_mean: float
     kl_median: float
     kl_p99: float
@@ -493,6 +526,56 @@ class Evaluation(_Document):
     bos: int | None
     bos_note: str
     computed: str
+    origin: Literal["given", "written", "random"] = "given"
+    """Where the tokens come from: the user, the reference itself, or the random generator."""
+    kl_mean_error: float | None = None
+    kl_median_error: float | None = None
+    kl_p99_error: float | None = None
+    perplexity_mean_error: float | None = None
+    reference_perplexity_mean_error: float | None = None
+    top1_agreement_error: float | None = None
+    failures: tuple[str, ...] = ()
+    """The limits that it does not keep."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it keeps all limits."""
+        return not self.failures
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles(_Document):
+    """The distribution of a number over positions."""
+
+    mean: Estimate
+    median: Estimate
+    p99: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedOutput(_Document):
+    """What the core measured of an output."""
+
+    output: str
+    kl: Quantiles
+    reference_perplexity: Estimate
+    reference_perplexity_median: float
+    perplexity: Estimate
+    perplexity_median: float
+    agreement: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport(_Document):
+    """What the core measured of several outputs on the same tokens."""
+
+    windows: int
+    window: int
+    tokens: int
+    bos: int | None
+    origin: Literal["given", "written", "random"]
+    multiply_adds: int
+    outputs: tuple[EvaluatedOutput, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,11 +100,7 @@ pub(crate) fn fulfil(checkpoint: &mut Checkpoint) -> Result<()> {
 /// The blueprint of the model under the names that the checkpoint has: those of a release, or those of `mlx-lm`.
 fn expected(checkpoint: &Checkpoint, family: &ModelFamily) -> Option<Blueprint> {
     let blueprint = blueprint(checkpoint)?;
-    Some(if is_for_mlx(checkpoint) { blueprint.for_mlx(family, checkpoint) } else { blueprint })
-}
-
-fn is_for_mlx(checkpoint: &Checkpoint) -> bool {
-    checkpoint.metadata_format.as_deref() == Some("mlx")
+    Some(if checkpoint.is_laid_out_for_mlx() { blueprint.for_mlx(family, checkpoint) } else { blueprint })
 }
 
 /// Writes the number of layers into a configuration that does not state it.
@@ -344,7 +340,7 @@ impl<'a> Found<'a> {
     /// The tensors of the blueprint that `tensor` holds; `None` for a buffer.
     fn canonical(&self, tensor: &Tensor, name: &str) -> Option<Vec<Canonical>> {
         let shape = tensor.shape.clone();
-        let stored = self.family.stored(name).filter(|_| !is_for_mlx(self.checkpoint));
+        let stored = self.family.stored(name).filter(|_| !self.checkpoint.is_laid_out_for_mlx());
         let Some((becomes, matched)) = stored else {
             return Some(vec![Canonical { name: name.to_owned(), shape, number: None }]);
         };

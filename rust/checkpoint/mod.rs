@@ -6,6 +6,7 @@
 //! unless weights are [prequantized]. [`stream`] reads weights.
 
 pub(crate) mod directory;
+pub(crate) mod encoded;
 pub(crate) mod foreign;
 pub(crate) mod prequantized;
 pub(crate) mod shard;
@@ -87,7 +88,7 @@ impl Tensor {
     pub fn weight_name(&self) -> &str {
         match self.packing {
             Packing::Int4 { .. } => self.name.strip_suffix("_packed").unwrap_or(&self.name),
-            Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &self.name,
+            Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } | Packing::Encoded(_) => &self.name,
         }
     }
 
@@ -152,7 +153,11 @@ impl Checkpoint {
         Self::open_with(path, &|_, _| None, |parts, _| Paired::as_stored(parts))
     }
 
-    fn open_with(
+    /// Opens a checkpoint whose tensors have the names of `spelling`, and whose parts `pair` groups into tensors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_with(
         path: &Path,
         spelling: Spelling<'_>,
         pair: impl Fn(&[Part], Option<&Config>) -> Paired,
@@ -256,6 +261,12 @@ impl Checkpoint {
     pub fn model_types(&self) -> impl Iterator<Item = &str> {
         let inner = || self.config.as_ref()?.get("text_config")?.get("model_type")?.as_str();
         self.model_type().into_iter().chain(inner())
+    }
+
+    /// Whether its tensors have the names and forms of `mlx-lm`, not those of the release.
+    #[must_use]
+    pub fn is_laid_out_for_mlx(&self) -> bool {
+        self.metadata_format.as_deref() == Some("mlx")
     }
 
     /// `tie_word_embeddings` of the configuration: whether the head shares the weights of the embedding.

@@ -78,6 +78,11 @@ fn body(card: &mut String, conversion: &Conversion, plan: &Plan, manifest: &Mani
         Objective::Mint => "sum of NRMSE",
     };
     writeln!(card, "| predicted loss ({unit}) | {:.4} |", totals.loss)?;
+    if let Some(check) = &manifest.check {
+        let error = check.kl.error.map_or_else(String::new, |error| format!(" ± {error:.4}"));
+        let tokens = check.windows * check.window;
+        writeln!(card, "| measured on {tokens} tokens of its own (nats per token) | {:.4}{error} |", check.kl.value)?;
+    }
     writeln!(
         card,
         "| how | objective {}, effort {}, sensitivity {} |\n",

@@ -4,8 +4,11 @@
 //! options and wording.
 
 mod analyze;
+mod check;
+mod eval;
 mod explain;
 mod inspect;
+mod logits;
 mod plan;
 mod probe;
 mod quantize;
@@ -21,7 +24,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use analyze::analyze;
+pub use check::{CheckRequest, check};
+pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, eval};
 pub use inspect::{Inspection, inspect};
+pub use logits::{Logits, LogitsRequest, logits};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{OutputRequest, QuantizeReport, QuantizeRequest, check_output, quantize};
@@ -147,6 +153,8 @@ pub struct Defaults {
     pub quantize: QuantizeRequest,
     /// Defaults of [`verify()`].
     pub verify: VerifyRequest,
+    /// Defaults of [`eval()`].
+    pub eval: EvalRequest,
     /// The output formats.
     pub formats: Vec<FormatFacts>,
     /// Signal-to-noise floor, in decibels.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Engine;
 use super::analyze::curves;
 use super::plan::{Goal, PlanRequest, from_analysis};
 use super::saved::{fitting, recounted, stored};
-use super::sensitivity::{AUTO, Sensitivity, measure, same_sensitivity_request};
+use super::sensitivity::{AUTO, Sensitivity, measure, runs, same_sensitivity_request};
+use super::{Engine, check};
 use crate::checkpoint::stream::Pass;
 use crate::codec::Encoder;
 use crate::container::file::write_at;
@@ -30,7 +30,7 @@ use crate::job::unit::WriteJob;
 use crate::policy::Policy;
 use crate::progress::{Progress, Stage};
 use crate::schema::analysis::Analysis;
-use crate::schema::manifest::{FILE_NAME, FileDigest, LedgerLine, LeftOut, Manifest, VERSION};
+use crate::schema::manifest::{Check, FILE_NAME, FileDigest, LedgerLine, LeftOut, Manifest, VERSION};
 use crate::schema::plan::Plan;
 use crate::schema::{self, Saved, Tool};
 
@@ -48,6 +48,9 @@ pub struct QuantizeRequest {
     pub overwrite: bool,
     /// Whether to stop before anything is written.
     pub dry_run: bool,
+    /// Whether to run source and output at the end, and to fail if the output is not the model. By default the check is made
+    /// if the job ran the probe, which costs more than the check.
+    pub check: Option<bool>,
     /// Name of the tool that laid out the source under the format's names, if the source is not the original release.
     pub laid_out_by: Option<String>,
 }
@@ -137,7 +140,9 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     if request.dry_run {
         return Ok(QuantizeReport { output, written: false, plan, manifest: None });
     }
-    let job = QuantizeJob { pass, conversion: &conversion, sensitivity: &sensitivity, plan: &plan, request };
+    let has_probed = runs(&conversion.checkpoint, &analysis_request) && analysis_request.probe.tokens >= check::TOKENS;
+    let job =
+        QuantizeJob { pass, conversion: &conversion, sensitivity: &sensitivity, plan: &plan, request, has_probed };
     let manifest = job.write()?;
     Ok(QuantizeReport { output, written: true, plan, manifest: Some(manifest) })
 }
@@ -175,6 +180,8 @@ struct QuantizeJob<'a> {
     sensitivity: &'a Sensitivity,
     plan: &'a Plan,
     request: &'a QuantizeRequest,
+    /// Whether the job ran the model on at least as many tokens as the check does.
+    has_probed: bool,
 }
 
 impl QuantizeJob<'_> {
@@ -209,6 +216,8 @@ impl QuantizeJob<'_> {
         manifest.tensors = written.digests(file_name);
         manifest.source_files.clone_from(&encoded.source_files);
         self.put_side_files(&staging, &copied, &stored, &mut manifest)?;
+        manifest.check = self.check(staging.dir(), &manifest)?;
+        self.put_card(&staging, &mut manifest)?;
         self.read_back(&staging, &stored, &written.slices(), &mut manifest)?;
         staging.write_file(FILE_NAME, schema::text(&manifest)?.as_bytes())?;
         pass.progress.check()?;
@@ -276,6 +285,7 @@ impl QuantizeJob<'_> {
             files: Vec::new(),
             left_out,
             warnings: plan.warnings.clone(),
+            check: None,
         }
     }
 
@@ -308,7 +318,31 @@ impl QuantizeJob<'_> {
         for file in conversion.format.side_files(&output) {
             manifest.files.push(put(staging, Path::new(file.name), file.text.as_bytes())?);
         }
-        let card = model_card::text(conversion, plan, manifest, self.has_runtime());
+        Ok(())
+    }
+
+    /// Runs source and output, if that is asked for, or costs less than the job did.
+    fn check(&self, staging: &Path, manifest: &Manifest) -> Result<Option<Check>> {
+        let Self { pass, conversion, request, .. } = self;
+        // Without a layout no runtime is promised.
+        if !request.check.unwrap_or(self.has_probed && !conversion.generic) {
+            return Ok(None);
+        }
+        let found = check::measure(*pass, staging, check::predicted(manifest)).map_err(|error| self.placed(error))?;
+        check::judge(&found, &manifest.settings, &request.output)?;
+        Ok(Some(found))
+    }
+
+    /// `error` with the output's final path instead of that of the staging directory.
+    fn placed(&self, error: Error) -> Error {
+        match error {
+            Error::WrongModel { reason, .. } => Error::WrongModel { file: self.request.output.clone(), reason },
+            error => error,
+        }
+    }
+
+    fn put_card(&self, staging: &Staging, manifest: &mut Manifest) -> Result<()> {
+        let card = model_card::text(self.conversion, self.plan, manifest, self.has_runtime());
         manifest.files.push(put(staging, Path::new("README.md"), card.as_bytes())?);
         Ok(())
     }

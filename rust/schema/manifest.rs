@@ -10,6 +10,7 @@ use super::plan::Totals;
 use super::{Document, Settings, SourceId, Tool};
 use crate::codec::Scheme;
 use crate::error::Result;
+use crate::evaluate::{Estimate, TokenOrigin};
 use crate::name::Role;
 use crate::policy::PolicyOptions;
 use crate::sensitivity::Origin;
@@ -50,6 +51,27 @@ pub struct Manifest {
     pub left_out: Vec<LeftOut>,
     /// Warnings.
     pub warnings: Vec<String>,
+    /// What the output computes, measured against the source; `None` if that was not checked.
+    #[serde(default)]
+    pub check: Option<Check>,
+}
+
+/// The divergence of an output from its source, measured on tokens of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// Number of windows.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Where the tokens come from.
+    pub origin: TokenOrigin,
+    /// KL divergence from the source, in nats per token.
+    pub kl: Estimate,
+    /// Share of positions at which both models prefer the same token.
+    pub agreement: Estimate,
+    /// The predicted divergence, if the objective predicts it.
+    pub predicted: Option<f64>,
 }
 
 /// The digest of a file.

@@ -158,6 +158,7 @@ fn a_manifest() -> Manifest {
         files: vec![file],
         left_out: vec![manifest::LeftOut { name: "x.bin".to_owned(), why: "weights".to_owned() }],
         warnings: vec!["two".to_owned()],
+        check: None,
     }
 }
 

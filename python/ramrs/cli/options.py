@@ -20,15 +20,17 @@ __all__ = ["command", "flag"]
 
 def flag(name: str, value: str | None) -> str:
     """Spell an option as the command line does: ``--min-bits 2``."""
-    name = f"--{'bits' if name == 'uniform' else name.replace('_', '-')}"
-    return name if value in (None, "true") else f"{name} {value}"
+    name = "bits" if name == "uniform" else name.replace("_", "-")
+    if value == "false":
+        return f"--no-{name}"
+    return f"--{name}" if value in (None, "true") else f"--{name} {value}"
 
 
 def _parameter(field: options.Field) -> inspect.Parameter:
     """Make the parameter of an option."""
     option, default = field.option, field.default
     name = flag(field.name, None)
-    spelling = f"{name}/--no-{field.name}" if default is True else name
+    spelling = f"{name}/{flag(field.name, 'false')}" if default is True or field.type == bool | None else name
     default = list(default) if isinstance(default, tuple) else default
     made = typer.Option(
         *sorted([spelling, *option.flags], key=lambda flag: flag.startswith("--")),  # -j before --threads

@@ -78,7 +78,7 @@ impl Arranging<'_> {
         if let Some(disposition) = self.drop_or_tie(tensor) {
             return Ok(disposition);
         }
-        if self.checkpoint.metadata_format.as_deref() == Some("mlx") {
+        if self.checkpoint.is_laid_out_for_mlx() {
             // Already converted for MLX; do not apply the rules twice.
             let same = Target { name: name.to_owned(), ..Target::same(self.checkpoint, at) };
             self.targets.push(self.finished(as_stack(same)));
