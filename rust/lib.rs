@@ -46,6 +46,7 @@ mod simd;
 
 pub use codec::{Effort, Scheme};
 pub use error::{Error, Result};
+pub use format::{ForeignLayout, ReadKeys};
 pub use option::OptionName;
 pub use pipeline::*;
 pub use policy::PolicyOptions;

@@ -48,8 +48,6 @@ pub struct QuantizeRequest {
     pub overwrite: bool,
     /// Whether to stop before anything is written.
     pub dry_run: bool,
-    /// Name of the tool that laid out the source under the format's names, if the source is not the original release.
-    pub laid_out_by: Option<String>,
 }
 
 /// The result of a quantization.
@@ -106,8 +104,8 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
             .ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
-    let conversion = Conversion::open(&analysis_request.model, format, analysis_request.generic)?;
-    if let Some(other) = &request.laid_out_by {
+    let conversion = analysis_request.open(format)?;
+    if let Some(other) = &conversion.laid_out_by {
         progress.warn(format!("the tensors were laid out by {other}: the source is what that made of the release"));
     }
     conversion.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
@@ -315,7 +313,7 @@ impl QuantizeJob<'_> {
 
     /// Whether a runtime supports the output's layout.
     fn has_runtime(&self) -> bool {
-        !self.conversion.generic || self.request.laid_out_by.is_some()
+        !self.conversion.generic || self.conversion.laid_out_by.is_some()
     }
 
     /// Number of weights that are written, of any element type.

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Kind, Result};
 use crate::option::OptionName;
 use crate::pipeline::{
-    self, AnalysisRequest, OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest,
+    self, AnalysisRequest, ConfigRequest, OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest,
 };
 use crate::progress::Progress;
 
@@ -80,6 +80,9 @@ fn call<'py>(
         "plan" => run(py, request, progress, |request: &PlanRequest, watch| pipeline::plan(request, watch)),
         "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
         "check_output" => run(py, request, progress, |request: &OutputRequest, _| pipeline::check_output(request)),
+        "complete_config" => {
+            run(py, request, progress, |request: &ConfigRequest, _| pipeline::complete_config(request))
+        }
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
         _ => Err(PyValueError::new_err(format!("unknown verb `{verb}`"))),
     };
