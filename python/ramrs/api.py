@@ -192,7 +192,7 @@ def verify(output: PathLike, *, progress: Callback | None = None, **options: Unp
         **opts.section(VerifyOptions, given, "verify"),
         "resources": opts.section(VerifyOptions, given, "resources"),
     }
-    return call("verify", request, VerifyReport, progress)
+    return formats.verify(request, progress)
 
 
 @opts.accepts(EvalOptions)

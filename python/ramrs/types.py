@@ -146,6 +146,7 @@ class Settings(_Document):
     probe: Probed | None
     prior: Literal["roles", "none"]
     prior_version: int
+    laid_out_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

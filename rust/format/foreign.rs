@@ -19,6 +19,8 @@ pub struct ForeignLayout {
     pub routers: BTreeSet<String>,
     /// Modules that the program has no quantized form of.
     pub unquantizable: BTreeSet<String>,
+    /// What it changed so that the checkpoint fits, in sentences.
+    pub notes: Vec<String>,
 }
 
 impl ForeignLayout {

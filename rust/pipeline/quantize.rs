@@ -105,8 +105,10 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let conversion = analysis_request.open(format)?;
-    if let Some(other) = &conversion.laid_out_by {
-        progress.warn(format!("the tensors were laid out by {other}: the source is what that made of the release"));
+    for layout in &analysis_request.layout {
+        progress
+            .warn(format!("the tensors were laid out by {}: the source is what that made of the release", layout.by));
+        layout.notes.iter().for_each(|note| progress.warn(note.clone()));
     }
     conversion.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
