@@ -80,7 +80,7 @@ MODELS = {
             "tie_word_embeddings": False,
         },
         granitemoe_shapes,
-        {f"model.layers.{layer}.block_sparse_moe.router.layer.weight" for layer in (0, 1)},
+        set(),
     ),
     "glm4_moe_lite": (
         {key: value for key, value in DEEPSEEK_V3.items() if key not in ("architectures", "auto_map", "rope_scaling")}
