@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "load"]
 
 _TIE = "tie_word_embeddings"
+_NO_HEAD = "the checkpoint has no head, and config.json does not say that it is tied: it is taken as tied"
 _BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 """Parameters that every model computes itself."""
 
@@ -121,11 +122,8 @@ def load(model: Path, source: Inspection) -> Loaded:
     more = mlx_config.changes(config, keys)
     notes: list[str] = []
     is_own_head = _has_own_head(model, source)
-    tied = value_of(config, _TIE)
-    if is_own_head and tied is not False and _TIE in keys.every:
-        more |= _everywhere(config | more, _TIE, value=False)
-        if tied:
-            notes.append("config.json ties the head to the embedding, and their bytes differ: both are kept")
+    if _TIE in keys.every:
+        more |= _tied(config | more, source, keys, notes, is_own_head=is_own_head)
     complete = config | more
     if reason := mlx_config.complaint(complete, keys):
         raise RefusedError(reason, remedy="correct config.json")
@@ -143,6 +141,23 @@ def load(model: Path, source: Inspection) -> Loaded:
     with _explained():
         loaded = _decoded_model(loaded, config)
     return Loaded(loaded, config, notes, lambda: attempt.load()[0])
+
+
+def _tied(
+    config: dict[str, Any], source: Inspection, keys: mlx_config.ReadKeys, notes: list[str], *, is_own_head: bool
+) -> dict[str, Any]:
+    """Return the changes of a configuration that make it say of the head what the weights do."""
+    tied = value_of(config, _TIE)
+    if is_own_head and tied is not False:
+        if tied:
+            notes.append("config.json ties the head to the embedding, and their bytes differ: both are kept")
+        return _everywhere(config, _TIE, value=False)
+    if tied is None and _TIE in keys.own:
+        has_head = any(tensor.name.endswith("lm_head.weight") for tensor in source.tensors)
+        if not has_head:
+            notes.append(_NO_HEAD)
+        return _everywhere(config, _TIE, value=not has_head)
+    return {}
 
 
 @contextlib.contextmanager
@@ -231,7 +246,7 @@ def _mended(attempt: _Attempt, mismatch: MismatchError, config: dict[str, Any], 
     missing = mismatch.missing
     if tied is not False and len(missing) == 1 and missing[0].endswith("lm_head.weight"):
         changed, missing = _everywhere(config, _TIE, value=True), []
-        notes.append("the checkpoint has no head, and config.json does not say that it is tied: it is taken as tied")
+        notes.append(_NO_HEAD)
     if missing or mismatch.reshaped or len(spare) < len(mismatch.extra) or not (spare or changed):
         return None
     if spare:

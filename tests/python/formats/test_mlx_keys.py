@@ -1,4 +1,4 @@
-"""Configurations that have what mlx-lm reads elsewhere: as transformers 5 writes them, under other names, with nulls."""
+"""Configurations that have what mlx-lm reads elsewhere: as transformers 5 writes them, renamed, with nulls."""
 
 import dataclasses
 import json
@@ -112,7 +112,9 @@ def write_llama(directory, config):
     """Write a model with Llama's tensors under a configuration."""
     random = np.random.default_rng(5)
     shapes = llama_shapes(TINY | {"attention_bias": False}, "")
-    tensors = {name: Tensor.of(drawn(random, name, shape, 1.0), stored_as(name, "BF16")) for name, shape in shapes.items()}
+    tensors = {
+        name: Tensor.of(drawn(random, name, shape, 1.0), stored_as(name, "BF16")) for name, shape in shapes.items()
+    }
     return write_checkpoint(directory, tensors, config)
 
 
