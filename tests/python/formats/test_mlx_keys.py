@@ -98,6 +98,17 @@ def test_what_transformers_5_writes_gives_the_same_model(name):
     assert found == expected
 
 
+@pytest.mark.parametrize("name", NATIVE)
+def test_null_stands_for_what_transformers_computes(name):
+    config = NATIVE[name]
+    inner = config.get("text_config", config)
+    heads, width = inner.get("num_attention_heads"), inner.get("hidden_size")
+    nulls = {"num_key_value_heads": heads, "head_dim": heads and width // heads}
+    nulls = {key: None for key, value in nulls.items() if key in inner and inner[key] == value}
+    null = inner | nulls if inner is config else config | {"text_config": inner | nulls}
+    assert arguments(completed(null)) == arguments(completed(config))
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "minimax_m2", "gpt2", "gpt_neox"])
 def test_an_output_of_such_a_configuration_is_the_same_model(name, tmp_path):
     source = write_release(name, tmp_path / "source")
