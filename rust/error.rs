@@ -253,6 +253,24 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A model that is to be run cannot be.
+    #[error("{}: model_type `{model_type}` cannot be run: {reason}", path.display())]
+    CannotRun {
+        /// Directory of the checkpoint.
+        path: PathBuf,
+        /// `model_type` of the configuration.
+        model_type: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Two models that cannot be compared.
+    #[error("{}: {reason}", path.display())]
+    OtherModel {
+        /// Directory of the output.
+        path: PathBuf,
+        /// In what it differs from the reference.
+        reason: String,
+    },
     /// The checkpoint is already quantized.
     #[error("{}: the checkpoint is quantized already ({method})", config.display())]
     AlreadyQuantized {
@@ -477,6 +495,8 @@ impl Error {
             | Self::DuplicateTensor { .. }
             | Self::UnknownModel { .. }
             | Self::Unrunnable { .. }
+            | Self::CannotRun { .. }
+            | Self::OtherModel { .. }
             | Self::AlreadyQuantized { .. }
             | Self::Layout { .. }
             | Self::UnrecognisedTensor { .. } => Kind::Checkpoint,
@@ -532,7 +552,8 @@ impl Error {
             Self::NonFinite { .. } => "non-finite",
             Self::TooLarge { .. } => "too-large",
             Self::UnknownModel { .. } => "unknown-model",
-            Self::Unrunnable { .. } => "unrunnable",
+            Self::Unrunnable { .. } | Self::CannotRun { .. } => "unrunnable",
+            Self::OtherModel { .. } => "other-model",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Layout { .. } => "bad-layout",
             Self::UnrecognisedTensor { .. } => "unexplained",
@@ -601,6 +622,8 @@ impl Error {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::NoCheckpoint { path, .. }
+            | Self::CannotRun { path, .. }
+            | Self::OtherModel { path, .. }
             | Self::OutputExists { path }
             | Self::OutputIsSource { path }
             | Self::NotOurs { path }

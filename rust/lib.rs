@@ -10,7 +10,7 @@
 //! | 2 | `band` `codec` `container` `checkpoint` | tiles of eight rows; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
 //! | 3 | `pass` `arch` `format` | the loop over bands; model families and the tensors of their layers; one folder per output format |
 //! | 4 | `policy` `budget` `probe` `sensitivity` | schemes allowed for each tensor; budgets; forward and backward passes over sampled vocabulary tokens; cost of an error in each weight |
-//! | 5 | `rate_distortion` `allocate` | rate–distortion curves; budget → allocation with a bound |
+//! | 5 | `rate_distortion` `allocate` `evaluate` | rate–distortion curves; budget → allocation with a bound; divergence of a model from its reference |
 //! | 6 | `schema` | analyses, plans, manifests |
 //! | 7 | `job` | units of work that write; reading back |
 //! | 8 | `pipeline` | the verbs and the order of their stages |
@@ -26,6 +26,7 @@ mod container;
 mod digest;
 mod dtype;
 mod error;
+mod evaluate;
 mod format;
 mod job;
 mod math;
@@ -46,6 +47,7 @@ mod simd;
 
 pub use codec::{Effort, Scheme};
 pub use error::{Error, Result};
+pub use evaluate::{Divergence, Estimate, Quantiles};
 pub use format::{ForeignLayout, ReadKeys};
 pub use option::OptionName;
 pub use pipeline::*;

@@ -41,6 +41,7 @@ options! {
     Keep "keep",
     MaxBits "max_bits",
     MaxMemory "max_memory",
+    MaxTokens "max_tokens",
     MinBits "min_bits",
     Output "output",
     Overwrite "overwrite",
@@ -52,7 +53,9 @@ options! {
     Tensor "tensor",
     TensorParallel "tensor_parallel",
     Threads "threads",
+    Tokens "tokens",
     Uniform "uniform",
+    Window "window",
 }
 
 impl fmt::Display for OptionName {

@@ -30,6 +30,8 @@ pub enum Stage {
     Encode,
     /// Reading back what was written.
     Verify,
+    /// Running models to compare them.
+    Eval,
 }
 
 /// The state of a job at one moment.

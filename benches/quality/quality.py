@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import ramrs
-from ramrs import evaluation
+from ramrs.evaluation import compare as evaluation
+from ramrs.evaluation import tokens as token_ids
 
 ROWS: list[tuple[str, dict[str, Any]]] = [
     ("uniform, MLX rule", {"uniform": True, "effort": "fast"}),
@@ -39,7 +40,7 @@ EMBEDDINGS = "embed_tokens|lm_head"
 
 def windows(model: Path, text: Path | None, tokens: Path | None, window: int, count: int) -> np.ndarray:
     """Cut the first ``count`` windows of the text."""
-    ids = evaluation._token_ids(model, text, tokens)
+    ids = token_ids.read(model, text, tokens)
     first, _ = evaluation._bos(model, "auto")
     return evaluation._windows(ids, window, None, first)[:count]
 
@@ -66,7 +67,7 @@ def table(model: Path, rows: np.ndarray, sizes: list[str], keep: list[str]) -> I
                 sums, quantized = evaluation._Sums(), load(out)
                 for logits, row in zip(wanted, rows, strict=True):
                     sums.add([logits, evaluation._logits(quantized, row)], row)
-                found = sums.evaluation(rows.shape[1], None, "", "")
+                found = sums.evaluation(out, rows.shape[1], None, "", "")
                 totals = report.plan.totals
                 yield {
                     "model": model.name,

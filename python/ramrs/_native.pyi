@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
-__all__ = ["call", "cpu_level", "defaults", "options", "version", "weights"]
+__all__ = ["call", "cpu_level", "defaults", "logits", "options", "version", "weights"]
 
 def call(verb: str, request: bytes, progress: Callable[[str, int, int], object] | None = None) -> bytes:
     """Run ``verb`` on the JSON text ``request``; return the report as JSON text."""
 
 def defaults() -> bytes:
     """Return the defaults of all verbs' requests as JSON text."""
+
+def logits(request: bytes) -> tuple[tuple[int, int], bytes]:
+    """Run the model of the JSON text ``request``; return the shape of the logits, and them as little-endian float32."""
 
 def options() -> list[str]:
     """Return the options that messages may name, by a mark ``⟨name⟩`` or ``⟨name=value⟩``."""

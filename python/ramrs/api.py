@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from ramrs import _native, formats
 from ramrs import options as opts
@@ -195,25 +195,55 @@ def verify(output: PathLike, *, progress: Callback | None = None, **options: Unp
     return formats.verify(request, progress)
 
 
-@opts.accepts(EvalOptions)
+@overload
 def eval(  # noqa: A001
     output: PathLike, *, reference: PathLike, progress: Callback | None = None, **options: Unpack[EvalOptions]
-) -> Evaluation:
-    """Measure how far a model is from its reference on a text. Needs the extra ``ramrs[eval]``.
+) -> Evaluation: ...
+
+
+@overload
+def eval(  # noqa: A001
+    output: list[PathLike] | tuple[PathLike, ...],
+    *,
+    reference: PathLike,
+    progress: Callback | None = None,
+    **options: Unpack[EvalOptions],
+) -> tuple[Evaluation, ...]: ...
+
+
+@opts.accepts(EvalOptions)
+def eval(  # noqa: A001
+    output: PathLike | list[PathLike] | tuple[PathLike, ...],
+    *,
+    reference: PathLike,
+    progress: Callback | None = None,
+    **options: Unpack[EvalOptions],
+) -> Evaluation | tuple[Evaluation, ...]:
+    """Measure how far models are from their reference, by running all of them on the same tokens.
+
+    Without a text the reference writes the tokens itself, so that nothing but the two checkpoints is needed.
 
     Args:
-        output: Directory that ``mlx_lm`` loads.
-        reference: Directory of the original model.
-        progress: Called with stage ``eval``, and tokens instead of bytes.
+        output: Directory of an output, or of any checkpoint in a format that ramrs writes; or several.
+        reference: Directory of the original model. It is run once for all outputs.
+        progress: Called with the state of the job.
         **options: Those of :class:`~ramrs.options.EvalOptions`:
 
     Returns:
-        KL divergence per token in nats (mean, median, 99th percentile), perplexities, top-1 agreement.
+        KL divergence per token in nats (mean, median, 99th percentile), perplexities, top-1 agreement, each with its
+        standard error; one report for each output. ``ok`` says whether it keeps the limits ``max_kl`` and
+        ``min_agreement``.
+
+    Raises:
+        CheckpointError: A checkpoint is not sound, its model is not one that ramrs runs, or has another vocabulary.
+        ConfigError: An option is not valid, or an extra that it needs is not installed.
     """
     from ramrs.evaluation import evaluate
 
     given = opts.resolve(EvalOptions, "eval", options)
-    return evaluate(Path(output), Path(reference), given, progress)
+    if isinstance(output, list | tuple):
+        return evaluate([Path(each) for each in output], Path(reference), given, progress)
+    return evaluate([Path(output)], Path(reference), given, progress)[0]
 
 
 def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:

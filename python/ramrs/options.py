@@ -40,6 +40,7 @@ Effort = Literal["fast", "normal"]
 Objective = Literal["output", "mse", "mint"]
 Prior = Literal["roles", "none"]
 ProbeMode = Literal["auto", "random", "self"]
+EvalRuntime = Literal["mlx", "mlx-float32"]
 Rules = Mapping[str, str] | str | Sequence[str]
 
 DEFAULTS: Mapping[str, Any] = json.loads(_native.defaults())
@@ -57,6 +58,7 @@ def _by_format(fact: Callable[[Mapping[str, Any]], Any]) -> str:
 #: Where the sections of :attr:`Option.at` are in the core's requests.
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "analysis": ("analyze",),
+    "eval": ("eval",),
     "plan": ("quantize", "plan"),
     "probe": ("probe",),
     "quantize": ("quantize",),
@@ -411,28 +413,57 @@ class VerifyOptions(_VerifyOptions, ResourceOptions, total=False):
     """The options of :func:`ramrs.verify`."""
 
 
-class EvalOptions(TypedDict, total=False):
-    """The options of :func:`ramrs.eval`."""
+class _EvalOptions(TypedDict, total=False):
+    """What models are compared on, and by what."""
 
     text: Annotated[
         PathLike | None,
-        Option(help="File of plain text. The reference's tokenizer encodes it.", cli=Path | None),
+        Option(
+            help="File of plain text, in the reference's own tokens. Default: the reference writes tokens itself.",
+            cli=Path | None,
+        ),
     ]
     tokens: Annotated[
         PathLike | None, Option(help="NumPy file (.npy) of token ids, instead of ⟨text⟩.", cli=Path | None)
     ]
-    window: Annotated[int, Option(help="Tokens in a window, BOS included.", default=256, least=2)]
-    max_tokens: Annotated[int | None, Option(help="Number of tokens, at most. Default: all of the text.", least=1)]
+    window: Annotated[
+        int | None,
+        Option(help="Tokens in a window, BOS included. Default: 256.", at="eval.window", least=2),
+    ]
+    max_tokens: Annotated[
+        int | None,
+        Option(
+            help="Number of tokens, at most. Default: all of the text, or 1024 of the reference's own.",
+            at="eval.max_tokens",
+            least=1,
+        ),
+    ]
     bos: Annotated[
         int | Literal["auto", "none"],
         Option(
-            help="First token of every window: an id, auto for the tokenizer's own, or none.", default="auto", cli=str
+            help="First token of every window: an id, auto for the tokenizer's own, or none.", at="eval.bos", cli=str
         ),
     ]
-    runtime: Annotated[
-        bool,
-        Option(help="Use the runtime's own kernels. Default: float32 arithmetic on decoded weights.", default=False),
+    max_kl: Annotated[
+        float | None,
+        Option(help="Fail if the mean KL divergence is above this, in nats per token."),
     ]
+    min_agreement: Annotated[
+        float | None,
+        Option(help="Fail if the top-1 agreement is below this share, such as 0.95."),
+    ]
+    runtime: Annotated[
+        EvalRuntime | bool | None,
+        Option(
+            help="Let mlx-lm run the models: with its own kernels (mlx), or in float32 on decoded weights "
+            "(mlx-float32). Default: ramrs runs them, in float32.",
+            cli=EvalRuntime | None,
+        ),
+    ]
+
+
+class EvalOptions(_EvalOptions, ResourceOptions, total=False):
+    """The options of :func:`ramrs.eval`."""
 
 
 class Field(NamedTuple):

@@ -20,6 +20,9 @@ __all__ = [
     "AnalyzedTensor",
     "Curve",
     "CurvePoint",
+    "Estimate",
+    "EvalReport",
+    "EvaluatedOutput",
     "Evaluation",
     "FileDigest",
     "InspectedTensor",
@@ -34,6 +37,7 @@ __all__ = [
     "Probed",
     "Problem",
     "Progress",
+    "Quantiles",
     "QuantizeReport",
     "Quantized",
     "RoleSummary",
@@ -474,12 +478,15 @@ class ProbeReport(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation(_Document):
-    """How far a model is from its reference on a text.
+    """How far a model is from its reference on the same tokens.
 
     KL divergences are in nats per token, of the model from the reference. Perplexities are over windows: ``mean`` is
-    the exponential of the mean negative log-likelihood of all tokens, ``median`` that of the median window.
+    the exponential of the mean negative log-likelihood of all tokens, ``median`` that of the median window. Each
+    ``…_error`` is the standard error of what it is named after, from the differences between windows; ``None`` if it is
+    not known, as with one window.
     """
 
+    output: str
     kl_mean: float
     kl_median: float
     kl_p99: float
@@ -494,6 +501,64 @@ class Evaluation(_Document):
     bos: int | None
     bos_note: str
     computed: str
+    origin: Literal["given", "written", "random"] = "given"
+    """Where the tokens come from: the user, the reference itself, or the random generator."""
+    kl_mean_error: float | None = None
+    kl_median_error: float | None = None
+    kl_p99_error: float | None = None
+    perplexity_mean_error: float | None = None
+    reference_perplexity_mean_error: float | None = None
+    top1_agreement_error: float | None = None
+    failures: tuple[str, ...] = ()
+    """The limits that it does not keep."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it keeps all limits."""
+        return not self.failures
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(_Document):
+    """A measured number, and its standard error."""
+
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles(_Document):
+    """The distribution of a number over positions."""
+
+    mean: Estimate
+    median: Estimate
+    p99: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedOutput(_Document):
+    """What the core measured of an output."""
+
+    output: str
+    kl: Quantiles
+    reference_perplexity: Estimate
+    reference_perplexity_median: float
+    perplexity: Estimate
+    perplexity_median: float
+    agreement: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport(_Document):
+    """What the core measured of several outputs on the same tokens."""
+
+    windows: int
+    window: int
+    tokens: int
+    bos: int | None
+    origin: Literal["given", "written", "random"]
+    multiply_adds: int
+    outputs: tuple[EvaluatedOutput, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,10 @@ pub struct Conventions {
     pub norm: NormKind,
     /// Added to a variance before its root is taken.
     pub epsilon: Option<f64>,
+    /// Factor of the embeddings, rounded as the runtimes round it in the type of the embeddings.
     pub embedding_scale: f64,
+    /// The same for embeddings in float32.
+    pub float32_embedding_scale: f64,
     /// Factor of the output of each half of a layer, before it is added to the residual stream.
     pub residual_scale: f64,
     pub logit_scale: f64,
@@ -80,13 +83,17 @@ impl Conventions {
         let rms = config.number(&["rms_norm_eps"]);
         let layer = config.number(&["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]);
         let scale = config.number(&["embedding_multiplier", "scale_emb"]);
-        let stored = if has(Quirk::RoundedScale) { Float::BF16 } else { embedding_type(checkpoint) };
-        let root = f64::from(stored.round(width.sqrt() as f32));
+        let embedding_scale = |stored: Float| {
+            let stored = if has(Quirk::RoundedScale) { Float::BF16 } else { stored };
+            let root = f64::from(stored.round(width.sqrt() as f32));
+            scale.unwrap_or(if has(Quirk::ScaledEmbedding) { root } else { 1.0 })
+        };
         Ok(Self {
             family,
             norm: if rms.is_none() && layer.is_some() { NormKind::Layer } else { NormKind::Rms },
             epsilon: rms.or(layer),
-            embedding_scale: scale.unwrap_or(if has(Quirk::ScaledEmbedding) { root } else { 1.0 }),
+            embedding_scale: embedding_scale(embedding_type(checkpoint)),
+            float32_embedding_scale: embedding_scale(Float::F32),
             residual_scale: config.number(&["residual_multiplier"]).unwrap_or(1.0),
             logit_scale: config
                 .number(&["logit_scale"])
@@ -101,7 +108,7 @@ impl Conventions {
             rope: RopeConfig::of(checkpoint, has(Quirk::AdjacentPairs)),
             activation: activation(config, has(Quirk::TanhGelu), has(Quirk::GeluByDefault))?,
             clamped_gate: has(Quirk::ClampedGate).then(|| config.number(&["swiglu_limit"]).unwrap_or(7.0) as f32),
-            interleaved: family.is_some_and(ModelFamily::interleaves),
+            interleaved: !checkpoint.is_laid_out_for_mlx() && family.is_some_and(ModelFamily::interleaves),
             parallel: has(Quirk::Parallel) || config.flag("use_parallel_residual").unwrap_or(false),
             fused_by_head: has(Quirk::FusedByHead),
             routing: routing(config, has(Quirk::SigmoidRouting), has(Quirk::NormalisedShares)),

@@ -63,7 +63,7 @@ pub(crate) fn model(checkpoint: &Checkpoint) -> Result<Model<'_>, String> {
 
 /// Whether `name` belongs to a routed expert, or to a stack of them.
 fn is_expert(name: &Name) -> bool {
-    name.module.split('.').any(|part| part == "experts")
+    name.module.split('.').any(|part| ["experts", "switch_mlp"].contains(&part))
 }
 
 /// Whether `name` belongs to the shared expert.
@@ -90,7 +90,14 @@ impl<'a> Resolver<'a, '_> {
 
     /// Whether the matrix or stack `name` is stored with a row for each input, as its family says.
     fn is_input_major(self, name: &str) -> bool {
-        self.conventions.family.is_some_and(|family| family.is_input_major(name))
+        let is_release = !self.checkpoint.is_laid_out_for_mlx();
+        is_release && self.conventions.family.is_some_and(|family| family.is_input_major(name))
+    }
+
+    /// Whether the gain `name` is stored minus one: in the release as its family says, and for `mlx-lm` where that adds one.
+    fn is_minus_one(self, name: &str) -> bool {
+        let Some(family) = self.conventions.family else { return false };
+        family.is_minus_one(name) && (!self.checkpoint.is_laid_out_for_mlx() || family.mlx.plus_one)
     }
 
     /// The one linear layer whose name `fits`, if there is exactly one.
@@ -112,8 +119,7 @@ impl<'a> Resolver<'a, '_> {
         if found.next().is_some() {
             return None;
         }
-        let minus_one = self.conventions.family.is_some_and(|family| family.is_minus_one(&weight.name));
-        Some(Norm { weight, bias: self.bias(weight), minus_one })
+        Some(Norm { weight, bias: self.bias(weight), minus_one: self.is_minus_one(&weight.name) })
     }
 
     fn layer(self, index: usize, group: &Group<'a>) -> FoundLayer<'a> {
@@ -214,13 +220,15 @@ impl<'a> Resolver<'a, '_> {
     fn slice(self, weight: &'a Tensor, at: u64) -> Option<Linear<'a>> {
         let &[count, rows, cols] = weight.shape.as_slice() else { return None };
         let float = Float::of(weight.dtype).filter(|_| at < count && rows > 0 && cols > 0)?;
-        // Stacks are stored in either orientation. The width of the residual stream tells which, where it differs from the
+        // Releases store stacks in either orientation. The width of the residual stream tells which, where it differs from the
         // inner width. The codes of a packed stack run along inputs.
         let Name { role, module, .. } = Name::parse(&weight.name);
         let is_transposed =
             if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
-        let transposed = weight.packing == Packing::Plain && (self.is_input_major(&weight.name) || is_transposed);
-        let bias = self.checkpoint.tensor(&format!("{module}_bias"));
+        let is_release = weight.packing == Packing::Plain && !self.checkpoint.is_laid_out_for_mlx();
+        let transposed = is_release && (self.is_input_major(&weight.name) || is_transposed);
+        let named = |end: &str| self.checkpoint.tensor(&format!("{module}{end}"));
+        let bias = named("_bias").or_else(|| named(".bias"));
         let bias = bias.map(|tensor| ParameterVector { tensor, at });
         Some(Linear { weight, at, matrix: Matrix { rows, cols, float }, transposed, bias })
     }

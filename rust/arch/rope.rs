@@ -21,6 +21,8 @@ pub struct RopeConfig {
     /// Whether each layer has no positions (NoPE).
     without: Vec<bool>,
     scaling: RopeScaling,
+    /// The longest window whose frequencies are known.
+    pub limit: Option<usize>,
 }
 
 /// Scaling of frequencies for longer contexts.
@@ -46,9 +48,12 @@ enum RopeScaling {
         context: f64,
         attention: f64,
     },
-    /// LongRoPE: a factor for each frequency, and cosines and sines multiplied by `attention`.
+    /// LongRoPE: a factor for each frequency, others in windows beyond the original `context`, and cosines and sines
+    /// multiplied by `attention`.
     Each {
-        factors: Vec<f64>,
+        short: Vec<f64>,
+        long: Vec<f64>,
+        context: f64,
         attention: f64,
     },
     Unknown(String),
@@ -58,6 +63,8 @@ enum RopeScaling {
 pub struct Rope {
     /// Radians per position, for each pair of a head that is rotated.
     frequencies: Vec<f64>,
+    /// Those in windows of more positions than the first number, where they differ.
+    long: Option<(f64, Vec<f64>)>,
     /// Factor of all cosines and sines.
     attention: f64,
     adjacent: bool,
@@ -90,6 +97,9 @@ impl RopeConfig {
         let sliding = config.sliding_layers();
         let listed = |key: &str| config.value(&[key]).and_then(Value::as_array);
         let interval = config.size(&["no_rope_layer_interval"]);
+        let scaling = config.value(&["rope_scaling"]).or(global);
+        let kind = |key: &str| scaling.and_then(|set| set.get(key)?.as_str());
+        let is_dynamic = kind("rope_type").or(kind("type")) == Some("dynamic");
         Self {
             theta: config.number(&["rope_theta", "rotary_emb_base"]).or(theta(global)).unwrap_or(10_000.0),
             local_theta: config.number(&["rope_local_base_freq"]).or(theta(of_kind("sliding_attention"))),
@@ -104,7 +114,8 @@ impl RopeConfig {
                 }
                 _ => Vec::new(),
             },
-            scaling: RopeScaling::of(config, config.value(&["rope_scaling"]).or(global)),
+            scaling: RopeScaling::of(config, scaling),
+            limit: if is_dynamic { config.size(&["max_position_embeddings"]) } else { None },
         }
     }
 
@@ -123,18 +134,29 @@ impl RopeConfig {
         };
         #[expect(clippy::cast_sign_loss, reason = "a count")]
         let pairs = (head_size as f64 * self.fraction) as usize / 2;
-        let frequencies = (0..pairs).map(|pair| scaling.frequency(theta, pair, pairs)).collect::<Result<_, _>>()?;
-        Ok(Some(Rope { frequencies, attention: scaling.attention(), adjacent: self.adjacent }))
+        let frequencies = |scaling: &RopeScaling| -> Result<Vec<f64>, String> {
+            (0..pairs).map(|pair| scaling.frequency(theta, pair, pairs)).collect()
+        };
+        let long = match scaling.beyond_context() {
+            Some((context, long)) => Some((context, frequencies(&long)?)),
+            None => None,
+        };
+        let (attention, adjacent) = (scaling.attention(), self.adjacent);
+        Ok(Some(Rope { frequencies: frequencies(scaling)?, long, attention, adjacent }))
     }
 }
 
 impl Rope {
-    /// The table of the positions `0..positions`.
+    /// The table of the positions `0..positions` of a window of that length.
     #[must_use]
     pub fn table(&self, positions: usize) -> RopeTable {
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        let frequencies = match &self.long {
+            Some((context, long)) if positions as f64 > *context => long,
+            _ => &self.frequencies,
+        };
         for position in 0..positions {
-            for frequency in &self.frequencies {
+            for frequency in frequencies {
                 let (sine, cosine) = sin_cos(position as f64 * frequency);
                 cosines.push((self.attention * cosine) as f32);
                 sines.push((self.attention * sine) as f32);
@@ -157,7 +179,7 @@ impl RopeScaling {
         // 0.1 · weight · ln(factor) + 1
         let damped = |weight: f64| if factor > 1.0 { 0.1 * weight * ln(factor) + 1.0 } else { 1.0 };
         match kind {
-            // `dynamic` changes frequencies beyond the original context only, and no window is that long.
+            // `dynamic` changes frequencies beyond the original context only. Windows that long are refused.
             "default" | "dynamic" => Self::None,
             "linear" => Self::Linear { factor },
             "llama3" => Self::Llama3 {
@@ -180,11 +202,14 @@ impl RopeScaling {
                 }),
             },
             "longrope" | "su" => {
-                let list = set.get("short_factor").and_then(Value::as_array);
-                let factors = list.map(|list| list.iter().filter_map(Value::as_f64).collect()).unwrap_or_default();
+                let factors = |key: &str| {
+                    let list = set.get(key).and_then(Value::as_array);
+                    list.map(|list| list.iter().filter_map(Value::as_f64).collect()).unwrap_or_default()
+                };
                 let grown = if context > 0.0 { most / context } else { 1.0 };
                 let attention = if grown > 1.0 { (1.0 + ln(grown) / ln(context)).sqrt() } else { 1.0 };
-                Self::Each { factors, attention: number("attention_factor").unwrap_or(attention) }
+                let attention = number("attention_factor").unwrap_or(attention);
+                Self::Each { short: factors("short_factor"), long: factors("long_factor"), context, attention }
             }
             other => Self::Unknown(other.to_owned()),
         }
@@ -195,6 +220,13 @@ impl RopeScaling {
             Self::Yarn { attention, .. } | Self::Each { attention, .. } => *attention,
             _ => 1.0,
         }
+    }
+
+    /// The original context, and the scaling in longer windows, if that is another.
+    fn beyond_context(&self) -> Option<(f64, Self)> {
+        let Self::Each { long, context, attention, .. } = self else { return None };
+        let of_long = Self::Each { short: long.clone(), long: Vec::new(), context: *context, attention: *attention };
+        (!long.is_empty() && *context > 0.0).then_some((*context, of_long))
     }
 
     /// Radians per position of `pair`.
@@ -218,7 +250,7 @@ impl RopeScaling {
                 let divided = ((pair as f64 - from) / (to - from)).clamp(0.0, 1.0);
                 divided * plain / factor + (1.0 - divided) * plain
             }
-            Self::Each { factors, .. } => {
+            Self::Each { short: factors, .. } => {
                 let factor = factors.get(pair).filter(|_| factors.len() == pairs);
                 plain / factor.ok_or_else(|| format!("{} rotary factors for {pairs} pairs", factors.len()))?
             }

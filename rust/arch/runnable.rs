@@ -214,6 +214,20 @@ impl<'a> Runnable<'a> {
         self.embedding.matrix.rows as usize
     }
 
+    /// The same model with embeddings and all that follows in float32, whatever type the embeddings are stored in.
+    #[must_use]
+    pub fn in_float32(mut self) -> Self {
+        self.conventions.embedding_scale = self.conventions.float32_embedding_scale;
+        self
+    }
+
+    /// The longest window that it can be run on, if there is one.
+    #[must_use]
+    pub fn most_positions(&self) -> Option<usize> {
+        let learned = self.positions.map(|positions| positions.matrix.rows as usize);
+        learned.into_iter().chain(self.conventions.rope.limit).min()
+    }
+
     /// Bytes of the matrices of all layers.
     #[must_use]
     pub fn body_bytes(&self) -> u64 {

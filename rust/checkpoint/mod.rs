@@ -6,6 +6,7 @@
 //! unless weights are [prequantized]. [`stream`] reads weights.
 
 pub(crate) mod directory;
+pub(crate) mod encoded;
 pub(crate) mod prequantized;
 pub(crate) mod shard;
 pub(crate) mod stream;
@@ -117,7 +118,11 @@ impl Checkpoint {
         Self::open_with(path, |parts, _| Paired::as_stored(parts))
     }
 
-    fn open_with(path: &Path, pair: impl Fn(&[Part], Option<&Config>) -> Paired) -> Result<Self> {
+    /// Opens a checkpoint whose parts `pair` groups into tensors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_with(path: &Path, pair: impl Fn(&[Part], Option<&Config>) -> Paired) -> Result<Self> {
         let Directory { dir, shards: names, index, config, other_files } = Directory::open(path)?;
         let mut shards = Vec::with_capacity(names.len());
         let mut parts: Vec<Part> = Vec::new();
@@ -235,6 +240,12 @@ impl Checkpoint {
     pub fn model_types(&self) -> impl Iterator<Item = &str> {
         let inner = || self.config.as_ref()?.get("text_config")?.get("model_type")?.as_str();
         self.model_type().into_iter().chain(inner())
+    }
+
+    /// Whether its tensors have the names and forms of `mlx-lm`, not those of the release.
+    #[must_use]
+    pub fn is_laid_out_for_mlx(&self) -> bool {
+        self.metadata_format.as_deref() == Some("mlx")
     }
 
     /// `tie_word_embeddings` of the configuration: whether the head shares the weights of the embedding.

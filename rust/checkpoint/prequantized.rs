@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::encoded::EncodedTensor;
 use super::{Config, Part, Tensor};
 use crate::dtype::{Dtype, Float, Float8, e2m1_values, e8m0};
 
@@ -47,6 +48,8 @@ pub enum Packing {
         /// The part that declares the shape of the weight, if there is one.
         shape: Option<usize>,
     },
+    /// In a scheme of a codec, as outputs are.
+    Encoded(EncodedTensor),
 }
 
 /// Which elements of a stack of matrices share a scale.
@@ -362,7 +365,7 @@ impl Packing {
     #[must_use]
     pub fn scales(self) -> Option<usize> {
         match self {
-            Self::Plain => None,
+            Self::Plain | Self::Encoded(_) => None,
             Self::Fp8 { scales, .. } | Self::Mxfp4 { scales } | Self::Int4 { scales, .. } => Some(scales),
         }
     }
@@ -376,6 +379,7 @@ impl Packing {
             Self::Fp8 { codes: Float8::E5M2, .. } => Some("fp8-e5m2"),
             Self::Mxfp4 { .. } => Some("mxfp4"),
             Self::Int4 { .. } => Some("int4"),
+            Self::Encoded(_) => Some("codes"),
         }
     }
 
@@ -384,7 +388,9 @@ impl Packing {
     pub fn decode_range(self, cols: u64, elements: &Range<u64>) -> DecodeRange {
         let whole = |unit: u64| elements.start / unit * unit..elements.end.div_ceil(unit) * unit;
         match self {
-            Self::Plain => DecodeRange { elements: elements.clone(), codes: elements.clone(), scales: 0..0 },
+            Self::Plain | Self::Encoded(_) => {
+                DecodeRange { elements: elements.clone(), codes: elements.clone(), scales: 0..0 }
+            }
             Self::Fp8 { blocks, .. } => {
                 let across = cols.div_ceil(blocks.cols);
                 let first = blocks.scale_row(elements.start / cols);
@@ -412,7 +418,7 @@ impl Packing {
     pub fn decode(self, float: Float, cols: u64, range: &DecodeRange, codes: &[u8], scales: &[f32], out: &mut [u8]) {
         let out: &mut [u16] = bytemuck::cast_slice_mut(out);
         match self {
-            Self::Plain => unreachable!("plain tensors need no decoding"),
+            Self::Plain | Self::Encoded(_) => unreachable!("no codes and scales of a release"),
             Self::Fp8 { codes: float8, blocks, .. } => {
                 let values = float8.values();
                 let across = cols.div_ceil(blocks.cols);

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::ops::Range;
 
+use super::encoded::DecodeBuffers;
 use super::prequantized::{Packing, widen_scales};
 use super::{Checkpoint, Part, Tensor, View};
 use crate::container::file::{PageBuffer, prefetch, read_at};
@@ -76,6 +77,7 @@ pub struct Reader {
     gathered: PageBuffer,
     row: Vec<f32>,
     band: PageBuffer,
+    pub(super) decoding: DecodeBuffers,
 }
 
 /// Fills `buffer` with the bytes of shard `shard` from `offset` on. Takes the file from `open`, or opens it.
@@ -127,6 +129,9 @@ impl Reader {
     pub fn bytes(&mut self, checkpoint: &Checkpoint, tensor: &Tensor, range: Range<u64>) -> Result<&[u8]> {
         if range.end > tensor.bytes {
             return Err(Error::Bug(format!("read beyond the end of `{}`", tensor.name)));
+        }
+        if let Packing::Encoded(encoded) = tensor.packing {
+            return self.encoded(checkpoint, (tensor, encoded), &range);
         }
         let bytes = length(&range)?;
         let (Some(scales), Some(float)) = (tensor.packing.scales(), Float::of(tensor.dtype)) else {

@@ -5,6 +5,7 @@
 //! the tensors and the [schemes](crate::codec) that a tensor may have.
 
 mod compressed_tensors;
+pub(crate) mod encoded;
 mod foreign;
 pub(crate) mod mlx;
 mod readable;

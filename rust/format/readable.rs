@@ -103,7 +103,7 @@ fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
 pub(super) fn unpacked(tensor: &Tensor) -> &str {
     match tensor.packing {
         Packing::Int4 { .. } => tensor.name.strip_suffix("_packed").unwrap_or(&tensor.name),
-        Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => &tensor.name,
+        Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } | Packing::Encoded(_) => &tensor.name,
     }
 }
 

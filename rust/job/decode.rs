@@ -5,7 +5,8 @@ use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::codec::{Extent, Rows, Scheme, errors_of};
 use crate::error::Result;
-use crate::format::{Format, stored_tensors};
+use crate::format::Format;
+use crate::format::encoded::find_parts;
 use crate::pass::{BandAt, BandJob, BandSelection};
 
 /// A quantized tensor of an output, and the source views of its matrices if the source is available.
@@ -37,24 +38,8 @@ pub(crate) fn find<'a>(
     target: &str,
     scheme: Scheme,
 ) -> Option<(Matrix, Vec<&'a Tensor>)> {
-    let codec = scheme.codec()?;
-    let part = |kind: &str| output.tensor(&format.part_name(scheme, target, kind));
-    let (cols, float) = codec.row_of(scheme, &|kind| {
-        let tensor = part(kind)?;
-        Some((tensor.dtype, *tensor.shape.last()?))
-    })?;
-    // Every part that grows with the rows has the same leading dimensions as the tensor.
-    let one_row = codec.parts(scheme, Matrix { rows: 1, cols, float });
-    let of_rows = one_row.iter().find(|part| matches!(part.extent, Extent::PerRow(_)))?;
-    let (_, above) = part(of_rows.kind)?.shape.split_last()?;
-    let matrix = Matrix { rows: above.iter().product(), cols, float };
-    let shape: Vec<u64> = above.iter().copied().chain([cols]).collect();
-    let parts = stored_tensors(format, (target, &shape), matrix, scheme);
-    let found = parts
-        .iter()
-        .map(|part| output.tensor(&part.name).filter(|found| (found.dtype, &found.shape) == (part.dtype, &part.shape)));
-    let found = found.collect::<Option<Vec<_>>>()?;
-    (scheme.fits(cols) && matrix.rows > 0).then_some((matrix, found))
+    let part = |name: &str| output.tensor(name).map(|found| (found, found.dtype, found.shape.as_slice()));
+    find_parts(format, (target, scheme), part).map(|found| (found.matrix, found.parts))
 }
 
 /// Buffers that a thread reuses between bands.

@@ -5,8 +5,10 @@
 
 mod analyze;
 mod configure;
+mod eval;
 mod explain;
 mod inspect;
+mod logits;
 mod plan;
 mod probe;
 mod quantize;
@@ -23,7 +25,9 @@ use serde::{Deserialize, Serialize};
 
 pub use analyze::analyze;
 pub use configure::{ConfigRequest, complete_config};
+pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, TokenOrigin, eval};
 pub use inspect::{Inspection, inspect};
+pub use logits::{Logits, LogitsRequest, logits};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{OutputRequest, QuantizeReport, QuantizeRequest, check_output, quantize};
@@ -156,6 +160,8 @@ pub struct Defaults {
     pub quantize: QuantizeRequest,
     /// Defaults of [`verify()`].
     pub verify: VerifyRequest,
+    /// Defaults of [`eval()`].
+    pub eval: EvalRequest,
     /// The output formats.
     pub formats: Vec<FormatFacts>,
     /// Signal-to-noise floor, in decibels.

@@ -30,6 +30,9 @@ impl Span {
     }
 }
 
+/// Queries of a window that are processed together, with the keys up to the last of them.
+const QUERY_BLOCK: usize = 64;
+
 /// The heads of one layer.
 pub(super) struct AttentionHeads {
     pub(super) queries: usize,
@@ -174,20 +177,27 @@ impl AttentionHeads {
         span: Span,
     ) -> Result<Activations> {
         let (keys, group) = (span.before + span.now, self.group());
+        let blocks = (0..span.now).step_by(QUERY_BLOCK);
+        let blocks: Vec<(HeadGroup, usize)> =
+            self.groups(span.windows).into_iter().flat_map(|of| blocks.clone().map(move |from| (of, from))).collect();
+        // A block has the form of a window that was computed up to it.
+        let block = |from: usize| Span { before: span.before + from, now: (span.now - from).min(QUERY_BLOCK), ..span };
         let mut out = Activations::zeros(span.count(), self.queries * self.size);
         session.count(2 * self.queries * self.size * span.count() * keys);
         session.pass.workers.in_order(
             session.pass.progress,
-            &self.groups(span.windows),
+            &blocks,
             || (),
-            |(), &HeadGroup { window, kv_head }| {
-                let query = self.gather(query, (window * span.now, span.now), (kv_head * group, group));
-                let [key, value] = [key, value].map(|x| self.gather(x, (window * keys, keys), (kv_head, 1)));
-                let scores = self.scores(session.pass.isa, &query, &key, span, kv_head * group);
-                Ok(matmul_nn(session.pass.isa, &scores.shares, &value, keys))
+            |(), &(HeadGroup { window, kv_head }, from)| {
+                let block = block(from);
+                let seen = block.before + block.now;
+                let query = self.gather(query, (window * span.now + from, block.now), (kv_head * group, group));
+                let [key, value] = [key, value].map(|x| self.gather(x, (window * keys, seen), (kv_head, 1)));
+                let scores = self.scores(session.pass.isa, &query, &key, block, kv_head * group);
+                Ok(matmul_nn(session.pass.isa, &scores.shares, &value, seen))
             },
-            |of, values| {
-                self.scatter(&values, &mut out, (of.window * span.now, span.now), of.kv_head * group);
+            |&(of, from), values| {
+                self.scatter(&values, &mut out, (of.window * span.now + from, block(from).now), of.kv_head * group);
                 Ok(())
             },
         )?;

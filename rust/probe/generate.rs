@@ -8,7 +8,7 @@ use super::attention::Span;
 use super::embedding::embedded;
 use super::head::{last_states, logits};
 use super::layer::{KeyValueCache, LoadedLayer};
-use super::tokens::{WINDOW, unit};
+use super::tokens::{Seed, WINDOW};
 use super::vocabulary::Vocabulary;
 use crate::arch::Runnable;
 use crate::checkpoint::stream::Pass;
@@ -18,37 +18,50 @@ use crate::simd::Isa;
 use crate::simd::math::exp_minus;
 
 /// Tokens of a text.
-const TEXT: usize = 32;
+pub(super) const TEXT: usize = 32;
 
-/// Samples all but the first tokens of the texts in `tokens`, which are whole windows from token `number` of the run on.
-/// Returns the number of multiply-adds.
-pub(super) fn generate(
-    pass: Pass<'_>,
-    model: &Runnable<'_>,
-    vocabulary: &Vocabulary,
-    number: usize,
-    tokens: &mut [u32],
-) -> Result<usize> {
+/// Texts to generate, one after the other in a list of tokens.
+pub(super) struct Texts<'v> {
+    pub(super) vocabulary: &'v Vocabulary,
+    pub(super) seed: Seed,
+    /// Number of the first token, for the generator.
+    pub(super) number: usize,
+    /// Tokens of a text. The first is given.
+    pub(super) length: usize,
+    /// Where the vocabulary has a first token, the second of so many tokens is given, too.
+    pub(super) given_every: usize,
+}
+
+impl<'v> Texts<'v> {
+    /// The texts of windows of the probe from token `number` of the run on.
+    pub(super) fn of_windows(vocabulary: &'v Vocabulary, number: usize) -> Self {
+        Self { vocabulary, seed: Seed::PROBE, number, length: TEXT, given_every: WINDOW }
+    }
+}
+
+/// Samples all but the given tokens of the `texts` in `tokens`. Returns the number of multiply-adds.
+pub(super) fn generate(pass: Pass<'_>, model: &Runnable<'_>, texts: &Texts<'_>, tokens: &mut [u32]) -> Result<usize> {
+    let &Texts { vocabulary, seed, number, length, given_every } = texts;
     let mut session = Session::new(pass, model);
     session.hold()?;
-    let layers = model.layers.iter().map(|layer| Ok((LoadedLayer::new(&session, layer)?, KeyValueCache::default())));
+    let layers =
+        model.layers.iter().map(|layer| Ok((LoadedLayer::new(&session, layer, length)?, KeyValueCache::default())));
     let mut layers: Vec<(LoadedLayer<'_, '_>, KeyValueCache)> = layers.collect::<Result<_>>()?;
     let bytes = model.body_bytes() + model.head().bytes();
-    pass.progress.begin(Stage::Write, bytes * (TEXT - 1) as u64);
-    let texts = tokens.len() / TEXT;
-    for position in 0..TEXT - 1 {
+    pass.progress.begin(Stage::Write, bytes * (length - 1) as u64);
+    let texts = tokens.len() / length;
+    for position in 0..length - 1 {
         let span = Span { windows: texts, before: position, now: 1 };
-        let given: Vec<u32> = tokens.iter().skip(position).step_by(TEXT).copied().collect();
+        let given: Vec<u32> = tokens.iter().skip(position).step_by(length).copied().collect();
         let mut x = embedded(&session, &given, span)?;
         for (layer, cache) in &mut layers {
             x = layer.forward(&x, span, Some(cache))?.0;
         }
-        // The first two tokens of a window are given if the first is that of the vocabulary.
         let found = logits(&session, &last_states(&session, &x)?)?;
         for text in 0..texts {
-            let at = text * TEXT + position + 1;
-            if vocabulary.first().is_none() || at % WINDOW != 1 {
-                tokens[at] = sampled(pass.isa, vocabulary, found.row(text), unit(number + at));
+            let at = text * length + position + 1;
+            if vocabulary.first().is_none() || at % given_every != 1 {
+                tokens[at] = sampled(pass.isa, vocabulary, found.row(text), seed.unit(number + at));
             }
         }
     }

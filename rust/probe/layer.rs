@@ -8,7 +8,6 @@ use super::ffn::{self, MlpTrace};
 use super::matmul::stored::{Direction, Operand, product};
 use super::moe::{self, MoeTrace};
 use super::norm::NormLayer;
-use super::tokens::WINDOW;
 use super::{LinearOutput, Session};
 use crate::arch::rope::RopeTable;
 use crate::arch::{Attention, Ffn, Layer, Linear, Mixer, Norm, ParameterVector, Projection};
@@ -89,7 +88,8 @@ pub(super) struct LoadedLayer<'s, 'a> {
 }
 
 impl<'s, 'a> LoadedLayer<'s, 'a> {
-    pub(super) fn new(session: &'s Session<'a>, layer: &'a Layer<'a>) -> Result<Self> {
+    /// Reads the vectors of `layer`, for windows of at most `positions` tokens.
+    pub(super) fn new(session: &'s Session<'a>, layer: &'a Layer<'a>, positions: usize) -> Result<Self> {
         let conventions = &session.model.conventions;
         let Mixer::Attention(attention) = &layer.mixer;
         let shape = attention.heads;
@@ -113,7 +113,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
             session,
             layer,
             attention,
-            rope: attention.rope.as_ref().map(|rope| rope.table(WINDOW)),
+            rope: attention.rope.as_ref().map(|rope| rope.table(positions)),
             query_norm: norm(attention.query_norm, shape.queries * shape.size)?,
             key_norm: norm(attention.key_norm, shape.keys * shape.size)?,
             mixer_in: of_stream(layer.mixer_in)?,

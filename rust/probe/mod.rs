@@ -12,13 +12,14 @@
 //! | `activations` `matmul` | one vector for each token; products with matrices in files and in memory |
 //! | `norm` `attention` `gating` `ffn` `routing` `moe` | the parts of a layer, forward and back |
 //! | `embedding` `layer` `head` | the input of the model, one layer, the output |
-//! | `run` `generate` | the order of a run; windows that the model generates |
+//! | `run` `generate` `forward` | the order of a run; windows that the model generates; forward passes alone |
 //! | `moments` | the sums of squared gradients of a matrix |
 
 mod activations;
 mod attention;
 mod embedding;
 mod ffn;
+pub(crate) mod forward;
 mod gating;
 mod generate;
 mod head;

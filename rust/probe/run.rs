@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use super::activations::Activations;
 use super::attention::Span;
 use super::embedding::embedded;
-use super::generate::generate;
+use super::generate::{Texts, generate};
 use super::head::{LogitTrace, back_through_head, visited_bytes};
 use super::layer::{LayerTrace, LoadedLayer};
 use super::moments::Moments;
@@ -175,7 +175,8 @@ impl<'s, 'a> Run<'s, 'a> {
         self.traces.clear();
         let mut tokens = tokens::windows(self.vocabulary, self.windows(), count);
         if self.options.mode == Mode::Written {
-            let multiply_adds = generate(pass, model, self.vocabulary, self.tokens.len(), &mut tokens)?;
+            let texts = Texts::of_windows(self.vocabulary, self.tokens.len());
+            let multiply_adds = generate(pass, model, &texts, &mut tokens)?;
             self.session.count(multiply_adds);
         }
         pass.progress.begin(Stage::Probe, model.body_bytes());
@@ -184,7 +185,7 @@ impl<'s, 'a> Run<'s, 'a> {
         self.tokens.extend(tokens);
         for (layer, input) in model.layers.iter().zip(&mut self.inputs) {
             input.values.extend_from_slice(&x.values);
-            let (next, trace) = LoadedLayer::new(self.session, layer)?.forward(&x, span, None)?;
+            let (next, trace) = LoadedLayer::new(self.session, layer, WINDOW)?.forward(&x, span, None)?;
             if !next.is_finite() {
                 return Err(overflow(self.session, layer));
             }
@@ -215,7 +216,7 @@ impl<'s, 'a> Run<'s, 'a> {
         self.session.add_moments(&model.head(), &found.moments);
         let mut gradients = found.stream;
         for (layer, x) in model.layers.iter().zip(std::mem::take(&mut self.inputs)).rev() {
-            let loaded = LoadedLayer::new(self.session, layer)?;
+            let loaded = LoadedLayer::new(self.session, layer, WINDOW)?;
             let trace = match self.traces.remove(&layer.index) {
                 Some(trace) => trace,
                 None => loaded.forward(&x, span, None)?.1,
@@ -240,7 +241,7 @@ impl<'s, 'a> Run<'s, 'a> {
 }
 
 /// The error for a layer with a non-finite output: that of a non-finite weight if there is one, else an overflow.
-fn overflow(session: &Session<'_>, layer: &Layer<'_>) -> Error {
+pub(super) fn overflow(session: &Session<'_>, layer: &Layer<'_>) -> Error {
     let checkpoint = session.pass.checkpoint;
     let views = layer.linears().into_iter().filter_map(|linear| linear.view(checkpoint));
     let matrices: Vec<(View, Matrix)> = views.filter_map(|view| Some((view, view.matrix(checkpoint)?))).collect();

@@ -7,7 +7,7 @@ pub(crate) const WINDOW: usize = 64;
 
 /// `SplitMix64` at position `at` of stream `stream`.
 #[must_use]
-pub(super) fn bits(stream: u64, at: u64) -> u64 {
+pub(crate) fn bits(stream: u64, at: u64) -> u64 {
     let mut z =
         stream.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(at.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -15,15 +15,33 @@ pub(super) fn bits(stream: u64, at: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Streams of the generator; signs have one for each draw, from `SIGNS` on.
-const TOKENS: u64 = 1;
-const SAMPLES: u64 = 2;
+/// The first stream of the generator for random signs, which have one for each draw.
 const SIGNS: u64 = 16;
 
-/// A uniform number in `[0, 1)` for sampling token `at`.
-#[must_use]
-pub(super) fn unit(at: usize) -> f64 {
-    (bits(SAMPLES, at as u64) >> 11) as f64 / (1_u64 << 53) as f64
+/// The streams of the generator that one purpose draws its tokens from. What was planned on the tokens of one seed is
+/// measured on those of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seed {
+    tokens: u64,
+    samples: u64,
+}
+
+impl Seed {
+    pub(crate) const PROBE: Self = Self { tokens: 1, samples: 2 };
+    pub(crate) const EVALUATION: Self = Self { tokens: 3, samples: 4 };
+
+    /// A uniform number in `[0, 1)` for sampling token `at`.
+    #[must_use]
+    pub(super) fn unit(self, at: usize) -> f64 {
+        (bits(self.samples, at as u64) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Random token `at`, one of `allowed`.
+    #[must_use]
+    pub(super) fn token(self, at: usize, allowed: &[u32]) -> u32 {
+        // Multiply-shift instead of a remainder; the bias is below 2⁻³².
+        allowed[((u128::from(bits(self.tokens, at as u64)) * allowed.len() as u128) >> 64) as usize]
+    }
 }
 
 /// Makes windows `first..first + count`. Each begins with the vocabulary's first token, if there is one, and continues with
@@ -33,8 +51,7 @@ pub(super) fn windows(vocabulary: &Vocabulary, first: usize, count: usize) -> Ve
     let allowed = vocabulary.allowed();
     let token = |at: usize| match vocabulary.first() {
         Some(token) if at.is_multiple_of(WINDOW) => token,
-        // Multiply-shift instead of a remainder; the bias is below 2⁻³².
-        _ => allowed[((u128::from(bits(TOKENS, at as u64)) * allowed.len() as u128) >> 64) as usize],
+        _ => Seed::PROBE.token(at, allowed),
     };
     (first * WINDOW..(first + count) * WINDOW).map(token).collect()
 }
@@ -95,6 +112,6 @@ mod tests {
     fn the_generator_is_the_one_it_was() {
         // Sensitivities, plans and files depend on it.
         let expected = [17_629_623_748_622_851_610, 13_810_761_654_074_628_661, 17_325_216_486_198_807_156];
-        assert_eq!([bits(TOKENS, 0), bits(TOKENS, 1), bits(SIGNS, 0)], expected);
+        assert_eq!([bits(Seed::PROBE.tokens, 0), bits(Seed::PROBE.tokens, 1), bits(SIGNS, 0)], expected);
     }
 }

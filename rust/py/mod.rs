@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Kind, Result};
 use crate::option::OptionName;
 use crate::pipeline::{
-    self, AnalysisRequest, ConfigRequest, OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest, VerifyRequest,
+    self, AnalysisRequest, ConfigRequest, EvalRequest, LogitsRequest, OutputRequest, PlanRequest, ProbeRequest,
+    QuantizeRequest, VerifyRequest,
 };
 use crate::progress::Progress;
 
@@ -28,7 +29,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[pyo3(name = "_native")]
 pub mod native {
     #[pymodule_export]
-    use super::{call, cpu_level, defaults, options, version, weights};
+    use super::{call, cpu_level, defaults, logits, options, version, weights};
 }
 
 /// The crate's version.
@@ -62,6 +63,16 @@ fn weights<'py>(py: Python<'py>, model: &str, tensor: &str) -> PyResult<(Vec<u64
     Ok((found.shape, PyBytes::new(py, bytemuck::cast_slice(&found.values))))
 }
 
+/// Runs the model of the JSON text `request` on its tokens: the shape, and the logits as little-endian `f32`.
+#[pyfunction]
+fn logits<'py>(py: Python<'py>, request: &[u8]) -> PyResult<([usize; 2], Bound<'py, PyBytes>)> {
+    let request: LogitsRequest =
+        serde_json::from_slice(request).map_err(|fault| exception(py, &Error::Request(fault.to_string())))?;
+    let found = py.detach(|| pipeline::logits(&request, &Progress::default()));
+    let found = found.map_err(|error| exception(py, &error))?;
+    Ok((found.shape, PyBytes::new(py, bytemuck::cast_slice(&found.values))))
+}
+
 /// Runs `verb` on the JSON text `request`, and returns the report as JSON text in UTF-8.
 ///
 /// It calls `progress`, if given, every 50 ms with the stage, the bytes done, and the bytes in all.
@@ -83,6 +94,7 @@ fn call<'py>(
         "complete_config" => {
             run(py, request, progress, |request: &ConfigRequest, _| pipeline::complete_config(request))
         }
+        "eval" => run(py, request, progress, |request: &EvalRequest, watch| pipeline::eval(request, watch)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
         _ => Err(PyValueError::new_err(format!("unknown verb `{verb}`"))),
     };

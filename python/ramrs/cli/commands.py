@@ -35,7 +35,10 @@ ModelOrAnalysis = Annotated[
     Path, typer.Argument(help="Directory of the checkpoint, or a saved analysis.", show_default=False)
 ]
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory that ramrs wrote.", show_default=False)]
-Loadable = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory that mlx_lm loads.", show_default=False)]
+Outputs = Annotated[
+    list[Path],
+    typer.Argument(metavar="OUTPUT...", help="Directories of what to measure.", show_default=False),
+]
 OutFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 OutDirectory = Annotated[
     Path | None,
@@ -140,14 +143,20 @@ def verify(screen: Screen, out: Output, *, options: VerifyOptions) -> None:
 
 
 @command(app, EvalOptions, name="eval")
-def evaluate(screen: Screen, out: Loadable, reference: Reference, *, options: EvalOptions) -> None:
-    """Measure KL divergence, perplexity and top-1 agreement of a model against its reference."""
+def evaluate(screen: Screen, out: Outputs, reference: Reference, *, options: EvalOptions) -> None:
+    """Measure KL divergence, perplexity and top-1 agreement of models against their reference."""
     given: Any = options
     if given["bos"] not in ("auto", "none"):
         given["bos"] = _token(given["bos"])
     with screen.progress() as bar:
-        found = ramrs.eval(out, reference=reference, progress=bar, **options)
-    screen.show(found, lambda: reports.evaluated(screen, found))
+        found = ramrs.eval(tuple(out), reference=reference, progress=bar, **options)
+    if len(found) == 1:
+        screen.show(found[0], lambda: reports.evaluated(screen, found[0]))
+    else:
+        screen.show(found, lambda: reports.all_evaluated(screen, found))
+    for each in found:
+        for failure in each.failures:
+            screen.fail("limit", failure if len(found) == 1 else f"{each.output}: {failure}")
 
 
 def _token(text: str) -> int:

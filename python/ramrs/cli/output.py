@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,10 +63,11 @@ class Screen:
             log.removeHandler(handler)
             log.setLevel(logging.NOTSET)
 
-    def show(self, report: Report, print_text: Callable[[], None]) -> None:
-        """Print a report as JSON, or as text by ``print_text``."""
+    def show(self, report: Report | Sequence[Report], print_text: Callable[[], None]) -> None:
+        """Print a report, or several, as JSON, or as text by ``print_text``."""
         if self.as_json:
-            sys.stdout.write(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            form = [each.to_dict() for each in report] if isinstance(report, Sequence) else report.to_dict()
+            sys.stdout.write(json.dumps(form, indent=2, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         else:
             print_text()
@@ -92,6 +93,11 @@ class Screen:
         """Print something that is not the result."""
         if not self.quiet:
             self.err.print(text, markup=False)
+
+    def fail(self, slug: str, message: str) -> None:
+        """Print why the result is not what it should be, and exit with the code for that."""
+        self._error(slug, message, None)
+        self.exit_code = NO
 
     def failure(self, fault: BaseException) -> int:
         """Print an error, and return the exit code for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ramrs.cli.output import Screen, Table
@@ -210,19 +211,55 @@ def verified(screen: Screen, report: VerifyReport) -> None:
 
 def evaluated(screen: Screen, found: Evaluation) -> None:
     """Print how far a model is from its reference."""
+    reference = _measured(found.reference_perplexity_mean, found.reference_perplexity_mean_error, ".3f")
+    perplexity = _measured(found.perplexity_mean, found.perplexity_mean_error, ".3f")
+    error = found.top1_agreement_error
+    agreement = _measured(100 * found.top1_agreement, None if error is None else 100 * error, ".2f")
     screen.facts(
         [
-            ("windows", f"{found.windows} of {found.window} tokens, {found.bos_note}; {found.tokens:,} predictions"),
+            ("windows", _windows(found)),
             ("computed", found.computed),
             (
                 "KL",
-                f"{found.kl_mean:.5f} mean, {found.kl_median:.5f} median, {found.kl_p99:.5f} 99th percentile (nats)",
+                f"{_measured(found.kl_mean, found.kl_mean_error, '.5f')} mean, "
+                f"{_measured(found.kl_median, found.kl_median_error, '.5f')} median, "
+                f"{_measured(found.kl_p99, found.kl_p99_error, '.5f')} 99th percentile (nats)",
             ),
-            ("perplexity", f"{found.perplexity_mean:.3f} mean, {found.perplexity_median:.3f} median"),
-            (
-                "reference",
-                f"{found.reference_perplexity_mean:.3f} mean, {found.reference_perplexity_median:.3f} median",
-            ),
-            ("top-1", f"{100 * found.top1_agreement:.2f} % agreement"),
+            ("perplexity", f"{perplexity} mean, {found.perplexity_median:.3f} median"),
+            ("reference", f"{reference} mean, {found.reference_perplexity_median:.3f} median"),
+            ("top-1", f"{agreement} % agreement"),
         ]
     )
+
+
+def all_evaluated(screen: Screen, found: Sequence[Evaluation]) -> None:
+    """Print how far several models are from their reference."""
+    first = found[0]
+    reference = _measured(first.reference_perplexity_mean, first.reference_perplexity_mean_error, ".3f")
+    screen.facts(
+        [("windows", _windows(first)), ("computed", first.computed), ("reference", f"perplexity {reference} mean")]
+    )
+    screen.line()
+    table = Table("output", "KL mean>", "median>", "99th percentile>", "perplexity>", "top-1 %>")
+    for each in found:
+        error = each.top1_agreement_error
+        table.add_row(
+            each.output,
+            _measured(each.kl_mean, each.kl_mean_error, ".5f"),
+            _measured(each.kl_median, each.kl_median_error, ".5f"),
+            _measured(each.kl_p99, each.kl_p99_error, ".5f"),
+            _measured(each.perplexity_mean, each.perplexity_mean_error, ".3f"),
+            _measured(100 * each.top1_agreement, None if error is None else 100 * error, ".2f"),
+        )
+    table.print(screen)
+
+
+def _windows(found: Evaluation) -> str:
+    """Say what a model was run on."""
+    origin = {"given": "", "written": ", written by the reference", "random": ", random"}[found.origin]
+    return f"{found.windows} of {found.window} tokens{origin}, {found.bos_note}; {found.tokens:,} predictions"
+
+
+def _measured(value: float, error: float | None, form: str) -> str:
+    """Say a number with its standard error."""
+    return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"

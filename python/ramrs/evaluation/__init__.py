@@ -1,5 +1,5 @@
-"""How far a model is from its reference. Needs the extra ``ramrs[eval]``."""
+"""How far models are from their reference: by ramrs' own forward pass, or by mlx-lm."""
 
-from ramrs.evaluation.compare import evaluate
+from ramrs.evaluation.verb import evaluate
 
 __all__ = ["evaluate"]

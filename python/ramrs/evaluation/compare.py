@@ -1,17 +1,16 @@
-"""KL divergence, perplexity and top-1 agreement of a model against its reference.
+"""KL divergence, perplexity and top-1 agreement of models against their reference, as mlx-lm runs them.
 
-``mlx_lm`` loads both models. MLX's matrix products on a CPU are a hundred times slower than a tuned BLAS. By default,
-therefore, weights are decoded to float32, NumPy multiplies in linear layers, embeddings and attention, and the runtime
-does the rest. This measures the model that the file holds, without the rounding of 16-bit arithmetic. ``runtime=True``
-measures the runtime as it is.
+``mlx_lm`` loads all models. MLX's matrix products on a CPU are a hundred times slower than a tuned BLAS. In
+``mlx-float32``, therefore, weights are decoded to float32, NumPy multiplies in linear layers, embeddings and attention,
+and the runtime does the rest. This measures the model that the file holds, without the rounding of 16-bit arithmetic.
+``mlx`` measures the runtime as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 
 from ramrs._core import Callback
 from ramrs.errors import CheckpointError, ConfigError
+from ramrs.evaluation import tokens
+from ramrs.evaluation.tokens import json_object
 from ramrs.options import EvalOptions
 from ramrs.types import Evaluation, Progress
 
@@ -28,88 +29,48 @@ __all__ = ["evaluate"]
 _POSITIONS = 64
 """Positions to compare at a time: each takes memory in proportion to the vocabulary."""
 
+_WINDOW = 256
+"""Tokens of a window, if the user does not say."""
 
-def evaluate(output: Path, reference: Path, options: EvalOptions, progress: Callback | None) -> Evaluation:
-    """Evaluate ``output`` against ``reference`` with resolved options: see :func:`ramrs.eval`."""
-    window, runtime = options["window"], options["runtime"]
-    text, tokens = (None if path is None else Path(path) for path in (options["text"], options["tokens"]))
-    ids = _token_ids(reference, text, tokens)
-    for model in (reference, output):
+
+def evaluate(
+    outputs: Sequence[Path], reference: Path, options: EvalOptions, progress: Callback | None
+) -> list[Evaluation]:
+    """Evaluate ``outputs`` against ``reference`` with resolved options: see :func:`ramrs.eval`."""
+    runtime = options["runtime"] in ("mlx", True)
+    ids = tokens.read(reference, options["text"], options["tokens"])
+    for model in (reference, *outputs):
         _in_vocabulary(ids, model)
     first, note = _bos(reference, options["bos"])
+    window = options["window"] or _WINDOW
     windows = _windows(ids, window, options["max_tokens"], first)
+    evaluations = []
     with _runtime(runtime) as load:
-        models = [load(reference), _load_output(load, output, reference)]
-        found = _Sums()
-        for done, row in enumerate(windows):
-            if progress is not None:
-                progress(Progress("eval", done * window, len(windows) * window))
-            logits = [_logits(model, row) for model in models]
-            if logits[0].shape != logits[1].shape:
-                one, other = (each.shape[-1] for each in logits)
-                message = f"{output}: has a vocabulary of {other}, and {reference} one of {one}: nothing to compare"
-                raise CheckpointError(message, slug="other-model", path=str(output))
-            found.add(logits, row)
+        loaded, total = load(reference), len(outputs) * len(windows) * window
+        for at, output in enumerate(outputs):
+            models = [loaded, _load_output(load, output, reference)]
+            found = _Sums()
+            for done, row in enumerate(windows):
+                if progress is not None:
+                    progress(Progress("eval", (at * len(windows) + done) * window, total))
+                logits = [_logits(model, row) for model in models]
+                if logits[0].shape != logits[1].shape:
+                    one, other = (each.shape[-1] for each in logits)
+                    message = f"{output}: has a vocabulary of {other}, and {reference} one of {one}: nothing to compare"
+                    raise CheckpointError(message, slug="other-model", path=str(output))
+                found.add(logits, row)
+            computed = "mlx-lm, with its own kernels" if runtime else "mlx-lm, in float32 on decoded weights"
+            evaluations.append(found.evaluation(output, windows.shape[1], first, note, computed))
     if progress is not None:
-        progress(Progress("eval", len(windows) * window, len(windows) * window))
-    computed = "the runtime's own kernels" if runtime else "float32 on decoded weights"
-    return found.evaluation(windows.shape[1], first, note, computed)
-
-
-def _token_ids(reference: Path, text: Path | None, tokens: Path | None) -> NDArray[np.int64]:
-    """Read the token ids to evaluate on."""
-    if tokens is not None and text is None:
-        ids = _saved_ids(tokens)
-    elif text is not None and tokens is None:
-        ids = _encoded(reference, text)
-    else:
-        raise ConfigError("⟨text⟩ or ⟨tokens⟩: give the one or the other", slug="bad-option")
-    return ids
+        progress(Progress("eval", total, total))
+    return evaluations
 
 
 def _in_vocabulary(ids: NDArray[np.int64], model: Path) -> None:
-    vocabulary = _json(model / "config.json").get("vocab_size")
+    vocabulary = json_object(model / "config.json").get("vocab_size")
     if ids.size and isinstance(vocabulary, int) and not 0 <= ids.min() <= ids.max() < vocabulary:
         message = f"token ids from {ids.min()} to {ids.max()}, and the vocabulary of {model} has {vocabulary}"
         raise ConfigError(message, slug="bad-option", hint="give ids of this model's own tokenizer")
-
-
-def _saved_ids(path: Path) -> NDArray[np.int64]:
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as fault:
-        message = f"⟨tokens⟩ `{path}`: not an .npy file: {fault}"
-        raise ConfigError(message, slug="bad-option", path=str(path)) from fault
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-        message = f"⟨tokens⟩ `{path}`: not a list of token ids, which is an array of integers of one dimension"
-        raise ConfigError(message, slug="bad-option", path=str(path))
-    return np.asarray(ids, dtype=np.int64)
-
-
-def _encoded(reference: Path, text: Path) -> NDArray[np.int64]:
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as fault:
-        message = f"⟨text⟩ `{text}`: not UTF-8: {fault.reason} at byte {fault.start}"
-        raise ConfigError(message, slug="bad-option", path=str(text)) from fault
-    tokenizer = _tokenizer(reference)
-    if tokenizer is None:
-        message = f"{reference}: no tokenizer.json"
-        hint = "give token ids with ⟨tokens=FILE.npy⟩"
-        raise CheckpointError(message, slug="no-tokenizer", hint=hint, path=str(reference / "tokenizer.json"))
-    return np.asarray(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
-
-
-def _tokenizer(reference: Path) -> Any | None:  # noqa: ANN401
-    path = reference / "tokenizer.json"
-    if not path.exists():
-        return None
-    with _mlx():
-        from tokenizers import Tokenizer
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as fault:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{path}: not a tokenizer: {fault}", slug="no-tokenizer", path=str(path)) from fault
 
 
 def _bos(reference: Path, bos: int | Literal["auto", "none"]) -> tuple[int | None, str]:
@@ -118,27 +79,19 @@ def _bos(reference: Path, bos: int | Literal["auto", "none"]) -> tuple[int | Non
         return None, "no BOS"
     if bos != "auto":
         return int(bos), f"BOS {bos}"
-    settings = _json(reference / "tokenizer_config.json")
+    settings = json_object(reference / "tokenizer_config.json")
     token = settings.get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    tokenizer = _tokenizer(reference) if token is not None else None
+    tokenizer = tokens.tokenizer(reference) if token is not None else None
     if tokenizer is not None:
         found = tokenizer.token_to_id(token)
         if found is not None:
             return found, f"BOS {token} ({found}) of the tokenizer"
     if settings and token is None:
         return None, "no BOS: the tokenizer has none"
-    found = _json(reference / "config.json").get("bos_token_id")
+    found = json_object(reference / "config.json").get("bos_token_id")
     found = found[0] if isinstance(found, list) else found
     return (found, f"BOS {found} of config.json") if found is not None else (None, "no BOS: none is known")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as fault:
-        raise CheckpointError(f"{path}: not JSON: {fault}", slug="config-syntax", path=str(path)) from fault
-    return found if isinstance(found, dict) else {}
 
 
 def _windows(ids: NDArray[np.int64], window: int, max_tokens: int | None, first: int | None) -> NDArray[np.int64]:
@@ -171,30 +124,35 @@ class _Sums:
     def __init__(self) -> None:
         self._kl: list[NDArray[np.float64]] = []
         self._nll: list[list[float]] = [[], []]
-        self._same = 0
+        self._same: list[int] = []
         self._tokens = 0
 
     def add(self, logits: list[NDArray[np.float32]], row: NDArray[np.int64]) -> None:
         """Add a window: logits of the reference and of the model."""
         nll = np.zeros(2)
+        same = 0
         for start in range(0, len(row) - 1, _POSITIONS):
             stop = min(start + _POSITIONS, len(row) - 1)
             reference, model = (_log_softmax(each[start:stop]) for each in logits)
             self._kl.append((np.exp(reference) * (reference - model)).sum(axis=-1))
-            self._same += int((reference.argmax(axis=-1) == model.argmax(axis=-1)).sum())
+            same += int((reference.argmax(axis=-1) == model.argmax(axis=-1)).sum())
             following = row[start + 1 : stop + 1, None]
             for which, each in enumerate((reference, model)):
                 nll[which] -= np.take_along_axis(each, following, axis=-1).sum()
         predicted = len(row) - 1
         self._tokens += predicted
+        self._same.append(same)
         for which in (0, 1):
             self._nll[which].append(float(nll[which]) / predicted)
 
-    def evaluation(self, window: int, bos: int | None, note: str, computed: str) -> Evaluation:
+    def evaluation(self, output: Path, window: int, bos: int | None, note: str, computed: str) -> Evaluation:
         """Return the result."""
         kl = np.concatenate(self._kl)
         reference, model = (np.asarray(each) for each in self._nll)
+        windows = kl.reshape(len(model), -1).mean(axis=1)
+        shares = np.asarray(self._same) / (self._tokens / len(model))
         return Evaluation(
+            output=str(output),
             kl_mean=float(kl.mean()),
             kl_median=float(np.median(kl)),
             kl_p99=float(np.percentile(kl, 99)),
@@ -202,14 +160,24 @@ class _Sums:
             perplexity_median=float(np.exp(np.median(model))),
             reference_perplexity_mean=float(np.exp(reference.mean())),
             reference_perplexity_median=float(np.exp(np.median(reference))),
-            top1_agreement=self._same / self._tokens,
+            top1_agreement=sum(self._same) / self._tokens,
             windows=len(model),
             window=window,
             tokens=self._tokens,
             bos=bos,
             bos_note=note,
             computed=computed,
+            kl_mean_error=_error(windows),
+            perplexity_mean_error=_error(model, float(np.exp(model.mean()))),
+            reference_perplexity_mean_error=_error(reference, float(np.exp(reference.mean()))),
+            top1_agreement_error=_error(shares),
         )
+
+
+def _error(windows: NDArray[np.float64], factor: float = 1.0) -> float | None:
+    """Return ``factor`` times the standard error of the mean over windows."""
+    count = len(windows)
+    return factor * float(windows.std(ddof=1)) / count**0.5 if count > 1 else None
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -231,7 +199,9 @@ def _mlx() -> Iterator[None]:
 
 def _load_output(load: Callable[[Path], Any], output: Path, reference: Path) -> Any:  # noqa: ANN401
     """Load an output; one that mlx-lm does not read is decoded into a checkpoint like the reference first."""
-    if (_json(output / "config.json").get("quantization_config") or {}).get("quant_method") != "compressed-tensors":
+    if (json_object(output / "config.json").get("quantization_config") or {}).get(
+        "quant_method"
+    ) != "compressed-tensors":
         return load(output)
     from ramrs.evaluation import decode
 

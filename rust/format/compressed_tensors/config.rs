@@ -78,11 +78,16 @@ fn weights(scheme: Scheme) -> Option<(&'static str, Value)> {
     Some((format, weights))
 }
 
+/// The keys of a group's `weights` that determine the scheme. Other writers add keys on how the codes were found.
+const KEYS: [&str; 6] = ["num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"];
+
 /// The scheme of `group`.
 fn scheme_of(group: &Value, schemes: &[Scheme]) -> Option<Scheme> {
-    let has_weights =
-        |scheme: &&Scheme| weights(**scheme).is_some_and(|(_, weights)| group.get("weights") == Some(&weights));
-    schemes.iter().find(has_weights).copied()
+    let given = group.get("weights")?;
+    let equal = |weights: &Value, key: &str| given.get(key).unwrap_or(&Value::Null) == &weights[key];
+    let is =
+        |scheme: &&Scheme| weights(**scheme).is_some_and(|(_, weights)| KEYS.iter().all(|key| equal(&weights, key)));
+    schemes.iter().find(is).copied()
 }
 
 /// The block `quantization_config`; `None` if nothing is quantized.
@@ -149,6 +154,8 @@ pub(super) fn described<'c>(config: &'c Config, schemes: &[Scheme]) -> Described
     let compiled = |targets: Option<&Value>| -> Vec<Regex> {
         let targets = targets.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let pattern = |target: &str| match target.strip_prefix("re:") {
+            // The name of a class, which all layers of matrices have.
+            None if target == "Linear" => Regex::new("").ok(),
             Some(pattern) => Regex::new(&format!("^(?:{pattern})")).ok(),
             None => Regex::new(&format!("^{}$", regex::escape(target))).ok(),
         };

@@ -109,7 +109,7 @@ impl Format for CompressedTensors {
             {
                 FP8_SCHEME
             }
-            Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } => return None,
+            Packing::Plain | Packing::Fp8 { .. } | Packing::Mxfp4 { .. } | Packing::Encoded(_) => return None,
         };
         // The scales are passed through, so they need the output's type.
         let is_read = scales == matrix.float.dtype() && self.candidates(name, matrix).contains(&scheme);

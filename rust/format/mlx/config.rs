@@ -92,18 +92,19 @@ fn block(modules: &[Module]) -> Option<Value> {
     Some(Value::Object(block))
 }
 
-/// Parses the block that [`block`] writes: the scheme of each module, by its path. An empty path stands for all others.
+/// Parses the block that [`block`] and `mlx-lm` write: the scheme of each module, by its path. An empty path stands for all others.
 pub(super) fn described(config: &Config) -> BTreeMap<String, Scheme> {
     let scheme = |entry: &Value| {
         let size = |key: &str| entry.get(key)?.as_u64();
         let (bits, group_size) = (size("bits")?.try_into().ok()?, size("group_size")?.try_into().ok()?);
-        match entry.get("mode").and_then(Value::as_str)? {
+        match entry.get("mode").and_then(Value::as_str).unwrap_or(AFFINE) {
             AFFINE => Affine::new(bits, group_size).map(Affine::scheme),
             "mxfp4" => Some(MXFP4_SCHEME),
             _ => None,
         }
     };
-    let Some(block) = config.get("quantization") else { return BTreeMap::new() };
+    let other = config.get("quantization_config").filter(|block| block.get("quant_method").is_none());
+    let Some(block) = config.get("quantization").or(other) else { return BTreeMap::new() };
     let top = scheme(block).map(|top| (String::new(), top));
     let module = |(path, entry): (&String, &Value)| match entry {
         Value::Bool(false) => Some((path.clone(), Scheme::KEPT)),

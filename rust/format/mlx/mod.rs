@@ -63,7 +63,7 @@ impl Format for Mlx {
             Packing::Int4 { group_size, .. } if source.scales == source.matrix.float.dtype() => {
                 Affine::new(4, (*group_size).try_into().ok()?).map(Affine::scheme)
             }
-            Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } => None,
+            Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } | Packing::Encoded(_) => None,
         }
     }
 
