@@ -105,7 +105,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
     let conversion = analysis_request.open(format)?;
-    for layout in &analysis_request.layout {
+    if let Some(layout) = &analysis_request.layout {
         progress
             .warn(format!("the tensors were laid out by {}: the source is what that made of the release", layout.by));
         layout.notes.iter().for_each(|note| progress.warn(note.clone()));
