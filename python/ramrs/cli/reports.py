@@ -219,7 +219,7 @@ def _in_runtime(found: RuntimeCheck) -> str:
     if found.difference is not None:
         same = found.difference <= found.bound
         words += f", and computes {'the same' if same else 'something else'} on {found.tokens} tokens: "
-        words += f"logits differ by {found.difference:.1g} of their range, at most"
+        words += f"logits differ by {found.difference:.1g} of their range, and may by {found.bound:g}"
     elif found.not_compared is not None:
         words += f", and its logits of {found.tokens} tokens are finite. Nothing was compared: {found.not_compared}"
     return words

@@ -158,7 +158,12 @@ def _tokens(output: Path) -> list[int]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep runtimes from the network, and their words from stdout, which is for results."""
-    settings = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+    }
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     try:

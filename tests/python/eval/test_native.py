@@ -19,9 +19,7 @@ RUN = [name for name in VARIANTS if name != "stablelm_parallel"]
 LOADED = [name for name in RUN if name != "qwen2_moe_dense"]
 """Those whose outputs mlx-lm loads, too."""
 
-RUN_RELEASES = [
-    name for name, release in RELEASES.items() if MODELS[release.config["model_type"]].probed
-]
+RUN_RELEASES = [name for name, release in RELEASES.items() if MODELS[release.config["model_type"]].probed]
 
 
 @pytest.fixture(scope="module")
