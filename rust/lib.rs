@@ -48,6 +48,7 @@ mod simd;
 pub use codec::{Effort, Scheme};
 pub use error::{Error, Result};
 pub use evaluate::{Divergence, Estimate, Quantiles, TokenOrigin};
+pub use format::{ForeignLayout, ReadKeys};
 pub use option::OptionName;
 pub use pipeline::*;
 pub use policy::PolicyOptions;

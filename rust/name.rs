@@ -141,7 +141,16 @@ const PARTS: [(&str, Role); 12] = [
 ];
 
 /// Ending of a module's path, and its role. The first match counts.
-const ROLES: [(&str, Role); 66] = [
+const ROLES: [(&str, Role); 76] = [
+    // Routers that are a layer within a module.
+    ("router.gate", Role::Router),
+    ("router.layer", Role::Router),
+    ("router.proj", Role::Router),
+    ("router.classifier", Role::Router),
+    ("gate.gate_proj", Role::Router),
+    ("gate.gate", Role::Router),
+    ("gate.proj", Role::Router),
+    ("gate.wg", Role::Router),
     // Names that attention and MLP share are told apart by their parent module.
     ("attn.c_proj", Role::Output),
     ("attn.c_attn", Role::QueryKeyValue),
@@ -155,8 +164,6 @@ const ROLES: [(&str, Role); 66] = [
     ("output.dense", Role::Down),
     ("mlp.c_fc", Role::Up),
     ("mlp.c_proj", Role::Down),
-    ("mlp.fc1", Role::Up),
-    ("mlp.fc2", Role::Down),
     ("mixer.in_proj", Role::Up),
     ("mixer.out_proj", Role::Down),
     ("embed_tokens", Role::Embedding),
@@ -195,6 +202,10 @@ const ROLES: [(&str, Role); 66] = [
     ("w1", Role::Gate),
     ("w3", Role::Up),
     ("w2", Role::Down),
+    ("fc1", Role::Up),
+    ("fc2", Role::Down),
+    ("input_linear", Role::GateUp),
+    ("output_linear", Role::Down),
     ("dense_h_to_4h", Role::Up),
     ("dense_4h_to_h", Role::Down),
     ("gate", Role::Router),
@@ -293,7 +304,7 @@ mod tests {
     use super::*;
 
     /// Real names, and what they are.
-    const SEEN: [(&str, Role, Option<usize>, Option<usize>); 40] = [
+    const SEEN: [(&str, Role, Option<usize>, Option<usize>); 45] = [
         ("model.embed_tokens.weight", Role::Embedding, None, None),
         ("lm_head.weight", Role::Head, None, None),
         ("model.norm.weight", Role::Norm, None, None),
@@ -320,6 +331,11 @@ mod tests {
         ("model.layers.3.mlp.experts.gate_up_proj_blocks", Role::GateUp, Some(3), None),
         ("model.layers.3.mlp.experts.7.down_proj.weight_packed", Role::Down, Some(3), Some(7)),
         ("model.layers.3.feed_forward.router.weight", Role::Router, Some(3), None),
+        ("model.layers.3.block_sparse_moe.router.layer.weight", Role::Router, Some(3), None),
+        ("model.layers.3.mlp.gate.gate_proj.weight", Role::Router, Some(3), None),
+        ("model.layers.3.mlp.gate.wg.weight", Role::Router, Some(3), None),
+        ("backbone.layers.3.mixer.switch_mlp.fc1.weight", Role::Up, Some(3), None),
+        ("backbone.layers.3.mixer.switch_mlp.fc2.weight", Role::Down, Some(3), None),
         ("language_model.model.layers.3.mlp.switch_mlp.up_proj.weight", Role::Up, Some(3), None),
         ("model.layers.3.self_attn.embed_q.weight", Role::Key, Some(3), None),
         ("backbone.layers.4.mixer.D", Role::Parameter, Some(4), None),

@@ -8,10 +8,11 @@ thread. An exception that it raises stops the job. Ctrl-C stops a job, too, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from ramrs import _native, formats
+from ramrs import _native, formats, runtimes
 from ramrs import options as opts
 from ramrs._core import Callback, call
 from ramrs.errors import ConfigError, renamed
@@ -25,7 +26,7 @@ from ramrs.options import (
     QuantizeOptions,
     VerifyOptions,
 )
-from ramrs.types import Analysis, Evaluation, Inspection, Plan, ProbeReport, QuantizeReport, VerifyReport
+from ramrs.types import Analysis, Evaluation, Inspection, Plan, ProbeReport, Problem, QuantizeReport, VerifyReport
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,15 +185,27 @@ def verify(output: PathLike, *, progress: Callback | None = None, **options: Unp
         **options: Those of :class:`~ramrs.options.VerifyOptions`:
 
     Returns:
-        The report; ``ok`` says whether the output is what the manifest says.
+        The report; ``ok`` says whether the output is what the manifest says, and loads and computes the same in the
+        ``runtime``, if one is asked for.
+
+    Raises:
+        ConfigError: The runtime is not installed, or does not read the output's format.
     """
     given = opts.resolve(VerifyOptions, "verify", options)
+    name = given["runtime"]
+    # Said before the work.
+    runtime = None if name is None else runtimes.find(name, Path(output))
     request = {
         "output": str(output),
         **opts.section(VerifyOptions, given, "verify"),
         "resources": opts.section(VerifyOptions, given, "resources"),
     }
-    return call("verify", request, VerifyReport, progress)
+    report = formats.verify(request, progress)
+    if name is None or runtime is None or not report.ok:
+        return report
+    found = runtimes.check(name, runtime, Path(output))
+    problems = [Problem(name, None, what) for what in found.problems]
+    return replace(report, ok=not problems, problems=(*report.problems, *problems), runtime=found)
 
 
 @overload

@@ -41,6 +41,7 @@ Objective = Literal["output", "mse", "mint"]
 Prior = Literal["roles", "none"]
 ProbeMode = Literal["auto", "random", "self"]
 EvalRuntime = Literal["mlx", "mlx-float32"]
+VerifyRuntime = Literal["mlx", "transformers", "llama.cpp"]
 Rules = Mapping[str, str] | str | Sequence[str]
 
 DEFAULTS: Mapping[str, Any] = json.loads(_native.defaults())
@@ -413,6 +414,13 @@ class _VerifyOptions(TypedDict, total=False):
             "manifest, exactly.",
             at="verify.source",
             cli=Path | None,
+        ),
+    ]
+    runtime: Annotated[
+        VerifyRuntime | None,
+        Option(
+            help="Load the output in a runtime, strictly, and run a few tokens in float32 on the CPU. The logits must "
+            "be those of ramrs.",
         ),
     ]
 

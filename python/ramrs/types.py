@@ -42,6 +42,7 @@ __all__ = [
     "QuantizeReport",
     "Quantized",
     "RoleSummary",
+    "RuntimeCheck",
     "Settings",
     "Shard",
     "Size",
@@ -151,6 +152,7 @@ class Settings(_Document):
     probe: Probed | None
     prior: Literal["roles", "none"]
     prior_version: int
+    laid_out_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,6 +463,27 @@ class Problem(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimeCheck(_Document):
+    """What a runtime made of an output."""
+
+    runtime: str
+    version: str
+    loads: bool
+    """Whether its strict loader takes all tensors, and misses none."""
+    tokens: int
+    """Tokens that it was run on, in float32 on the CPU."""
+    finite: bool | None
+    """Whether all logits are finite numbers; ``None`` if there are none."""
+    difference: float | None
+    """The largest difference of a logit from ramrs' own, as a share of their range."""
+    bound: float
+    """The largest difference that is the same model."""
+    not_compared: str | None
+    """Why nothing was compared, if nothing was."""
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport(_Document):
     """What ``verify`` found."""
 
@@ -471,6 +494,7 @@ class VerifyReport(_Document):
     compared_with_source: int
     unlisted: tuple[str, ...]
     problems: tuple[Problem, ...]
+    runtime: RuntimeCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,15 @@
 
 mod compressed_tensors;
 pub(crate) mod encoded;
+mod foreign;
 pub(crate) mod mlx;
 pub(crate) mod readable;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Matrix, View};
@@ -20,6 +24,8 @@ use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::option::OptionName;
+
+pub use foreign::ForeignLayout;
 
 /// The disposition of a source tensor in the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +185,16 @@ pub(crate) struct CardFacts {
     pub generic: &'static str,
 }
 
+/// Keys of `config.json` that the runtime's code for a model reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadKeys {
+    /// Keys without which it does not load the model.
+    pub required: BTreeSet<String>,
+    /// Keys that it has a default for.
+    pub optional: BTreeSet<String>,
+}
+
 /// A file next to the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SideFile {
@@ -275,6 +291,9 @@ pub(crate) trait Format: Send + Sync {
 
     /// The configuration and other files next to the weights.
     fn side_files(&self, output: &OutputModel<'_>) -> Vec<SideFile>;
+
+    /// Adds to `config` what the runtime reads there and `config` has elsewhere. `read` names keys that are not known here.
+    fn complete_config(&self, _config: &mut Config, _read: &ReadKeys) {}
 
     /// Looks up what a configuration says of a module, by its path; [`Scheme::KEPT`] if it is not quantized.
     fn described<'c>(&self, config: &'c Config) -> Described<'c>;

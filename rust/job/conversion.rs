@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::readable::prepare;
-use crate::format::{Arrangement, Disposition, Format, Module, Refusal, Target};
+use crate::format::{Arrangement, Disposition, ForeignLayout, Format, Module, Refusal, Target};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
 use crate::schema::{SourceId, analysis};
@@ -29,6 +29,8 @@ pub(crate) struct Conversion {
     pub format: Arc<dyn Format>,
     /// Whether source names and tensors are kept without a model-specific layout.
     pub generic: bool,
+    /// The program that laid the checkpoint out, if it is not a release.
+    pub laid_out_by: Option<String>,
     /// The disposition of each tensor of the checkpoint, in checkpoint order.
     pub dispositions: Vec<Disposition>,
     pub outputs: Vec<OutputTensor>,
@@ -73,8 +75,7 @@ pub(crate) struct Contribution {
 }
 
 impl OutputTensor {
-    fn new(checkpoint: &Checkpoint, format: &dyn Format, target: Target, first_matrix: usize) -> Self {
-        let name = Name::parse(&target.name);
+    fn new(checkpoint: &Checkpoint, format: &dyn Format, (name, target): (Name, Target), first_matrix: usize) -> Self {
         let Target { dtype, shape, stacked, unquantizable, .. } = &target;
         let subject = Subject { name: &name, dtype: *dtype, shape, stacked: *stacked, unquantizable: *unquantizable };
         let candidate = candidate(subject, format);
@@ -144,7 +145,12 @@ impl Conversion {
     ///
     /// # Errors
     /// The errors of opening the checkpoint and of [`Format::arrange`].
-    pub(crate) fn open(model: &Path, format: Arc<dyn Format>, generic: bool) -> Result<Self> {
+    pub(crate) fn open(
+        model: &Path,
+        format: Arc<dyn Format>,
+        generic: bool,
+        layout: Option<&ForeignLayout>,
+    ) -> Result<Self> {
         // A generic output has the names of the source.
         let mut checkpoint = if generic { Checkpoint::open(model)? } else { arch::open(model)? };
         if checkpoint.tensors.is_empty() {
@@ -152,8 +158,11 @@ impl Conversion {
             return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
         }
         prepare(&mut checkpoint, generic)?;
-        let arrangement = format.arrange(&checkpoint, generic)?;
-        let conversion = Self::with(checkpoint, format, generic, arrangement);
+        let mut arrangement = format.arrange(&checkpoint, generic)?;
+        if let Some(layout) = layout {
+            layout.apply(&mut arrangement);
+        }
+        let conversion = Self::with(checkpoint, format, generic, (arrangement, layout));
         // What the runtime refuses in any scheme is known before any work.
         conversion.check_refusals(|_| Scheme::KEPT)?;
         Ok(conversion)
@@ -163,15 +172,22 @@ impl Conversion {
     pub(crate) fn untouched(model: &Path, format: Arc<dyn Format>) -> Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let arrangement = Arrangement::untouched(&checkpoint);
-        Ok(Self::with(checkpoint, format, true, arrangement))
+        Ok(Self::with(checkpoint, format, true, (arrangement, None)))
     }
 
-    fn with(checkpoint: Checkpoint, format: Arc<dyn Format>, generic: bool, arrangement: Arrangement) -> Self {
+    fn with(
+        checkpoint: Checkpoint,
+        format: Arc<dyn Format>,
+        generic: bool,
+        (arrangement, layout): (Arrangement, Option<&ForeignLayout>),
+    ) -> Self {
         let Arrangement { targets, dispositions } = arrangement;
         let mut outputs: Vec<OutputTensor> = Vec::with_capacity(targets.len());
         for target in targets {
             let first_matrix = outputs.last().map_or(0, |last| last.matrices.end);
-            outputs.push(OutputTensor::new(&checkpoint, &*format, target, first_matrix));
+            let name = Name::parse(&target.name);
+            let name = layout.map_or_else(|| name.clone(), |layout| layout.named(name.clone()));
+            outputs.push(OutputTensor::new(&checkpoint, &*format, (name, target), first_matrix));
         }
         let mut contributions: Vec<Vec<Contribution>> = checkpoint.tensors.iter().map(|_| Vec::new()).collect();
         for (target, output) in outputs.iter().enumerate() {
@@ -183,7 +199,8 @@ impl Conversion {
                 }
             }
         }
-        Self { checkpoint, format, generic, dispositions, outputs, contributions }
+        let laid_out_by = layout.map(|layout| layout.by.clone());
+        Self { checkpoint, format, generic, laid_out_by, dispositions, outputs, contributions }
     }
 
     /// Checks, before any work, that the runtime loads the outputs in the schemes given by `scheme_of`.
@@ -264,11 +281,16 @@ impl Conversion {
 
     /// The role of part `part`. A part that is read together with a weight has the weight's role.
     pub(crate) fn role(&self, part: usize) -> Role {
-        let name = match self.checkpoint.uses[part] {
-            PartUse::Companion(tensor) => &self.checkpoint.tensors[tensor].name,
-            PartUse::Elements(_) | PartUse::Unused(_) => &self.checkpoint.parts[part].name,
+        let (name, tensor) = match self.checkpoint.uses[part] {
+            PartUse::Companion(tensor) => (&self.checkpoint.tensors[tensor].name, Some(tensor)),
+            PartUse::Elements(tensor) => (&self.checkpoint.parts[part].name, Some(tensor)),
+            PartUse::Unused(_) => (&self.checkpoint.parts[part].name, None),
         };
-        Name::parse(name).role
+        let outputs = tensor.into_iter().flat_map(|tensor| &self.contributions[tensor]);
+        let mut outputs = outputs.map(|contribution| &self.outputs[contribution.target]);
+        // The program that laid a checkpoint out may have said more than the name does.
+        let known = outputs.find(|output| self.laid_out_by.is_some() && output.target.name == *name);
+        known.map_or_else(|| Name::parse(name).role, |output| output.name.role)
     }
 
     /// Number of weights that are written, in any scheme.

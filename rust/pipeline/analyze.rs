@@ -18,7 +18,7 @@ use crate::sensitivity::{Candidate, MatrixSensitivity};
 /// # Errors
 /// The errors of opening and reading the checkpoint.
 pub fn analyze(request: &AnalysisRequest, progress: &Progress) -> Result<Analysis> {
-    let conversion = Conversion::open(&request.model, request.open_format()?, request.generic)?;
+    let conversion = request.open(request.open_format()?)?;
     conversion.check(request.strict, None, |warning| progress.warn(warning))?;
     let engine = Engine::new(&request.resources)?;
     engine.check_memory(&conversion, request)?;

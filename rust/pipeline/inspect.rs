@@ -92,7 +92,7 @@ pub struct TensorLine {
 /// The errors of opening the checkpoint.
 pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
     let (model, format) = (request.model.as_path(), request.open_format()?);
-    let (source, unsupported) = match Conversion::open(model, format.clone(), request.generic) {
+    let (source, unsupported) = match request.open(format.clone()) {
         Err(
             fault @ (Error::UnknownModel { .. }
             | Error::AlreadyQuantized { .. }

@@ -5,6 +5,7 @@
 
 mod analyze;
 mod check;
+mod configure;
 mod eval;
 mod explain;
 mod inspect;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use analyze::analyze;
 pub use check::{CheckRequest, check};
+pub use configure::{ConfigRequest, complete_config};
 pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, eval};
 pub use inspect::{Inspection, inspect};
 pub use logits::{Logits, LogitsRequest, logits};
@@ -39,7 +41,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use crate::codec::Effort;
 use crate::error::{Error, Result};
-use crate::format::{self, Format, FormatFacts, Runtime};
+use crate::format::{self, ForeignLayout, Format, FormatFacts, Runtime};
 use crate::job::conversion::Conversion;
 use crate::option::OptionName;
 use crate::policy::FLOOR_DB;
@@ -85,6 +87,8 @@ pub struct AnalysisRequest {
     pub tensor_parallel: u64,
     /// Whether to keep source names, without a model-specific layout.
     pub generic: bool,
+    /// What the program that laid the checkpoint out says of it, if it is not a release.
+    pub layout: Option<ForeignLayout>,
     /// Whether to fail on tensors of unknown role.
     pub strict: bool,
     /// Effort of the encoder.
@@ -111,6 +115,7 @@ impl Default for AnalysisRequest {
             target: None,
             tensor_parallel: 1,
             generic: false,
+            layout: None,
             strict: false,
             effort: Effort::default(),
             objective: Objective::default(),
@@ -126,6 +131,10 @@ impl Default for AnalysisRequest {
 impl AnalysisRequest {
     fn open_format(&self) -> Result<Arc<dyn Format>> {
         open_format(&self.format, self.target.as_deref(), self.tensor_parallel)
+    }
+
+    fn open(&self, format: Arc<dyn Format>) -> Result<Conversion> {
+        Conversion::open(&self.model, format, self.generic, self.layout.as_ref())
     }
 }
 

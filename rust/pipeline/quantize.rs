@@ -51,8 +51,6 @@ pub struct QuantizeRequest {
     /// Whether to run source and output at the end, and to fail if the output is not the model. By default the check is made
     /// if the job ran the probe, which costs more than the check.
     pub check: Option<bool>,
-    /// Name of the tool that laid out the source under the format's names, if the source is not the original release.
-    pub laid_out_by: Option<String>,
 }
 
 /// The result of a quantization.
@@ -109,9 +107,11 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
             .ok_or_else(|| Error::Stale { place: place.clone(), reason: reason() })?;
         (analysis_request.sensitivity, analysis_request.probe) = again;
     }
-    let conversion = Conversion::open(&analysis_request.model, format, analysis_request.generic)?;
-    if let Some(other) = &request.laid_out_by {
-        progress.warn(format!("the tensors were laid out by {other}: the source is what that made of the release"));
+    let conversion = analysis_request.open(format)?;
+    if let Some(layout) = &analysis_request.layout {
+        progress
+            .warn(format!("the tensors were laid out by {}: the source is what that made of the release", layout.by));
+        layout.notes.iter().for_each(|note| progress.warn(note.clone()));
     }
     conversion.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
@@ -349,7 +349,7 @@ impl QuantizeJob<'_> {
 
     /// Whether a runtime supports the output's layout.
     fn has_runtime(&self) -> bool {
-        !self.conversion.generic || self.request.laid_out_by.is_some()
+        !self.conversion.generic || self.conversion.laid_out_by.is_some()
     }
 
     /// Number of weights that are written, of any element type.

@@ -55,6 +55,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
         target: source.format.target().map(str::to_owned),
         tensor_parallel: source.format.tensor_parallel(),
         generic: source.generic,
+        laid_out_by: source.laid_out_by.clone(),
         effort: request.effort,
         objective: request.objective,
         sensitivity: label.to_owned(),

@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::codec::Scheme;
 use crate::container;
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{ForeignLayout, Format};
 use crate::job::conversion::Conversion;
 use crate::job::decode::{DecodeJob, Decoded, decode, find};
 use crate::job::encode::kept_digests;
@@ -30,6 +30,8 @@ pub struct VerifyRequest {
     pub output: PathBuf,
     /// Path of the source checkpoint, to recompute the errors.
     pub source: Option<PathBuf>,
+    /// What the program that laid the source out says of it, if it is not the release.
+    pub layout: Option<ForeignLayout>,
     /// Resources of the job.
     pub resources: Resources,
 }
@@ -139,7 +141,7 @@ fn verify_weights(
     let output = Checkpoint::open_as_stored(&request.output)?;
     let format = manifest.settings.open_format()?;
     let source = match &request.source {
-        Some(path) => Some(Conversion::open(path, format.clone(), manifest.settings.generic)?),
+        Some(path) => Some(Conversion::open(path, format.clone(), manifest.settings.generic, request.layout.as_ref())?),
         None => None,
     };
     if let Some(source) = &source

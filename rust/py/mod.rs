@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Kind, Result};
 use crate::option::OptionName;
 use crate::pipeline::{
-    self, AnalysisRequest, CheckRequest, EvalRequest, LogitsRequest, OutputRequest, PlanRequest, ProbeRequest,
-    QuantizeRequest, VerifyRequest,
+    self, AnalysisRequest, CheckRequest, ConfigRequest, EvalRequest, LogitsRequest, OutputRequest, PlanRequest,
+    ProbeRequest, QuantizeRequest, VerifyRequest,
 };
 use crate::progress::Progress;
 
@@ -92,6 +92,9 @@ fn call<'py>(
         "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
         "check_output" => run(py, request, progress, |request: &OutputRequest, _| pipeline::check_output(request)),
         "check" => run(py, request, progress, |request: &CheckRequest, watch| pipeline::check(request, watch)),
+        "complete_config" => {
+            run(py, request, progress, |request: &ConfigRequest, _| pipeline::complete_config(request))
+        }
         "eval" => run(py, request, progress, |request: &EvalRequest, watch| pipeline::eval(request, watch)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
         _ => Err(PyValueError::new_err(format!("unknown verb `{verb}`"))),

@@ -65,6 +65,9 @@ pub struct Settings {
     pub tensor_parallel: u64,
     /// Whether source names are kept, without a model-specific layout.
     pub generic: bool,
+    /// The program that laid the checkpoint out, if it is not a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub laid_out_by: Option<String>,
     /// Effort of the encoder.
     pub effort: Effort,
     /// The objective that plans minimise.

@@ -26,6 +26,7 @@ fn settings() -> Settings {
         target: None,
         tensor_parallel: 1,
         generic: false,
+        laid_out_by: None,
         effort: Effort::Normal,
         objective: Objective::Output,
         sensitivity: "weights".to_owned(),

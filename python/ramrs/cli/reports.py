@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ramrs.cli.output import Screen, Table
 from ramrs.options import FORMATS
-from ramrs.types import Analysis, Evaluation, Inspection, Plan, ProbeReport, QuantizeReport, VerifyReport
+from ramrs.types import Analysis, Evaluation, Inspection, Plan, ProbeReport, QuantizeReport, RuntimeCheck, VerifyReport
 
 _MOST_COLUMNS = 8
 
@@ -203,14 +203,30 @@ def verified(screen: Screen, report: VerifyReport) -> None:
             ("compared", f"{report.compared_with_source} tensors with the source"),
         ]
     )
+    if report.runtime is not None:
+        screen.facts([(report.runtime.runtime, _in_runtime(report.runtime))])
     if report.unlisted:
         screen.line(f"files that the manifest does not list: {', '.join(report.unlisted)}")
     for problem in report.problems:
         where = problem.file if problem.tensor is None else f"{problem.file}: {problem.tensor}"
         screen.line(f"{where}: {problem.what}")
     count = len(report.problems)
-    wrong = f"not as the manifest says: {count} problem{'s' if count > 1 else ''}"
+    at_fault = report.runtime is not None and len(report.runtime.problems) == count
+    wrong = f"not {'the same in the runtime' if at_fault else 'as the manifest says'}: "
+    wrong += f"{count} problem{'s' if count > 1 else ''}"
     screen.line("as the manifest says" if report.ok else wrong)
+
+
+def _in_runtime(found: RuntimeCheck) -> str:
+    """Say what a runtime made of an output."""
+    words = f"{found.version} loads it" if found.loads else f"{found.version} does not load it"
+    if found.difference is not None:
+        same = found.difference <= found.bound
+        words += f", and computes {'the same' if same else 'something else'} on {found.tokens} tokens: "
+        words += f"logits differ by {found.difference:.1g} of their range, and may by {found.bound:g}"
+    elif found.not_compared is not None:
+        words += f", and its logits of {found.tokens} tokens are finite. Nothing was compared: {found.not_compared}"
+    return words
 
 
 def evaluated(screen: Screen, found: Evaluation) -> None:

@@ -8,7 +8,7 @@ use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::readable::{check_names, is_beyond_layers, matrices, model_family, tied_head, weight_name};
-use crate::format::{Arrangement, Disposition, Target};
+use crate::format::{Arrangement, Disposition, Target, foreign};
 use crate::name::{Name, Role};
 
 /// The tensors that `mlx-lm` reads, and what becomes of each tensor of `checkpoint`.
@@ -250,13 +250,11 @@ impl Arranging<'_> {
 }
 
 /// `target` as a stack of matrices, if it has three dimensions and the role of a linear layer.
-fn as_stack(target: Target) -> Target {
+fn as_stack(mut target: Target) -> Target {
     use Role::{Down, Gate, GateUp, Key, Output, Query, QueryKeyValue, Up, Value};
     let is_linear = [Query, Key, Value, QueryKeyValue, Output, Gate, Up, GateUp, Down];
-    let &[count, ..] = target.shape.as_slice() else { return target };
-    if target.shape.len() != 3 || target.shape.contains(&0) || !is_linear.contains(&Name::parse(&target.name).role) {
-        return target;
+    if is_linear.contains(&Name::parse(&target.name).role) {
+        foreign::as_stack(&mut target);
     }
-    let views = (0..count).map(|at| target.views[0].matrix_of(at, count)).collect();
-    Target { views, stacked: true, ..target }
+    target
 }

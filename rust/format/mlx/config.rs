@@ -9,7 +9,9 @@ use crate::codec::Scheme;
 use crate::codec::affine::Affine;
 use crate::codec::float::mxfp4::MXFP4_SCHEME;
 use crate::format::readable::without_encodings;
-use crate::format::{Module, Refusal};
+use crate::format::{Module, ReadKeys, Refusal};
+
+use super::keys::complete;
 
 /// The mode of codes with a scale and a bias per group.
 const AFFINE: &str = "affine";
@@ -17,18 +19,22 @@ const AFFINE: &str = "affine";
 /// The source's configuration with sorted keys and the quantization block. The block occurs twice: MLX reads one key,
 /// the Hugging Face hub displays the other.
 pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String {
-    let source = without_encodings(source);
-    let mut config: BTreeMap<&str, Value> = source.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    let mut config = without_encodings(source);
     if !generic {
         config.remove("_name_or_path");
         config.remove("vision_config");
-        fill_defaults(&mut config, modules);
+        // Some of its models treat the head as tied by default and would drop the stored head.
+        if modules.iter().any(|module| module.path == "lm_head") {
+            config.entry("tie_word_embeddings").or_insert(Value::Bool(false));
+        }
+        complete(&mut config, &ReadKeys::default());
     }
     if let Some(block) = block(modules) {
-        config.insert("quantization", block.clone());
-        config.insert("quantization_config", block);
+        config.insert("quantization".to_owned(), block.clone());
+        config.insert("quantization_config".to_owned(), block);
     }
-    let sorted: Map<String, Value> = config.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let sorted: BTreeMap<String, Value> = config.into_iter().collect();
+    let sorted: Map<String, Value> = sorted.into_iter().collect();
     format!("{:#}\n", Value::Object(sorted))
 }
 
@@ -107,74 +113,6 @@ pub(super) fn described(config: &Config) -> BTreeMap<String, Scheme> {
     top.into_iter().chain(block.as_object().into_iter().flatten().filter_map(module)).collect()
 }
 
-/// Adds keys that `mlx-lm` requires but a configuration omits, because the release's code has the default, or stores
-/// elsewhere.
-fn fill_defaults(config: &mut BTreeMap<&str, Value>, modules: &[Module]) {
-    // Some of its models treat the head as tied by default and would drop the stored head.
-    if modules.iter().any(|module| module.path == "lm_head") {
-        config.entry("tie_word_embeddings").or_insert(Value::Bool(false));
-    }
-    for (key, value) in of_type(config) {
-        config.entry(key).or_insert(value);
-    }
-    let is_neox = config.get("model_type").and_then(Value::as_str) == Some("gpt_neox");
-    let names = if is_neox { ["rotary_emb_base", "rotary_pct"] } else { ["rope_theta", "partial_rotary_factor"] };
-    for (key, value) in rotary(config.get("rope_parameters"), names) {
-        config.entry(key).or_insert(value);
-    }
-    if let Some(Value::Object(text)) = config.get_mut("text_config") {
-        for (key, value) in rotary(text.get("rope_parameters"), names) {
-            text.entry(key).or_insert(value);
-        }
-    }
-}
-
-/// Keys that `mlx-lm` requires for one model type and newer configurations spell otherwise or omit.
-fn of_type(config: &BTreeMap<&str, Value>) -> Vec<(&'static str, Value)> {
-    let size = |key: &str| config.get(key).and_then(Value::as_u64);
-    let kinds: Vec<&str> =
-        config.get("layer_types").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-    // The first layer with full attention determines the interval, since such layers occur periodically.
-    let interval = kinds.iter().position(|kind| *kind == "full_attention").map(|at| json!(at + 1));
-    let rope = |kind: &str, key: &str| config.get("rope_parameters")?.get(kind)?.get(key).cloned();
-    let known = match config.get("model_type").and_then(Value::as_str) {
-        Some("mamba2") => {
-            let width = size("expand").zip(size("hidden_size")).map(|(expand, width)| expand.saturating_mul(width));
-            vec![("intermediate_size", width.map(|width| json!(width)))]
-        }
-        Some("qwen3_moe") => vec![("num_experts", config.get("num_local_experts").cloned())],
-        Some("qwen3_next") => vec![("full_attention_interval", interval)],
-        Some("gemma3_text") => {
-            let scaling = config.get("rope_parameters").and_then(|kinds| kinds.get("full_attention"));
-            vec![
-                ("rope_theta", rope("full_attention", "rope_theta")),
-                ("rope_scaling", scaling.and_then(scaling_of)),
-                ("rope_local_base_freq", rope("sliding_attention", "rope_theta")),
-                ("sliding_window_pattern", interval),
-            ]
-        }
-        _ => Vec::new(),
-    };
-    known.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
-}
-
-/// The value of the older key `rope_scaling`: all of `rope`, or null if the type is `default`.
-fn scaling_of(rope: &Value) -> Option<Value> {
-    let kind = rope.get("rope_type")?.as_str()?;
-    Some(if kind == "default" { Value::Null } else { rope.clone() })
-}
-
-/// The RoPE parameters that newer configurations store in one object, under the keys `names` that `mlx-lm` uses for the
-/// base and the rotary share. Without the base, `mlx-lm` would silently use 10000.
-fn rotary(parameters: Option<&Value>, names: [&'static str; 2]) -> Vec<(&'static str, Value)> {
-    let Some(rope) = parameters else { return Vec::new() };
-    let values = ["rope_theta", "partial_rotary_factor"].map(|key| rope.get(key));
-    let mut found: Vec<_> =
-        names.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?.clone()))).collect();
-    found.extend(scaling_of(rope).map(|scaling| ("rope_scaling", scaling)));
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,32 +169,5 @@ mod tests {
     fn a_head_of_its_own_is_said_to_be_one() {
         assert_eq!(parsed("{}", &[module("lm_head", "4g64")])["tie_word_embeddings"], json!(false));
         assert!(parsed("{}", &[module("a", "4g64")]).get("tie_word_embeddings").is_none());
-    }
-
-    #[test]
-    fn what_newer_configurations_say_in_other_words_is_said_in_the_old_ones() {
-        let moe = parsed(r#"{"model_type": "qwen3_moe", "num_local_experts": 8}"#, &[]);
-        assert_eq!(moe["num_experts"], json!(8));
-        let kinds = r#""layer_types": ["sliding_attention", "sliding_attention", "full_attention"]"#;
-        let next = parsed(&format!(r#"{{"model_type": "qwen3_next", {kinds}}}"#), &[]);
-        assert_eq!(next["full_attention_interval"], json!(3));
-        let rope = r#""rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8},
-            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}"#;
-        let gemma = parsed(&format!(r#"{{"model_type": "gemma3_text", {kinds}, {rope}}}"#), &[]);
-        assert_eq!(gemma["rope_theta"].as_f64(), Some(1e6));
-        assert_eq!(gemma["rope_scaling"]["factor"], json!(8));
-        assert_eq!(gemma["rope_local_base_freq"].as_f64(), Some(1e4));
-        assert_eq!(gemma["sliding_window_pattern"], json!(3));
-    }
-
-    #[test]
-    fn rope_parameters_are_spelled_out() {
-        let default = parsed(r#"{"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}"#, &[]);
-        assert_eq!(default["rope_theta"].as_f64(), Some(5e5));
-        assert_eq!(default["rope_scaling"], Value::Null);
-        let scaled = parsed(r#"{"rope_parameters": {"rope_theta": 1, "rope_type": "llama3", "factor": 8}}"#, &[]);
-        assert_eq!(scaled["rope_scaling"]["factor"], json!(8));
-        let told = parsed(r#"{"rope_theta": 7, "rope_parameters": {"rope_theta": 5e5}}"#, &[]);
-        assert_eq!(told["rope_theta"], json!(7));
     }
 }

@@ -9,10 +9,13 @@
 
 mod arrange;
 mod config;
+mod keys;
 
 use std::sync::Arc;
 
-use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SideFile};
+use super::{
+    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, ReadKeys, Refusal, Runtime, SideFile,
+};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::{Affine, AffineCodec};
@@ -81,6 +84,10 @@ impl Format for Mlx {
         let text = |source| config::text(source, output.modules, output.generic);
         let config = |source| SideFile { name: "config.json", text: text(source) };
         output.source.map(config).into_iter().collect()
+    }
+
+    fn complete_config(&self, config: &mut Config, read: &ReadKeys) {
+        keys::complete(config, read);
     }
 
     fn described<'c>(&self, config: &'c Config) -> Described<'c> {
