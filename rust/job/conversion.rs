@@ -170,7 +170,7 @@ impl Conversion {
 
     /// Opens a checkpoint that the format has no layout for, with every tensor under its source name.
     pub(crate) fn untouched(model: &Path, format: Arc<dyn Format>) -> Result<Self> {
-        let checkpoint = Checkpoint::open(model)?;
+        let checkpoint = arch::open(model)?;
         let arrangement = Arrangement::untouched(&checkpoint);
         Ok(Self::with(checkpoint, format, true, (arrangement, None)))
     }

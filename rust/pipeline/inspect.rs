@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::AnalysisRequest;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::prequantized::PartUse;
+use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
 use crate::job::conversion::{Conversion, Fate, OutputTensor};
 use crate::name::{Name, Role};
@@ -27,6 +27,8 @@ pub struct Inspection {
     pub roles: Vec<RoleLine>,
     /// The tensors, in file order.
     pub tensors: Vec<TensorLine>,
+    /// The names under which tensors are read, by their names in the files, where the two differ.
+    pub renamed: BTreeMap<String, String>,
     /// Paths of the other files.
     pub other_files: Vec<String>,
     /// Bits per weight with every matrix in its smallest scheme.
@@ -148,12 +150,18 @@ pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
         shards: source.checkpoint.shards.iter().map(|s| ShardLine { name: s.name.clone(), bytes: s.bytes }).collect(),
         roles: roles.into_values().collect(),
         tensors,
+        renamed: source.checkpoint.parts.iter().filter_map(renamed).collect(),
         other_files: source.checkpoint.other_files.iter().map(|file| file.display().to_string()).collect(),
         smallest_bpw: 8.0 * smallest as f64 / id.parameters.max(1) as f64,
         source: id,
         unsupported,
         warnings,
     })
+}
+
+/// The name of `part` in the file and the one that it is read under, if the two differ.
+fn renamed(part: &Part) -> Option<(String, String)> {
+    Some((part.stored.clone()?, part.name.clone()))
 }
 
 /// The fate of a part, the reason, and the names of the outputs.
