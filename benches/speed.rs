@@ -23,9 +23,10 @@ mod importance;
 use clock::processor_seconds;
 use importance::importance;
 use ramrs::bench::{
-    Affine, BAND_ROWS, CHUNK_BYTES, Checkpoint, Column, Effort, Encoded, Encoder, EnergyJob, Float, Gain, GridEncoder,
-    HELD_BYTES, Isa, Matrix, MatrixSensitivity, Member, Origin, PageBuffer, PartSpec, Pass, Progress, Reader, StackJob,
-    Vectors, View, Workers, append, bands, chunk_bands, curves, cut, energies, pack, read_at, rows_of,
+    Affine, BAND_ROWS, CHUNK_BYTES, Checkpoint, Column, DeadWeights, Effort, Encoded, Encoder, EnergyJob, Float, Gain,
+    GridEncoder, HELD_BYTES, Isa, Matrix, MatrixSensitivity, Member, Origin, PageBuffer, PartSpec, Pass, Progress,
+    Reader, StackJob, Vectors, View, Workers, append, bands, chunk_bands, curves, cut, energies, pack, read_at,
+    rows_of,
 };
 
 /// Bytes of memory that are read: far more than any cache holds.
@@ -116,7 +117,13 @@ impl<'a> Bench<'a> {
             let matrix = tensor.matrix().filter(fits)?;
             let k = importance(matrix.cols as usize).into();
             let vectors = Vectors { importance: k, gain: Gain::Same(1.0) };
-            let measured = MatrixSensitivity { vectors, signal: 1.0, energy: 1.0, origin: Origin::Flat };
+            let measured = MatrixSensitivity {
+                vectors,
+                signal: 1.0,
+                energy: 1.0,
+                dead: DeadWeights::default(),
+                origin: Origin::Flat,
+            };
             Some(Weight { name: &tensor.name, view: View::whole(index, tensor), matrix, measured })
         };
         Self {

@@ -75,7 +75,7 @@ pub mod bench {
     pub use crate::codec::{Effort, Encoder, PartSpec};
     pub use crate::container::file::{PageBuffer, read_at};
     pub use crate::dtype::{Float, Float8};
-    pub use crate::pass::energy::{EnergyJob, energies};
+    pub use crate::pass::energy::{DeadWeights, EnergyJob, energies};
     pub use crate::pool::Workers;
     pub use crate::probe::{Mode, Options, probe};
     pub use crate::progress::Progress;

@@ -360,6 +360,7 @@ fn estimated(stack: &StackJob<'_>, member: Member<'_>, encoded: &[BandSums]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pass::energy::DeadWeights;
     use crate::sensitivity::{Origin, Vectors};
 
     #[test]
@@ -380,6 +381,7 @@ mod tests {
             vectors: Vectors { importance: [].into(), gain: Gain::Same(1.0) },
             signal: 20.0,
             energy,
+            dead: DeadWeights::default(),
             origin,
         };
         let file = measured(16.0, Origin::File);

@@ -332,11 +332,13 @@ impl Conversion {
         unrecognised
             .retain(|(entry, _)| policy.is_none_or(|policy| !names(entry).iter().any(|name| policy.is_about(name))));
         let Some((first, reason)) = unrecognised.first() else { return Ok(()) };
-        let listed: Vec<String> =
-            unrecognised.iter().take(MAX_LISTED).map(|(entry, _)| format!("`{}`", name(entry))).collect();
-        let more = if unrecognised.len() > MAX_LISTED { ", …" } else { "" };
-        let listed = format!("{}{more}", listed.join(", "));
+        let listed = |entries: &[&OutputTensor]| {
+            let named: Vec<String> =
+                entries.iter().take(MAX_LISTED).map(|entry| format!("`{}`", name(entry))).collect();
+            format!("{}{}", named.join(", "), if entries.len() > MAX_LISTED { ", …" } else { "" })
+        };
         if strict {
+            let listed = listed(&unrecognised.iter().map(|(entry, _)| *entry).collect::<Vec<_>>());
             let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
             return Err(Error::UnrecognisedTensor {
                 file: self.checkpoint.file_of(tensor).to_owned(),
@@ -345,17 +347,27 @@ impl Conversion {
                 listed,
             });
         }
-        say(format!("{} tensors are treated by their shape alone: {listed} ({reason})", unrecognised.len()));
+        let mut by_reason: Vec<(&str, Vec<&OutputTensor>)> = Vec::new();
+        for (entry, reason) in &unrecognised {
+            match by_reason.iter_mut().find(|(other, _)| other == reason) {
+                Some((_, entries)) => entries.push(entry),
+                None => by_reason.push((reason, vec![entry])),
+            }
+        }
+        for (reason, entries) in by_reason {
+            say(format!("{} tensors are treated by their shape alone: {} ({reason})", entries.len(), listed(&entries)));
+        }
         Ok(())
     }
 
-    /// For each reason, the number and bytes of tensors of two or more dimensions that are left out.
+    /// For each reason for which weights are left out, the number and bytes of all tensors that are.
     fn left_out(&self) -> Vec<(&'static str, u64, u64)> {
         let mut found: Vec<(&'static str, u64, u64)> = Vec::new();
+        let mut of_weights: Vec<&'static str> = Vec::new();
         for (tensor, disposition) in self.checkpoint.tensors.iter().zip(&self.dispositions) {
             let Disposition::Drop(reason) = disposition else { continue };
-            if Float::of(tensor.dtype).is_none() || tensor.shape.len() < 2 {
-                continue;
+            if Float::of(tensor.dtype).is_some() && tensor.shape.len() > 1 {
+                of_weights.push(reason);
             }
             let at = found.iter().position(|(other, ..)| other == reason).unwrap_or(found.len());
             if at == found.len() {
@@ -364,6 +376,7 @@ impl Conversion {
             found[at].1 += 1;
             found[at].2 += tensor.bytes;
         }
+        found.retain(|(reason, ..)| of_weights.contains(reason));
         found
     }
 

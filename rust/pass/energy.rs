@@ -20,6 +20,15 @@ pub struct EnergyJob<'a> {
     pub k: &'a [f32],
 }
 
+/// Weights that do nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeadWeights {
+    /// Number of rows that are all zero.
+    pub zero_rows: u64,
+    /// Whether all weights of the matrix are the same number.
+    pub is_constant: bool,
+}
+
 /// Sums of squares of a matrix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Energy {
@@ -29,6 +38,7 @@ pub struct Energy {
     pub weighted: f64,
     /// `Σ_ij w_ij²`
     pub plain: f64,
+    pub dead: DeadWeights,
 }
 
 /// Computes the energies of the matrices of `jobs`.
@@ -39,6 +49,7 @@ pub fn energies(pass: Pass<'_>, jobs: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
     let rows = |job: &EnergyJob<'_>| Vec::with_capacity(usize::try_from(job.matrix.rows).unwrap_or(0));
     let mut energies: Vec<Energy> = jobs.iter().map(|job| Energy { rows: rows(job), ..Energy::default() }).collect();
     let bands: Vec<BandJob> = jobs.iter().map(|job| all(job.view, job.matrix)).collect();
+    let mut constants: Vec<Option<Option<f32>>> = vec![None; jobs.len()];
     pass.fold_bands(
         &bands,
         || (),
@@ -47,19 +58,34 @@ pub fn energies(pass: Pass<'_>, jobs: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
             if found.iter().any(|row| !row.plain.is_finite()) {
                 return Err(not_weights(pass, jobs[job].view, rows, band.columns));
             }
-            Ok((band.rows, found))
+            Ok((band.rows, found, constant(band.columns, band.rows)))
         },
         |job, found, _| {
             let energy = &mut energies[job];
-            for row in found.iter().flat_map(|(count, rows)| &rows[..*count]) {
-                energy.rows.push(row.weighted);
-                energy.weighted += row.weighted;
-                energy.plain += row.plain;
+            for (count, rows, constant) in &found {
+                for row in &rows[..*count] {
+                    energy.rows.push(row.weighted);
+                    energy.weighted += row.weighted;
+                    energy.plain += row.plain;
+                    energy.dead.zero_rows += u64::from(row.plain == 0.0);
+                }
+                let of_job = constants[job].get_or_insert(*constant);
+                *of_job = of_job.filter(|value| *constant == Some(*value));
             }
             Ok(())
         },
     )?;
+    for ((energy, constant), job) in energies.iter_mut().zip(constants).zip(jobs) {
+        energy.dead.is_constant = constant.flatten().is_some() && job.matrix.rows * job.matrix.cols > 1;
+    }
     Ok(energies)
+}
+
+/// The number that all weights of the first `rows` rows of a band are, if they are all the same.
+fn constant(band: &[Column], rows: usize) -> Option<f32> {
+    let first = band.first()?[0];
+    // Ends at the first weight that differs, which is the second one of most matrices.
+    band.iter().all(|column| column[..rows].iter().all(|weight| *weight == first)).then_some(first)
 }
 
 fn all(view: View, matrix: Matrix) -> BandJob {

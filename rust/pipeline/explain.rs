@@ -51,7 +51,7 @@ pub(super) fn warnings(planner: &Planner<'_>, planned: &[PlannedTensor], totals:
     let quantized = || tensors().filter(|(_, planned)| !planned.scheme.is_kept());
     let mut warnings = planner.analysis.warnings.clone();
     warnings.extend(bits(planner, quantized()));
-    warnings.extend(wide_scales(quantized()));
+    warnings.extend(wide_scales(quantized(), totals.file_bytes));
     let mut twice = quantized().filter(|(tensor, _)| tensor.packed.is_some());
     if let Some((first, _)) = twice.next() {
         warnings.push(format!(
@@ -103,15 +103,21 @@ fn bits<'a>(
     }
 }
 
+/// The share of the files from which on a saving is mentioned, as its inverse.
+const WORTH_A_WARNING: u64 = 1_000;
+
 /// Warns about scales and biases in F32, and states the bytes that a cast of the source would save.
-fn wide_scales<'a>(quantized: impl Iterator<Item = (&'a AnalyzedTensor, &'a PlannedTensor)>) -> Option<String> {
+fn wide_scales<'a>(
+    quantized: impl Iterator<Item = (&'a AnalyzedTensor, &'a PlannedTensor)>,
+    file_bytes: u64,
+) -> Option<String> {
     let saved = |(tensor, planned): (&AnalyzedTensor, &PlannedTensor)| {
         let matrix = tensor.matrix().filter(|matrix| matrix.float == Float::F32)?;
         let bytes = |float| planned.scheme.stored_bytes(Matrix { float, ..matrix });
         Some(bytes(Float::F32) - bytes(Float::BF16))
     };
     let saved: u64 = quantized.filter_map(saved).sum();
-    (saved > 0).then(|| {
+    (saved > file_bytes / WORTH_A_WARNING).then(|| {
         format!(
             "the source is in F32, and so are scales and biases: cast to BF16 or F16 first, it would take {} less",
             size(saved)

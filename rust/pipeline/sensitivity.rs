@@ -10,8 +10,9 @@ use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::job::conversion::Conversion;
+use crate::name::Role;
 use crate::option::OptionName;
-use crate::pass::energy::{self, EnergyJob};
+use crate::pass::energy::{self, DeadWeights, EnergyJob};
 use crate::probe::{self, Options, Probe};
 use crate::progress::Stage;
 use crate::rate_distortion::Objective;
@@ -50,6 +51,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
         },
         (Objective::Output, _) => from_file(pass, candidates, request)?,
     };
+    dead_weights(candidates, &measured).into_iter().for_each(|warning| pass.progress.warn(warning));
     let settings = Settings {
         format: source.format.name().to_owned(),
         target: source.format.target().map(str::to_owned),
@@ -167,10 +169,40 @@ fn unweighted(pass: Pass<'_>, candidates: &[Candidate<'_>]) -> Result<Vec<Matrix
         vectors: Vectors { importance: k, gain: Gain::Same(2.0) },
         signal: energy.plain,
         energy: energy.plain,
+        dead: energy.dead,
         origin: Origin::Unweighted,
     };
     Ok(ones.into_iter().zip(energies).map(measured).collect())
 }
+
+/// Names the matrices whose weights do nothing, as after a merge or a save that went wrong.
+fn dead_weights(candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> Vec<String> {
+    let all = || candidates.iter().zip(measured).filter(|(_, found)| found.dead != DeadWeights::default());
+    let is_zero =
+        |(candidate, found): &(&Candidate<'_>, &MatrixSensitivity)| found.dead.zero_rows == candidate.matrix.rows;
+    // Rows of zeros of an embedding belong to tokens that the vocabulary does not use.
+    let is_partly = |found: &(&Candidate<'_>, &MatrixSensitivity)| {
+        !is_zero(found) && found.1.dead.zero_rows > 0 && !matches!(found.0.name.role, Role::Embedding | Role::Head)
+    };
+    let name = |(candidate, found): (&Candidate<'_>, &MatrixSensitivity)| match found.dead.zero_rows {
+        0 => candidate.name.module.clone(),
+        rows => format!("{} ({rows} of {} rows)", candidate.name.module, candidate.matrix.rows),
+    };
+    let kinds: [(&str, Vec<String>); 3] = [
+        ("all zero", all().filter(is_zero).map(|(candidate, _)| candidate.name.module.clone()).collect()),
+        ("constant", all().filter(|found| !is_zero(found) && found.1.dead.is_constant).map(name).collect()),
+        ("zero in some rows", all().filter(is_partly).map(name).collect()),
+    ];
+    let listed = |(what, names): (&str, Vec<String>)| {
+        let first: Vec<String> = names.iter().take(MAX_LISTED).map(|name| format!("`{name}`")).collect();
+        let more = if names.len() > MAX_LISTED { ", …" } else { "" };
+        format!("{} matrices are {what}: {}{more}", names.len(), first.join(", "))
+    };
+    kinds.into_iter().filter(|(_, names)| !names.is_empty()).map(listed).collect()
+}
+
+/// Maximum number of matrices that a warning names.
+const MAX_LISTED: usize = 8;
 
 /// SHA-256 of all vectors.
 fn digest(source: &Conversion, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::name::Name;
+use crate::pass::energy::DeadWeights;
 
 /// Gain of the output channels of a matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +63,8 @@ pub struct MatrixSensitivity {
     pub signal: f64,
     /// `Σ_ij w_ij²`
     pub energy: f64,
+    /// Its weights that do nothing.
+    pub dead: DeadWeights,
     /// The origin of the vectors, for the ledger.
     pub origin: Origin,
 }

@@ -79,7 +79,7 @@ impl Propagated<'_> {
     /// Records candidate `at` with the moments `k`, mixed with a share `flat` of equal importance. The mixture is scaled so
     /// that the matrix has the same energy under it as unweighted.
     fn record(&mut self, at: usize, k: &[f64], energy: &Energy, signal: f64, flat: f64) {
-        let plain = energy.plain;
+        let Energy { plain, dead, .. } = *energy;
         let (k, origin): (Arc<[f32]>, _) = if energy.weighted > 0.0 {
             let share = (1.0 - flat) * plain / energy.weighted;
             (k.iter().map(|&k| (share * k + flat) as f32).collect(), Origin::Propagated)
@@ -90,7 +90,7 @@ impl Propagated<'_> {
         let signal = if plain > 0.0 { signal } else { 0.0 };
         let gain = if plain > 0.0 { 2.0 * signal / plain } else { 0.0 };
         let vectors = Vectors { importance: k, gain: Gain::Same(gain) };
-        self.measured[at] = Some(MatrixSensitivity { vectors, signal, energy: plain, origin });
+        self.measured[at] = Some(MatrixSensitivity { vectors, signal, energy: plain, dead, origin });
     }
 
     /// Measures the candidates that the propagation did not reach.

@@ -105,6 +105,7 @@ pub(crate) fn measure(
             vectors: Vectors { importance: k, gain: r },
             signal,
             energy: energy.plain,
+            dead: energy.dead,
             origin,
         });
     }

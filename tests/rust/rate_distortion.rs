@@ -118,7 +118,11 @@ fn matrix(rows: usize, cols: usize, each: bool) -> (tempfile::TempDir, Checkpoin
     let r = if each { Gain::Each(r.into()) } else { Gain::Same(3.0) };
     let signal = energy.rows.iter().enumerate().map(|(row, energy)| 0.5 * r.of(row) * energy).sum();
     let vectors = Vectors { importance: k.into(), gain: r };
-    (dir, checkpoint, MatrixSensitivity { vectors, signal, energy: energy.plain, origin: Origin::File })
+    (
+        dir,
+        checkpoint,
+        MatrixSensitivity { vectors, signal, energy: energy.plain, dead: energy.dead, origin: Origin::File },
+    )
 }
 
 fn curve(
@@ -266,6 +270,12 @@ fn sampled_bands_of_zeros_are_not_extrapolated() {
     let k = [1.0; 64];
     let energy = measured(&checkpoint, &k, 1, CHUNK_BYTES).unwrap();
     let vectors = Vectors { importance: k.to_vec().into(), gain: Gain::Same(2.0) };
-    let measured = MatrixSensitivity { vectors, signal: energy.weighted, energy: energy.plain, origin: Origin::Flat };
+    let measured = MatrixSensitivity {
+        vectors,
+        signal: energy.weighted,
+        energy: energy.plain,
+        dead: energy.dead,
+        origin: Origin::Flat,
+    };
     assert_eq!(curve(&checkpoint, &measured, 4, 1, CHUNK_BYTES), curve(&checkpoint, &measured, 0, 1, CHUNK_BYTES));
 }

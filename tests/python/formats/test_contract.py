@@ -386,3 +386,22 @@ def test_stacked_experts_of_newer_releases_are_as_those_of_older_ones(name, form
         newer[f"{new}.experts.down_proj"] = Tensor(dtype, w2)
     options = OPTIONS | {"format": format}
     assert_same(written(tmp_path / "old", plain, config, options), written(tmp_path / "new", newer, config, options))
+
+
+def test_dead_weights_are_named(tmp_path):
+    tensors, config = untied()
+    shape = tensors["model.layers.0.mlp.up_proj.weight"].elements.shape
+    dead = {"model.layers.0.mlp.up_proj": np.zeros(shape), "model.layers.1.mlp.up_proj": np.full(shape, 0.5)}
+    partly = np.random.default_rng(0).standard_normal(shape)
+    partly[3:7] = 0
+    dead["model.layers.0.mlp.gate_proj"] = partly
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    plain = {n: t for n, t in tensors.items() if not re.search(r"_scale(_inv)?$|input_scale$", n)}
+    plain = {n: t if t.dtype != "F8_E4M3" else Tensor.of(np.ones(t.elements.shape), "BF16") for n, t in plain.items()}
+    rng = np.random.default_rng(1)
+    plain = {n: Tensor.of(rng.standard_normal(t.elements.shape), "BF16") for n, t in plain.items()}
+    plain |= {f"{module}.weight": Tensor.of(values, "BF16") for module, values in dead.items()}
+    warnings = ramrs.analyze(write_checkpoint(tmp_path / "model", plain, config), sensitivity="weights").warnings
+    assert "1 matrices are all zero: `model.layers.0.mlp.up_proj`" in warnings
+    assert "1 matrices are constant: `model.layers.1.mlp.up_proj`" in warnings
+    assert f"1 matrices are zero in some rows: `model.layers.0.mlp.gate_proj (4 of {shape[0]} rows)`" in warnings
