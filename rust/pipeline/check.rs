@@ -87,8 +87,8 @@ pub(super) fn measure(pass: Pass<'_>, directory: &Path, predicted: Option<f64>) 
 pub(super) fn judge(check: &Check, settings: &Settings, directory: &Path) -> Result<()> {
     let Some(predicted) = check.predicted else { return Ok(()) };
     let (measured, limit) = (check.kl.value, limit(predicted, settings));
-    // What two standard errors explain is not counted. Not `>`: NaN is no model.
-    if measured - 2.0 * check.kl.error.unwrap_or_default() <= limit {
+    // Not `>`: NaN is no model.
+    if measured <= limit {
         return Ok(());
     }
     let reason = format!(

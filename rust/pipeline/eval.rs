@@ -166,6 +166,10 @@ pub(super) fn open_reference(path: &Path) -> Result<Checkpoint> {
 
 /// The model in `checkpoint`, to run in float32.
 pub(super) fn model_in(checkpoint: &Checkpoint) -> Result<Runnable<'_>> {
+    if checkpoint.config.is_none() {
+        let (path, reason) = (checkpoint.dir.clone(), "no config.json in it".to_owned());
+        return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
+    }
     let model_type = checkpoint.model_type().unwrap_or("unknown").to_owned();
     let found = arch::runnable(checkpoint);
     found.map(Runnable::in_float32).map_err(|reason| Error::CannotRun {

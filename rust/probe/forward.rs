@@ -62,7 +62,7 @@ impl<'a> Forward<'a> {
     /// The states of `tokens`, which are whole windows of `window` tokens.
     ///
     /// # Errors
-    /// [`Error::Unrunnable`](crate::Error::Unrunnable) if numbers overflow, and those of reading.
+    /// [`Error::CannotRun`] if numbers overflow, and those of reading.
     pub(crate) fn states(&self, tokens: &[u32], window: usize) -> Result<States> {
         let span = Span { windows: tokens.len() / window, before: 0, now: window };
         let mut x = embedded(&self.session, tokens, span)?;

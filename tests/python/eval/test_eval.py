@@ -1,4 +1,4 @@
-"""`eval`: the right numbers, on the right windows, with an answer for whatever is missing."""
+"""`eval --runtime`: the numbers of mlx-lm, on the right windows, with an answer for whatever is missing."""
 
 import json
 import shutil
@@ -17,7 +17,8 @@ mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[eval]")
 
 pytestmark = pytest.mark.slow
 
-SHORT = {"max_tokens": 400, "window": 64}
+RUNTIME = "mlx-float32"
+SHORT = {"max_tokens": 400, "window": 64, "runtime": RUNTIME}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def logits_of(directory, rows):
 
 
 def test_the_numbers_are_those_of_a_second_opinion(output, token_ids):
-    found = ramrs.eval(output, reference=EXAMPLE, tokens=token_ids, window=64)
+    found = ramrs.eval(output, reference=EXAMPLE, tokens=token_ids, window=64, runtime=RUNTIME)
     ids = np.load(token_ids).astype(np.int64)
     rows = np.insert(ids[: len(ids) // 63 * 63].reshape(-1, 63), 0, 1, axis=1)
     reference, model = (log_softmax(logits_of(each, rows))[:, :-1] for each in (EXAMPLE, output))
@@ -102,10 +103,13 @@ def test_the_runtimes_own_kernels_agree_with_numpy(tmp_path, token_ids):
     )
     ramrs.quantize(source, tmp_path / "out", budget=5)
     by_numpy, by_runtime = (
-        ramrs.eval(tmp_path / "out", reference=source, tokens=token_ids, bos="none", runtime=runtime, **SHORT)
-        for runtime in (False, True)
+        ramrs.eval(tmp_path / "out", reference=source, tokens=token_ids, bos="none", **SHORT | {"runtime": runtime})
+        for runtime in (RUNTIME, True)
     )
-    assert (by_numpy.computed, by_runtime.computed) == ("float32 on decoded weights", "the runtime's own kernels")
+    assert (by_numpy.computed, by_runtime.computed) == (
+        "mlx-lm, in float32 on decoded weights",
+        "mlx-lm, with its own kernels",
+    )
     assert by_numpy.kl_mean > 1e-4
     for field in ("kl_mean", "kl_p99", "perplexity_mean", "reference_perplexity_mean"):
         assert getattr(by_numpy, field) == pytest.approx(getattr(by_runtime, field), rel=1e-3), field
@@ -163,14 +167,15 @@ def test_windows_begin_with_the_right_token(bos, spoil, expected, note, example,
     if spoil == "neither":
         del config["bos_token_id"]
         (example / "config.json").write_text(json.dumps(config))
-    found = ramrs.eval(example, reference=example, tokens=token_ids, bos=bos, max_tokens=64, window=32)
+    found = ramrs.eval(example, reference=example, tokens=token_ids, bos=bos, max_tokens=64, window=32, runtime=RUNTIME)
     assert (found.bos, found.bos_note) == (expected, note)
     assert found.windows == 64 // (32 - (expected is not None))
 
 
 def test_the_windows_and_the_arithmetic_are_told(output):
     told = ramrs_process(
-        "eval", output, "--reference", EXAMPLE, "--text", STORY_TEXT, "--max-tokens", 130, "--window", 64
+        *("eval", output, "--reference", EXAMPLE, "--text", STORY_TEXT, "--max-tokens", 130, "--window", 64),
+        *("--runtime", RUNTIME),
     )
     assert told.returncode == 0
     assert "2 of 64 tokens, BOS <s> (1) of the tokenizer; 126 predictions" in told.stdout
@@ -193,14 +198,18 @@ def test_an_exception_of_the_callback_comes_out(output):
         ramrs.eval(output, reference=EXAMPLE, text=STORY_TEXT, progress=stop, **SHORT)
 
 
-@pytest.mark.parametrize("hidden", ["mlx", "mlx.core", "mlx_lm", "mlx_lm.utils", "tokenizers"])
-def test_a_missing_extra_is_named_with_what_to_install(hidden, output, monkeypatch):
+@pytest.mark.parametrize(
+    ("hidden", "message", "extra"),
+    [(name, "eval needs MLX", "eval") for name in ("mlx", "mlx.core", "mlx_lm", "mlx_lm.utils")]
+    + [("tokenizers", "text= needs a tokenizer", "text")],
+)
+def test_a_missing_extra_is_named_with_what_to_install(hidden, message, extra, output, monkeypatch):
     for name in [name for name in sys.modules if name == hidden or name.startswith(hidden + ".")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, hidden, None)
-    with pytest.raises(ramrs.ConfigError, match="eval needs MLX") as caught:
+    with pytest.raises(ramrs.ConfigError, match=message) as caught:
         ramrs.eval(output, reference=EXAMPLE, text=STORY_TEXT, **SHORT)
-    assert caught.value.hint == "pip install 'ramrs[eval]'"
+    assert caught.value.hint == f"pip install 'ramrs[{extra}]'"
 
 
 def test_all_other_verbs_work_without_the_extra(tmp_path):
@@ -215,7 +224,7 @@ def test_all_other_verbs_work_without_the_extra(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--text or --tokens: give the one or the other"),
+        ([], "mlx-lm needs one of them"),
         (["--text", "TEXT", "--tokens", "TOKENS"], "--text or --tokens: give the one or the other"),
         (["--text", "none.txt"], "none.txt"),
         (["--tokens", "none.npy"], "none.npy"),
@@ -239,7 +248,8 @@ def test_what_cannot_be_evaluated_is_named(options, message, output, tmp_path, t
         "LARGE": tmp_path / "large.npy",
         "BINARY": tmp_path / "binary.txt",
     }
-    done = ramrs_process("eval", output, "--reference", EXAMPLE, *(names.get(option, option) for option in options))
+    given = [names.get(option, option) for option in options]
+    done = ramrs_process("eval", output, "--reference", EXAMPLE, "--runtime", RUNTIME, *given)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -260,7 +270,8 @@ def test_what_cannot_be_evaluated_is_named(options, message, output, tmp_path, t
 def test_a_reference_that_is_not_one_is_named(spoil, message, output, example, ramrs_cli):
     spoil(example)
     done = ramrs_cli(
-        "eval", output, "--reference", example, "--text", STORY_TEXT, "--max-tokens", "200", "--window", "64"
+        *("eval", output, "--reference", example, "--text", STORY_TEXT, "--max-tokens", "200", "--window", "64"),
+        *("--runtime", RUNTIME),
     )
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

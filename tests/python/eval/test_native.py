@@ -97,7 +97,7 @@ def test_a_release_that_is_kept_is_the_same_model(name, tmp_path):
     """Nothing is quantized, so whatever was renamed, stacked, turned or added must compute the same."""
     model = write_release(name, tmp_path / "model")
     ramrs.quantize(model, tmp_path / "out", budget="32", overwrite=True)
-    found = ramrs.eval(tmp_path / "out", reference=model, max_tokens=160, window=80)
+    found = ramrs.eval(tmp_path / "out", reference=model, max_tokens=160, window=64)
     # Scales of 8-bit floats are applied in float32 here, and rounded to 16 bits where the source is decoded.
     assert 0 <= found.kl_mean < (1e-4 if "fp8" in name else 1e-9)
     assert found.top1_agreement > 0.97
@@ -107,10 +107,12 @@ def test_a_release_that_is_kept_is_the_same_model(name, tmp_path):
 def test_outputs_in_compressed_tensors_are_read_in_all_their_schemes(name, tmp_path):
     model = write_variant(name, tmp_path / "model", dtype="BF16")
     kl = {}
+    # A head of its own is read in integers of 4 and 8 bits only.
+    head = [] if VARIANTS[name].config.get("tie_word_embeddings", True) else ["lm_head"]
     # Experts are read in integers only.
     floats = {} if "num_experts_per_tok" in VARIANTS[name].config else {"fp8": 8, "mxfp4": 4, "nvfp4": 4}
     for scheme, bits in {"int3g32": 3, "int4g32": 4, "int8g32": 8, **floats}.items():
-        how = {"schemes": [scheme], "budget": 20, "max_bits": bits, "format": "compressed-tensors"}
+        how = {"schemes": [scheme], "budget": 20, "max_bits": bits, "format": "compressed-tensors", "keep": head}
         ramrs.quantize(model, tmp_path / scheme, **how)
         kl[scheme] = ramrs.eval(tmp_path / scheme, reference=model, max_tokens=128, window=64).kl_mean
     assert 0 < kl["int8g32"] < kl["int4g32"] < kl["int3g32"] < 1
