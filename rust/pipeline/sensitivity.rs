@@ -51,7 +51,9 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
         },
         (Objective::Output, _) => from_file(pass, candidates, request)?,
     };
-    dead_weights(candidates, &measured).into_iter().for_each(|warning| pass.progress.warn(warning));
+    for warning in dead_weights(candidates, &measured) {
+        pass.progress.warn(warning);
+    }
     let settings = Settings {
         format: source.format.name().to_owned(),
         target: source.format.target().map(str::to_owned),
