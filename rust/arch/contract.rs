@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::blueprint::{Blueprint, HeadTie, Size, blueprint};
+use super::blueprint::{Blueprint, Dimension, HeadTie, blueprint};
 use super::families::{Becomes, ModelFamily, Outputs, Transform, family};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -365,7 +365,7 @@ impl<'a> Found<'a> {
         Some(parts.iter().map(part).collect())
     }
 
-    fn check_shape(&self, tensor: &Tensor, shape: &[u64], expected: &[Size]) -> Result<()> {
+    fn check_shape(&self, tensor: &Tensor, shape: &[u64], expected: &[Dimension]) -> Result<()> {
         let fits = shape.len() == expected.len() && shape.iter().zip(expected).all(|(length, size)| size.is(*length));
         if fits {
             return Ok(());

@@ -4,8 +4,6 @@
 //! puts the language model into a larger one. A name that differs from its family's usual spelling only in these modules is
 //! read under the usual spelling, so that every rule of the family applies.
 
-use crate::name::outside_part;
-
 /// Modules that wrap others anywhere in a path: `torch.compile`, FSDP, activation checkpointing, Lightning.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
 
@@ -62,9 +60,9 @@ pub(crate) fn prefixes(model_type: &str) -> Prefixes {
 pub(crate) fn usual(name: &str, prefixes: Option<Prefixes>) -> Option<String> {
     let mut parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
     while parts.first().is_some_and(|first| OUTER.contains(first)) {
-        parts.remove(0);
-        // PEFT and Lightning call the wrapped model `model`; it has a body of the same name.
-        if parts.first() == Some(&"model") && parts.get(1).is_some_and(|next| is_in_model(next)) {
+        // PEFT calls the wrapped model `base_model.model`.
+        let is_peft = parts.remove(0) == "base_model";
+        if is_peft && parts.first() == Some(&"model") {
             parts.remove(0);
         }
     }
@@ -90,11 +88,6 @@ fn first_of(name: &str) -> &str {
 
 fn is_child(part: &str) -> bool {
     CHILDREN.contains(&part)
-}
-
-/// Whether `part` can follow the name of a whole model.
-fn is_in_model(part: &str) -> bool {
-    BODIES.contains(&part) || HEADS.contains(&part) || outside_part(part).is_some()
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! The parts that each model type consists of.
 
-use super::parts::{Attention, FeedForward, HeadNorms, When};
+use super::parts::{FeedForwardKind, HeadNorms, MixerKind, When};
 use super::{HeadTie, Sizes};
 
 /// The parts of a model type.
 #[derive(Debug)]
 pub(super) struct Layout {
     types: &'static [&'static str],
-    pub attention: Attention,
-    pub feed_forward: FeedForward,
+    pub attention: MixerKind,
+    pub feed_forward: FeedForwardKind,
     /// Norms of a layer over the residual stream.
     pub norms: &'static [&'static str],
     /// The norm that a layer lacks if attention and MLP are parallel.
@@ -28,21 +28,21 @@ const BEFORE: &[&str] = &["input_layernorm", "post_attention_layernorm"];
 const AROUND: &[&str] =
     &["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"];
 
-/// Attention with separate projections without biases.
-const PLAIN: Attention =
-    Attention::Split { biased: When::Never, output_biased: When::Never, norms: HeadNorms::None, output: "o_proj" };
+/// MixerKind with separate projections without biases.
+const PLAIN: MixerKind =
+    MixerKind::Split { biased: When::Never, output_biased: When::Never, norms: HeadNorms::None, output: "o_proj" };
 
-const fn split(biased: When, output_biased: When, norms: HeadNorms) -> Attention {
-    Attention::Split { biased, output_biased, norms, output: "o_proj" }
+const fn split(biased: When, output_biased: When, norms: HeadNorms) -> MixerKind {
+    MixerKind::Split { biased, output_biased, norms, output: "o_proj" }
 }
 
-/// Attention with biases if `attention_bias` says so.
-const STATED: Attention = split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::None);
+/// MixerKind with biases if `attention_bias` says so.
+const STATED: MixerKind = split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::None);
 
 const LLAMA: Layout = Layout {
     types: &["llama", "mistral", "granite"],
     attention: STATED,
-    feed_forward: FeedForward::Gated { biased: When::Flag("mlp_bias") },
+    feed_forward: FeedForwardKind::Gated { biased: When::Flag("mlp_bias") },
     norms: BEFORE,
     serial_norm: None,
     norm_bias: When::Never,
@@ -54,10 +54,10 @@ const LLAMA: Layout = Layout {
     tie: HeadTie::Stated(false),
 };
 
-const GATED: FeedForward = FeedForward::Gated { biased: When::Never };
+const GATED: FeedForwardKind = FeedForwardKind::Gated { biased: When::Never };
 
-const fn experts(block: &'static str, width: &'static str) -> FeedForward {
-    FeedForward::Experts { block, width, correction: None }
+const fn experts(block: &'static str, width: &'static str) -> FeedForwardKind {
+    FeedForwardKind::Experts { block, width, correction: None }
 }
 
 /// The layout of `model_type`.
@@ -80,7 +80,7 @@ const LAYOUTS: &[Layout] = &[
         feed_forward: GATED,
         ..LLAMA
     },
-    Layout { types: &["phi3"], attention: Attention::Fused, feed_forward: FeedForward::FusedGated, ..LLAMA },
+    Layout { types: &["phi3"], attention: MixerKind::Fused, feed_forward: FeedForwardKind::FusedGated, ..LLAMA },
     Layout {
         types: &["olmo2"],
         attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::AllHeads),
@@ -99,7 +99,7 @@ const LAYOUTS: &[Layout] = &[
     Layout {
         types: &["glm4"],
         attention: split(When::Flag("attention_bias"), When::Never, HeadNorms::None),
-        feed_forward: FeedForward::FusedGated,
+        feed_forward: FeedForwardKind::FusedGated,
         norms: &["input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"],
         tie: HeadTie::Never,
         ..LLAMA
@@ -107,20 +107,20 @@ const LAYOUTS: &[Layout] = &[
     Layout {
         types: &["starcoder2"],
         attention: split(When::Always, When::Always, HeadNorms::None),
-        feed_forward: FeedForward::TwoLayers { first: "c_fc", second: "c_proj" },
+        feed_forward: FeedForwardKind::TwoLayers { first: "c_fc", second: "c_proj" },
         norm_bias: When::Always,
         tie: HeadTie::Stated(true),
         ..LLAMA
     },
     Layout {
         types: &["phi"],
-        attention: Attention::Split {
+        attention: MixerKind::Split {
             biased: When::Always,
             output_biased: When::Always,
             norms: HeadNorms::None,
             output: "dense",
         },
-        feed_forward: FeedForward::TwoLayers { first: "fc1", second: "fc2" },
+        feed_forward: FeedForwardKind::TwoLayers { first: "fc1", second: "fc2" },
         norms: &["input_layernorm"],
         norm_bias: When::Always,
         last_norm: "final_layernorm",
@@ -160,7 +160,7 @@ const LAYOUTS: &[Layout] = &[
     Layout {
         types: &["minimax_m2"],
         attention: split(When::Never, When::Never, HeadNorms::AllHeads),
-        feed_forward: FeedForward::Experts {
+        feed_forward: FeedForwardKind::Experts {
             block: "block_sparse_moe",
             width: "intermediate_size",
             correction: Some("e_score_correction_bias"),
@@ -170,14 +170,14 @@ const LAYOUTS: &[Layout] = &[
     Layout {
         types: &["qwen2_moe"],
         attention: split(When::Always, When::Never, HeadNorms::None),
-        feed_forward: FeedForward::QwenExperts { has_shared: true },
+        feed_forward: FeedForwardKind::QwenExperts { has_shared: true },
         tie: HeadTie::Never,
         ..LLAMA
     },
     Layout {
         types: &["qwen3_moe"],
         attention: split(When::Never, When::Never, HeadNorms::PerHead),
-        feed_forward: FeedForward::QwenExperts { has_shared: false },
+        feed_forward: FeedForwardKind::QwenExperts { has_shared: false },
         ..LLAMA
     },
     Layout {
@@ -189,48 +189,54 @@ const LAYOUTS: &[Layout] = &[
     Layout {
         types: &["glm4_moe"],
         attention: split(When::Flag("attention_bias"), When::Never, HeadNorms::PerHeadIf(When::Flag("use_qk_norm"))),
-        feed_forward: FeedForward::DeepSeekExperts { has_correction: |_| true },
+        feed_forward: FeedForwardKind::DeepSeekExperts { has_correction: |_| true },
         tie: HeadTie::Never,
         ..LLAMA
     },
     Layout {
         types: &["deepseek_v2"],
-        attention: Attention::Latent,
-        feed_forward: FeedForward::DeepSeekExperts { has_correction: |_| false },
+        attention: MixerKind::Latent,
+        feed_forward: FeedForwardKind::DeepSeekExperts { has_correction: |_| false },
         tie: HeadTie::Never,
         ..LLAMA
     },
     Layout {
         types: &["deepseek_v3", "kimi_k2", "kimi_k25"],
-        attention: Attention::Latent,
-        feed_forward: FeedForward::DeepSeekExperts { has_correction: is_noaux },
+        attention: MixerKind::Latent,
+        feed_forward: FeedForwardKind::DeepSeekExperts { has_correction: is_noaux },
         tie: HeadTie::Never,
         ..LLAMA
     },
     Layout {
         types: &["qwen3_next"],
-        attention: Attention::Hybrid { is_split: false },
-        feed_forward: FeedForward::QwenExperts { has_shared: true },
+        attention: MixerKind::Hybrid { is_split: false },
+        feed_forward: FeedForwardKind::QwenExperts { has_shared: true },
         ..LLAMA
     },
     Layout {
-        types: &["qwen3_5", "qwen3_5_moe"],
-        attention: Attention::Hybrid { is_split: true },
-        feed_forward: FeedForward::QwenExperts { has_shared: true },
+        types: &["qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"],
+        attention: MixerKind::Hybrid { is_split: true },
+        feed_forward: FeedForwardKind::QwenExperts { has_shared: true },
         ..LLAMA
     },
     Layout {
         types: &["gpt_oss"],
-        attention: Attention::WithSinks,
-        feed_forward: FeedForward::BiasedExperts,
+        attention: MixerKind::WithSinks,
+        feed_forward: FeedForwardKind::BiasedExperts,
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout { types: &["llama4"], attention: STATED, feed_forward: FeedForward::Llama4, tie: HeadTie::Never, ..LLAMA },
+    Layout {
+        types: &["llama4"],
+        attention: STATED,
+        feed_forward: FeedForwardKind::Llama4,
+        tie: HeadTie::Never,
+        ..LLAMA
+    },
     Layout {
         types: &["mamba2"],
-        attention: Attention::Mamba2,
-        feed_forward: FeedForward::None,
+        attention: MixerKind::Mamba2,
+        feed_forward: FeedForwardKind::None,
         norms: &["norm"],
         embedding: "embeddings",
         last_norm: "norm_f",
@@ -238,8 +244,8 @@ const LAYOUTS: &[Layout] = &[
     },
     Layout {
         types: &["gpt2"],
-        attention: Attention::Gpt2,
-        feed_forward: FeedForward::Gpt2,
+        attention: MixerKind::Gpt2,
+        feed_forward: FeedForwardKind::Gpt2,
         norms: &["ln_1", "ln_2"],
         norm_bias: When::Always,
         embedding: "wte",
@@ -250,8 +256,8 @@ const LAYOUTS: &[Layout] = &[
     },
     Layout {
         types: &["gpt_neox"],
-        attention: Attention::GptNeox,
-        feed_forward: FeedForward::TwoLayers { first: "dense_h_to_4h", second: "dense_4h_to_h" },
+        attention: MixerKind::GptNeox,
+        feed_forward: FeedForwardKind::TwoLayers { first: "dense_h_to_4h", second: "dense_4h_to_h" },
         norm_bias: When::Always,
         embedding: "embed_in",
         last_norm: "final_layer_norm",

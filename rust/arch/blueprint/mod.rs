@@ -17,9 +17,9 @@ use layouts::{Layout, layout};
 
 /// A dimension of a tensor; `None` if the configuration does not state it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub Option<u64>);
+pub(crate) struct Dimension(pub Option<u64>);
 
-impl Size {
+impl Dimension {
     const ONE: Self = Self(Some(1));
 
     /// Whether a dimension of `length` is this one, as far as it is known.
@@ -36,7 +36,7 @@ impl Size {
     }
 }
 
-impl Add for Size {
+impl Add for Dimension {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -44,7 +44,7 @@ impl Add for Size {
     }
 }
 
-impl Mul for Size {
+impl Mul for Dimension {
     type Output = Self;
 
     fn mul(self, other: Self) -> Self {
@@ -52,11 +52,11 @@ impl Mul for Size {
     }
 }
 
-impl Mul<Size> for u64 {
-    type Output = Size;
+impl Mul<Dimension> for u64 {
+    type Output = Dimension;
 
-    fn mul(self, size: Size) -> Size {
-        Size(Some(self)) * size
+    fn mul(self, size: Dimension) -> Dimension {
+        Dimension(Some(self)) * size
     }
 }
 
@@ -86,11 +86,11 @@ impl HeadTie {
 #[derive(Clone, Debug)]
 pub(crate) struct Blueprint {
     /// The dimensions of each tensor, by its name. The head is not one of them.
-    pub tensors: BTreeMap<String, Vec<Size>>,
+    pub tensors: BTreeMap<String, Vec<Dimension>>,
     /// The name of the embedding.
     pub embedding: String,
     /// Name and dimensions of the head's weight, and of its bias if it has one.
-    pub head: Vec<(String, Vec<Size>)>,
+    pub head: Vec<(String, Vec<Dimension>)>,
     pub tie: HeadTie,
     /// The number of layers.
     pub layers: u64,
@@ -165,35 +165,35 @@ impl Blueprint {
 struct Sizes<'c>(&'c Checkpoint);
 
 impl Sizes<'_> {
-    fn size(self, keys: &[&str]) -> Size {
-        Size(keys.iter().find_map(|key| self.0.config_size(key)))
+    fn size(self, keys: &[&str]) -> Dimension {
+        Dimension(keys.iter().find_map(|key| self.0.config_size(key)))
     }
 
     fn flag(self, key: &str) -> bool {
         self.0.config_value(key).and_then(serde_json::Value::as_bool).unwrap_or(false)
     }
 
-    fn hidden(self) -> Size {
+    fn hidden(self) -> Dimension {
         self.size(&["hidden_size", "n_embd"])
     }
 
-    fn heads(self) -> Size {
+    fn heads(self) -> Dimension {
         self.size(&["num_attention_heads", "n_head"])
     }
 
-    fn key_heads(self) -> Size {
+    fn key_heads(self) -> Dimension {
         self.size(&["num_key_value_heads"]).or(self.heads())
     }
 
-    fn head_size(self) -> Size {
+    fn head_size(self) -> Dimension {
         self.size(&["head_dim"]).or(self.hidden().divided_by(self.heads()))
     }
 
-    fn inner(self) -> Size {
+    fn inner(self) -> Dimension {
         self.size(&["intermediate_size"])
     }
 
-    fn experts(self) -> Size {
+    fn experts(self) -> Dimension {
         self.size(&["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"])
     }
 
@@ -217,22 +217,22 @@ struct Drawing<'c> {
     layout: &'static Layout,
     /// The beginning of the names of the body's children.
     body: &'static str,
-    tensors: BTreeMap<String, Vec<Size>>,
+    tensors: BTreeMap<String, Vec<Dimension>>,
 }
 
 impl Drawing<'_> {
-    fn tensor(&mut self, name: String, shape: &[Size]) {
+    fn tensor(&mut self, name: String, shape: &[Dimension]) {
         self.tensors.insert(name, shape.to_vec());
     }
 
-    fn linear(&mut self, module: &str, outputs: Size, inputs: Size, has_bias: bool) {
+    fn linear(&mut self, module: &str, outputs: Dimension, inputs: Dimension, has_bias: bool) {
         self.tensor(format!("{module}.weight"), &[outputs, inputs]);
         if has_bias {
             self.tensor(format!("{module}.bias"), &[outputs]);
         }
     }
 
-    fn norm(&mut self, module: &str, size: Size, has_bias: bool) {
+    fn norm(&mut self, module: &str, size: Dimension, has_bias: bool) {
         self.tensor(format!("{module}.weight"), &[size]);
         if has_bias {
             self.tensor(format!("{module}.bias"), &[size]);

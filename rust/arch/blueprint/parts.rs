@@ -1,6 +1,6 @@
 //! The tensors of the parts of a model.
 
-use super::{Drawing, Size, Sizes};
+use super::{Dimension, Drawing, Sizes};
 
 /// Whether a part is there.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ pub(super) enum HeadNorms {
 
 /// What mixes tokens.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Attention {
+pub(super) enum MixerKind {
     Split {
         /// Whether queries, keys and values have a bias.
         biased: When,
@@ -64,7 +64,7 @@ pub(super) enum Attention {
 
 /// What follows attention.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum FeedForward {
+pub(super) enum FeedForwardKind {
     None,
     Gated {
         biased: When,
@@ -100,11 +100,11 @@ pub(super) enum FeedForward {
 
 impl Drawing<'_> {
     /// Adds the tensors outside of layers, except for the head. Returns the name of the embedding.
-    pub(super) fn outside(&mut self, vocabulary: Size) -> String {
+    pub(super) fn outside(&mut self, vocabulary: Dimension) -> String {
         let (config, layout, body) = (self.config, self.layout, self.body);
         let embedding = format!("{body}{}.weight", layout.embedding);
         self.tensor(embedding.clone(), &[vocabulary, config.hidden()]);
-        if matches!(layout.attention, Attention::Gpt2) {
+        if matches!(layout.attention, MixerKind::Gpt2) {
             let positions = config.size(&["n_positions", "n_ctx", "max_position_embeddings"]);
             self.tensor(format!("{body}wpe.weight"), &[positions, config.hidden()]);
         }
@@ -130,7 +130,7 @@ impl Drawing<'_> {
         let (queries, keys) = (heads * size, config.key_heads() * size);
         let module = |name: &str| format!("{within}self_attn.{name}");
         match self.layout.attention {
-            Attention::Split { biased, output_biased, norms, output } => {
+            MixerKind::Split { biased, output_biased, norms, output } => {
                 let biased = biased.holds(config);
                 self.linear(&module("q_proj"), queries, hidden, biased);
                 self.linear(&module("k_proj"), keys, hidden, biased);
@@ -138,28 +138,28 @@ impl Drawing<'_> {
                 self.linear(&module(output), hidden, queries, output_biased.holds(config));
                 self.head_norms(within, norms);
             }
-            Attention::Fused => {
+            MixerKind::Fused => {
                 self.linear(&module("qkv_proj"), queries + 2 * keys, hidden, false);
                 self.linear(&module("o_proj"), hidden, queries, false);
             }
-            Attention::WithSinks => {
+            MixerKind::WithSinks => {
                 for (name, outputs) in [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)] {
                     self.linear(&module(name), outputs, hidden, true);
                 }
                 self.linear(&module("o_proj"), hidden, queries, true);
                 self.tensor(module("sinks"), &[heads]);
             }
-            Attention::Latent => self.latent(within),
-            Attention::Hybrid { is_split } => self.hybrid(within, layer, is_split),
-            Attention::Gpt2 => {
+            MixerKind::Latent => self.latent(within),
+            MixerKind::Hybrid { is_split } => self.hybrid(within, layer, is_split),
+            MixerKind::Gpt2 => {
                 self.linear(&format!("{within}attn.c_attn"), 3 * hidden, hidden, true);
                 self.linear(&format!("{within}attn.c_proj"), hidden, hidden, true);
             }
-            Attention::GptNeox => {
+            MixerKind::GptNeox => {
                 self.linear(&format!("{within}attention.query_key_value"), 3 * hidden, hidden, true);
                 self.linear(&format!("{within}attention.dense"), hidden, hidden, true);
             }
-            Attention::Mamba2 => self.mamba2(within),
+            MixerKind::Mamba2 => self.mamba2(within),
         }
     }
 
@@ -227,7 +227,7 @@ impl Drawing<'_> {
         let keys = of("linear_num_key_heads") * of("linear_key_head_dim");
         let values = heads * of("linear_value_head_dim");
         let module = |name: &str| format!("{within}linear_attn.{name}");
-        let projections: &[(&str, Size)] = if is_split {
+        let projections: &[(&str, Dimension)] = if is_split {
             &[("in_proj_qkv", 2 * keys + values), ("in_proj_z", values), ("in_proj_a", heads), ("in_proj_b", heads)]
         } else {
             &[("in_proj_qkvz", 2 * keys + 2 * values), ("in_proj_ba", 2 * heads)]
@@ -237,7 +237,7 @@ impl Drawing<'_> {
         }
         self.tensor(module("A_log"), &[heads]);
         self.tensor(module("dt_bias"), &[heads]);
-        self.tensor(module("conv1d.weight"), &[2 * keys + values, Size::ONE, of("linear_conv_kernel_dim")]);
+        self.tensor(module("conv1d.weight"), &[2 * keys + values, Dimension::ONE, of("linear_conv_kernel_dim")]);
         self.tensor(module("norm.weight"), &[of("linear_value_head_dim")]);
         self.linear(&module("out_proj"), hidden, values, false);
     }
@@ -255,7 +255,7 @@ impl Drawing<'_> {
         for name in ["dt_bias", "A_log", "D"] {
             self.tensor(module(name), &[heads]);
         }
-        self.tensor(module("conv1d.weight"), &[convolved, Size::ONE, of(&["conv_kernel"])]);
+        self.tensor(module("conv1d.weight"), &[convolved, Dimension::ONE, of(&["conv_kernel"])]);
         if config.flag("use_conv_bias") {
             self.tensor(module("conv1d.bias"), &[convolved]);
         }
@@ -267,22 +267,22 @@ impl Drawing<'_> {
         let (hidden, inner) = (config.hidden(), config.inner());
         let mlp = format!("{within}mlp");
         match self.layout.feed_forward {
-            FeedForward::None => {}
-            FeedForward::Gated { biased } => self.gated(&mlp, inner, biased.holds(config)),
-            FeedForward::FusedGated => {
+            FeedForwardKind::None => {}
+            FeedForwardKind::Gated { biased } => self.gated(&mlp, inner, biased.holds(config)),
+            FeedForwardKind::FusedGated => {
                 self.linear(&format!("{mlp}.gate_up_proj"), 2 * inner, hidden, false);
                 self.linear(&format!("{mlp}.down_proj"), hidden, inner, false);
             }
-            FeedForward::TwoLayers { first, second } => {
+            FeedForwardKind::TwoLayers { first, second } => {
                 self.linear(&format!("{mlp}.{first}"), inner, hidden, true);
                 self.linear(&format!("{mlp}.{second}"), hidden, inner, true);
             }
-            FeedForward::Gpt2 => {
+            FeedForwardKind::Gpt2 => {
                 let inner = config.size(&["n_inner"]).or(4 * hidden);
                 self.linear(&format!("{mlp}.c_fc"), inner, hidden, true);
                 self.linear(&format!("{mlp}.c_proj"), hidden, inner, true);
             }
-            FeedForward::Experts { block, width, correction } => {
+            FeedForwardKind::Experts { block, width, correction } => {
                 let block = format!("{within}{block}");
                 self.linear(&format!("{block}.gate"), config.experts(), hidden, false);
                 self.experts(&format!("{block}.experts"), config.size(&[width]), false);
@@ -290,17 +290,17 @@ impl Drawing<'_> {
                     self.tensor(format!("{block}.{name}"), &[config.experts()]);
                 }
             }
-            FeedForward::QwenExperts { has_shared } => self.qwen_experts(&mlp, layer, has_shared),
-            FeedForward::DeepSeekExperts { has_correction } => self.deepseek_experts(&mlp, layer, has_correction),
-            FeedForward::BiasedExperts => {
+            FeedForwardKind::QwenExperts { has_shared } => self.qwen_experts(&mlp, layer, has_shared),
+            FeedForwardKind::DeepSeekExperts { has_correction } => self.deepseek_experts(&mlp, layer, has_correction),
+            FeedForwardKind::BiasedExperts => {
                 self.linear(&format!("{mlp}.router"), config.experts(), hidden, true);
                 self.experts(&format!("{mlp}.experts"), inner, true);
             }
-            FeedForward::Llama4 => self.llama4_experts(&format!("{within}feed_forward"), layer),
+            FeedForwardKind::Llama4 => self.llama4_experts(&format!("{within}feed_forward"), layer),
         }
     }
 
-    fn gated(&mut self, block: &str, inner: Size, biased: bool) {
+    fn gated(&mut self, block: &str, inner: Dimension, biased: bool) {
         let hidden = self.config.hidden();
         self.linear(&format!("{block}.gate_proj"), inner, hidden, biased);
         self.linear(&format!("{block}.up_proj"), inner, hidden, biased);
@@ -308,7 +308,7 @@ impl Drawing<'_> {
     }
 
     /// Adds stacks of experts of `inner` columns.
-    fn experts(&mut self, block: &str, inner: Size, biased: bool) {
+    fn experts(&mut self, block: &str, inner: Dimension, biased: bool) {
         let (count, hidden) = (self.config.experts(), self.config.hidden());
         for (name, outputs, inputs) in [("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)] {
             self.tensor(format!("{block}.{name}_proj.weight"), &[count, outputs, inputs]);
@@ -330,7 +330,7 @@ impl Drawing<'_> {
         self.experts(&format!("{mlp}.experts"), config.size(&["moe_intermediate_size"]), false);
         if has_shared {
             self.gated(&format!("{mlp}.shared_expert"), config.size(&["shared_expert_intermediate_size"]), false);
-            self.linear(&format!("{mlp}.shared_expert_gate"), Size::ONE, config.hidden(), false);
+            self.linear(&format!("{mlp}.shared_expert_gate"), Dimension::ONE, config.hidden(), false);
         }
     }
 

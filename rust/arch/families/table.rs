@@ -231,7 +231,7 @@ pub(super) const FAMILIES: &[ModelFamily] = {
             mlx: MlxColumn { rules: &[MLX_LINEAR_ATTENTION], ..MLX_SWITCH },
         },
         ModelFamily {
-            types: &["qwen3_5", "qwen3_5_moe"],
+            types: &["qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"],
             quirks: None,
             storage: &[EXPERTS, FUSED_EXPERTS, QWEN_NEXT_NORMS],
             mlx: MlxColumn { prefixes: LANGUAGE_MODEL, rules: &[MLX_LINEAR_ATTENTION], ..MLX_SWITCH },

@@ -52,12 +52,13 @@ const DIVIDED_SIZES: [&str; 6] = [
 ];
 
 /// Model types that some runtimes do not read in this format, those runtimes, and why.
-const UNREAD: [(&[&str], &[Consumer], &str); 5] = {
+const UNREAD: [(&[&str], &[Consumer], &str); 6] = {
     use Consumer::{All, Sglang, Transformers, Vllm};
     const ANY: &[Consumer] = &[Vllm, Sglang, Transformers, All];
     [
         (&["gpt2"], ANY, "its layers are of another class than those that the format replaces"),
         (&["gpt_oss", "llama4"], ANY, "it holds its experts in one tensor, in a form that no runtime was seen to read"),
+        (&["qwen3_5_text", "qwen3_5_moe_text"], ANY, "no runtime was seen to read this type on its own"),
         (&["mamba2"], ANY, "transformers uses its projections as plain weights"),
         (&["stablelm"], &[Vllm, Sglang, All], "vLLM does not say which of its layers are fused"),
         (&["kimi_k2", "kimi_k25"], &[Transformers, All], "transformers has no causal language model of this type"),

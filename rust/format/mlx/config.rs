@@ -21,6 +21,7 @@ const AFFINE: &str = "affine";
 pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String {
     let mut config = without_encodings(source);
     if !generic {
+        config = within_outer(config);
         config.remove("_name_or_path");
         config.remove("vision_config");
         // Some of its models treat the head as tied by default and would drop the stored head.
@@ -36,6 +37,21 @@ pub(super) fn text(source: &Config, modules: &[Module], generic: bool) -> String
     let sorted: BTreeMap<String, Value> = config.into_iter().collect();
     let sorted: Map<String, Value> = sorted.into_iter().collect();
     format!("{:#}\n", Value::Object(sorted))
+}
+
+/// Types of language models that `mlx-lm` reads only within a larger model, and the type of that.
+const WITHIN: [(&str, &str); 2] = [("qwen3_5_text", "qwen3_5"), ("qwen3_5_moe_text", "qwen3_5_moe")];
+
+/// `config` as the `text_config` of the larger model, if `mlx-lm` reads its type only there.
+fn within_outer(config: Config) -> Config {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let Some((_, outer)) = WITHIN.iter().find(|(inner, _)| Some(*inner) == model_type) else { return config };
+    let shared = ["dtype", "torch_dtype", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"];
+    let mut found: Config =
+        shared.iter().filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone()))).collect();
+    found.insert("model_type".to_owned(), json!(outer));
+    found.insert("text_config".to_owned(), Value::Object(config));
+    found
 }
 
 /// Values of a module in the quantization block: bits, group size, mode.

@@ -80,23 +80,27 @@ fn a_shard_that_is_missing_is_named_with_what_it_should_hold() {
 }
 
 #[test]
-fn an_index_that_disagrees_with_its_shards_is_refused_with_the_tensor() {
+fn an_index_that_lists_what_is_nowhere_is_refused_with_the_tensor() {
     let dir = two_shards();
     index(dir.path(), &[("a", "a.safetensors"), ("b", "b.safetensors"), ("c", "b.safetensors")]);
     let fault = fails(dir.path(), "index-disagrees");
     assert_eq!(fault.tensor(), Some("c"));
     assert!(fault.to_string().contains("no shard holds it"), "{fault}");
+}
 
-    index(dir.path(), &[("a", "b.safetensors"), ("b", "b.safetensors")]);
+#[test]
+fn an_index_that_is_wrong_about_places_is_noted() {
+    let dir = two_shards();
     shard(dir.path().join("b.safetensors"), &["b", "extra"]);
     index(dir.path(), &[("a", "a.safetensors"), ("b", "b.safetensors")]);
-    let fault = fails(dir.path(), "index-disagrees");
-    assert_eq!(fault.tensor(), Some("extra"));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.tensors.len(), 3);
+    assert!(checkpoint.notes[0].contains("`extra` in `b.safetensors` is not listed"), "{:?}", checkpoint.notes);
 
     let dir = two_shards();
     index(dir.path(), &[("a", "b.safetensors"), ("b", "a.safetensors")]);
-    let fault = fails(dir.path(), "index-disagrees");
-    assert!(fault.to_string().contains("`a.safetensors` holds it"), "{fault}");
+    let notes = Checkpoint::open(dir.path()).unwrap().notes;
+    assert!(notes[0].contains("wrong about 2 tensors"), "{notes:?}");
 }
 
 #[test]
