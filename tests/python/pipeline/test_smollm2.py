@@ -153,3 +153,16 @@ def test_the_probe_finds_the_moments_that_mlx_lm_has(tmp_path):
     # The tokenizer's special tokens are the first 17, and 1 is the one that texts begin with.
     special = [1, 0, *range(2, 17)]
     assert_probed(SMOLLM2, report, read_safetensors(output), read_safetensors(trace), "llama", special, within=1e-3)
+
+
+@pytest.mark.parametrize("output_format", ["mlx", "compressed-tensors"])
+def test_it_diverges_as_mlx_lm_says_and_by_what_was_predicted(output_format, sensitivity, tmp_path):
+    options = {"format": output_format, "sensitivity": sensitivity, "overwrite": True}
+    for budget in (9, 5.5):
+        found = ramrs.quantize(SMOLLM2, tmp_path / "out", budget=budget, check=True, **options).manifest.check
+        assert 0.4 < found.kl.value / found.predicted < 2
+    short = {"reference": SMOLLM2, "text": STORY_TEXT, "window": 128, "max_tokens": 256}
+    ours, theirs = (ramrs.eval(tmp_path / "out", **short, runtime=runtime) for runtime in (None, "mlx-float32"))
+    for field in ("kl_mean", "perplexity_mean", "reference_perplexity_mean"):
+        assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-4), field
+    assert ramrs.eval(tmp_path / "out", **short, threads=1) == ours
