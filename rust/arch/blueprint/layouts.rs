@@ -5,7 +5,7 @@ use super::{HeadTie, Sizes};
 
 /// The parts of a model type.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(super) struct TypeLayout {
     types: &'static [&'static str],
     pub attention: MixerKind,
     pub feed_forward: FeedForwardKind,
@@ -28,7 +28,7 @@ const BEFORE: &[&str] = &["input_layernorm", "post_attention_layernorm"];
 const AROUND: &[&str] =
     &["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"];
 
-/// MixerKind with separate projections without biases.
+/// Attention with separate projections without biases.
 const PLAIN: MixerKind =
     MixerKind::Split { biased: When::Never, output_biased: When::Never, norms: HeadNorms::None, output: "o_proj" };
 
@@ -36,10 +36,10 @@ const fn split(biased: When, output_biased: When, norms: HeadNorms) -> MixerKind
     MixerKind::Split { biased, output_biased, norms, output: "o_proj" }
 }
 
-/// MixerKind with biases if `attention_bias` says so.
+/// Attention with biases if `attention_bias` says so.
 const STATED: MixerKind = split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::None);
 
-const LLAMA: Layout = Layout {
+const LLAMA: TypeLayout = TypeLayout {
     types: &["llama", "mistral", "granite"],
     attention: STATED,
     feed_forward: FeedForwardKind::Gated { biased: When::Flag("mlp_bias") },
@@ -61,33 +61,33 @@ const fn experts(block: &'static str, width: &'static str) -> FeedForwardKind {
 }
 
 /// The layout of `model_type`.
-pub(super) fn layout(model_type: &str) -> Option<&'static Layout> {
+pub(super) fn layout(model_type: &str) -> Option<&'static TypeLayout> {
     LAYOUTS.iter().find(|layout| layout.types.contains(&model_type))
 }
 
-const LAYOUTS: &[Layout] = &[
+const LAYOUTS: &[TypeLayout] = &[
     LLAMA,
-    Layout { types: &["smollm3"], tie: HeadTie::Stated(true), ..LLAMA },
-    Layout {
+    TypeLayout { types: &["smollm3"], tie: HeadTie::Stated(true), ..LLAMA },
+    TypeLayout {
         types: &["qwen2"],
         attention: split(When::Always, When::Never, HeadNorms::None),
         feed_forward: GATED,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["qwen3"],
         attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::PerHead),
         feed_forward: GATED,
         ..LLAMA
     },
-    Layout { types: &["phi3"], attention: MixerKind::Fused, feed_forward: FeedForwardKind::FusedGated, ..LLAMA },
-    Layout {
+    TypeLayout { types: &["phi3"], attention: MixerKind::Fused, feed_forward: FeedForwardKind::FusedGated, ..LLAMA },
+    TypeLayout {
         types: &["olmo2"],
         attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::AllHeads),
         norms: &["post_attention_layernorm", "post_feedforward_layernorm"],
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["stablelm"],
         attention: split(When::Flag("use_qkv_bias"), When::Never, HeadNorms::EachHead(When::Flag("qk_layernorm"))),
         feed_forward: GATED,
@@ -96,7 +96,7 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["glm4"],
         attention: split(When::Flag("attention_bias"), When::Never, HeadNorms::None),
         feed_forward: FeedForwardKind::FusedGated,
@@ -104,7 +104,7 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["starcoder2"],
         attention: split(When::Always, When::Always, HeadNorms::None),
         feed_forward: FeedForwardKind::TwoLayers { first: "c_fc", second: "c_proj" },
@@ -112,7 +112,7 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Stated(true),
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["phi"],
         attention: MixerKind::Split {
             biased: When::Always,
@@ -128,7 +128,7 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["cohere"],
         attention: split(
             When::Flag("attention_bias"),
@@ -141,9 +141,16 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Always,
         ..LLAMA
     },
-    Layout { types: &["gemma"], attention: PLAIN, feed_forward: GATED, tie: HeadTie::Always, ..LLAMA },
-    Layout { types: &["gemma2"], attention: PLAIN, feed_forward: GATED, norms: AROUND, tie: HeadTie::Always, ..LLAMA },
-    Layout {
+    TypeLayout { types: &["gemma"], attention: PLAIN, feed_forward: GATED, tie: HeadTie::Always, ..LLAMA },
+    TypeLayout {
+        types: &["gemma2"],
+        attention: PLAIN,
+        feed_forward: GATED,
+        norms: AROUND,
+        tie: HeadTie::Always,
+        ..LLAMA
+    },
+    TypeLayout {
         types: &["gemma3_text"],
         attention: split(When::Never, When::Never, HeadNorms::PerHead),
         feed_forward: GATED,
@@ -151,13 +158,13 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Stated(true),
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["mixtral"],
         attention: PLAIN,
         feed_forward: experts("block_sparse_moe", "intermediate_size"),
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["minimax_m2"],
         attention: split(When::Never, When::Never, HeadNorms::AllHeads),
         feed_forward: FeedForwardKind::Experts {
@@ -167,73 +174,73 @@ const LAYOUTS: &[Layout] = &[
         },
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["qwen2_moe"],
         attention: split(When::Always, When::Never, HeadNorms::None),
         feed_forward: FeedForwardKind::QwenExperts { has_shared: true },
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["qwen3_moe"],
         attention: split(When::Never, When::Never, HeadNorms::PerHead),
         feed_forward: FeedForwardKind::QwenExperts { has_shared: false },
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["olmoe"],
         attention: split(When::Flag("attention_bias"), When::Flag("attention_bias"), HeadNorms::AllHeads),
         feed_forward: experts("mlp", "intermediate_size"),
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["glm4_moe"],
         attention: split(When::Flag("attention_bias"), When::Never, HeadNorms::PerHeadIf(When::Flag("use_qk_norm"))),
         feed_forward: FeedForwardKind::DeepSeekExperts { has_correction: |_| true },
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["deepseek_v2"],
         attention: MixerKind::Latent,
         feed_forward: FeedForwardKind::DeepSeekExperts { has_correction: |_| false },
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["deepseek_v3", "kimi_k2", "kimi_k25"],
         attention: MixerKind::Latent,
         feed_forward: FeedForwardKind::DeepSeekExperts { has_correction: is_noaux },
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["qwen3_next"],
         attention: MixerKind::Hybrid { is_split: false },
         feed_forward: FeedForwardKind::QwenExperts { has_shared: true },
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"],
         attention: MixerKind::Hybrid { is_split: true },
         feed_forward: FeedForwardKind::QwenExperts { has_shared: true },
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["gpt_oss"],
         attention: MixerKind::WithSinks,
         feed_forward: FeedForwardKind::BiasedExperts,
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["llama4"],
         attention: STATED,
         feed_forward: FeedForwardKind::Llama4,
         tie: HeadTie::Never,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["mamba2"],
         attention: MixerKind::Mamba2,
         feed_forward: FeedForwardKind::None,
@@ -242,7 +249,7 @@ const LAYOUTS: &[Layout] = &[
         last_norm: "norm_f",
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["gpt2"],
         attention: MixerKind::Gpt2,
         feed_forward: FeedForwardKind::Gpt2,
@@ -254,7 +261,7 @@ const LAYOUTS: &[Layout] = &[
         tie: HeadTie::Always,
         ..LLAMA
     },
-    Layout {
+    TypeLayout {
         types: &["gpt_neox"],
         attention: MixerKind::GptNeox,
         feed_forward: FeedForwardKind::TwoLayers { first: "dense_h_to_4h", second: "dense_4h_to_h" },

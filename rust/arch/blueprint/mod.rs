@@ -13,7 +13,7 @@ use std::ops::{Add, Mul};
 use super::families::{Becomes, ModelFamily, Transform};
 use super::spelling::{Prefixes, prefixes};
 use crate::checkpoint::Checkpoint;
-use layouts::{Layout, layout};
+use layouts::{TypeLayout, layout};
 
 /// A dimension of a tensor; `None` if the configuration does not state it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +214,7 @@ impl Sizes<'_> {
 /// A blueprint under construction.
 struct Drawing<'c> {
     config: Sizes<'c>,
-    layout: &'static Layout,
+    layout: &'static TypeLayout,
     /// The beginning of the names of the body's children.
     body: &'static str,
     tensors: BTreeMap<String, Vec<Dimension>>,
