@@ -115,7 +115,8 @@ fn settle_layers(checkpoint: &mut Checkpoint, expected: &Blueprint) {
     set(checkpoint, key, count.into());
 }
 
-const MERGE: &str = "merge it into its base model first, such as with PEFT's `merge_and_unload`";
+const MERGE: &str = "merge it into its base model first, such as with PEFT's `merge_and_unload`; ⟨generic=true⟩ writes the \
+                     tensors as they are";
 
 /// Whether `name` belongs to an adapter that was not merged.
 pub(crate) fn is_adapter(name: &str) -> bool {

@@ -275,7 +275,12 @@ impl Pairing<'_> {
         // If the configuration states a block, scales of another shape are damaged.
         if let Some(block) = self.block_size {
             let stated = format!("one for each block of {} × {}", block.0, block.1);
-            return if fits(block) { blocks(block.0, block.1, rows) } else { misfit(&stated) };
+            if !fits(block) {
+                return misfit(&stated);
+            }
+            if all > 1 {
+                return blocks(block.0, block.1, rows);
+            }
         }
         if all == 1 {
             return blocks(rows * count, cols, rows * count);

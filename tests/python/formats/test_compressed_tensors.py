@@ -248,6 +248,8 @@ UNREAD = {
     "gpt_oss": ("experts in one tensor", TARGETS),
     "llama4": ("experts in one tensor", TARGETS),
     "mamba2": ("plain weights", TARGETS),
+    "qwen3_5_text": ("on its own", TARGETS),
+    "qwen3_5_moe_text": ("on its own", TARGETS),
     "kimi_k2": ("no causal language model", ("transformers", "all")),
     "kimi_k25": ("no causal language model", ("transformers", "all")),
 }

@@ -1,4 +1,4 @@
-"""The contract: what is written is a model that a runtime's strict loader takes, and computes the same, or is refused."""
+"""The contract: a runtime's strict loader takes what is written, and computes the same, or nothing is written."""
 
 import json
 import re
@@ -315,9 +315,9 @@ CODES = {
 }
 
 
-@pytest.mark.parametrize("format", CODES)
-def test_codes_without_a_configuration_are_named_by_their_tensors(format, tmp_path):
-    parts, tensor = CODES[format]
+@pytest.mark.parametrize("codes", CODES)
+def test_codes_without_a_configuration_are_named_by_their_tensors(codes, tmp_path):
+    parts, tensor = CODES[codes]
     tensors, config = untied("qwen3_moe")
     module = "model.layers.0.self_attn.q_proj"
     del tensors[f"{module}.weight"]
@@ -326,7 +326,7 @@ def test_codes_without_a_configuration_are_named_by_their_tensors(format, tmp_pa
         tensors[f"{module}.{part}"] = Tensor(dtype, np.zeros(shape, widths[dtype]))
     fault = refused(write_checkpoint(tmp_path / "model", tensors, config), tmp_path / "out")
     assert fault.slug == "already-quantized"
-    assert format in str(fault)
+    assert codes in str(fault)
     assert f"{module}" in str(fault)
     assert tensor in str(fault)
 
@@ -373,9 +373,9 @@ def test_shards_of_another_set_are_ignored(tmp_path):
     assert any("1 shards of other sets are ignored" in warning for warning in report.plan.warnings)
 
 
-@pytest.mark.parametrize("format", ["mlx", "compressed-tensors"])
+@pytest.mark.parametrize("written_as", ["mlx", "compressed-tensors"])
 @pytest.mark.parametrize("name", ["mixtral"])
-def test_stacked_experts_of_newer_releases_are_as_those_of_older_ones(name, format, tmp_path):
+def test_stacked_experts_of_newer_releases_are_as_those_of_older_ones(name, written_as, tmp_path):
     plain, config = untied(name)
     newer = {n: t for n, t in plain.items() if "block_sparse_moe" not in n}
     for layer in range(config["num_hidden_layers"]):
@@ -386,7 +386,7 @@ def test_stacked_experts_of_newer_releases_are_as_those_of_older_ones(name, form
         newer[f"{new}.gate.weight"] = plain[f"{old}.gate.weight"]
         newer[f"{new}.experts.gate_up_proj"] = Tensor(dtype, np.concatenate([w1, w3], 1))
         newer[f"{new}.experts.down_proj"] = Tensor(dtype, w2)
-    options = OPTIONS | {"format": format}
+    options = OPTIONS | {"format": written_as}
     assert_same(written(tmp_path / "old", plain, config, options), written(tmp_path / "new", newer, config, options))
 
 

@@ -175,8 +175,8 @@ MISFITS = {
             tensors | {"model.layers.0.mlp.up_proj.lora_A.weight": Tensor.of(np.ones((2, 64), np.float32), "BF16")}
         ),
         {},
-        "`model.layers.0.mlp.up_proj.lora_A.weight` has no place",
-        "merge the adapter first",
+        "belongs to an adapter that was not merged",
+        "merge it into its base model",
     ),
     "the head is missing": (
         lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"},

@@ -175,6 +175,9 @@ def test_what_is_kept_is_what_mlx_lm_loads_bit_for_bit(released):
 
 def test_the_configuration_is_kept_but_for_the_encoding(released, output):
     before, after = load_config(released.source), load_config(output)
+    if released.name in ("qwen3_5_text", "qwen3_5_moe_text"):  # which mlx-lm reads within a larger model only
+        assert after["text_config"].items() >= before.items()
+        return
     inner, text = before.pop("text_config", {}), after.pop("text_config", {})
     inner.pop("quantization_config", None)
     assert "quantization_config" not in text
