@@ -200,7 +200,10 @@ def quantized_already(model):
     config = LLAMA | {"quantization_config": {"quant_method": "bitnet"}}
     codes = Tensor("U8", np.zeros((16, 128), np.uint8))
     write_checkpoint(model, llama_tensors(LLAMA) | {DOWN: codes}, config)
-    return [f"quantized already (bitnet, bytes of codes: `{DOWN}` is U8 [16, 128])", "hint: give the original checkpoint"]
+    return [
+        f"quantized already (bitnet, bytes of codes: `{DOWN}` is U8 [16, 128])",
+        "hint: give the original checkpoint",
+    ]
 
 
 def link_out_of_the_directory(model):

@@ -79,7 +79,9 @@ def test_a_tensor_of_another_shape_is_refused(released, tmp_path):
         elements = tensors[name].elements
         if elements.size < 2 or re.search(r"weight_shape$|input_scale$", name):
             continue
-        halved = Tensor(tensors[name].dtype, elements[: len(elements) // 2] if len(elements) > 1 else elements[..., :-1])
+        halved = Tensor(
+            tensors[name].dtype, elements[: len(elements) // 2] if len(elements) > 1 else elements[..., :-1]
+        )
         model = write_checkpoint(tmp_path / f"{at}", tensors | {name: halved}, config)
         assert refused(model, tmp_path / "out") is not None, name
 

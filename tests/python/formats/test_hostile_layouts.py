@@ -22,7 +22,11 @@ def zeros(dtype, *shape):
 SPOILT = {
     "codes in another order": ("kimi_k2", {f"{INT4}.weight_g_idx": zeros("I32", 64)}, f"{INT4}.weight_g_idx"),
     "an expert twice": ("mixtral", {f"{EXPERTS}.00.w1.weight": "of 0"}, "are both expert 0"),
-    "an expert more": ("mixtral", {f"{EXPERTS}.4.{w}.weight": f"{w} of 0" for w in ("w1", "w2", "w3")}, "counts 4 experts, and the layer has 5"),
+    "an expert more": (
+        "mixtral",
+        {f"{EXPERTS}.4.{w}.weight": f"{w} of 0" for w in ("w1", "w2", "w3")},
+        "counts 4 experts, and the layer has 5",
+    ),
     "a norm that is no float": ("qwen3_next", {"model.layers.0.input_layernorm.weight": zeros("F64", 128)}, "F64"),
     "blocks of no rows": ("gpt_oss", {"x_blocks": zeros("U8", 0, 1, 16), "x_scales": zeros("U8", 0, 2)}, "x_blocks"),
     "a shape of no integers": ("kimi_k2", {f"{INT4}.weight_shape": zeros("F32", 2)}, "is F32"),

@@ -19,7 +19,11 @@ from mlx_lm.utils import _get_classes, load_model  # noqa: E402
 from oracles.mlx_outputs import logits  # noqa: E402
 from ramrs.formats import mlx_config  # noqa: E402
 
-NATIVE = {name: model.config for name, model in (VARIANTS | RELEASES).items()}
+# mlx-lm has no model of these types: ramrs writes them as the language model of a larger one.
+WRAPPED = {"qwen3_5_text", "qwen3_5_moe_text"}
+NATIVE = {
+    name: model.config for name, model in (VARIANTS | RELEASES).items() if model.config["model_type"] not in WRAPPED
+}
 
 TINY = {
     "hidden_size": 128,
