@@ -7,7 +7,7 @@ msgspec converts them and checks the types. ``docs/formats.md`` describes the fi
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -216,6 +216,8 @@ class Inspection(_Document):
     smallest_bpw: float
     unsupported: str | None
     warnings: tuple[str, ...]
+    renamed: dict[str, str] = field(default_factory=dict)
+    """The tensors that are read under other names than they are stored, such as without the wrappers of tools."""
 
 
 class StackedMatrix(NamedTuple):

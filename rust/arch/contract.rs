@@ -83,7 +83,11 @@ pub(crate) fn fulfil(checkpoint: &mut Checkpoint) -> Result<()> {
         let reason = "belongs to an adapter that was not merged".to_owned();
         return Err(mismatch(checkpoint, Some(tensor), &tensor.name, reason, MERGE));
     }
-    let Some(family) = checkpoint.model_type().and_then(family) else { return Ok(()) };
+    let Some(family) = checkpoint.model_type().and_then(family) else {
+        // The head of another task says what it is, whatever the type.
+        let found = checkpoint.tensors.iter().find_map(|tensor| Some((tensor, other_head(&tensor.name)?)));
+        return found.map_or(Ok(()), |(tensor, what)| Err(of_another_task(checkpoint, tensor, what)));
+    };
     let Some(expected) = expected(checkpoint, family) else { return Ok(()) };
     settle_layers(checkpoint, &expected);
     settle_vocabulary(checkpoint, &expected);
@@ -421,7 +425,7 @@ impl<'a> Found<'a> {
             && !self.is_tied()
             && !self.seen.contains_key(&self.expected.head[0].0)
         {
-            return Err(self.of_another_task(tensor, what));
+            return Err(of_another_task(self.checkpoint, tensor, what));
         }
         let heads = self.expected.head.iter().filter(|_| !self.is_tied());
         let names = self.expected.tensors.keys().chain(heads.map(|(name, _)| name));
@@ -448,16 +452,10 @@ impl<'a> Found<'a> {
         Ok(())
     }
 
-    fn of_another_task(&self, tensor: &Tensor, what: &str) -> Error {
-        let reason = format!("is the head of {what}: this is not a language model");
-        let hint = "ramrs writes models that predict tokens; ⟨generic=true⟩ writes the tensors as they are";
-        mismatch(self.checkpoint, Some(tensor), &tensor.name, reason, hint)
-    }
-
     /// The error for tensors without a place, the first of which is `tensor`.
     fn left_over(&self, tensor: &Tensor, count: usize) -> Error {
         if let Some(what) = other_head(&tensor.name) {
-            return self.of_another_task(tensor, what);
+            return of_another_task(self.checkpoint, tensor, what);
         }
         let more = if count > 1 { format!(" ({count} such tensors)") } else { String::new() };
         let reason = format!(
@@ -467,6 +465,12 @@ impl<'a> Found<'a> {
         let hint = "correct model_type and config.json, or remove the tensor; ⟨generic=true⟩ writes it all the same";
         mismatch(self.checkpoint, Some(tensor), &tensor.name, reason, hint)
     }
+}
+
+fn of_another_task(checkpoint: &Checkpoint, tensor: &Tensor, what: &str) -> Error {
+    let reason = format!("is the head of {what}: this is not a language model");
+    let hint = "ramrs writes models that predict tokens; ⟨generic=true⟩ writes the tensors as they are";
+    mismatch(checkpoint, Some(tensor), &tensor.name, reason, hint)
 }
 
 /// The error for `count` missing tensors, the first of which is `name`.
@@ -479,7 +483,7 @@ fn missing(checkpoint: &Checkpoint, name: &str, count: usize) -> Error {
 }
 
 /// Why no language model needs the tensor `name`, if that is known.
-fn unneeded(name: &str) -> Option<&'static str> {
+pub(crate) fn unneeded(name: &str) -> Option<&'static str> {
     let known =
         UNNEEDED.iter().find(|(beginning, _)| name.starts_with(beginning) || name.contains(&format!(".{beginning}")));
     let is_buffer = BUFFERS.iter().any(|end| name.ends_with(end));

@@ -16,8 +16,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::contract::unneeded;
 use crate::checkpoint::prequantized::Packing;
-use crate::checkpoint::{Checkpoint, Config, Matrix, View};
+use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor, View};
 use crate::codec::{Extent, PartSpec, Scheme};
 use crate::container::{Container, StoredTensor};
 use crate::dtype::{Dtype, Float};
@@ -127,14 +128,13 @@ pub(crate) struct Arrangement {
 }
 
 impl Arrangement {
-    /// Keeps every tensor unchanged under its own name.
+    /// Keeps every tensor unchanged under its own name, except for those that no language model needs.
     #[must_use]
     pub(crate) fn untouched(checkpoint: &Checkpoint) -> Self {
-        let count = checkpoint.tensors.len();
-        Self {
-            targets: (0..count).map(|at| Target::same(checkpoint, at)).collect(),
-            dispositions: vec![Disposition::Write; count],
-        }
+        let disposition = |tensor: &Tensor| unneeded(&tensor.name).map_or(Disposition::Write, Disposition::Drop);
+        let dispositions: Vec<Disposition> = checkpoint.tensors.iter().map(disposition).collect();
+        let written = (0..dispositions.len()).filter(|&at| dispositions[at] == Disposition::Write);
+        Self { targets: written.map(|at| Target::same(checkpoint, at)).collect(), dispositions }
     }
 }
 

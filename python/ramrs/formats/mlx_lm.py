@@ -94,7 +94,7 @@ def _loaded(model: Path, source: Inspection, message: str, unknown: CheckpointEr
         return load(model, source)
     except RefusedError as fault:
         hint = "; ".join(filter(None, [fault.remedy, unknown.marked[1]]))
-        slug = "bad-layout" if fault.tensor else unknown.slug
+        slug = "wrong-tensors" if fault.tensor else unknown.slug
         raise CheckpointError(
             f"{message}: {fault}", slug=slug, hint=hint, path=unknown.path, tensor=fault.tensor
         ) from fault

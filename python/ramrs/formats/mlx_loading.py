@@ -127,8 +127,11 @@ def load(model: Path, source: Inspection) -> Loaded:
     complete = config | more
     if reason := mlx_config.complaint(complete, keys):
         raise RefusedError(reason, remedy="correct config.json")
-    dropped = frozenset(tensor.name for tensor in source.tensors if tensor.becomes == "dropped")
-    attempt = _Attempt(model, _decoded(more), dropped=dropped)
+    dropped = {tensor.name: tensor.why for tensor in source.tensors if tensor.becomes == "dropped"}
+    for why in dict.fromkeys(dropped.values()):
+        names = [name for name in dropped if dropped[name] == why]
+        notes.append(f"{len(names)} tensors are left out ({listed(names)}): {why}")
+    attempt = _Attempt(model, _decoded(more), dropped=frozenset(dropped))
     loaded, config, attempt = _fitted(attempt, source, complete, notes)
     if is_own_head and not any(name.endswith("lm_head.weight") for name in parameters(loaded)):
         reason = "the head that is stored is not the embedding, and mlx-lm's code for the type has no other"
@@ -216,7 +219,9 @@ def _fitted(
             try:
                 mended = _mended(spelled, mismatch, config, notes)
                 if mended is not None:
-                    return (*mended.load(), mended)
+                    loaded = mended.load()
+                    notes.extend(_said_of(names))
+                    return (*loaded, mended)
             except MismatchError as left:
                 mismatch = left
             if best is None or mismatch.size < best[0].size:
@@ -224,14 +229,17 @@ def _fitted(
         except (Exception, SystemExit) as found:
             fault = fault or found
         else:
-            if names:
-                old, new = next(iter(names.items()))
-                notes.append(f"mlx-lm has other names for {len(names)} tensors: `{old}` is `{new}`")
+            notes.extend(_said_of(names))
             return (*loaded, spelled)
     if best is not None:
         raise explanation(best[0], config)
     assert fault is not None
     raise RefusedError(_shortened(fault)) from fault
+
+
+def _said_of(names: dict[str, str]) -> list[str]:
+    first = next(iter(names.items()), None)
+    return [] if first is None else [f"mlx-lm has other names for {len(names)} tensors: `{first[0]}` is `{first[1]}`"]
 
 
 def _mended(attempt: _Attempt, mismatch: MismatchError, config: dict[str, Any], notes: list[str]) -> _Attempt | None:

@@ -68,9 +68,8 @@ def spellings(source: Inspection) -> list[dict[str, str]]:
     Releases differ in where the language model lies within a larger model, and tools wrap names.
     """
     stored = [tensor.name for tensor in source.tensors]
-    unwrapped: dict[str, str] = dict(getattr(source, "renamed", None) or {})
     found: list[dict[str, str]] = [{}]
-    for names in (dict(zip(stored, stored, strict=True)), {name: unwrapped.get(name, name) for name in stored}):
+    for names in (dict(zip(stored, stored, strict=True)), {name: source.renamed.get(name, name) for name in stored}):
         for spelled in (
             lambda name: name,
             _inner_first,

@@ -107,6 +107,14 @@ SPELLED = {
     ),
     "of a larger model in the newer order": (ERNIE, [moved("model.", "model.language_model.")]),
     "without model.": (ERNIE, [moved("model.", "")]),
+    "wrapped by torch.compile": (ERNIE, [moved("", "_orig_mod.")]),
+    "wrapped twice": (ERNIE, [moved("", "module._orig_mod.")]),
+    "wrapped by an adapter that was merged": (ERNIE, [moved("", "base_model.model.")]),
+    "wrapped, without model.": (ERNIE, [moved("model.", ""), moved("", "_orig_mod.")]),
+    "wrapped, in the order of transformers 4.52": (
+        MISTRAL,
+        [with_vision("model."), moved("model.", "model.language_model."), moved("", "module.")],
+    ),
     "in an order that the type never had": (
         KIMI,
         [moved("model.", "model.language_model."), with_vision("model.")],
@@ -165,18 +173,10 @@ MISFITS = {
         "correct the number",
     ),
     "a tensor is left over": (
-        lambda tensors: tensors | {"score.weight": Tensor.of(np.ones((2, 64), np.float32), "BF16")},
+        lambda tensors: tensors | {"model.extra.weight": Tensor.of(np.ones((2, 64), np.float32), "BF16")},
         {},
-        "`score.weight` has no place in its model",
+        "`model.extra.weight` has no place in its model",
         "remove what is not part",
-    ),
-    "an adapter is not merged": (
-        lambda tensors: (
-            tensors | {"model.layers.0.mlp.up_proj.lora_A.weight": Tensor.of(np.ones((2, 64), np.float32), "BF16")}
-        ),
-        {},
-        "belongs to an adapter that was not merged",
-        "merge it into its base model",
     ),
     "the head is missing": (
         lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"},
@@ -194,15 +194,35 @@ def test_what_does_not_fit_is_refused_with_the_remedy(case, tmp_path):
     assert said in str(fault)
     assert remedy in fault.hint
     assert "generic=True" in fault.hint
-    assert (fault.slug, fault.tensor is not None) == ("bad-layout", True)
+    assert (fault.slug, fault.tensor is not None) == ("wrong-tensors", True)
 
 
-def test_buffers_that_nobody_needs_are_left_out(tmp_path):
-    def change(tensors):
-        return tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": Tensor.of(np.ones(8, np.float32), "F32")}
+WHOLE_WITHOUT = {
+    "v_head.summary.weight": "a value head of training",
+    "optimizer.state.weight": "state of training",
+    "model.layers.0.self_attn.rotary_emb.inv_freq": "a buffer that runtimes compute themselves",
+}
 
-    report, _ = written(write(tmp_path / "source", change))
-    assert any("no place for 1 tensors that it does not need" in warning for warning in report.manifest.warnings)
+
+@pytest.mark.parametrize("extra", WHOLE_WITHOUT)
+def test_what_the_language_model_does_not_need_is_left_out(extra, tmp_path):
+    spare = Tensor.of(np.ones(8, np.float32), "F32")
+    report, _ = written(write(tmp_path / "source", lambda tensors: tensors | {extra: spare}))
+    (said,) = [warning for warning in report.manifest.warnings if "left out" in warning]
+    assert WHOLE_WITHOUT[extra] in said
+    assert f"1 tensors are left out (`{extra}`)" in said
+
+
+OF_OTHERS = {
+    "score.weight": "is the head of a classifier or reward model",
+    "model.layers.0.mlp.up_proj.lora_A.weight": "belongs to an adapter that was not merged",
+}
+
+
+@pytest.mark.parametrize("extra", OF_OTHERS)
+def test_what_is_no_language_model_is_called_what_it_is(extra, tmp_path):
+    spare = Tensor.of(np.ones((2, 64), np.float32), "BF16")
+    assert OF_OTHERS[extra] in str(refused(write(tmp_path / "source", lambda tensors: tensors | {extra: spare})))
 
 
 # Heads.

@@ -19,11 +19,10 @@ from mlx_lm.utils import _get_classes, load_model  # noqa: E402
 from oracles.mlx_outputs import logits  # noqa: E402
 from ramrs.formats import mlx_config  # noqa: E402
 
-# What mlx-lm reads only within a larger model is left out.
+# mlx-lm has no model of these types: ramrs writes them as the language model of a larger one.
+WRAPPED = {"qwen3_5_text", "qwen3_5_moe_text"}
 NATIVE = {
-    name: model.config
-    for name, model in (VARIANTS | RELEASES).items()
-    if not name.startswith(("qwen3_5_text", "qwen3_5_moe_text"))
+    name: model.config for name, model in (VARIANTS | RELEASES).items() if model.config["model_type"] not in WRAPPED
 }
 
 TINY = {

@@ -383,7 +383,7 @@ def test_a_type_that_nobody_knows_is_refused(model_type, source, ramrs_cli, tmp_
 def test_what_mlx_lm_misses_is_said(tmp_path):
     config = MODELS["seed_oss"][0] | {"model_type": "seed_oss"}
     source = write_checkpoint(tmp_path / "source", llama_tensors(config | {"tie_word_embeddings": True}), config)
-    said = refused(source, tmp_path, slug="bad-layout")
+    said = refused(source, tmp_path, slug="wrong-tensors")
     assert "`model.layers.0.self_attn.q_proj.bias` [128] is missing (5 more are as well)" in said
     rewrite_config(source, vocab_size=[])
     assert "TypeError: " in refused(source, tmp_path)
