@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::arch::families::{Becomes, ModelFamily, Transform};
 use crate::arch::pattern::matches;
 use crate::checkpoint::{Checkpoint, Tensor, View};
@@ -14,6 +16,10 @@ use crate::name::{Name, Role};
 /// The tensors that `mlx-lm` reads, and what becomes of each tensor of `checkpoint`.
 pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {
     let family = model_family(checkpoint, generic, "MLX")?;
+    if let Some(reason) = family.and_then(|_| unlike_mlx(checkpoint)) {
+        let model_type = checkpoint.model_type().unwrap_or_default().to_owned();
+        return Err(Error::UnknownModel { model_type, format: "MLX", reason: Some(reason) });
+    }
     let mut arranging = Arranging { checkpoint, family, targets: Vec::new(), stacks: BTreeMap::new() };
     let mut dispositions = Vec::with_capacity(checkpoint.tensors.len());
     for at in 0..checkpoint.tensors.len() {
@@ -22,6 +28,26 @@ pub(super) fn arrange(checkpoint: &Checkpoint, generic: bool) -> Result<Arrangem
     let arrangement = Arrangement { targets: arranging.finish()?, dispositions };
     check_names(checkpoint, &arrangement, "mlx-lm")?;
     Ok(arrangement)
+}
+
+/// Why `mlx-lm` has no model of this configuration, though it has one of the type.
+fn unlike_mlx(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let size = |key: &str| checkpoint.config_size(key);
+    let is_four_widths = |inner: &str, width: &str| {
+        let (inner, width) = (size(inner), size(width));
+        inner.zip(width).is_none_or(|(inner, width)| Some(inner) == width.checked_mul(4))
+    };
+    let listed = |key: &str| checkpoint.config_value(key).and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+    match checkpoint.model_type()? {
+        "qwen2_moe" if listed("mlp_only_layers") || size("decoder_sparse_step").is_some_and(|step| step != 1) => {
+            Some("mlx-lm has experts in all of its layers")
+        }
+        "gpt2" if !is_four_widths("n_inner", "n_embd") => Some("mlx-lm's MLP has four times the width (n_inner)"),
+        "gpt_neox" if !is_four_widths("intermediate_size", "hidden_size") => {
+            Some("mlx-lm's MLP has four times the width (intermediate_size)")
+        }
+        _ => None,
+    }
 }
 
 /// A stack of experts under construction: its target, and the matrix of each expert so far.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ramrs
 from fixtures.checkpoints import Tensor, read_weights, write_checkpoint, write_shards
-from fixtures.models import RELEASES, release_tensors, write_release
+from fixtures.models import RELEASES, release_tensors, write_release, write_variant
 from fixtures.tiers import slow_but_for
 
 OPTIONS = {"budget": "32", "sensitivity": "weights", "effort": "fast"}
@@ -388,6 +388,21 @@ def test_stacked_experts_of_newer_releases_are_as_those_of_older_ones(name, writ
         newer[f"{new}.experts.down_proj"] = Tensor(dtype, w2)
     options = OPTIONS | {"format": written_as}
     assert_same(written(tmp_path / "old", plain, config, options), written(tmp_path / "new", newer, config, options))
+
+
+UNLIKE_MLX = {"qwen2_moe": {"mlp_only_layers": [1]}, "gpt2": {"n_inner": 96}, "gpt_neox": {"intermediate_size": 96}}
+
+
+@pytest.mark.parametrize("name", UNLIKE_MLX)
+def test_a_configuration_that_mlx_lm_has_no_model_of_is_refused(name, tmp_path):
+    tensors, config = untied(name)
+    fault = refused(write_checkpoint(tmp_path / "model", tensors, config | UNLIKE_MLX[name]), tmp_path / "out")
+    assert fault is not None
+
+
+def test_dense_layers_among_experts_are_refused_by_name(tmp_path):
+    with pytest.raises(ramrs.CheckpointError, match="experts in all of its layers"):
+        ramrs.quantize(write_variant("qwen2_moe_dense", tmp_path / "model"), tmp_path / "out", **OPTIONS)
 
 
 def test_dead_weights_are_named(tmp_path):
