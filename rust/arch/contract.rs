@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::blueprint::{Blueprint, Dimension, HeadTie, blueprint};
-use super::families::{Becomes, ModelFamily, Outputs, Transform, family};
+use super::families::{Becomes, ModelFamily, Outputs, Transform, family, is_buffer};
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::container::file::read_at;
@@ -38,19 +38,6 @@ const VALUE_HEAD: &str = "a value head of training, which no language model has"
 const STATE: &str = "state of training, which no language model has";
 const DRAFT: &str = "a head that drafts tokens, which the language model does not need";
 const BUFFER: &str = "a buffer that runtimes compute themselves";
-
-/// Endings of names of buffers.
-const BUFFERS: [&str; 9] = [
-    "rotary_emb.inv_freq",
-    "rotary_emb.original_inv_freq",
-    "rotary_emb.cos_cached",
-    "rotary_emb.sin_cached",
-    ".position_ids",
-    ".masked_bias",
-    ".causal_mask",
-    ".num_batches_tracked",
-    ".attn_mask",
-];
 
 /// Parts of names of adapters that were not merged.
 const ADAPTERS: [&str; 8] = [
@@ -486,8 +473,7 @@ fn missing(checkpoint: &Checkpoint, name: &str, count: usize) -> Error {
 pub(crate) fn unneeded(name: &str) -> Option<&'static str> {
     let known =
         UNNEEDED.iter().find(|(beginning, _)| name.starts_with(beginning) || name.contains(&format!(".{beginning}")));
-    let is_buffer = BUFFERS.iter().any(|end| name.ends_with(end));
-    known.map(|(_, why)| *why).or(is_buffer.then_some(BUFFER))
+    known.map(|(_, why)| *why).or_else(|| is_buffer(name).then_some(BUFFER))
 }
 
 /// What a model with the head `name` is, if it is the head of another task.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -25,9 +24,6 @@ __all__ = ["Loaded", "load"]
 
 _TIE = "tie_word_embeddings"
 _NO_HEAD = "the checkpoint has no head, and config.json does not say that it is tied: it is taken as tied"
-_BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-"""Parameters that every model computes itself."""
-
 _BLOCK = 1 << 20
 """Bytes that are compared at a time."""
 
@@ -244,13 +240,10 @@ def _said_of(names: dict[str, str]) -> list[str]:
 
 def _mended(attempt: _Attempt, mismatch: MismatchError, config: dict[str, Any], notes: list[str]) -> _Attempt | None:
     """Correct what has one right answer; ``None`` if something else does not fit, either."""
-    spare = {name for name in mismatch.extra if _BUFFERS.search(name)}
     changed = {}
     tied = value_of(config, _TIE)
-    heads = [name for name in mismatch.extra if name.endswith("lm_head.weight")]
-    if tied is True:
-        # The bytes were compared: an untied head would have been declared.
-        spare.update(heads)
+    # The bytes were compared: an untied head would have been declared.
+    spare = {name for name in mismatch.extra if tied is True and name.endswith("lm_head.weight")}
     missing = mismatch.missing
     if tied is not False and len(missing) == 1 and missing[0].endswith("lm_head.weight"):
         changed, missing = _everywhere(config, _TIE, value=True), []

@@ -136,6 +136,12 @@ pub(crate) fn family(model_type: &str) -> Option<&'static ModelFamily> {
     FAMILIES.iter().find(|family| family.types.contains(&model_type))
 }
 
+/// Whether the tensor `name` is a buffer in any family.
+#[must_use]
+pub(crate) fn is_buffer(name: &str) -> bool {
+    StorageRule::find(BUFFERS.iter(), name).is_some()
+}
+
 impl StorageRule {
     fn find(mut rules: impl Iterator<Item = &'static Self>, name: &str) -> Option<(Becomes, PatternMatch<'_>)> {
         rules.find_map(|rule| Some((rule.becomes, matches(rule.stored, name)?)))

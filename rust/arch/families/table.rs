@@ -17,8 +17,18 @@ const fn matrices(input_major: bool, outputs: Outputs) -> Transform {
 const OUTPUT_MAJOR: Transform = matrices(false, Outputs::All);
 const INPUT_MAJOR: Transform = matrices(true, Outputs::All);
 
-/// Tensors that older releases of any family contain.
-pub(super) const BUFFERS: &[StorageRule] = &[buffer("*rotary_emb.inv_freq")];
+/// Buffers that releases of any family may contain.
+pub(super) const BUFFERS: &[StorageRule] = &[
+    buffer("*rotary_emb.inv_freq"),
+    buffer("*rotary_emb.original_inv_freq"),
+    buffer("*rotary_emb.cos_cached"),
+    buffer("*rotary_emb.sin_cached"),
+    buffer("*.position_ids"),
+    buffer("*.masked_bias"),
+    buffer("*.causal_mask"),
+    buffer("*.num_batches_tracked"),
+    buffer("*.attn_mask"),
+];
 
 /// All norms of a model, stored minus one.
 const NORMS_MINUS_ONE: &[StorageRule] = &[used("*norm.weight", &[("*norm.weight", Transform::PlusOne)])];
@@ -125,12 +135,11 @@ const GPT2: &[StorageRule] = &[
     used("*.mlp.c_fc.weight", &[("*.mlp.c_fc.weight", INPUT_MAJOR)]),
     used("*.mlp.c_proj.weight", &[("*.mlp.c_proj.weight", INPUT_MAJOR)]),
     buffer("*.attn.bias"),
-    buffer("*.attn.masked_bias"),
     StorageRule { stored: "*lm_head.weight", becomes: Becomes::TiedHead },
 ];
 
 /// The causal mask of GPT-NeoX, which is named like a bias.
-const GPT_NEOX: &[StorageRule] = &[buffer("*.attention.bias"), buffer("*.attention.masked_bias")];
+const GPT_NEOX: &[StorageRule] = &[buffer("*.attention.bias")];
 
 /// Convolutions, which `mlx-lm` stores with the channels last.
 const MLX_LINEAR_ATTENTION: &[StorageRule] =
