@@ -75,12 +75,12 @@ pub(crate) fn fulfil(checkpoint: &mut Checkpoint) -> Result<()> {
         let found = checkpoint.tensors.iter().find_map(|tensor| Some((tensor, other_head(&tensor.name)?)));
         return found.map_or(Ok(()), |(tensor, what)| Err(of_another_task(checkpoint, tensor, what)));
     };
-    let Some(expected) = expected(checkpoint, family) else { return Ok(()) };
+    let Some(expected) = blueprint_of(checkpoint, family) else { return Ok(()) };
     settle_layers(checkpoint, &expected);
     settle_vocabulary(checkpoint, &expected);
     settle_head(checkpoint, &expected)?;
     // The configuration may have changed.
-    let Some(expected) = self::expected(checkpoint, family) else { return Ok(()) };
+    let Some(expected) = blueprint_of(checkpoint, family) else { return Ok(()) };
     let unneeded = Found::of(checkpoint, family, &expected)?.unneeded;
     for (at, why) in unneeded {
         checkpoint.tensors[at].unneeded = Some(why);
@@ -89,7 +89,7 @@ pub(crate) fn fulfil(checkpoint: &mut Checkpoint) -> Result<()> {
 }
 
 /// The blueprint of the model under the names that the checkpoint has: those of a release, or those of `mlx-lm`.
-fn expected(checkpoint: &Checkpoint, family: &ModelFamily) -> Option<Blueprint> {
+fn blueprint_of(checkpoint: &Checkpoint, family: &ModelFamily) -> Option<Blueprint> {
     let blueprint = blueprint(checkpoint)?;
     Some(if checkpoint.is_laid_out_for_mlx() { blueprint.for_mlx(family, checkpoint) } else { blueprint })
 }
@@ -110,7 +110,7 @@ const MERGE: &str = "merge it into its base model first, such as with PEFT's `me
                      tensors as they are";
 
 /// Whether `name` belongs to an adapter that was not merged.
-pub(crate) fn is_adapter(name: &str) -> bool {
+fn is_adapter(name: &str) -> bool {
     ADAPTERS.iter().any(|part| name.contains(part))
 }
 
@@ -249,6 +249,15 @@ struct Found<'a> {
     seen: BTreeMap<String, BTreeSet<usize>>,
     /// Tensors that no language model needs, and why.
     unneeded: Vec<(usize, &'static str)>,
+    /// Whether layers beyond those that the configuration counts predict several tokens at once.
+    predicts_more: bool,
+}
+
+/// Whether layers of `checkpoint` predict several tokens at once.
+fn predicts_more(checkpoint: &Checkpoint) -> bool {
+    let marks = [".eh_proj.", ".enorm.", ".hnorm.", ".shared_head."];
+    checkpoint.config_size("num_nextn_predict_layers").unwrap_or(0) > 0
+        || checkpoint.tensors.iter().any(|tensor| marks.iter().any(|mark| tensor.name.contains(mark)))
 }
 
 /// A tensor under the name and the shape of the blueprint.
@@ -261,7 +270,9 @@ struct Canonical {
 
 impl<'a> Found<'a> {
     fn of(checkpoint: &'a Checkpoint, family: &'static ModelFamily, expected: &'a Blueprint) -> Result<Self> {
-        let mut found = Self { checkpoint, family, expected, seen: BTreeMap::new(), unneeded: Vec::new() };
+        let (seen, unneeded) = Default::default();
+        let predicts_more = predicts_more(checkpoint);
+        let mut found = Self { checkpoint, family, expected, seen, unneeded, predicts_more };
         let mut extra: Vec<&Tensor> = Vec::new();
         for (at, tensor) in checkpoint.tensors.iter().enumerate() {
             if !found.add(at, tensor)? {
@@ -282,14 +293,11 @@ impl<'a> Found<'a> {
         if self.is_of_other_parts(name) {
             return Ok(true);
         }
-        let is_head = self.expected.head.iter().any(|(head, _)| head == name);
-        if is_head {
-            let (_, shape) = self.expected.head.iter().find(|(head, _)| head == name).unwrap_or(&self.expected.head[0]);
-            if self.is_tied() {
-                return Ok(true);
+        if let Some((_, shape)) = self.expected.head.iter().find(|(head, _)| head == name) {
+            if !self.is_tied() {
+                self.check_shape(tensor, &tensor.shape, shape)?;
+                self.seen.entry(name.to_owned()).or_default();
             }
-            self.check_shape(tensor, &tensor.shape, shape)?;
-            self.seen.entry(name.to_owned()).or_default();
             return Ok(true);
         }
         let Some(parts) = self.canonical(tensor, name) else {
@@ -315,14 +323,7 @@ impl<'a> Found<'a> {
         let Name { role, layer, .. } = Name::parse(name);
         let is_beyond = layer.is_some_and(|layer| layer as u64 >= self.expected.layers)
             && name.starts_with(&self.expected.layer_prefix);
-        matches!(role, Role::Tower | Role::MultiToken) || (is_beyond && self.predicts_more())
-    }
-
-    /// Whether layers beyond those that the configuration counts predict several tokens at once.
-    fn predicts_more(&self) -> bool {
-        let marks = [".eh_proj.", ".enorm.", ".hnorm.", ".shared_head."];
-        self.checkpoint.config_size("num_nextn_predict_layers").unwrap_or(0) > 0
-            || self.checkpoint.tensors.iter().any(|tensor| marks.iter().any(|mark| tensor.name.contains(mark)))
+        matches!(role, Role::Tower | Role::MultiToken) || (is_beyond && self.predicts_more)
     }
 
     fn is_tied(&self) -> bool {

@@ -203,11 +203,14 @@ impl Sizes<'_> {
         Some(layers.iter().any(|listed| listed.as_u64() == Some(layer)))
     }
 
-    /// The entry of `layer_types` for `layer`.
-    fn layer_type(self, layer: u64) -> Option<&'static str> {
+    /// Whether `layer_types` gives `layer` full attention; `None` if it does not say.
+    fn has_full_attention(self, layer: u64) -> Option<bool> {
         let kinds = self.0.config_value("layer_types")?.as_array()?;
-        let kind = kinds.get(usize::try_from(layer).ok()?)?.as_str()?;
-        ["full_attention", "linear_attention", "sliding_attention"].into_iter().find(|known| *known == kind)
+        match kinds.get(usize::try_from(layer).ok()?)?.as_str()? {
+            "full_attention" => Some(true),
+            "linear_attention" | "sliding_attention" => Some(false),
+            _ => None,
+        }
     }
 }
 

@@ -208,8 +208,7 @@ impl Drawing<'_> {
         let config = self.config;
         let hidden = config.hidden();
         let interval = config.size(&["full_attention_interval"]).0.unwrap_or(4).max(1);
-        let is_full =
-            config.layer_type(layer).map_or((layer + 1).is_multiple_of(interval), |kind| kind == "full_attention");
+        let is_full = config.has_full_attention(layer).unwrap_or((layer + 1).is_multiple_of(interval));
         if is_full {
             let (queries, keys) = (config.heads() * config.head_size(), config.key_heads() * config.head_size());
             let biased = config.flag("attention_bias");
