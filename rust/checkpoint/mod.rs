@@ -7,7 +7,7 @@
 
 pub(crate) mod directory;
 pub(crate) mod encoded;
-pub(crate) mod foreign;
+pub(crate) mod foreign_codes;
 pub(crate) mod prequantized;
 pub(crate) mod shard;
 pub(crate) mod stream;

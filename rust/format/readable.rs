@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Arrangement, Disposition, Target};
 use crate::arch::contract;
 use crate::arch::families::{ModelFamily, Outputs, family};
-use crate::checkpoint::foreign::foreign;
+use crate::checkpoint::foreign_codes::foreign_codes;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Tensor, View};
 use crate::error::{Error, Result};
@@ -32,17 +32,16 @@ pub(crate) fn prepare(checkpoint: &mut Checkpoint, generic: bool) -> Result<()> 
 }
 
 fn check_source(checkpoint: &Checkpoint) -> Result<()> {
-    let method = unreadable(checkpoint).filter(|_| has_codes(checkpoint));
-    if let Some((part, format)) = foreign(&checkpoint.parts) {
+    if let Some((part, format)) = foreign_codes(&checkpoint.parts) {
         let part = &checkpoint.parts[part];
-        let stated =
-            checkpoint.config_value("quantization_config").and_then(|block| block.get("quant_method")?.as_str());
+        let stated = stated_block(checkpoint).and_then(|block| block.get("quant_method")?.as_str());
         let stated =
             stated.filter(|method| !format.contains(*method)).map_or(String::new(), |method| format!("{method}, "));
         let method = format!("{stated}{format}: `{}` is {} {:?}", part.stored_name(), part.dtype, part.shape);
         return Err(Error::AlreadyQuantized { config: checkpoint.shards[part.shard].path.clone(), method });
     }
-    if let Some(method) = method {
+    let has_codes = is_packed(checkpoint) || !checkpoint.faults.is_empty();
+    if let Some(method) = unreadable(checkpoint).filter(|_| has_codes) {
         return Err(Error::AlreadyQuantized { config: checkpoint.dir.join("config.json"), method });
     }
     if let Some((part, reason)) = checkpoint.faults.first() {
@@ -53,19 +52,19 @@ fn check_source(checkpoint: &Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// Whether any weight is stored as codes.
-fn has_codes(checkpoint: &Checkpoint) -> bool {
+/// Whether any weight is stored as codes that are read.
+fn is_packed(checkpoint: &Checkpoint) -> bool {
     checkpoint.tensors.iter().any(|tensor| tensor.packing != Packing::Plain)
-        || !checkpoint.faults.is_empty()
-        || foreign(&checkpoint.parts).is_some()
 }
 
-/// Says that the configuration describes codes, if it does and there are none.
+/// What the configuration says of codes.
+fn stated_block(checkpoint: &Checkpoint) -> Option<&Value> {
+    checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))
+}
+
+/// Says that the configuration describes codes, if it does and a readable source has none.
 fn stale_method(checkpoint: &Checkpoint) -> Option<String> {
-    if has_codes(checkpoint) {
-        return None;
-    }
-    let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
+    let block = stated_block(checkpoint).filter(|_| !is_packed(checkpoint))?;
     let method = block.get("quant_method").and_then(Value::as_str).unwrap_or("a quantization block");
     let is_dense = block.get("format").and_then(Value::as_str) == Some("dense");
     (!is_dense).then(|| {
@@ -115,7 +114,7 @@ pub(super) fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement, re
 
 /// The method by which a checkpoint is quantized, if it is not one that is read.
 fn unreadable(checkpoint: &Checkpoint) -> Option<String> {
-    let block = checkpoint.config_value("quantization_config").or(checkpoint.config_value("quantization"))?;
+    let block = stated_block(checkpoint)?;
     let text = |key: &str| block.get(key).and_then(Value::as_str);
     match text("quant_method") {
         Some("compressed-tensors") => {

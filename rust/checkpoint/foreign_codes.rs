@@ -37,7 +37,7 @@ const NF4: &str = "bitsandbytes, NF4";
 const GPTQ: &str = "GPTQ or AWQ";
 
 /// The first part of a format that is not read, and the name of the format.
-pub(crate) fn foreign(parts: &[Part]) -> Option<(usize, &'static str)> {
+pub(crate) fn foreign_codes(parts: &[Part]) -> Option<(usize, &'static str)> {
     let marked = |part: &Part| MARKS.iter().find(|(end, _)| part.name.ends_with(end)).map(|(_, format)| *format);
     // The mark that says most: GPTQ has all of AWQ's, and one more.
     let of_marks = parts.iter().enumerate().filter_map(|(at, part)| Some((at, marked(part)?)));
@@ -82,7 +82,7 @@ mod tests {
             bytes: 0,
         };
         let parts: Vec<Part> = parts.iter().map(part).collect();
-        foreign(&parts).map(|(_, format)| format)
+        foreign_codes(&parts).map(|(_, format)| format)
     }
 
     #[test]
