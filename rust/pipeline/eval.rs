@@ -122,13 +122,8 @@ pub fn eval(request: &EvalRequest, progress: &Progress) -> Result<EvalReport> {
     let (ids, origin) = token_ids(request, pass, &model)?;
     let tokens = cut(&ids, window, bos)?;
     let windows = Windows { tokens: &tokens, length: window };
-    let reference = Forward::new(pass, &model);
-    let passes = checkpoints.iter().map(|checkpoint| engine.pass(checkpoint, progress));
-    let outputs: Vec<Forward<'_>> = passes.zip(&models).map(|(pass, model)| Forward::new(pass, model)).collect();
-    let (bodies, heads) = traversals(windows, model.vocabulary());
-    let bytes = |model: &Runnable<'_>| bodies * model.body_bytes() + heads * model.head().bytes();
-    progress.begin(Stage::Eval, bytes(&model) + models.iter().map(bytes).sum::<u64>());
-    let found = compare(pass, &reference, &outputs, windows)?;
+    let outputs: Vec<_> = checkpoints.iter().zip(&models).collect();
+    let (found, multiply_adds) = diverge(pass, &model, &outputs, windows)?;
     let paths = request.outputs.iter().map(|path| path.display().to_string());
     Ok(EvalReport {
         windows: windows.count(),
@@ -136,9 +131,27 @@ pub fn eval(request: &EvalRequest, progress: &Progress) -> Result<EvalReport> {
         tokens: windows.predictions(),
         bos,
         origin,
-        multiply_adds: reference.multiply_adds() + outputs.iter().map(Forward::multiply_adds).sum::<u64>(),
+        multiply_adds,
         outputs: paths.zip(found).map(|(output, divergence)| EvaluatedOutput { output, divergence }).collect(),
     })
+}
+
+/// Runs `model`, which `pass` reads, and `outputs` on `windows`. Returns the divergence of each output, and the number of
+/// multiply-adds.
+pub(super) fn diverge(
+    pass: Pass<'_>,
+    model: &Runnable<'_>,
+    outputs: &[(&Checkpoint, &Runnable<'_>)],
+    windows: Windows<'_>,
+) -> Result<(Vec<Divergence>, u64)> {
+    let (bodies, heads) = traversals(windows, model.vocabulary());
+    let bytes = |model: &Runnable<'_>| bodies * model.body_bytes() + heads * model.head().bytes();
+    pass.progress.begin(Stage::Eval, bytes(model) + outputs.iter().map(|(_, model)| bytes(model)).sum::<u64>());
+    let reference = Forward::new(pass, model);
+    let forward = |&(checkpoint, model)| Forward::new(Pass { checkpoint, ..pass }, model);
+    let outputs: Vec<Forward<'_>> = outputs.iter().map(forward).collect();
+    let found = compare(pass, &reference, &outputs, windows)?;
+    Ok((found, reference.multiply_adds() + outputs.iter().map(Forward::multiply_adds).sum::<u64>()))
 }
 
 fn check(request: &EvalRequest) -> Result<()> {
@@ -190,7 +203,7 @@ fn check_vocabulary(checkpoint: &Checkpoint, model: &Runnable<'_>, reference: &R
 
 /// The length of windows for models of which each has a limit, or none.
 fn window_length<'m>(asked: Option<usize>, models: impl Iterator<Item = &'m Runnable<'m>>) -> Result<usize> {
-    let most = models.filter_map(Runnable::most_positions).min().unwrap_or(usize::MAX);
+    let most = most_positions(models);
     match asked {
         Some(window) if window > most => {
             Err(Error::option(OptionName::Window, window, format!("the model has {most} positions")))
@@ -198,6 +211,11 @@ fn window_length<'m>(asked: Option<usize>, models: impl Iterator<Item = &'m Runn
         Some(window) => Ok(window),
         None => Ok(WINDOW.min(most)),
     }
+}
+
+/// The longest window that all of `models` can be run on.
+pub(super) fn most_positions<'m>(models: impl IntoIterator<Item = &'m Runnable<'m>>) -> usize {
+    models.into_iter().filter_map(Runnable::most_positions).min().unwrap_or(usize::MAX)
 }
 
 fn first_token(asked: FirstToken, checkpoint: &Checkpoint, model: &Runnable<'_>) -> Result<Option<u32>> {
