@@ -69,33 +69,18 @@ impl Directory {
         let plain = |file: &PathBuf| file.to_str().filter(|_| file.components().count() == 1).map(str::to_owned);
         let top: Vec<String> = files.iter().filter_map(plain).collect();
 
-        let mut index = read_index(dir)?;
         let mut notes = Vec::new();
-        let names = match &index {
-            Some((path, weight_map)) => {
-                let listed = listed_shards(path, weight_map)?;
-                let is_there = |name: &String| top.contains(name);
-                let missing = listed.iter().find(|(name, _)| !is_there(name));
-                // A link without a target is a fault of its own, and so is a set of which the index lists a part.
-                let missing = missing.filter(|(name, _)| dir.join(name).symlink_metadata().is_err());
-                let others = missing.and_then(|missing| {
-                    let loose = loose_shards(dir, &top, &mut notes).ok()?;
-                    let is_listed = |(name, _): &(String, usize)| listed.iter().any(|(other, _)| other == name);
-                    (!loose.iter().any(is_listed)).then_some((missing, loose))
-                });
-                match others {
-                    None => listed,
-                    Some(((shard, _), loose)) => {
-                        notes.push(format!(
-                            "{INDEX} is ignored: it lists `{shard}`, which is missing, and `{}` is here",
-                            loose[0].0
-                        ));
-                        index = None;
-                        loose
-                    }
-                }
-            }
+        let mut index = read_index(dir)?;
+        let listed = index.as_ref().map(|(path, weight_map)| listed_shards(path, weight_map)).transpose()?;
+        let names = match listed {
             None => loose_shards(dir, &top, &mut notes)?,
+            Some(listed) => match instead_of_missing(dir, &top, &listed, &mut notes) {
+                None => listed,
+                Some(others) => {
+                    index = None;
+                    others
+                }
+            },
         };
         let mut shards = Vec::with_capacity(names.len());
         for (name, tensors) in names {
@@ -257,6 +242,29 @@ fn listed_shards(index: &Path, weight_map: &BTreeMap<String, String>) -> Result<
         *shards.entry(shard.clone()).or_insert(0) += 1;
     }
     Ok(shards.into_iter().collect())
+}
+
+/// The shards to use if a shard that the index lists is missing, and the directory holds a whole checkpoint of other files.
+fn instead_of_missing(
+    dir: &Path,
+    top: &[String],
+    listed: &[(String, usize)],
+    notes: &mut Vec<String>,
+) -> Option<Vec<(String, usize)>> {
+    let (missing, _) = listed.iter().find(|(name, _)| !top.contains(name))?;
+    // A link without a target, or a directory, is a fault of its own.
+    if dir.join(missing).symlink_metadata().is_ok() {
+        return None;
+    }
+    let mut of_others = Vec::new();
+    let others = loose_shards(dir, top, &mut of_others).ok()?;
+    // A set of which the index lists a part is incomplete.
+    if others.iter().any(|(name, _)| listed.iter().any(|(other, _)| other == name)) {
+        return None;
+    }
+    notes.append(&mut of_others);
+    notes.push(format!("{INDEX} is ignored: it lists `{missing}`, which is missing, and `{}` is here", others[0].0));
+    Some(others)
 }
 
 /// Finds the shards of a directory without an index, among the file names `top`. Says in `notes` which are left out.
