@@ -23,6 +23,13 @@ use crate::sensitivity::Candidate;
 /// Maximum number of tensor names listed in a message.
 const MAX_LISTED: usize = 8;
 
+/// The first of `names`, for a message.
+pub(crate) fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<&str> = names.collect();
+    let first: Vec<String> = names.iter().take(MAX_LISTED).map(|name| format!("`{name}`")).collect();
+    format!("{}{}", first.join(", "), if names.len() > MAX_LISTED { ", …" } else { "" })
+}
+
 /// A checkpoint, and the disposition of each of its tensors in a format.
 pub(crate) struct Conversion {
     pub checkpoint: Checkpoint,
@@ -332,13 +339,8 @@ impl Conversion {
         unrecognised
             .retain(|(entry, _)| policy.is_none_or(|policy| !names(entry).iter().any(|name| policy.is_about(name))));
         let Some((first, reason)) = unrecognised.first() else { return Ok(()) };
-        let listed = |entries: &[&OutputTensor]| {
-            let named: Vec<String> =
-                entries.iter().take(MAX_LISTED).map(|entry| format!("`{}`", name(entry))).collect();
-            format!("{}{}", named.join(", "), if entries.len() > MAX_LISTED { ", …" } else { "" })
-        };
         if strict {
-            let listed = listed(&unrecognised.iter().map(|(entry, _)| *entry).collect::<Vec<_>>());
+            let listed = listed(unrecognised.iter().map(|(entry, _)| name(entry).as_str()));
             let tensor = &self.checkpoint.tensors[first.target.views[0].tensor];
             return Err(Error::UnrecognisedTensor {
                 file: self.checkpoint.file_of(tensor).to_owned(),
@@ -355,7 +357,8 @@ impl Conversion {
             }
         }
         for (reason, entries) in by_reason {
-            say(format!("{} tensors are treated by their shape alone: {} ({reason})", entries.len(), listed(&entries)));
+            let listed = listed(entries.iter().map(|entry| name(entry).as_str()));
+            say(format!("{} tensors are treated by their shape alone: {listed} ({reason})", entries.len()));
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::job::conversion::Conversion;
+use crate::job::conversion::{Conversion, listed};
 use crate::name::Role;
 use crate::option::OptionName;
 use crate::pass::energy::{self, DeadWeights, EnergyJob};
@@ -196,15 +196,10 @@ fn dead_weights(candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) ->
         ("zero in some rows", all().filter(is_partly).map(name).collect()),
     ];
     let listed = |(what, names): (&str, Vec<String>)| {
-        let first: Vec<String> = names.iter().take(MAX_LISTED).map(|name| format!("`{name}`")).collect();
-        let more = if names.len() > MAX_LISTED { ", …" } else { "" };
-        format!("{} matrices are {what}: {}{more}", names.len(), first.join(", "))
+        format!("{} matrices are {what}: {}", names.len(), listed(names.iter().map(String::as_str)))
     };
     kinds.into_iter().filter(|(_, names)| !names.is_empty()).map(listed).collect()
 }
-
-/// Maximum number of matrices that a warning names.
-const MAX_LISTED: usize = 8;
 
 /// SHA-256 of all vectors.
 fn digest(source: &Conversion, candidates: &[Candidate<'_>], measured: &[MatrixSensitivity]) -> String {
