@@ -11,9 +11,7 @@ use serde_json::Value;
 
 use super::blueprint::{Blueprint, Dimension, HeadTie, blueprint};
 use super::families::{Becomes, ModelFamily, Outputs, Transform, family, is_buffer};
-use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::container::file::read_at;
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
 
@@ -189,7 +187,7 @@ fn settle_head(checkpoint: &mut Checkpoint, expected: &Blueprint) -> Result<()> 
         return Ok(());
     }
     let Some(embedding) = checkpoint.tensor(&expected.embedding) else { return Ok(()) };
-    if has_same_elements(checkpoint, head, embedding)? {
+    if checkpoint.has_same_elements(head, embedding)? {
         set(checkpoint, "tie_word_embeddings", true.into());
         return Ok(());
     }
@@ -213,31 +211,6 @@ fn settle_head(checkpoint: &mut Checkpoint, expected: &Blueprint) -> Result<()> 
     ));
     set(checkpoint, "tie_word_embeddings", false.into());
     Ok(())
-}
-
-/// Bytes that are compared at a time.
-const COMPARED: usize = 1 << 20;
-
-/// Whether two tensors are stored alike, byte for byte.
-fn has_same_elements(checkpoint: &Checkpoint, one: &Tensor, other: &Tensor) -> Result<bool> {
-    let is_alike = one.shape == other.shape && one.dtype == other.dtype && one.bytes == other.bytes;
-    if !is_alike || [one, other].iter().any(|tensor| tensor.packing != Packing::Plain) {
-        return Ok(false);
-    }
-    let parts = [one, other].map(|tensor| &checkpoint.parts[tensor.part]);
-    let shards = parts.map(|part| &checkpoint.shards[part.shard]);
-    let files = [shards[0].file()?, shards[1].file()?];
-    let mut read = [vec![0; COMPARED], vec![0; COMPARED]];
-    for at in (0..one.bytes).step_by(COMPARED) {
-        let length = usize::try_from(one.bytes - at).unwrap_or(COMPARED).min(COMPARED);
-        for side in 0..2 {
-            read_at(&files[side], &shards[side].path, &mut read[side][..length], parts[side].offset + at)?;
-        }
-        if read[0][..length] != read[1][..length] {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// The tensors of a checkpoint under the names of its blueprint.

@@ -54,6 +54,9 @@ impl Part {
     }
 }
 
+/// Bytes of each tensor that are compared at a time.
+const COMPARED_BYTES: usize = 1 << 20;
+
 /// Another spelling of a tensor's name, given the configuration; `None` to keep the name.
 pub(crate) type Spelling<'a> = &'a dyn Fn(&str, Option<&Config>) -> Option<String>;
 
@@ -230,6 +233,31 @@ impl Checkpoint {
     #[must_use]
     pub fn file_of(&self, tensor: &Tensor) -> &Path {
         &self.shards[self.parts[tensor.part].shard].path
+    }
+
+    /// Whether two tensors are stored alike, byte for byte. Tensors of codes are not compared: they count as different.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(crate) fn has_same_elements(&self, one: &Tensor, other: &Tensor) -> Result<bool> {
+        let is_alike = one.shape == other.shape && one.dtype == other.dtype && one.bytes == other.bytes;
+        if !is_alike || [one, other].iter().any(|tensor| tensor.packing != Packing::Plain) {
+            return Ok(false);
+        }
+        let parts = [one, other].map(|tensor| &self.parts[tensor.part]);
+        let shards = parts.map(|part| &self.shards[part.shard]);
+        let files = [shards[0].file()?, shards[1].file()?];
+        let mut read = [vec![0; COMPARED_BYTES], vec![0; COMPARED_BYTES]];
+        for at in (0..one.bytes).step_by(COMPARED_BYTES) {
+            let length = usize::try_from(one.bytes - at).unwrap_or(COMPARED_BYTES).min(COMPARED_BYTES);
+            for side in 0..2 {
+                read_at(&files[side], &shards[side].path, &mut read[side][..length], parts[side].offset + at)?;
+            }
+            if read[0][..length] != read[1][..length] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Total length of the shards, headers included, in bytes.

@@ -1,8 +1,9 @@
 //! `inspect`: the contents of a checkpoint and the fate of each tensor. Reads headers only.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::AnalysisRequest;
 use crate::checkpoint::prequantized::PartUse;
@@ -10,6 +11,7 @@ use crate::checkpoint::{Checkpoint, Part};
 use crate::error::{Error, Result};
 use crate::job::conversion::{Conversion, Fate, OutputTensor};
 use crate::name::{Name, Role};
+use crate::option::OptionName;
 use crate::schema::SourceId;
 
 /// The contents of a checkpoint.
@@ -157,6 +159,30 @@ pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
         unsupported,
         warnings,
     })
+}
+
+/// Two tensors of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SameElementsRequest {
+    /// Path of the checkpoint.
+    pub model: PathBuf,
+    /// Names of the tensors in its files.
+    pub tensors: [String; 2],
+}
+
+/// Returns whether the two tensors of `request` are stored alike, byte for byte.
+///
+/// # Errors
+/// [`Error::Option`] for an unknown tensor, and the errors of opening and reading.
+pub fn same_elements(request: &SameElementsRequest) -> Result<bool> {
+    let checkpoint = Checkpoint::open(&request.model)?;
+    let tensor = |name: &String| {
+        let unknown = || Error::option(OptionName::Tensor, name, "is not one of the checkpoint's weights");
+        checkpoint.tensor(name).ok_or_else(unknown)
+    };
+    let [one, other] = &request.tensors;
+    checkpoint.has_same_elements(tensor(one)?, tensor(other)?)
 }
 
 /// The name of `part` in the file and the one that it is read under, if the two differ.

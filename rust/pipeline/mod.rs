@@ -28,7 +28,7 @@ pub use analyze::analyze;
 pub use check::{CheckRequest, check};
 pub use configure::{ConfigRequest, complete_config};
 pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, eval};
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, SameElementsRequest, inspect, same_elements};
 pub use logits::{Logits, LogitsRequest, logits};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};

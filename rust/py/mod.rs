@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::option::OptionName;
 use crate::pipeline::{
     self, AnalysisRequest, CheckRequest, ConfigRequest, EvalRequest, LogitsRequest, OutputRequest, PlanRequest,
-    ProbeRequest, QuantizeRequest, VerifyRequest,
+    ProbeRequest, QuantizeRequest, SameElementsRequest, VerifyRequest,
 };
 use crate::progress::Progress;
 
@@ -94,6 +94,9 @@ fn call<'py>(
         "check" => run(py, request, progress, |request: &CheckRequest, watch| pipeline::check(request, watch)),
         "complete_config" => {
             run(py, request, progress, |request: &ConfigRequest, _| pipeline::complete_config(request))
+        }
+        "same_elements" => {
+            run(py, request, progress, |request: &SameElementsRequest, _| pipeline::same_elements(request))
         }
         "eval" => run(py, request, progress, |request: &EvalRequest, watch| pipeline::eval(request, watch)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
