@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ramrs
 from fixtures.checkpoints import Tensor, llama_tensors, write_checkpoint
+from fixtures.configs import ERNIE
 
 mx = pytest.importorskip("mlx.core", reason="needs ramrs[mlx]")
 mlx_lm = pytest.importorskip("mlx_lm", reason="needs ramrs[mlx]")
@@ -21,22 +22,6 @@ from mlx_lm.models.switch_layers import SwitchLinear  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 from oracles.mlx_outputs import logits, parameters  # noqa: E402
 from ramrs.formats import mlx_modules  # noqa: E402
-
-ERNIE = {
-    "model_type": "ernie4_5",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 500000.0,
-    "use_bias": False,
-    "tie_word_embeddings": False,
-}
 
 TEXT = {key: value for key, value in ERNIE.items() if key != "use_bias"} | {"model_type": "llama"}
 

@@ -9,24 +9,11 @@ import numpy as np
 import pytest
 import ramrs
 from fixtures.checkpoints import llama_tensors, write_checkpoint
+from fixtures.configs import ERNIE
 from fixtures.models import write_release
 from ramrs import runtimes
 
-ERNIE = {
-    "model_type": "ernie4_5",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 500000.0,
-    "use_bias": False,
-    "tie_word_embeddings": False,
-}
+SMALL = ERNIE | {"num_hidden_layers": 1}
 
 
 @pytest.fixture
@@ -62,7 +49,7 @@ def test_releases_compute_the_same(name, tmp_path):
 @pytest.mark.parametrize("release", ["mamba2", "ernie4_5"])
 def test_a_model_that_ramrs_does_not_run_is_loaded_alone(release, tmp_path):
     if release == "ernie4_5":
-        source = write_checkpoint(tmp_path / "source", llama_tensors(ERNIE), ERNIE)
+        source = write_checkpoint(tmp_path / "source", llama_tensors(SMALL), SMALL)
     else:
         source = write_release(release, tmp_path / "source")
     ramrs.quantize(source, tmp_path / "out", budget="32")
