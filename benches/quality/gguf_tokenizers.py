@@ -24,10 +24,7 @@ PADDING = re.compile(r"\[PAD\d+\]")
 def write(fields: dict[str, Any], out: Path) -> None:
     """Write the tokenizer that the fields of a GGUF file describe to the folder ``out``."""
     kind = (fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre"))
-    if kind[0] == "llama":
-        made = from_scores(fields)
-    else:
-        made = from_merges(fields, qwen2=kind[1] == "qwen2")
+    made = from_scores(fields) if kind[0] == "llama" else from_merges(fields, qwen2=kind[1] == "qwen2")
     made.save(str(out / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None}
     for name in ("bos", "eos"):
