@@ -14,6 +14,7 @@ Linear = numpy_backend._Linear
 WINDOW = 512
 """Tokens of a window, the first one included."""
 
+
 def windows(ids: np.ndarray, tokens: int, first: int | None) -> np.ndarray:
     """Cut windows of about ``tokens`` tokens in all, spread evenly over the ids, each with ``first`` in front."""
     body = WINDOW - (first is not None)
@@ -48,7 +49,7 @@ class Recorder:
 class Recorded(Linear):  # type: ignore[misc]
     """A linear layer that records its input."""
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array) -> mx.array:  # noqa: D102
         recorder = self._recorder
         if recorder.runs:
             if not recorder.groups or recorder.groups[-1].x is not x:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,7 @@ def store(tensors: Tensors, name: str, coded: Coded, bits: int) -> None:
         tensors.overwrite(f"{name}.{part}", halves.tobytes())
 
 
-def write(
-    load: Callable[[], Any], rows: np.ndarray, targets: list[Target], *, sequential: bool = False
-) -> None:
+def write(load: Callable[[], Any], rows: np.ndarray, targets: list[Target], *, sequential: bool = False) -> None:
     """Overwrite the targets with what GPTQ makes of the model that ``load`` loads, calibrated on windows of tokens.
 
     Otherwise than in the paper, all layers see the inputs of the original model; with ``sequential``, those of the
@@ -156,18 +155,19 @@ def write(
     """
     for together in [[target] for target in targets] if sequential else [targets]:
         files = {target: Tensors(target.folder) for target in together}
+        visit(load(), rows, partial(_quantize, files, replace=sequential), sequential=sequential)
 
-        def quantize(group: Group) -> None:
-            importance = group.moments.diagonal()
-            weight = np.concatenate([layer._weight for layer in group.layers])
-            cuts = np.cumsum([len(layer._weight) for layer in group.layers])[:-1]
-            factors = {target.damping: factor(group.moments, target.damping) for target in files}
-            for target, tensors in files.items():
-                coded = encode(weight, factors[target.damping], importance, target)
-                parts = [np.split(part, cuts, axis=1) for part in coded]
-                for name, layer, codes, scales, biases in zip(group.names, group.layers, *parts, strict=True):
-                    store(tensors, name, (codes, scales, biases), target.bits)
-                    if sequential:
-                        layer._weight = decode((codes, scales, biases))
 
-        visit(load(), rows, quantize, sequential=sequential)
+def _quantize(files: dict[Target, Tensors], group: Group, *, replace: bool) -> None:
+    """Overwrite the matrices of a group in the targets; with ``replace``, those of the running model, too."""
+    importance = group.moments.diagonal()
+    weight = np.concatenate([layer._weight for layer in group.layers])
+    cuts = np.cumsum([len(layer._weight) for layer in group.layers])[:-1]
+    factors = {target.damping: factor(group.moments, target.damping) for target in files}
+    for target, tensors in files.items():
+        coded = encode(weight, factors[target.damping], importance, target)
+        parts = [np.split(part, cuts, axis=1) for part in coded]
+        for name, layer, *matrix in zip(group.names, group.layers, *parts, strict=True):
+            store(tensors, name, (matrix[0], matrix[1], matrix[2]), target.bits)
+            if replace:
+                layer._weight = decode((matrix[0], matrix[1], matrix[2]))
