@@ -46,7 +46,7 @@ class Recorder:
         self.runs = False
 
 
-class Recorded(Linear):  # type: ignore[misc]
+class Recorded(Linear):
     """A linear layer that records its input."""
 
     def __call__(self, x: mx.array) -> mx.array:  # noqa: D102

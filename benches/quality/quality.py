@@ -119,7 +119,8 @@ def sensitivities(of: Comparison, scratch: Path) -> dict[tuple[str, int | None],
     for mode in PROBED:
         for seed in of.seeds:
             path = sources[mode, seed] = str(scratch / f"{mode}-{seed}.safetensors")
-            ramrs.probe(of.model, path, mode=mode, **({} if seed is None else {"probe_seed": seed}))
+            options: dict[str, Any] = {"mode": mode} if seed is None else {"mode": mode, "probe_seed": seed}
+            ramrs.probe(of.model, path, **options)
     return sources
 
 
