@@ -10,8 +10,8 @@ ramrs' own objective with each source of sensitivities. With `--body` embeddings
 
 `--rivals` adds published methods, uniform, from code of this folder: GPTQ with the searched grids, SINQ and HQQ. GPTQ
 is calibrated on 8,000 tokens of the file `--calibration` (text, or token ids in `.npy`); if that is the text to measure
-on, on what follows the measured windows. The table has the best of its dampings on the measured windows, `--json` has
-all.
+on, on its second half. The table has the best of its dampings on the measured windows, `--json` has all. `--sequential`
+calibrates each layer behind the quantized ones, at one pass of the model for each damping.
 SINQ's second scales count in its bytes, so that its file is larger than the others.
 """
 
@@ -82,7 +82,8 @@ def windows(model: Path, options: argparse.Namespace) -> tuple[np.ndarray, np.nd
     if options.calibration is None:
         return rows, None
     is_measured = options.calibration.resolve() == path.resolve()
-    ids = ids[rows.size :] if is_measured else tokens_of(model, options.calibration)
+    # Not right behind the measured windows, where the text is about the same things.
+    ids = ids[max(rows.size, len(ids) // 2) :] if is_measured else tokens_of(model, options.calibration)
     return rows, calibration.windows(ids, CALIBRATION_TOKENS, first)
 
 
