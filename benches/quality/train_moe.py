@@ -1,14 +1,14 @@
-"""Train the small mixture of experts of examples/qwen3-moe-5m, on CPUs, from the Python documentation that Debian packages.
+"""Train the small mixture of experts of examples/qwen3-moe-5m on a CPU. The text is the Python documentation of Debian.
 
-    python benches/quality/train_moe.py --to examples/qwen3-moe-5m [--work build/moe] [--steps 3400]
+    python benches/quality/train_moe.py [--to examples/qwen3-moe-5m] [--text tests/data/text/python-docs.txt]
 
-It needs ``apt-get``, ``dpkg-deb`` and the packages of REQUIRES, which are not among those of the tests. An interrupted
-run goes on from its last state in ``--work``. The seed is fixed, but sums in the compiled program depend on the
-processor: another machine gives a model of the same quality, not the same bits.
+It needs Debian's ``apt-get`` and ``dpkg-deb``, and the Python packages listed below. The tests need none of them. An
+interrupted run continues from its last state in ``--work``. The seed is fixed, but XLA's order of summation depends on
+the processor: another machine gives a model of the same quality, not of the same bits.
 """
 
 # /// script
-# dependencies = ["jax[cpu]==0.10.2", "ml_dtypes", "numpy", "safetensors", "tokenizers==0.22.1"]
+# dependencies = ["jax[cpu]==0.10.2", "ml_dtypes", "numpy", "safetensors", "tokenizers==0.23.3"]
 # ///
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SOURCES = "usr/share/doc/python3.11/html/_sources"
 SEED = 19
 #: A file is held out when the CRC-32 of its name leaves this remainder.
 HELD_OUT = (16, 0)
-#: Bytes of each held-out file, and of all, that are written beside the model to measure on.
-EXCERPT, EXCERPTS = 8_000, 60_000
+#: Characters of each held-out file, and of all, in the text to measure on.
+EXCERPT, EXCERPTS = 2_300, 60_000
 FIRST = "<|endoftext|>"
 
 VOCABULARY, HIDDEN, LAYERS = 4096, 128, 6
@@ -173,13 +173,13 @@ def rows(x: Array, at: Array) -> Array:
 
 # Tokens and the slots of the experts point at each other, so both directions, and their derivatives, only gather rows.
 @jax.custom_vjp
-def dispatch(x: Array, pair_of: Array, slot_of: Array) -> Array:
+def dispatch(x: Array, pair_of: Array, slot_of: Array) -> Array:  # noqa: ARG001
     """Copy the rows of tokens to the slots of their experts."""
     return rows(x, pair_of // CHOSEN)
 
 
 @jax.custom_vjp
-def collect(y: Array, pair_of: Array, slot_of: Array) -> Array:
+def collect(y: Array, pair_of: Array, slot_of: Array) -> Array:  # noqa: ARG001
     """Copy the rows of slots back to pairs of a token and an expert."""
     return rows(y, slot_of)
 
@@ -392,8 +392,9 @@ def write(params: Tree, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=Path("examples/qwen3-moe-5m"))
+    parser.add_argument("--text", type=Path, default=Path("tests/data/text/python-docs.txt"))
     parser.add_argument("--work", type=Path, default=Path("build/moe"))
-    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--steps", type=int, default=2100)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     documents, held_out = texts(options.work)
@@ -411,7 +412,7 @@ def main() -> None:
         print(" ".join(f"{load:.3f}" for load in layer))
     write(params, tokenizer, options.to)
     excerpts = "".join(text[:EXCERPT].rpartition("\n")[0] + "\n" for text in held_out.values())
-    (options.to / "held-out.txt").write_text(excerpts[:EXCERPTS], encoding="utf-8")
+    options.text.write_text(excerpts[:EXCERPTS], encoding="utf-8")
 
 
 if __name__ == "__main__":
