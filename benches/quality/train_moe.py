@@ -45,7 +45,7 @@ EXPERTS, CHOSEN, WIDTH = 16, 2, 128
 THETA, EPSILON = 10_000.0, 1e-6
 
 WINDOW, BATCH, BLOCK = 256, 8, 64
-PEAK, WARM_UP, COOL_DOWN, DECAY, CLIP = 2e-3, 200, 0.25, 0.1, 1.0
+PEAK, WARM_UP, COOL_DOWN, DECAY, CLIP = 2e-3, 200, 300, 0.1, 1.0
 BETAS = (0.9, 0.98)
 #: Weight of the loss that balances the experts, and how far above the mean an expert's share may be in training.
 BALANCE, CAPACITY = 0.01, 1.5
@@ -299,9 +299,8 @@ def held_out_loss(params: Tree, ids: np.ndarray, first: int) -> tuple[float, np.
 
 
 def rate(at: int, steps: int) -> float:
-    """Learning rate: it rises, stays, and falls over the last steps, so most of a run is the same for any length."""
-    falling = (steps - at) / (COOL_DOWN * steps)
-    return PEAK * min((at + 1) / WARM_UP, 1.0, 0.02 + 0.98 * falling)
+    """Learning rate: it rises, stays, and falls over the last steps. Before them it is the same for any ``steps``."""
+    return PEAK * min((at + 1) / WARM_UP, 1.0, 0.02 + 0.98 * (steps - at) / COOL_DOWN)
 
 
 def saved(state: Tree, path: Path) -> None:
@@ -394,7 +393,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("examples/qwen3-moe-5m"))
     parser.add_argument("--text", type=Path, default=Path("tests/data/text/python-docs.txt"))
     parser.add_argument("--work", type=Path, default=Path("build/moe"))
-    parser.add_argument("--steps", type=int, default=2100)
+    parser.add_argument("--steps", type=int, default=1700)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     documents, held_out = texts(options.work)
