@@ -6,7 +6,7 @@
 //! | rank | modules | duty |
 //! |---|---|---|
 //! | 0 | `option` `error` `progress` `dtype` `math` `digest` | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
-//! | 1 | `simd` `name` `pool` | vector instructions; tensor name → role, layer, expert; an ordered parallel map |
+//! | 1 | `simd` `name` `pool` `matmul` | vector instructions; tensor name → role, layer, expert; an ordered parallel map; products of matrices in memory |
 //! | 2 | `band` `codec` `container` `checkpoint` | tiles of eight rows; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
 //! | 3 | `pass` `arch` `format` | the loop over bands; model families and the tensors of their layers; one folder per output format |
 //! | 4 | `policy` `budget` `probe` `sensitivity` | schemes allowed for each tensor; budgets; forward and backward passes over sampled vocabulary tokens; cost of an error in each weight |
@@ -30,6 +30,7 @@ mod evaluate;
 mod format;
 mod job;
 mod math;
+mod matmul;
 mod name;
 mod option;
 mod pass;

@@ -1,14 +1,14 @@
 //! Products of matrices in memory, of one window or one head. All matrices are row-major. The order of every sum is that of
-//! [`crate::probe::matmul::kernel`].
+//! [`crate::matmul::kernel`].
 
-use crate::probe::matmul::kernel::{
+use crate::matmul::kernel::{
     PANEL, PanelStep, Panels, STEPS, TILE, Tiles, ZERO_SUMS, accumulate_across, accumulate_along, pack_step,
     unpack_across, unpack_along,
 };
 use crate::simd::Isa;
 
 /// `a · bᵀ`; the rows of both have `depth` numbers.
-pub(in crate::probe) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+pub(crate) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Panels::pack(a, depth);
@@ -22,7 +22,7 @@ pub(in crate::probe) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) 
 }
 
 /// `a · b`: `a` has rows of `depth` numbers, and `b` has `depth` rows.
-pub(in crate::probe) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+pub(crate) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Tiles::pack(a, depth);
@@ -44,12 +44,12 @@ pub(in crate::probe) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) 
 }
 
 /// `aᵀ · b`; both have `depth` rows.
-pub(in crate::probe) fn matmul_tn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+pub(crate) fn matmul_tn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     matmul_nn(isa, &transposed(a, depth), b, depth)
 }
 
 /// `aᵀ`; `a` has `rows` rows.
-pub(in crate::probe) fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
+pub(crate) fn transposed(a: &[f32], rows: usize) -> Vec<f32> {
     let columns = a.len() / rows;
     let mut out = vec![0.0; a.len()];
     for (row, values) in a.chunks_exact(columns).enumerate() {

@@ -3,7 +3,7 @@
 //! A matrix is stored with the weights of one output contiguous, or with those of one input ([`Linear::transposed`]), and
 //! used in both directions: forward sums over inputs, backward over outputs. A sum runs either along a row of the file
 //! ([`along`]: each row is read once, by one thread) or across rows ([`across`]: a block of rows is read once, and every
-//! thread traverses all of it for columns of its own). Both give the same bits ([`crate::probe::matmul::kernel`]).
+//! thread traverses all of it for columns of its own). Both give the same bits ([`crate::matmul::kernel`]).
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -15,12 +15,12 @@ use crate::band::widen;
 use crate::checkpoint::stream::{Block, Reader, cut};
 use crate::dtype::Float;
 use crate::error::Result;
-use crate::probe::Session;
-use crate::probe::activations::Activations;
-use crate::probe::matmul::kernel::{
+use crate::matmul::kernel::{
     PANEL, PackedRows, PanelStep, STEPS, TILE, TileSums, Tiles, ZERO_SUMS, accumulate_across, accumulate_along,
     accumulate_few, pack_step, unpack_across, unpack_along,
 };
+use crate::probe::Session;
+use crate::probe::activations::Activations;
 use crate::simd::Isa;
 use crate::simd::vector::BAND_ROWS;
 
@@ -38,7 +38,7 @@ const READ_BYTES: u64 = 1 << 20;
 
 /// The direction in which a linear layer is traversed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::probe) enum Direction {
+pub(super) enum Direction {
     /// From inputs to outputs.
     Forward,
     /// From gradients of the outputs to gradients of the inputs.
@@ -47,7 +47,7 @@ pub(in crate::probe) enum Direction {
 
 /// The activations, or gradients, that a matrix is multiplied with.
 #[derive(Clone, Copy)]
-pub(in crate::probe) enum Input<'p> {
+pub(super) enum Input<'p> {
     Whole(&'p Activations),
     /// Computed on demand, for a range of the summation index. Rows are as long as the range.
     Computed(&'p (dyn Fn(Range<usize>) -> Activations + Sync)),
@@ -55,13 +55,13 @@ pub(in crate::probe) enum Input<'p> {
 
 /// One term of a [`Product`]: a layer and its input.
 #[derive(Clone, Copy)]
-pub(in crate::probe) struct Operand<'p, 'a> {
-    pub(in crate::probe) linear: Linear<'a>,
-    pub(in crate::probe) input: Input<'p>,
+pub(super) struct Operand<'p, 'a> {
+    pub(super) linear: Linear<'a>,
+    pub(super) input: Input<'p>,
 }
 
 impl<'p, 'a> Operand<'p, 'a> {
-    pub(in crate::probe) fn new(linear: Linear<'a>, input: &'p Activations) -> Self {
+    pub(super) fn new(linear: Linear<'a>, input: &'p Activations) -> Self {
         Self { linear, input: Input::Whole(input) }
     }
 
@@ -82,9 +82,9 @@ impl<'p, 'a> Operand<'p, 'a> {
 }
 
 /// A sum of products of matrices with their inputs, and the rows of the result.
-pub(in crate::probe) struct Product<'p, 'a> {
-    pub(in crate::probe) operands: Vec<Operand<'p, 'a>>,
-    pub(in crate::probe) out: &'p mut Activations,
+pub(super) struct Product<'p, 'a> {
+    pub(super) operands: Vec<Operand<'p, 'a>>,
+    pub(super) out: &'p mut Activations,
 }
 
 /// The terms of a sum of `count` rows.
@@ -123,7 +123,7 @@ impl<'p, const N: usize> Packer<'p, N> {
 }
 
 /// Adds up the operands of one product into rows of their own.
-pub(in crate::probe) fn product(
+pub(super) fn product(
     session: &Session<'_>,
     direction: Direction,
     count: usize,
@@ -136,11 +136,7 @@ pub(in crate::probe) fn product(
 }
 
 /// Computes `products`. Biases are not added.
-pub(in crate::probe) fn products(
-    session: &Session<'_>,
-    direction: Direction,
-    products: Vec<Product<'_, '_>>,
-) -> Result<()> {
+pub(super) fn products(session: &Session<'_>, direction: Direction, products: Vec<Product<'_, '_>>) -> Result<()> {
     let (mut along_rows, mut across_rows) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
     for Product { operands, out } in products {
         for Operand { linear, .. } in &operands {

@@ -1,5 +1,0 @@
-//! Matrix products.
-
-pub(in crate::probe) mod dense;
-pub(crate) mod kernel;
-pub(in crate::probe) mod stored;
