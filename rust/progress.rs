@@ -26,6 +26,8 @@ pub enum Stage {
     Curves,
     /// Choosing schemes.
     Plan,
+    /// Running the model for error feedback, layer by layer, and encoding the matrices of each.
+    Feedback,
     /// Encoding and writing.
     Encode,
     /// Reading back what was written.

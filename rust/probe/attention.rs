@@ -6,10 +6,10 @@
 
 use super::Session;
 use super::activations::Activations;
-use super::matmul::dense::{matmul_nn, matmul_nt, matmul_tn};
 use crate::arch::rope::RopeTable;
 use crate::checkpoint::stream::Pass;
 use crate::error::Result;
+use crate::matmul::dense::{matmul_nn, matmul_nt, matmul_tn};
 use crate::simd::Isa;
 use crate::simd::math::{exp_minus, soft_cap};
 

@@ -1,11 +1,11 @@
 //! Feed-forward networks, forward and back.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use super::activations::Activations;
 use super::gating::Gating;
-use super::matmul::stored::{Direction, Operand, Product, products};
+use super::stored::{Direction, Operand, Product, products};
+use super::visitor::LayerInput;
 use super::{LinearOutput, Session};
 use crate::arch::{Expansion, Linear, Mlp};
 use crate::error::Result;
@@ -28,16 +28,31 @@ impl MlpTrace<'_> {
     }
 }
 
+fn see_expansion(session: &Session<'_>, input: LayerInput<'_, '_>, mlp: Mlp<'_>) -> Result<()> {
+    let linears: Vec<Linear<'_>> = mlp.expansion.iter().copied().collect();
+    session.see_inputs(input, &linears)
+}
+
 /// Runs networks, each on its own input.
-pub(super) fn forward<'a>(session: &Session<'_>, networks: &[(Mlp<'a>, &Activations)]) -> Result<Vec<MlpTrace<'a>>> {
+pub(super) fn forward<'a>(
+    session: &Session<'_>,
+    networks: &[(Mlp<'a>, LayerInput<'_, '_>)],
+) -> Result<Vec<MlpTrace<'a>>> {
+    for (mlp, input) in networks {
+        see_expansion(session, *input, *mlp)?;
+    }
     let output = |linear: Linear<'a>, x: &Activations| LinearOutput::zeros(linear, x.count());
     let mut firsts: Vec<Expansion<LinearOutput<'a>>> =
-        networks.iter().map(|(mlp, x)| mlp.expansion.map(|linear| output(linear, x))).collect();
-    let each = networks.iter().zip(&mut firsts).flat_map(|((_, x), first)| first.iter_mut().map(|out| (*x, out)));
+        networks.iter().map(|(mlp, input)| mlp.expansion.map(|linear| output(linear, input.x))).collect();
+    let each =
+        networks.iter().zip(&mut firsts).flat_map(|((_, input), first)| first.iter_mut().map(|out| (input.x, out)));
     session.forward(each.collect())?;
     let gating = Gating::of(&session.model.conventions);
     let inners: Vec<Activations> =
         firsts.iter().map(|first| gating.forward(session.pass, first)).collect::<Result<_>>()?;
+    for ((mlp, input), inner) in networks.iter().zip(&inners) {
+        session.see_inputs(LayerInput { x: inner, rows: input.rows, pool: None }, &[mlp.down])?;
+    }
     let mut lasts: Vec<LinearOutput<'a>> =
         networks.iter().zip(&inners).map(|((mlp, _), inner)| output(mlp.down, inner)).collect();
     session.forward(inners.iter().zip(&mut lasts).collect())?;
@@ -46,9 +61,11 @@ pub(super) fn forward<'a>(session: &Session<'_>, networks: &[(Mlp<'a>, &Activati
 }
 
 pub(super) fn forward_one<'a>(session: &Session<'_>, mlp: Mlp<'a>, x: &Activations) -> Result<MlpTrace<'a>> {
+    see_expansion(session, LayerInput::all(x), mlp)?;
     let mut first = mlp.expansion.map(|linear| LinearOutput::zeros(linear, x.count()));
     session.forward(first.iter_mut().map(|out| (x, out)).collect())?;
     let inner = Gating::of(&session.model.conventions).forward(session.pass, &first)?;
+    session.see_inputs(LayerInput::all(&inner), &[mlp.down])?;
     let out = session.forward_one(mlp.down, &inner)?;
     Ok(MlpTrace { first, inner, down: mlp.down, out })
 }
@@ -56,33 +73,26 @@ pub(super) fn forward_one<'a>(session: &Session<'_>, mlp: Mlp<'a>, x: &Activatio
 /// The backward pass through one of several networks.
 pub(super) struct BackwardJob<'g, 'a> {
     trace: &'g MlpTrace<'a>,
-    /// Input of the network.
-    x: &'g Activations,
+    input: LayerInput<'g, 'a>,
     /// Gradients at its output: one row or more per row of the input.
     gradients: Cow<'g, Activations>,
-    /// The rows of each window.
-    windows: Vec<Range<usize>>,
     /// Gradients at its input.
     pub(super) out: Activations,
 }
 
 impl<'g, 'a> BackwardJob<'g, 'a> {
-    pub(super) fn new(
-        trace: &'g MlpTrace<'a>,
-        x: &'g Activations,
-        gradients: Cow<'g, Activations>,
-        windows: Vec<Range<usize>>,
-    ) -> Self {
-        let out = Activations::zeros(gradients.count(), x.width);
-        Self { trace, x, gradients, windows, out }
+    pub(super) fn new(trace: &'g MlpTrace<'a>, input: LayerInput<'g, 'a>, gradients: Cow<'g, Activations>) -> Self {
+        let out = Activations::zeros(gradients.count(), input.x.width);
+        Self { trace, input, gradients, out }
     }
 }
 
 /// Computes the gradients at the inputs of networks. Records the moments of their matrices.
 pub(super) fn back(session: &Session<'_>, jobs: &mut [BackwardJob<'_, '_>]) -> Result<()> {
     let mut inners = Vec::with_capacity(jobs.len());
-    for BackwardJob { trace, gradients, windows, .. } in jobs.iter() {
-        session.record(&trace.inner, &[(trace.down, gradients)], windows)?;
+    for BackwardJob { trace, input, gradients, .. } in jobs.iter() {
+        let inner = LayerInput { x: &trace.inner, rows: input.rows, pool: None };
+        session.see_gradients(inner, &[(trace.down, gradients)])?;
         inners.push(Activations::zeros(gradients.count(), trace.down.inputs()));
     }
     let each = jobs.iter().zip(&mut inners);
@@ -90,10 +100,10 @@ pub(super) fn back(session: &Session<'_>, jobs: &mut [BackwardJob<'_, '_>]) -> R
     products(session, Direction::Back, each.collect())?;
     let gating = Gating::of(&session.model.conventions);
     let mut firsts = Vec::with_capacity(jobs.len());
-    for (BackwardJob { trace, x, windows, .. }, inner) in jobs.iter().zip(&inners) {
+    for (BackwardJob { trace, input, .. }, inner) in jobs.iter().zip(&inners) {
         let first = gating.back(session, &trace.first, inner)?;
         let gradients: Vec<_> = first.iter().map(|of| (of.linear, &of.rows)).collect();
-        session.record(x, &gradients, windows)?;
+        session.see_gradients(*input, &gradients)?;
         firsts.push(first);
     }
     drop(inners);
@@ -111,7 +121,7 @@ pub(super) fn back_one(
     x: &Activations,
     gradients: &Activations,
 ) -> Result<Activations> {
-    let mut jobs = [BackwardJob::new(trace, x, Cow::Borrowed(gradients), Session::windows(x.count()))];
+    let mut jobs = [BackwardJob::new(trace, LayerInput::all(x), Cow::Borrowed(gradients))];
     back(session, &mut jobs)?;
     let [job] = jobs;
     Ok(job.out)

@@ -15,9 +15,9 @@ use std::ops::Range;
 
 use super::Session;
 use super::activations::Activations;
-use super::matmul::stored::{Direction, Input, Operand, product};
 use super::moments::Moments;
 use super::norm::NormLayer;
+use super::stored::{Direction, Input, Operand, product};
 use super::tokens::Signs;
 use crate::arch::Linear;
 use crate::error::Result;
@@ -40,6 +40,8 @@ pub(super) struct HeadGradients {
     /// At the residual stream after the last layer, draw after draw.
     pub(super) stream: Activations,
     pub(super) moments: Moments,
+    /// The inputs of the head, if they are kept, each times the root of `Σ_v E[u_v²]` at its token.
+    pub(super) states: Option<Activations>,
     /// The logits and the gradients at them, if they were asked for.
     pub(super) trace: Option<LogitTrace>,
 }
@@ -133,20 +135,21 @@ pub(super) fn back_through_head(
     session: &Session<'_>,
     x: &Activations,
     draws: usize,
-    seeing: bool,
+    (seeing, keeps_states): (bool, bool),
 ) -> Result<HeadGradients> {
     let count = x.count();
     let head = session.model.head();
     let trace = seeing.then(LogitTrace::default);
-    let mut out =
-        HeadGradients { stream: Activations::zeros(draws * count, x.width), moments: Moments::default(), trace };
+    let states = keeps_states.then(|| Activations { width: x.width, values: Vec::with_capacity(x.values.len()) });
+    let stream = Activations::zeros(draws * count, x.width);
+    let mut out = HeadGradients { stream, moments: Moments::default(), states, trace };
     let block = block(session);
     for first in (0..count).step_by(block) {
         let here = first..(first + block).min(count);
         let stream = Activations { width: x.width, values: x.slice(here.start, here.end).to_vec() };
         let states = last_states(session, &stream)?;
         let logits = Logits::of(session, &states)?;
-        out.moments.add(&head_moments(session, &states, &logits)?);
+        out.moments.add(&head_moments(session, &states, &logits, out.states.as_mut())?);
         let random = RandomGradients::new(session, &logits, draws, first)?;
         if let Some(trace) = &mut out.trace {
             random.add_to(trace);
@@ -233,7 +236,13 @@ impl<'s, 'a> RandomGradients<'s, 'a> {
 
 /// Moments of the head's matrix: `Σ_t x_tj² Σ_v E[u_tv²]` and `Σ_t |x_t|² E[u_tv²]`. Its error at one position affects no
 /// other position, so the products of different tokens are 0.
-fn head_moments(session: &Session<'_>, states: &Activations, logits: &Logits) -> Result<Moments> {
+/// Appends the weighted inputs to `kept`.
+fn head_moments(
+    session: &Session<'_>,
+    states: &Activations,
+    logits: &Logits,
+    mut kept: Option<&mut Activations>,
+) -> Result<Moments> {
     let vocabulary = logits.rows.width;
     let mut moments = Moments {
         inputs: vec![0.0; states.width],
@@ -258,6 +267,10 @@ fn head_moments(session: &Session<'_>, states: &Activations, logits: &Logits) ->
         |&token, spread| {
             let state = states.row(token);
             let all: f64 = spread.iter().map(|&spread| f64::from(spread)).sum();
+            if let Some(kept) = &mut kept {
+                let root = all.sqrt() as f32;
+                kept.values.extend(state.iter().map(|x| root * x));
+            }
             let length: f64 = state.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             for (sum, &x) in moments.inputs.iter_mut().zip(state) {
                 *sum += f64::from(x) * f64::from(x) * all;

@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use super::activations::Activations;
 use super::attention::{AttentionHeads, Rotation, Span};
 use super::ffn::{self, MlpTrace};
-use super::matmul::stored::{Direction, Operand, product};
 use super::moe::{self, MoeTrace};
 use super::norm::NormLayer;
+use super::stored::{Direction, Operand, product};
+use super::visitor::LayerInput;
 use super::{LinearOutput, Session};
 use crate::arch::rope::RopeTable;
 use crate::arch::{Attention, Ffn, Layer, Linear, Mixer, Norm, ParameterVector, Projection};
@@ -264,8 +265,12 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
     /// Queries, keys and values before norms and RoPE.
     fn project(&self, x: &Activations) -> Result<[Activations; 3]> {
         match self.attention.projection {
-            Projection::Fused(linear) => Ok(self.split(&self.session.forward_one(linear, x)?)),
+            Projection::Fused(linear) => {
+                self.session.see_inputs(LayerInput::all(x), &[linear])?;
+                Ok(self.split(&self.session.forward_one(linear, x)?))
+            }
             Projection::Split { query, key, value } => {
+                self.session.see_inputs(LayerInput::all(x), &[query, key, value])?;
                 let mut outputs = [query, key, value].map(|linear| LinearOutput::zeros(linear, x.count()));
                 self.session.forward(outputs.iter_mut().map(|output| (x, output)).collect())?;
                 Ok(outputs.map(|output| output.rows))
@@ -283,6 +288,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
                 self.heads.forward(self.session, &query, &cache.key, &cache.value, span)?
             }
         };
+        self.session.see_inputs(LayerInput::all(&mixed), &[self.attention.output])?;
         let out = self.session.forward_one(self.attention.output, &mixed)?;
         Ok(AttentionTrace { projected, out })
     }
@@ -349,7 +355,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
 
     /// Gradients at the input `x` of projections, from those at their outputs. Records their moments.
     fn project_back(&self, x: &Activations, outputs: &[(Linear<'a>, &Activations)]) -> Result<Activations> {
-        self.session.record(x, outputs, &Session::windows(x.count()))?;
+        self.session.see_gradients(LayerInput::all(x), outputs)?;
         let operands: Vec<_> = outputs.iter().map(|&(linear, gradients)| Operand::new(linear, gradients)).collect();
         let count = outputs.first().map_or(0, |(_, gradients)| gradients.count());
         product(self.session, Direction::Back, count, operands)

@@ -9,34 +9,38 @@
 //! | module | contents |
 //! |---|---|
 //! | `vocabulary` `tokens` | which tokens may be drawn; the fixed random generator |
-//! | `activations` `matmul` | one vector for each token; products with matrices in files and in memory |
+//! | `activations` `stored` | one vector for each token; products with matrices in files |
 //! | `norm` `attention` `gating` `ffn` `routing` `moe` | the parts of a layer, forward and back |
 //! | `embedding` `layer` `head` | the input of the model, one layer, the output |
 //! | `run` `generate` `forward` | the order of a run; windows that the model generates; forward passes alone |
+//! | `visitor` | what looks at linear layers while the model runs |
 //! | `moments` | the sums of squared gradients of a matrix |
+//! | `covariance` `feedback` | the covariance of a layer's inputs; the run that error feedback needs |
 
 mod activations;
 mod attention;
+mod covariance;
 mod embedding;
+pub(crate) mod feedback;
 mod ffn;
 pub(crate) mod forward;
 mod gating;
 mod generate;
 mod head;
 mod layer;
-pub(crate) mod matmul;
 mod moe;
 pub(crate) mod moments;
 mod norm;
 mod routing;
 mod run;
+mod stored;
 pub(crate) mod tokens;
+mod visitor;
 pub(crate) mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 pub(crate) use moments::Moments;
 pub(crate) use run::{EXPERT_TOKENS, Probe};
@@ -47,11 +51,15 @@ use crate::checkpoint::Tensor;
 use crate::checkpoint::stream::{Block, Pass, Reader};
 use crate::error::{Error, Result};
 use activations::Activations;
-use matmul::stored::{Direction, Operand, Product, product, products};
-use tokens::WINDOW;
+use stored::{Direction, Operand, Product, product, products};
+use visitor::{LayerInput, OutputGradients, Visitor};
 
 /// A matrix: the name of its tensor, and its index if that is a stack of matrices.
 pub(crate) type MatrixKey = (String, u64);
+
+fn key(linear: &Linear<'_>) -> MatrixKey {
+    (linear.weight.name.clone(), linear.at)
+}
 
 /// A linear layer, and rows at its output: activations or gradients.
 struct LinearOutput<'a> {
@@ -70,15 +78,14 @@ struct Session<'a> {
     pass: Pass<'a>,
     model: &'a Runnable<'a>,
     multiply_adds: AtomicU64,
-    moments: Mutex<BTreeMap<MatrixKey, Moments>>,
+    visitor: Option<&'a dyn Visitor>,
     /// Weights in memory, by tensor, while the model generates its windows.
     held: BTreeMap<&'a str, Block>,
 }
 
 impl<'a> Session<'a> {
     fn new(pass: Pass<'a>, model: &'a Runnable<'a>) -> Self {
-        let (moments, held) = Default::default();
-        Self { pass, model, multiply_adds: AtomicU64::new(0), moments, held }
+        Self { pass, model, multiply_adds: AtomicU64::new(0), visitor: None, held: BTreeMap::new() }
     }
 
     /// Reads all weights into memory if they fit: generating a text reads them once per token.
@@ -148,40 +155,18 @@ impl<'a> Session<'a> {
 
     /// Gradients at the input `x` of `linear`, from those at its output. Records its moments.
     fn back_one(&self, linear: Linear<'_>, x: &Activations, gradients: &Activations) -> Result<Activations> {
-        self.record(x, &[(linear, gradients)], &Self::windows(x.count()))?;
+        self.see_gradients(LayerInput::all(x), &[(linear, gradients)])?;
         product(self, Direction::Back, gradients.count(), vec![Operand::new(linear, gradients)])
     }
 
-    /// The rows of each window, of the tokens `0..count`.
-    fn windows(count: usize) -> Vec<Range<usize>> {
-        (0..count).step_by(WINDOW).map(|from| from..(from + WINDOW).min(count)).collect()
+    /// Shows the visitor the input of `linears`.
+    fn see_inputs(&self, input: LayerInput<'_, '_>, linears: &[Linear<'_>]) -> Result<()> {
+        self.visitor.map_or(Ok(()), |visitor| visitor.inputs(self, input, linears))
     }
 
-    /// The rows of each window, of some tokens in ascending order.
-    fn windows_of(tokens: &[usize]) -> Vec<Range<usize>> {
-        let mut windows: Vec<Range<usize>> = Vec::new();
-        for (row, token) in tokens.iter().enumerate() {
-            match windows.last_mut() {
-                Some(last) if tokens[last.start] / WINDOW == token / WINDOW => last.end = row + 1,
-                _ => windows.push(row..row + 1),
-            }
-        }
-        windows
-    }
-
-    /// Records the moments of layers with the common input `x`, from the gradients at their outputs.
-    fn record(&self, x: &Activations, layers: &[(Linear<'_>, &Activations)], windows: &[Range<usize>]) -> Result<()> {
-        let gradients: Vec<&Activations> = layers.iter().map(|(_, gradients)| *gradients).collect();
-        let found = moments::moments(self, x, &gradients, windows)?;
-        for ((linear, _), moments) in layers.iter().zip(found) {
-            self.add_moments(linear, &moments);
-        }
-        Ok(())
-    }
-
-    fn add_moments(&self, linear: &Linear<'_>, moments: &Moments) {
-        let mut all = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry((linear.weight.name.clone(), linear.at)).or_default().add(moments);
+    /// Shows the visitor the input of `layers`, and the gradients at their outputs.
+    fn see_gradients(&self, input: LayerInput<'_, '_>, layers: &[OutputGradients<'_, '_>]) -> Result<()> {
+        self.visitor.map_or(Ok(()), |visitor| visitor.gradients(self, input, layers))
     }
 
     /// The model's type, for messages.

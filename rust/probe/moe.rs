@@ -6,6 +6,7 @@ use super::Session;
 use super::activations::Activations;
 use super::ffn::{self, BackwardJob, MlpTrace};
 use super::routing::Route;
+use super::visitor::{LayerInput, TokenRows};
 use crate::arch::{Experts, Linear, Mlp, ParameterVector, SharedExpert};
 use crate::error::Result;
 use crate::math::exp;
@@ -73,6 +74,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 /// Runs a mixture on `x`.
 pub(super) fn forward<'a>(session: &Session<'_>, experts: &'a Experts<'a>, x: &Activations) -> Result<MoeTrace<'a>> {
+    session.see_inputs(LayerInput::all(x), &[experts.router])?;
     let logits = session.forward_one(experts.router, x)?;
     let correction = experts.correction.map(|tensor| session.elements(ParameterVector { tensor, at: 0 }, logits.width));
     let correction = correction.transpose()?.unwrap_or_default();
@@ -111,9 +113,14 @@ fn visit<'a>(
     }
     let visited = tokens.into_iter().enumerate().filter(|(_, tokens)| !tokens.is_empty());
     let (numbers, tokens): (Vec<usize>, Vec<Vec<RoutedToken>>) = visited.unzip();
-    let inputs: Vec<Activations> = tokens.iter().map(|tokens| x.picked(&tokens_of(tokens))).collect();
-    let networks: Vec<(Mlp<'a>, &Activations)> =
-        numbers.iter().zip(&inputs).map(|(&expert, x)| (experts.routed[expert], x)).collect();
+    let places: Vec<Vec<usize>> = tokens.iter().map(|tokens| tokens_of(tokens)).collect();
+    let inputs: Vec<Activations> = places.iter().map(|tokens| x.picked(tokens)).collect();
+    let input = |(x, tokens)| LayerInput { x, rows: TokenRows::Routed(tokens), pool: Some(experts.router) };
+    let networks: Vec<(Mlp<'a>, LayerInput<'_, '_>)> = numbers
+        .iter()
+        .zip(inputs.iter().zip(places.iter().map(Vec::as_slice)))
+        .map(|(&expert, routed)| (experts.routed[expert], input(routed)))
+        .collect();
     let traces = ffn::forward(session, &networks)?;
     let visits = numbers.into_iter().zip(tokens).zip(traces);
     Ok(visits.map(|((expert, tokens), trace)| Visit { expert, tokens, trace }).collect())
@@ -139,11 +146,12 @@ pub(super) fn back(
     let MoeTrace { experts, routes, visits, shared, .. } = trace;
     let count = x.count();
     let draws = gradients.count() / count;
-    let inputs: Vec<Activations> = visits.iter().map(|visit| x.picked(&tokens_of(&visit.tokens))).collect();
+    let places: Vec<Vec<usize>> = visits.iter().map(|visit| tokens_of(&visit.tokens)).collect();
+    let inputs: Vec<Activations> = places.iter().map(|tokens| x.picked(tokens)).collect();
     let mut of_shares: Vec<Vec<f64>> =
         (0..draws * count).map(|row| vec![0.0; routes[row % count].experts.len()]).collect();
     let mut jobs = Vec::with_capacity(visits.len());
-    for (Visit { tokens, trace, .. }, x) in visits.iter().zip(&inputs) {
+    for ((Visit { tokens, trace, .. }, x), places) in visits.iter().zip(&inputs).zip(&places) {
         let mut scaled = Activations::zeros(draws * tokens.len(), gradients.width);
         for draw in 0..draws {
             for (row, &RoutedToken { token, choice }) in tokens.iter().enumerate() {
@@ -154,8 +162,14 @@ pub(super) fn back(
                 out.iter_mut().zip(gradient).for_each(|(out, gradient)| *out = share * gradient);
             }
         }
-        jobs.push(BackwardJob::new(trace, x, Cow::Owned(scaled), Session::windows_of(&tokens_of(tokens))));
+        let input = LayerInput { x, rows: TokenRows::Routed(places), pool: Some(experts.router) };
+        jobs.push(BackwardJob::new(trace, input, Cow::Owned(scaled)));
     }
+    let of_logits = Activations::computed(session.pass, gradients.count(), experts.router.outputs(), |row, out| {
+        routes[row % count].back(&experts.routing, &of_shares[row], out);
+    })?;
+    // The router first: a visitor sees the inputs of all experts before those of each.
+    let of_router = session.back_one(experts.router, x, &of_logits)?;
     ffn::back(session, &mut jobs)?;
     let mut out = Activations::zeros(gradients.count(), x.width);
     for (Visit { tokens, .. }, job) in visits.iter().zip(jobs) {
@@ -166,10 +180,7 @@ pub(super) fn back(
             }
         }
     }
-    let of_logits = Activations::computed(session.pass, gradients.count(), experts.router.outputs(), |row, out| {
-        routes[row % count].back(&experts.routing, &of_shares[row], out);
-    })?;
-    out.add(&session.back_one(experts.router, x, &of_logits)?, 1.0);
+    out.add(&of_router, 1.0);
     if let Some(shared) = shared {
         shared_back(session, shared, x, gradients, &mut out)?;
     }

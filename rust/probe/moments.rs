@@ -14,8 +14,9 @@ use std::ops::Range;
 
 use super::Session;
 use super::activations::Activations;
-use super::matmul::dense::{matmul_nn, matmul_nt};
+use super::visitor::{Collected, LayerInput, OutputGradients, Visitor};
 use crate::error::Result;
+use crate::matmul::dense::{matmul_nn, matmul_nt};
 
 /// Sums over windows and draws for one matrix, not yet divided by the number of tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +31,26 @@ pub(crate) struct Moments {
     pub tokens: u64,
 }
 
+/// Collects the moments of all matrices.
+#[derive(Debug, Default)]
+pub(super) struct MomentCollector(pub(super) Collected<Moments>);
+
+impl Visitor for MomentCollector {
+    fn gradients(
+        &self,
+        session: &Session<'_>,
+        input: LayerInput<'_, '_>,
+        layers: &[OutputGradients<'_, '_>],
+    ) -> Result<()> {
+        let gradients: Vec<&Activations> = layers.iter().map(|(_, gradients)| *gradients).collect();
+        let found = moments(session, input.x, &gradients, &input.rows.windows(input.x.count()))?;
+        for ((linear, _), moments) in layers.iter().zip(found) {
+            self.0.change(linear, |sums: &mut Moments| sums.add(&moments));
+        }
+        Ok(())
+    }
+}
+
 /// Sums of one window.
 struct WindowSums {
     inputs: Vec<f32>,
@@ -39,7 +60,7 @@ struct WindowSums {
 /// The moments of layers with the common input `x`, from the gradients at their outputs.
 ///
 /// `windows` are ranges of rows of `x`; gradients have as many rows for each draw, draw after draw.
-pub(super) fn moments(
+fn moments(
     session: &Session<'_>,
     x: &Activations,
     gradients: &[&Activations],

@@ -1,18 +1,18 @@
 //! The order of a run: tokens, forward, the head, back.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use super::activations::Activations;
 use super::attention::Span;
 use super::embedding::embedded;
-use super::generate::{Texts, generate};
+use super::generate::{TEXT, Texts, generate};
 use super::head::{LogitTrace, back_through_head, visited_bytes};
 use super::layer::{LayerTrace, LoadedLayer};
-use super::moments::Moments;
+use super::moments::{MomentCollector, Moments};
 use super::tokens::{self, WINDOW};
+use super::visitor::Visitor;
 use super::vocabulary::Vocabulary;
-use super::{MatrixKey, Session};
+use super::{MatrixKey, Session, key};
 use crate::arch::{Layer, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, View};
@@ -111,20 +111,38 @@ pub struct Probe {
 /// # Errors
 /// [`Error::Unrunnable`] if its numbers overflow, [`Error::NonFinite`], and those of reading.
 pub fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<Probe> {
+    let collector = MomentCollector::default();
+    let (probe, ..) = run(pass, model, options, &collector, Manner::default())?;
+    let mut moments = collector.0.into_inner();
+    moments.extend(probe.moments);
+    Ok(Probe { moments, ..probe })
+}
+
+/// Runs `model` as the probe does, and shows its layers to `visitor`. The probe has the moments of the head only. Returns the
+/// gradients of the residual stream after each layer, too, and the [`Ends`], if `manner` keeps them.
+pub(super) fn run(
+    pass: Pass<'_>,
+    model: &Runnable<'_>,
+    options: Options,
+    visitor: &dyn Visitor,
+    manner: Manner,
+) -> Result<(Probe, Vec<Activations>, Ends)> {
     let options = options.of(model);
     let vocabulary = Vocabulary::of(pass.checkpoint, model.vocabulary())?;
-    let session = Session::new(pass, model);
+    let session = Session { visitor: Some(visitor), ..Session::new(pass, model) };
     let mut run = Run::new(&session, &vocabulary, options);
+    run.manner = manner;
     let asked = options.tokens.div_ceil(WINDOW).max(1);
     run.forward(asked)?;
     while run.windows() < MOST_DRAWN * asked && run.least_load().is_some_and(|least| least < EXPERT_TOKENS) {
         run.forward(run.windows())?;
     }
-    let (lookups, trace) = run.back()?;
-    let Run { tokens, loads, .. } = run;
-    let Session { multiply_adds, moments, .. } = session;
-    Ok(Probe {
-        moments: moments.into_inner().unwrap_or_else(PoisonError::into_inner),
+    let (lookups, head, trace) = run.back()?;
+    let Run { tokens, loads, mut gradients, ends, .. } = run;
+    gradients.reverse();
+    let Session { multiply_adds, .. } = session;
+    let probe = Probe {
+        moments: BTreeMap::from([(key(&model.head()), head)]),
         lookups,
         vocabulary,
         tokens,
@@ -133,7 +151,23 @@ pub fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<P
         loads,
         multiply_adds: multiply_adds.into_inner(),
         trace,
-    })
+    };
+    Ok((probe, gradients, ends))
+}
+
+/// How a run differs from the probe's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    /// Tokens of a text that the model writes; windows hold whole texts.
+    pub(super) text: usize,
+    /// Whether the gradients of the residual stream are kept.
+    pub(super) keeps_gradients: bool,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self { text: TEXT, keeps_gradients: false }
+    }
 }
 
 struct Run<'s, 'a> {
@@ -148,6 +182,19 @@ struct Run<'s, 'a> {
     /// The traces of layers, as far as memory allows.
     traces: BTreeMap<usize, LayerTrace<'a>>,
     loads: BTreeMap<usize, Vec<u64>>,
+    manner: Manner,
+    /// Gradients of the residual stream after each layer, the last layer first.
+    gradients: Vec<Activations>,
+    ends: Ends,
+}
+
+/// What the metrics of embedding and head are made of: rows whose products with themselves add up to them.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    /// Inputs of the head.
+    pub(super) head: Activations,
+    /// Gradients at the embedding, weighted as if windows were parts of longer texts.
+    pub(super) embedding: Activations,
 }
 
 impl<'s, 'a> Run<'s, 'a> {
@@ -155,7 +202,8 @@ impl<'s, 'a> Run<'s, 'a> {
         let output = Activations { width: session.model.width(), values: Vec::new() };
         let inputs = vec![output.clone(); session.model.layers.len()];
         let (tokens, traces, loads) = Default::default();
-        Self { session, vocabulary, options, tokens, inputs, output, traces, loads }
+        let (manner, gradients, ends) = Default::default();
+        Self { session, vocabulary, options, tokens, inputs, output, traces, loads, manner, gradients, ends }
     }
 
     fn windows(&self) -> usize {
@@ -175,7 +223,7 @@ impl<'s, 'a> Run<'s, 'a> {
         self.traces.clear();
         let mut tokens = tokens::windows(self.vocabulary, self.windows(), count);
         if self.options.mode == Mode::Written {
-            let texts = Texts::of_windows(self.vocabulary, self.tokens.len());
+            let texts = Texts::of_windows(self.vocabulary, self.tokens.len(), self.manner.text);
             let multiply_adds = generate(pass, model, &texts, &mut tokens)?;
             self.session.count(multiply_adds);
         }
@@ -204,16 +252,19 @@ impl<'s, 'a> Run<'s, 'a> {
         Ok(())
     }
 
-    /// Runs the backward pass. Returns the squares of the gradients at the embedding, and the logits if requested.
-    fn back(&mut self) -> Result<([Vec<f64>; 2], Option<LogitTrace>)> {
+    /// Runs the backward pass. Returns the squares of the gradients at the embedding, the moments of the head, and the logits
+    /// if requested.
+    fn back(&mut self) -> Result<([Vec<f64>; 2], Moments, Option<LogitTrace>)> {
         let Session { pass, model, .. } = *self.session;
         let span = Span { windows: self.windows(), before: 0, now: WINDOW };
         let again = |layer: &&Layer<'_>| !self.traces.contains_key(&layer.index);
         let forward: u64 = model.layers.iter().filter(again).map(Layer::bytes).sum();
         let of_head = visited_bytes(self.session, span.count());
         pass.progress.begin(Stage::Gradients, model.body_bytes() + forward + of_head);
-        let found = back_through_head(self.session, &self.output, self.options.draws, self.options.seeing)?;
-        self.session.add_moments(&model.head(), &found.moments);
+        let found = {
+            let kept = (self.options.seeing, self.manner.keeps_gradients);
+            back_through_head(self.session, &self.output, self.options.draws, kept)?
+        };
         let mut gradients = found.stream;
         for (layer, x) in model.layers.iter().zip(std::mem::take(&mut self.inputs)).rev() {
             let loaded = LoadedLayer::new(self.session, layer, WINDOW)?;
@@ -221,7 +272,11 @@ impl<'s, 'a> Run<'s, 'a> {
                 Some(trace) => trace,
                 None => loaded.forward(&x, span, None)?.1,
             };
-            gradients = loaded.back(&x, span, &trace, &gradients)?;
+            let before = loaded.back(&x, span, &trace, &gradients)?;
+            let after = std::mem::replace(&mut gradients, before);
+            if self.manner.keeps_gradients {
+                self.gradients.push(after);
+            }
             if !gradients.is_finite() {
                 return Err(overflow(self.session, layer));
             }
@@ -236,7 +291,15 @@ impl<'s, 'a> Run<'s, 'a> {
                 *sum += share * gradient * gradient;
             }
         }
-        Ok((lookups, found.trace))
+        if self.manner.keeps_gradients {
+            self.ends.head = found.states.unwrap_or_default();
+            for row in 0..gradients.count() {
+                let root = (share_of_text(row % WINDOW)).sqrt() * scale;
+                gradients.row_mut(row).iter_mut().for_each(|value| *value = (root * f64::from(*value)) as f32);
+            }
+            self.ends.embedding = gradients;
+        }
+        Ok((lookups, found.moments, found.trace))
     }
 }
 
