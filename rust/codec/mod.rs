@@ -8,6 +8,7 @@
 
 pub(crate) mod affine;
 pub(crate) mod error;
+pub(crate) mod feedback;
 pub(crate) mod float;
 mod scheme;
 pub(crate) mod symmetric;
@@ -79,6 +80,11 @@ pub trait Codec: Sync {
 
     /// The encoder; `None` if rows can only be passed through.
     fn encoder(&self) -> Option<&dyn Encode> {
+        None
+    }
+
+    /// The encoder with error feedback; `None` if codes cannot make up for the errors of others.
+    fn feedback(&self) -> Option<&dyn feedback::Feedback> {
         None
     }
 
@@ -173,6 +179,8 @@ pub enum Effort {
     /// Searches the scale and bias of each group for the least weighted error, which never exceeds that of `fast`.
     #[default]
     Normal,
+    /// The search of `normal`, and error feedback under the covariance of the layer's inputs where the model can be run.
+    High,
 }
 
 impl FromStr for Effort {
@@ -182,7 +190,8 @@ impl FromStr for Effort {
         match text {
             "fast" => Ok(Self::Fast),
             "normal" => Ok(Self::Normal),
-            _ => Err("is neither `fast` nor `normal`".to_owned()),
+            "high" => Ok(Self::High),
+            _ => Err("is none of `fast`, `normal`, `high`".to_owned()),
         }
     }
 }
@@ -192,6 +201,7 @@ impl fmt::Display for Effort {
         out.write_str(match self {
             Self::Fast => "fast",
             Self::Normal => "normal",
+            Self::High => "high",
         })
     }
 }

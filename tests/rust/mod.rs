@@ -14,6 +14,7 @@ mod codec {
     mod cases;
     mod cross_arch;
     mod encoding;
+    mod feedback;
     mod float;
     mod symmetric;
 }

@@ -53,7 +53,7 @@ macro_rules! by_group_size {
 }
 
 /// The clip grid of a scheme: the initial grids of the search.
-fn clips(scheme: Affine) -> &'static [[u16; 2]] {
+pub(super) fn clips(scheme: Affine) -> &'static [[u16; 2]] {
     CLIP_GRID[BITS.iter().position(|&bits| bits == scheme.bits()).unwrap_or_default()]
 }
 
@@ -81,7 +81,7 @@ impl GridEncoder {
         let rows = &mut GroupBuffers { codes, scales, biases };
         let isa = self.isa;
         match (self.effort, store) {
-            (Effort::Normal, _) => {
+            (Effort::Normal | Effort::High, _) => {
                 assert_eq!(columns.len(), cols, "encode: shapes");
                 by_group_size!(scheme, encode_search(isa, columns, k, clips(scheme), max_code, store, rows));
             }
@@ -130,7 +130,7 @@ impl GridEncoder {
                 Effort::Fast => {
                     by_group_size!(scheme, plain_errors(isa, band, &ranges, channels, &max_codes, store, &mut rows));
                 }
-                Effort::Normal => {
+                Effort::Normal | Effort::High => {
                     by_group_size!(scheme, search_errors(isa, band, channels.k, &clips, &max_codes, store, &mut rows));
                 }
             }

@@ -7,12 +7,13 @@
 //! |---|---|
 //! | [`grid`] `channels` | errors and ranges of groups; columns ordered by importance |
 //! | [`mlx_rule`] [`search`] | scale and bias by MLX's rule; by minimum weighted error |
-//! | [`encoder`] | bands to codes, scales and biases |
+//! | [`encoder`] `feedback` | bands to codes, scales and biases; the same with error feedback |
 //! | [`pack`] | codes to bytes and back |
 
 pub(crate) mod channels;
 pub(crate) mod clip_grid;
 pub(crate) mod encoder;
+mod feedback;
 pub(crate) mod grid;
 pub(crate) mod mlx_rule;
 pub(crate) mod pack;
@@ -24,6 +25,7 @@ pub(crate) use grid::{GroupBuffers, MAX_SCHEMES, error, ranges};
 pub(crate) use mlx_rule::{encode_plain, plain_errors};
 pub(crate) use search::{encode_search, search_errors};
 
+use super::feedback::Feedback;
 use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, Scheme};
 use crate::band::{Matrix, append};
 use crate::dtype::{Dtype, Float};
@@ -195,6 +197,10 @@ impl Codec for AffineCodec {
     }
 
     fn encoder(&self) -> Option<&dyn Encode> {
+        Some(self)
+    }
+
+    fn feedback(&self) -> Option<&dyn Feedback> {
         Some(self)
     }
 

@@ -256,9 +256,11 @@ fn refine_on_stored<W: Batch, const G: usize>(
 }
 
 /// The result of a search for a group.
-struct BestGrid<V: Simd> {
+pub(super) struct BestGrid<V: Simd> {
     /// The stored grid.
     best: CandidateGrid<V>,
+    /// The best stored grids next to the best two real-valued ones.
+    refined: PerPart<CandidateGrid<V>>,
     /// Where it is better than MLX's grid.
     is_searched: V::Mask,
     /// MLX's grid, which gives the codes elsewhere.
@@ -268,7 +270,7 @@ struct BestGrid<V: Simd> {
 impl<V: Simd> BestGrid<V> {
     /// The least weighted error: see the [module](self).
     #[inline(always)]
-    fn search<W: Batch<Part = V>, const G: usize>(
+    pub(super) fn search<W: Batch<Part = V>, const G: usize>(
         w: &[Column; G],
         k: &[f32; G],
         clips: &[[u16; 2]],
@@ -305,6 +307,7 @@ impl<V: Simd> BestGrid<V> {
 
         let ((error, plain_error), (scale, bias)) = (mlx.errors(w, k), mlx.stored);
         let mut best = CandidateGrid { error, plain: plain_error, scale, bias };
+        let mut all_refined = [CandidateGrid::none(); MAX_PARTS];
         // Both in one batch, or one after the other.
         for from in (0..MAX_PARTS).step_by(W::PARTS) {
             let mut finalists = if from == 0 { [first, second] } else { [second; MAX_PARTS] };
@@ -313,11 +316,28 @@ impl<V: Simd> BestGrid<V> {
                 finalists[at] = finalists[at].or_better(again[at]);
             }
             let refined = refine_on_stored::<W, G>(w, k, &finalists, max_code, store, biases);
-            for &refined in &refined[..W::PARTS] {
+            for (at, &refined) in refined[..W::PARTS].iter().enumerate() {
                 best = best.or_better(refined);
+                all_refined[from + at] = refined;
             }
         }
-        Self { best, is_searched: best.error.lt(error), mlx }
+        Self { best, refined: all_refined, is_searched: best.error.lt(error), mlx }
+    }
+
+    /// The stored grid.
+    #[inline(always)]
+    pub(super) fn stored(&self) -> Grid<V> {
+        (self.best.scale, self.best.bias)
+    }
+
+    /// Stored grids to start error feedback from: the best one, and that next to the other of the best two real-valued ones.
+    #[inline(always)]
+    pub(super) fn starts(&self) -> [Grid<V>; 2] {
+        let [first, second] = self.refined;
+        let other = second.select(first.error.lt(second.error), first);
+        let is_valid = other.error.lt(V::splat(f32::INFINITY));
+        let other = other.select(is_valid, self.best);
+        [self.stored(), (other.scale, other.bias)]
     }
 
     /// The codes of the group's columns.

@@ -79,7 +79,7 @@ kernel! {
         let scales = scales(largest, store);
         let count = match effort {
             Effort::Fast => 1,
-            Effort::Normal => scales.len(),
+            Effort::Normal | Effort::High => scales.len(),
         };
         let sums = errors::<W>(band, k, &scales[..count]);
         let (mut best_scales, mut best_errors) = (scales[0].store(), sums[0].rows());

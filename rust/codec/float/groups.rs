@@ -132,7 +132,7 @@ pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
     let (cols, groups) = (band.len(), band.len() / G);
     let near = match effort {
         Effort::Fast => &S::NEAR[..1],
-        Effort::Normal => S::NEAR,
+        Effort::Normal | Effort::High => S::NEAR,
     };
     let mut sums = RowSums::ZERO;
     for at in 0..groups {

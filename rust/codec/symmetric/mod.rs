@@ -5,9 +5,11 @@
 //! `2^(bits − 1)`; `scales`, `[rows, groups]`, in the weights' element type; and `shape`, I64 `[2]`: rows and columns. This
 //! is the form `pack-quantized` of compressed-tensors.
 
+mod feedback;
 mod search;
 
 use super::affine::{GROUP_SIZES, pack};
+use super::feedback::Feedback;
 use super::{
     Band, Bits, Codec, Context, Effort, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, SUM_COLUMNS,
     Scheme,
@@ -82,10 +84,10 @@ impl Symmetric {
         1 << (self.bits - 1)
     }
 
-    fn grid(self, cols: usize, context: &Context<'_>) -> Grid {
+    fn grid(self, cols: usize, effort: Effort, store: Float) -> Grid {
         let at = BITS.iter().position(|&bits| bits == self.bits).unwrap_or_default();
-        let clips = if context.effort == Effort::Fast { &[] } else { search::clips(at) };
-        Grid { group: self.group(cols), half: self.half(), store: context.float, clips }
+        let clips = if effort == Effort::Fast { &[] } else { search::clips(at) };
+        Grid { group: self.group(cols), half: self.half(), store, clips }
     }
 }
 
@@ -194,6 +196,10 @@ impl Codec for SymmetricCodec {
         Some(self)
     }
 
+    fn feedback(&self) -> Option<&dyn Feedback> {
+        Some(self)
+    }
+
     fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
         parts[0].extend_from_slice(rows.codes);
         parts[1].extend_from_slice(rows.scales);
@@ -218,7 +224,7 @@ impl Encode for SymmetricCodec {
     ) -> [RowError; BAND_ROWS] {
         let scheme = params(scheme);
         let (cols, isa, float) = (band.columns.len(), context.isa, context.float);
-        let grid = scheme.grid(cols, context);
+        let grid = scheme.grid(cols, context.effort, float);
         let groups = cols / grid.group;
         let Buffers { codes, scales } = context.scratch.of();
         codes.resize(BAND_ROWS * cols, 0);
@@ -237,7 +243,7 @@ impl Encode for SymmetricCodec {
         metric: &Metric<'_>,
     ) -> Vec<[RowError; BAND_ROWS]> {
         let of = |&scheme: &Scheme| {
-            let grid = params(scheme).grid(band.columns.len(), context);
+            let grid = params(scheme).grid(band.columns.len(), context.effort, context.float);
             search::encode(context.isa, band.columns, metric.importance(), grid, None)
         };
         schemes.iter().map(of).collect()

@@ -89,7 +89,7 @@ type PerPart<T> = [T; MAX_PARTS];
 
 /// The codes of weights on scales of which it has the reciprocals.
 #[derive(Clone, Copy)]
-struct Codes<W> {
+pub(super) struct Codes<W> {
     reciprocal: W,
     half: W,
     max_code: W,
@@ -97,7 +97,7 @@ struct Codes<W> {
 
 impl<W: Batch> Codes<W> {
     #[inline(always)]
-    fn new(scale: W, half: u8) -> Self {
+    pub(super) fn new(scale: W, half: u8) -> Self {
         let half = f32::from(half);
         let reciprocal = W::splat(1.0).div(scale);
         Self { reciprocal, half: W::splat(half), max_code: W::splat(2.0 * half - 1.0) }
@@ -105,7 +105,7 @@ impl<W: Batch> Codes<W> {
 
     /// The weight in steps of the scale, and its code.
     #[inline(always)]
-    fn of(self, w: W) -> (W, W) {
+    pub(super) fn of(self, w: W) -> (W, W) {
         let steps = w.mul(self.reciprocal);
         (steps, steps.add(self.half).code(self.max_code).sub(self.half))
     }
@@ -192,7 +192,7 @@ fn plain_scale<V: Simd>((low, high): (V, V), grid: Grid) -> V {
 
 /// The stored scale with the least weighted error that the search finds.
 #[inline(always)]
-fn search<V: Simd, W: Batch<Part = V>>(w: &[Column], k: &[f32], grid: Grid) -> V {
+pub(super) fn scale_of<V: Simd, W: Batch<Part = V>>(w: &[Column], k: &[f32], grid: Grid) -> V {
     let Grid { half, store, clips, .. } = grid;
     let (low, high) = range::<V>(w);
     let plain = plain_scale((low, high), grid);
@@ -296,7 +296,7 @@ kernel! {
             None => (None, None),
         };
         for (at, (w, k)) in band.chunks_exact(grid.group).zip(k.chunks_exact(grid.group)).enumerate() {
-            let scale = search::<V, W>(w, k, grid);
+            let scale = scale_of::<V, W>(w, k, grid);
             let place = (at * grid.group, cols);
             encode_group((w, k), (scale, grid.half), &mut sums, codes.as_deref_mut(), place);
             if let Some(scales) = &mut scales {
