@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::table::{Table, TensorVectors};
-use crate::arch::{Ffn, Linear, Runnable};
+use crate::arch::{Ffn, Layer, Linear, Runnable};
 use crate::probe::{EXPERT_TOKENS, MatrixKey, Mode, Moments, Probe};
 
 /// Version of the probe. A change of any number that it computes is a new version.
@@ -89,6 +89,33 @@ pub(crate) fn table(model: &Runnable<'_>, probe: &Probe) -> (Table, Vec<String>)
     let warnings = impute_starved_experts(model, probe, &mut sums);
     let times = if probe.mode == Mode::Written { FOREIGN_TEXT_FACTOR } else { 1.0 };
     (stored(&sums, times, &linears, &model.embedding), warnings)
+}
+
+/// `table` with the conditional importance of inputs, for encoding with error feedback. Matrices of layers for which it was not
+/// measured are taken to gain as much as the others do on average.
+#[must_use]
+pub(crate) fn conditional(table: &Table, model: &Runnable<'_>, importance: &BTreeMap<MatrixKey, Vec<f32>>) -> Table {
+    let mean = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len().max(1) as f64;
+    let means: Vec<f64> = importance.values().map(|found| mean(found)).collect();
+    let average = means.iter().sum::<f64>() / means.len().max(1) as f64;
+    let mut changed = table.clone();
+    let ends = [Some(model.embedding), model.own_head].into_iter().flatten();
+    let ends = ends.filter(|linear| importance.contains_key(&key(linear)));
+    for linear in model.layers.iter().flat_map(Layer::linears).chain(ends) {
+        let Some(vectors) = changed.get_mut(&linear.weight.name) else { continue };
+        let of_inputs = if linear.transposed { &mut vectors.r } else { &mut vectors.k };
+        let (from, count) = (linear.at as usize * linear.inputs(), linear.inputs());
+        let mut all = of_inputs.to_vec();
+        let Some(here) = all.get_mut(from..from + count) else { continue };
+        // Stored with a row for each input, the vector has another unit: it stays in proportion.
+        let unit = if linear.transposed { mean(here) } else { 1.0 };
+        match importance.get(&key(&linear)) {
+            Some(found) => here.iter_mut().zip(found).for_each(|(out, found)| *out = (unit * f64::from(*found)) as f32),
+            None => here.iter_mut().for_each(|out| *out = (average * f64::from(*out)) as f32),
+        }
+        *of_inputs = all.into();
+    }
+    changed
 }
 
 fn key(linear: &Linear<'_>) -> MatrixKey {
