@@ -8,6 +8,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::feedback::FedUnits;
 use super::source_digest::{self, DigestChunk, SourceDigests};
 use super::unit::{self, RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan, WriteJob};
 use crate::band::{cut, rows_of};
@@ -77,35 +78,26 @@ enum Done {
     Written(WrittenChunk),
 }
 
-/// Shared state of all chunks.
-struct Writer<'a> {
-    pass: Pass<'a>,
-    encoder: Encoder,
+/// Writes the units of an output.
+pub(crate) struct Writer<'a> {
+    pub(super) pass: Pass<'a>,
+    pub(super) encoder: Encoder,
     files: &'a [(File, PathBuf)],
-    jobs: &'a [WriteJob<'a>],
+    pub(super) jobs: &'a [WriteJob<'a>],
     /// For each output, the first row of each view.
     first_rows: Vec<Vec<u64>>,
 }
 
-/// Runs `jobs` and writes their outputs to `files`.
+/// Writes the outputs of `writer`, except for the units in `written`, which have their records already.
 ///
 /// # Errors
 /// The errors of reading and writing, and [`Error::NonFinite`].
-pub(crate) fn encode(
-    pass: Pass<'_>,
-    encoder: Encoder,
-    files: &[(File, PathBuf)],
-    jobs: &[WriteJob<'_>],
-) -> Result<EncodedOutput> {
-    let first_rows = |job: &WriteJob<'_>| {
-        let views = job.target.views.iter();
-        views.scan(0, |next, view| Some(std::mem::replace(next, *next + view.rows))).collect()
-    };
-    let writer = Writer { pass, encoder, files, jobs, first_rows: jobs.iter().map(first_rows).collect() };
+pub(crate) fn encode(writer: &Writer<'_>, written: FedUnits) -> Result<EncodedOutput> {
+    let pass = writer.pass;
     writer.write_fixed_parts()?;
     let ranges = source_digest::queues(pass);
     let mut queues: Vec<Vec<Piece>> = ranges.iter().map(|_| Vec::new()).collect();
-    let units = writer.units_by_tensor();
+    let units = writer.units_by_tensor(&written);
     for part in 0..pass.checkpoint.parts.len() {
         let shard = pass.checkpoint.parts[part].shard;
         let queue = ranges.iter().position(|shards| shards.contains(&shard)).unwrap_or_default();
@@ -144,17 +136,21 @@ pub(crate) fn encode(
             Ok(done)
         },
     )?;
-    collect(pass.checkpoint, jobs, folds)
+    collect(writer, written, folds)
 }
 
 /// Collects the results of all queues.
 fn collect(
-    checkpoint: &Checkpoint,
-    jobs: &[WriteJob<'_>],
+    writer: &Writer<'_>,
+    written: FedUnits,
     folds: Vec<(SourceDigests<'_>, RecordFold)>,
 ) -> Result<EncodedOutput> {
+    let checkpoint = writer.pass.checkpoint;
     let mut records: Vec<Vec<Option<UnitRecord>>> =
-        jobs.iter().map(|job| job.target.views.iter().map(|_| None).collect()).collect();
+        writer.jobs.iter().map(|job| job.target.views.iter().map(|_| None).collect()).collect();
+    for (UnitId { output, view }, record) in written {
+        records[output][view] = Some(record);
+    }
     let (mut parts_sha256, mut source_files) = (Vec::new(), Vec::new());
     for (digests, found) in folds {
         parts_sha256.extend(digests.parts_sha256);
@@ -171,17 +167,33 @@ fn collect(
     }
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    pub(crate) fn new(
+        pass: Pass<'a>,
+        encoder: Encoder,
+        files: &'a [(File, PathBuf)],
+        jobs: &'a [WriteJob<'a>],
+    ) -> Self {
+        let first_rows = |job: &WriteJob<'_>| {
+            let views = job.target.views.iter();
+            views.scan(0, |next, view| Some(std::mem::replace(next, *next + view.rows))).collect()
+        };
+        Self { pass, encoder, files, jobs, first_rows: jobs.iter().map(first_rows).collect() }
+    }
+
     fn view(&self, id: UnitId) -> View {
         self.jobs[id.output].target.views[id.view]
     }
 
-    /// For each source tensor, the units that read it.
-    fn units_by_tensor(&self) -> Vec<Vec<UnitId>> {
+    /// For each source tensor, the units that read it and are not `written`.
+    fn units_by_tensor(&self, written: &FedUnits) -> Vec<Vec<UnitId>> {
         let mut units: Vec<Vec<UnitId>> = vec![Vec::new(); self.pass.checkpoint.tensors.len()];
         for (output, job) in self.jobs.iter().enumerate() {
             for (view, found) in job.target.views.iter().enumerate() {
-                units[found.tensor].push(UnitId { output, view });
+                let id = UnitId { output, view };
+                if !written.contains_key(&id) {
+                    units[found.tensor].push(id);
+                }
             }
         }
         units
@@ -277,7 +289,7 @@ impl Writer<'_> {
     }
 
     /// Writes the data of a unit's rows, from row `first` on, at their locations.
-    fn write_rows(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
+    pub(super) fn write_rows(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let job = &self.jobs[id.output];
         let rows = job.target.rows();
         let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());

@@ -133,6 +133,7 @@ impl WrittenOutput<'_> {
             into: written.output.target.name.clone(),
             scheme,
             origin: written.sensitivities[contribution.views[0]].origin,
+            feedback: contribution.views.iter().filter(|&&view| records[view].has_feedback).count(),
             loss: matrices().map(|(noise, measured)| self.objective.loss(noise, measured)).sum(),
             sqnr_db: round2(sqnr_db(matrices())),
             squared_error: noise.plain,

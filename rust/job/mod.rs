@@ -13,6 +13,7 @@
 pub(crate) mod conversion;
 pub(crate) mod decode;
 pub(crate) mod encode;
+pub(crate) mod feedback;
 pub(crate) mod ledger;
 pub(crate) mod model_card;
 pub(crate) mod place;

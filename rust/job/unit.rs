@@ -58,6 +58,8 @@ pub(crate) struct UnitRecord {
     pub parts_sha256: Vec<String>,
     /// The error of the encoded rows.
     pub noise: Noise,
+    /// Whether errors were fed back.
+    pub has_feedback: bool,
 }
 
 /// A piece of a unit that one thread processes at a time.
@@ -137,7 +139,8 @@ impl RecordFold {
         }
         if chunk.is_last {
             let parts_sha256 = std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect();
-            self.records.push((chunk.id, UnitRecord { parts_sha256, noise: std::mem::take(&mut self.noise) }));
+            let noise = std::mem::take(&mut self.noise);
+            self.records.push((chunk.id, UnitRecord { parts_sha256, noise, has_feedback: false }));
         }
     }
 

@@ -169,6 +169,9 @@ pub struct Quantized {
     pub scheme: Scheme,
     /// Source of the sensitivity.
     pub origin: Origin,
+    /// Number of its matrices that were encoded with error feedback; without it the loss was less, or nothing was known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub feedback: usize,
     /// Loss in the unit of the objective.
     pub loss: f64,
     /// Signal-to-noise ratio at the matrix's output, weighted by its sensitivity, in decibels.
@@ -177,6 +180,11 @@ pub struct Quantized {
     pub squared_error: f64,
     /// Normalised root mean squared error, `√(Σ (ŵ − w)² / Σ w²)`.
     pub nrmse: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Manifest {

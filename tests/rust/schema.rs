@@ -132,6 +132,7 @@ fn a_manifest() -> Manifest {
         quantized: vec![manifest::Quantized {
             into: "a".to_owned(),
             scheme: "3g128".parse().unwrap(),
+            feedback: 0,
             origin: Origin::Flat,
             loss: LOSSES[0],
             sqnr_db: 20.5,

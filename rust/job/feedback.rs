@@ -1,0 +1,171 @@
+//! Encoding with error feedback, layer by layer: the covariances of a layer's inputs exist only while it is visited.
+
+use std::collections::BTreeMap;
+
+use super::encode::{StoreMode, Writer, WrittenChunk};
+use super::unit::{RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan};
+use crate::arch::{Linear, Runnable};
+use crate::band::{bands, cut, rows_of};
+use crate::checkpoint::View;
+use crate::checkpoint::stream::Reader;
+use crate::codec::feedback::{self, Factor, Feedback, FeedbackTarget, SLAB_ROWS, Slab};
+use crate::codec::{Band, Metric, Scheme, Scratch};
+use crate::container::StoredTensor;
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::probe::feedback::{Recording, visit};
+use crate::rate_distortion::Noise;
+use crate::sensitivity::MatrixSensitivity;
+use crate::simd::vector::BAND_ROWS;
+
+/// The units that were written with error feedback.
+pub(crate) type FedUnits = BTreeMap<UnitId, UnitRecord>;
+
+/// A unit that may be encoded with error feedback.
+#[derive(Clone, Copy)]
+struct FeedbackUnit<'a> {
+    id: UnitId,
+    view: View,
+    scheme: Scheme,
+    codec: &'a dyn Feedback,
+    float: Float,
+    sensitivity: &'a MatrixSensitivity,
+}
+
+/// The bands of a slab, encoded in both ways.
+struct EncodedSlab {
+    fed: WrittenChunk,
+    /// The noise of the search without feedback, under the same metric.
+    plain: Vec<Noise>,
+}
+
+impl Writer<'_> {
+    /// Visits the layers of `model`, and writes the units of each for which error feedback lowers the loss.
+    ///
+    /// # Errors
+    /// Those of running the model, reading and writing.
+    pub(crate) fn write_with_feedback(&self, model: &Runnable<'_>, recording: &Recording) -> Result<FedUnits> {
+        let units = self.feedback_units();
+        let bytes = |unit: &FeedbackUnit<'_>| unit.view.rows * unit.view.cols * unit.float.bytes() as u64;
+        let all: u64 = units.values().flatten().map(bytes).sum();
+        let mut written = FedUnits::new();
+        visit(self.pass, model, recording, all, &mut |linear, factor| {
+            let Some(whole) = linear.view(self.pass.checkpoint) else { return Ok(()) };
+            for unit in units.get(&whole.tensor).into_iter().flatten().filter(|unit| covers(whole, unit.view)) {
+                self.pass.progress.advance(if factor.is_some() { 0 } else { bytes(unit) });
+                if let Some(factor) = factor
+                    && let Some(record) = self.write_unit(unit, factor, &linear)?
+                {
+                    written.insert(unit.id, record);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(written)
+    }
+
+    /// By source tensor, the units whose codec can feed errors back.
+    fn feedback_units(&self) -> BTreeMap<usize, Vec<FeedbackUnit<'_>>> {
+        let mut units: BTreeMap<usize, Vec<FeedbackUnit<'_>>> = BTreeMap::new();
+        for (output, job) in self.jobs.iter().enumerate() {
+            let StoreMode::Encoded(scheme, float, sensitivities) = job.mode else { continue };
+            let Some(codec) = scheme.codec().and_then(|codec| codec.feedback()) else { continue };
+            for (view, (found, sensitivity)) in job.target.views.iter().zip(sensitivities).enumerate() {
+                let id = UnitId { output, view };
+                let unit = FeedbackUnit { id, view: *found, scheme, codec, float, sensitivity };
+                units.entry(found.tensor).or_default().push(unit);
+            }
+        }
+        units
+    }
+
+    /// Writes `unit`, and returns its record, unless the search without feedback has less loss.
+    fn write_unit(&self, unit: &FeedbackUnit<'_>, factor: &Factor, linear: &Linear<'_>) -> Result<Option<UnitRecord>> {
+        let matrix = unit.view.matrix(self.pass.checkpoint);
+        let matrix = matrix
+            .filter(|matrix| matrix.cols as usize == factor.order())
+            .ok_or_else(|| Error::Bug(format!("`{}` has another number of columns than inputs", linear.weight.name)))?;
+        let slabs: Vec<_> = cut(bands(matrix), (SLAB_ROWS / BAND_ROWS) as u64).collect();
+        let count = slabs.len();
+        let chunk = |(at, bands): (usize, std::ops::Range<u64>)| UnitChunk {
+            id: unit.id,
+            bytes: (rows_of(matrix, &bands).end - rows_of(matrix, &bands).start) * matrix.row_bytes(),
+            span: UnitSpan::Bands(bands),
+            is_last: at + 1 == count,
+        };
+        let chunks: Vec<UnitChunk> = slabs.into_iter().enumerate().map(chunk).collect();
+        let (mut fold, mut with, mut without) = (RecordFold::default(), Noise::default(), Noise::default());
+        self.pass.workers.in_order(
+            self.pass.progress,
+            &chunks,
+            || (Reader::default(), Scratch::default()),
+            |(reader, scratch), chunk| {
+                let found = self.encode_slab(unit, factor, chunk, (reader, scratch))?;
+                self.pass.progress.advance(chunk.bytes);
+                Ok(found)
+            },
+            |chunk, found: EncodedSlab| {
+                found.fed.noise.iter().for_each(|noise| with.add(*noise));
+                found.plain.iter().for_each(|noise| without.add(*noise));
+                fold.take(chunk, &found.fed);
+                Ok(())
+            },
+        )?;
+        let is_better = with.weighted < without.weighted;
+        let record = fold.records().next().map(|(_, record)| UnitRecord { has_feedback: true, ..record });
+        Ok(record.filter(|_| is_better))
+    }
+
+    fn encode_slab(
+        &self,
+        unit: &FeedbackUnit<'_>,
+        factor: &Factor,
+        chunk: &UnitChunk,
+        (reader, scratch): (&mut Reader, &mut Scratch),
+    ) -> Result<EncodedSlab> {
+        let UnitSpan::Bands(range) = &chunk.span else {
+            return Err(Error::Bug("a slab has bands".to_owned()));
+        };
+        let (pass, job) = (self.pass, &self.jobs[unit.id.output]);
+        let mut slab = Vec::new();
+        let mut first = None;
+        let mut rows = 0;
+        let vectors = &unit.sensitivity.vectors;
+        let metric = Metric::diagonal(&vectors.importance);
+        let (mut stored, mut decoded) = (vec![Vec::new(); job.parts.len()], Vec::new());
+        reader.bands((pass.checkpoint, pass.isa), unit.view, range, |of, columns, source| {
+            let count = (of.end - of.start) as usize;
+            let band = Band { rows: count, stored: source, columns };
+            stored.iter_mut().for_each(Vec::clear);
+            self.encoder.encode(unit.scheme, (unit.float, scratch), band, &metric, &mut stored);
+            decoded.push(feedback::off(unit.scheme, unit.float, band, &stored));
+            first.get_or_insert(of.start);
+            rows += count;
+            slab.push(columns.to_vec());
+            Ok(())
+        })?;
+        let first = first.unwrap_or_default();
+        let target = FeedbackTarget { isa: pass.isa, float: unit.float };
+        let height = job.target.rows();
+        let room = |part: &StoredTensor| Vec::with_capacity(part.row_bytes(height) as usize * rows);
+        let mut fed = WrittenChunk { parts: job.parts.iter().map(room).collect(), noise: Vec::new() };
+        let slab = Slab { bands: &slab, rows };
+        let errors = feedback::encode((unit.scheme, target), unit.codec, factor, &slab, &mut fed.parts);
+        let noise = |(at, errors): (usize, &[_; BAND_ROWS])| {
+            let from = at * BAND_ROWS;
+            Noise::of(&errors[..(rows - from).min(BAND_ROWS)], &vectors.gain, first as usize + from)
+        };
+        fed.noise = errors.iter().enumerate().map(noise).collect();
+        let errors = feedback::errors_of(pass.isa, factor, &decoded);
+        let plain = errors.iter().enumerate().map(noise).collect();
+        self.write_rows(unit.id, first, &fed.parts)?;
+        Ok(EncodedSlab { fed, plain })
+    }
+}
+
+/// Whether `view` has the columns of `whole`, and some of its rows.
+fn covers(whole: View, view: View) -> bool {
+    let has_columns = view.cols == whole.cols && view.col_stride == whole.col_stride;
+    let after = view.offset.checked_sub(whole.offset);
+    has_columns && after.is_some_and(|after| after % whole.row_stride == 0 && after / whole.row_stride < whole.rows)
+}
