@@ -47,6 +47,7 @@ use crate::option::OptionName;
 use crate::policy::FLOOR_DB;
 use crate::pool::Workers;
 use crate::probe::Options;
+use crate::probe::feedback::{self, GRADIENT_TOKENS};
 use crate::progress::Progress;
 use crate::rate_distortion::{Objective, SAMPLE_BANDS};
 use crate::schema::Settings;
@@ -233,9 +234,15 @@ impl Engine {
         let of_model = |key: &str| source.checkpoint.config_size(key).unwrap_or(0);
         // The activations and gradients before each layer, plus 32 times as much: those within one layer, forward and
         // backward, and those of the head, the sums in `f64`, and memory that is released late.
-        let streams = request.probe.tokens as u64 * 8 * of_model("hidden_size") * (of_model("num_hidden_layers") + 32);
-        let is_probed = sensitivity::runs(&source.checkpoint, request);
-        let needed = vectors + if is_probed { streams } else { 0 };
+        let streams = |tokens: u64| tokens * 8 * of_model("hidden_size") * (of_model("num_hidden_layers") + 32);
+        let tokens = request.probe.tokens as u64;
+        let needed = match sensitivity::runnable(&source.checkpoint) {
+            Ok(model) if request.effort == Effort::High => {
+                vectors + streams(GRADIENT_TOKENS as u64 * tokens) + feedback::held_bytes(&model, tokens)
+            }
+            Ok(_) if sensitivity::runs(&source.checkpoint, request) => vectors + streams(tokens),
+            _ => vectors,
+        };
         if needed <= spare {
             return Ok(());
         }

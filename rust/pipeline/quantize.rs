@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::analyze::curves;
 use super::plan::{Goal, PlanRequest, from_analysis};
 use super::saved::{fitting, recounted, stored};
-use super::sensitivity::{AUTO, Sensitivity, measure, runs, same_sensitivity_request};
+use super::sensitivity::{AUTO, Sensitivity, measure, runnable, runs, same_sensitivity_request};
 use super::{Engine, check};
 use crate::checkpoint::stream::Pass;
 use crate::codec::Encoder;
@@ -18,7 +18,8 @@ use crate::digest::Digest;
 use crate::error::{DocumentSource, Error, Result};
 use crate::format::{OutputModel, Target};
 use crate::job::conversion::Conversion;
-use crate::job::encode::{StoreMode, encode};
+use crate::job::encode::{StoreMode, Writer, encode};
+use crate::job::feedback::FedUnits;
 use crate::job::ledger::{WrittenOutput, WrittenTensor};
 use crate::job::model_card;
 use crate::job::place::check_output_path;
@@ -204,7 +205,12 @@ impl QuantizeJob<'_> {
         }
         let encoder = Encoder { isa: pass.isa, effort: plan.settings.effort };
         let jobs = self.jobs(&stored);
-        let encoded = encode(*pass, encoder, &files, &jobs)?;
+        let writer = Writer::new(*pass, encoder, &files, &jobs);
+        let written = match &self.sensitivity.feedback {
+            Some(feedback) => writer.write_with_feedback(&runnable(&conversion.checkpoint)?, &feedback.recording)?,
+            None => FedUnits::new(),
+        };
+        let encoded = encode(&writer, written)?;
         drop(files);
 
         let tensors: Vec<WrittenTensor<'_>> =

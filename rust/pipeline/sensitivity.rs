@@ -7,13 +7,15 @@ use super::AnalysisRequest;
 use crate::arch::{self, Runnable};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
+use crate::codec::Effort;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::job::conversion::{Conversion, listed};
 use crate::name::Role;
 use crate::option::OptionName;
 use crate::pass::energy::{self, DeadWeights, EnergyJob};
-use crate::probe::{self, Options, Probe};
+use crate::probe::feedback::Recording;
+use crate::probe::{self, Mode, Options, Probe};
 use crate::progress::Stage;
 use crate::rate_distortion::Objective;
 use crate::schema::Settings;
@@ -32,18 +34,29 @@ const FILE: &str = "file";
 /// The sensitivity of all candidates of a source, in their order.
 pub(super) struct Sensitivity {
     pub measured: Vec<MatrixSensitivity>,
+    /// With error feedback: the same with the conditional importance of inputs, and what the encoder needs of the probe.
+    pub feedback: Option<FeedbackSensitivity>,
     pub settings: Settings,
+}
+
+pub(super) struct FeedbackSensitivity {
+    pub conditional: Vec<MatrixSensitivity>,
+    pub recording: Recording,
 }
 
 pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
     let candidates = &source.candidates();
     check(request.probe)?;
+    let mut feedback = None;
+    if request.effort == Effort::High {
+        check_feedback(source, request)?;
+    }
     let (label, measured, probed) = match (request.objective, request.sensitivity.to_str()) {
         (Objective::Mse | Objective::Mint, _) => ("none", unweighted(pass, candidates)?, None),
         (Objective::Output, Some(WEIGHTS)) => (WEIGHTS, from_weights(pass, candidates, request)?, None),
-        (Objective::Output, Some(PROBE)) => from_probe(pass, source, candidates, request)?,
+        (Objective::Output, Some(PROBE)) => from_probe(pass, source, candidates, request, &mut feedback)?,
         (Objective::Output, Some(AUTO)) => match runnable(&source.checkpoint) {
-            Ok(_) => from_probe(pass, source, candidates, request)?,
+            Ok(_) => from_probe(pass, source, candidates, request, &mut feedback)?,
             Err(fault) => {
                 pass.progress.warn(format!("{fault}: its sensitivity is from the weights alone, and the result worse"));
                 (WEIGHTS, from_weights(pass, candidates, request)?, None)
@@ -68,7 +81,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
         prior: request.prior,
         prior_version: prior::VERSION,
     };
-    Ok(Sensitivity { measured, settings })
+    Ok(Sensitivity { measured, feedback, settings })
 }
 
 /// The request that produced the sensitivity of a saved document; `None` if it was a file of the user's.
@@ -108,11 +121,15 @@ pub(super) fn runs(checkpoint: &Checkpoint, request: &AnalysisRequest) -> bool {
 /// Probes `model`. Returns the vectors of its matrices and the probe's measurements.
 pub(super) fn probed_table(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> Result<(Table, Probe)> {
     let probe = probe::probe(pass, model, options)?;
-    let (table, warnings) = from_probe::table(model, &probe);
+    Ok((table_of(pass, model, &probe), probe))
+}
+
+fn table_of(pass: Pass<'_>, model: &Runnable<'_>, probe: &Probe) -> Table {
+    let (table, warnings) = from_probe::table(model, probe);
     for warning in warnings {
         pass.progress.warn(warning);
     }
-    Ok((table, probe))
+    table
 }
 
 type Labelled = (&'static str, Vec<MatrixSensitivity>, Option<ProbeRecord>);
@@ -122,16 +139,50 @@ fn from_probe(
     source: &Conversion,
     candidates: &[Candidate<'_>],
     request: &AnalysisRequest,
+    feedback: &mut Option<FeedbackSensitivity>,
 ) -> Result<Labelled> {
     let model = runnable(&source.checkpoint)?;
-    let options = request.probe.of(&model);
+    let measured = |table: &Table| {
+        table::measure(pass, candidates, request.prior, Origin::Probe, |candidate| {
+            let tensor = candidate.tensor(pass.checkpoint);
+            Ok(table.get(&tensor.name).and_then(|found| found.of(tensor, candidate.view)))
+        })
+    };
+    let mut options = request.probe;
+    if request.effort == Effort::High && options.mode == Mode::Auto {
+        // Error feedback needs tokens that are like text, whatever they cost.
+        options.mode = Mode::Written;
+    }
+    let options = options.of(&model);
+    if request.effort == Effort::High {
+        let found = probe::feedback::probe(pass, &model, options)?;
+        let table = table_of(pass, &model, &found.probe);
+        begin(pass, candidates);
+        let conditional = measured(&from_probe::conditional(&table, &model, &found.importance))?;
+        *feedback = Some(FeedbackSensitivity { conditional, recording: found.recording });
+        return Ok((PROBE, measured(&table)?, Some(ProbeRecord::by(options))));
+    }
     let (table, _) = probed_table(pass, &model, options)?;
     begin(pass, candidates);
-    let measured = table::measure(pass, candidates, request.prior, Origin::Probe, |candidate| {
-        let tensor = candidate.tensor(pass.checkpoint);
-        Ok(table.get(&tensor.name).and_then(|found| found.of(tensor, candidate.view)))
-    })?;
-    Ok((PROBE, measured, Some(ProbeRecord::by(options))))
+    Ok((PROBE, measured(&table)?, Some(ProbeRecord::by(options))))
+}
+
+/// Checks that the model can be run for error feedback, before any work.
+fn check_feedback(source: &Conversion, request: &AnalysisRequest) -> Result<()> {
+    let wrong = |reason: String| Err(Error::option(OptionName::Effort, Effort::High, reason));
+    let needs = "error feedback needs the covariance of each layer's inputs, from a run of the model";
+    if request.objective != Objective::Output {
+        return wrong(format!("{needs}; ⟨objective⟩ {} uses none: leave it at output", request.objective));
+    }
+    match request.sensitivity.to_str() {
+        Some(PROBE | AUTO) => {}
+        Some(WEIGHTS) => return wrong(format!("{needs}, and ⟨sensitivity⟩ weights does not run it: leave it at auto")),
+        _ => return wrong(format!("{needs}, which no ⟨sensitivity⟩ file holds: leave it at auto")),
+    }
+    match runnable(&source.checkpoint) {
+        Ok(_) => Ok(()),
+        Err(fault) => wrong(format!("{needs}, and {fault}: use normal")),
+    }
 }
 
 fn from_weights(
