@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 PathLike = str | Path
-Effort = Literal["fast", "normal"]
+Effort = Literal["fast", "normal", "high"]
 Objective = Literal["output", "mse", "mint"]
 Prior = Literal["roles", "none"]
 ProbeMode = Literal["auto", "random", "self"]
@@ -187,7 +187,8 @@ class _AnalysisOptions(InspectOptions, total=False):
     effort: Annotated[
         Effort,
         Option(
-            help="Encoder. fast: the format's own rule. normal: search scale and bias of each group.",
+            help="Encoder. fast: the format's own rule. normal: search scale and bias of each group. high: feed errors "
+            "back, under the covariance of each layer's inputs in text that the model writes; takes minutes more.",
             at="analysis.effort",
             answered_by=_BOTH,
         ),

@@ -145,7 +145,7 @@ class Settings(_Document):
     target: str | None
     tensor_parallel: int
     generic: bool
-    effort: Literal["fast", "normal"]
+    effort: Literal["fast", "normal", "high"]
     objective: Literal["output", "mse", "mint"]
     sensitivity: str
     sensitivity_sha256: str
@@ -382,6 +382,7 @@ class Quantized(_Document):
     sqnr_db: float
     squared_error: float
     nrmse: float
+    feedback: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ _LABELS = {
     "measure": "measuring",
     "curves": "curves",
     "plan": "planning",
+    "feedback": "error feedback",
     "encode": "encoding",
     "verify": "verifying",
     "eval": "evaluating",
