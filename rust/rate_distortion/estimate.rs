@@ -1,18 +1,30 @@
 //! The loss of a matrix from a sample of its bands, and the standard error.
 //!
-//! Both steps of the estimate are ratios between sums over bands: the rule's loss per signal, and the search's loss per
-//! loss of the rule. A ratio of sums over `n` of `N` bands, drawn without replacement, has the relative variance
+//! The rule encodes `m` of the `N` bands of a matrix. Bands whose error is far above the average carry much of the loss, and
+//! the search encodes all of these *heavy* bands. Of the other `r` bands it encodes `n`. With the signal `S_b` of a band,
+//! its noise `P_b` by the rule and `Q_b` by the search:
 //!
 //! ```text
-//! (1/n − 1/N) · v,     v = Σ_b (y_b − ρ x_b)² / (n − 1) / ȳ²,     ρ = Σ_b y_b / Σ_b x_b
+//! L ≈ S · Σ_m Q̂_b / Σ_m S_b,     Q̂_b = Q_b for heavy bands, ρ P_b for others,     ρ = Σ_n Q_b / Σ_n P_b
 //! ```
 //!
-//! and the relative variances of both steps add up.
+//! This is double sampling with ratio estimators. The relative variances of both samples add up, where the part of the
+//! ordinary bands in the sum is `a = ρ Σ_r P_b / Σ_m Q̂_b`:
+//!
+//! ```text
+//! (1/m − 1/N) · v₁,           v₁ = Σ_m (Q̂_b − R S_b)² / (m − 1) / mean(Q̂)²,     R = Σ_m Q̂_b / Σ_m S_b
+//! (1/n − m/rN) · a² v₂,       v₂ = Σ_n (Q_b − ρ P_b)² / (n − 1) / mean(Q)²
+//! ```
+
+use std::collections::BTreeSet;
 
 use super::{Member, Noise};
 use crate::band::bands;
 
-/// Sums over bands of two quantities, `y` and the known `x`, which it is about proportional to.
+/// Noise of a heavy band by the rule, relative to the mean, in at least one scheme.
+const HEAVY: f64 = 2.0;
+
+/// Sums over bands of a known quantity `x`, and of `y`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pairs {
     x: Noise,
@@ -32,17 +44,9 @@ impl Pairs {
         self.yy += y.weighted * y.weighted;
     }
 
-    /// The ratios of the sums.
-    fn ratio(&self) -> Noise {
-        Noise { weighted: per(self.y.weighted, self.x.weighted), plain: per(self.y.plain, self.x.plain) }
-    }
-
-    /// Relative variance of one of the `count` bands.
-    fn variance(&self, count: u64) -> f64 {
-        let (count, ratio) = (count as f64, self.ratio().weighted);
-        let spread = (self.yy - 2.0 * ratio * self.xy + ratio * ratio * self.xx).max(0.0);
-        let mean = self.y.weighted / count;
-        per(spread / (count - 1.0), mean * mean)
+    /// The sum of squares of `scale · y − ratio · x`.
+    fn squares(&self, scale: f64, ratio: f64) -> f64 {
+        (scale * scale * self.yy - 2.0 * scale * ratio * self.xy + ratio * ratio * self.xx).max(0.0)
     }
 }
 
@@ -54,26 +58,41 @@ fn per(of: f64, by: f64) -> f64 {
 /// Sums over the encoded bands of one matrix.
 #[derive(Clone, Debug)]
 pub(super) struct MatrixSums {
-    /// Number of bands that the rule encoded.
+    /// Whether there is a search; otherwise the rule is what is written.
+    pub(super) has_search: bool,
+    /// Number of bands in the rule's sample.
     pub(super) ruled: u64,
-    /// Number of bands that the search encoded.
+    /// Number of bands that the search encoded, without heavy ones.
     pub(super) searched: u64,
+    /// The heavy bands of the rule's sample.
+    pub(super) heavy: BTreeSet<u64>,
+    /// The heavy bands that the search has not encoded yet.
+    pub(super) pending: BTreeSet<u64>,
     schemes: Vec<SchemeSums>,
 }
 
 /// Sums over bands in one scheme.
 #[derive(Clone, Copy, Debug, Default)]
 struct SchemeSums {
-    /// The signal, and the noise by the rule.
-    rule: Pairs,
-    /// The noise by the rule, and by the search.
+    /// Signal, and noise by the rule, of the bands of the rule's sample that are not heavy.
+    ordinary: Pairs,
+    /// Signal, and noise by the search, of heavy bands.
+    heavy: Pairs,
+    /// Signal, and noise by the rule, of pending bands.
+    pending: Pairs,
+    /// Noise by the rule and by the search, of bands that are not heavy.
     search: Pairs,
+    /// Weighted noise by the rule of all bands of its sample.
+    rule: f64,
 }
 
 /// A band as encoded. Noises are those of each scheme.
 pub(super) struct EncodedBand {
-    /// The signal and the energy, if the band counts as one of the rule's sample.
-    pub(super) signal: Option<Noise>,
+    pub(super) band: u64,
+    /// Whether the band joins the rule's sample.
+    pub(super) is_counted: bool,
+    /// The signal and the energy, if they are needed.
+    pub(super) signal: Noise,
     /// The noises by the rule; empty if it did not encode the band.
     pub(super) rule: Vec<Noise>,
     /// The noises by the search; empty if it did not encode the band.
@@ -86,11 +105,11 @@ pub(super) struct Estimate {
     pub(super) noise: Noise,
     /// Variance of the weighted noise.
     pub(super) variance: f64,
-    /// What one band contributes to it; `None` if the sample says nothing about the matrix.
+    /// What one band contributes to it; `None` if the sample says too little.
     pub(super) spread: Option<Spread>,
 }
 
-/// Variance of the weighted noise of a matrix for a sample of one band, of each step.
+/// Variance of the weighted noise of a matrix for samples of one band, of the rule's sample and the search's.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spread {
     pub(super) rule: f64,
@@ -103,69 +122,118 @@ pub(super) fn left(count: u64, all: u64) -> f64 {
 }
 
 impl MatrixSums {
-    pub(super) fn new(schemes: usize) -> Self {
-        Self { ruled: 0, searched: 0, schemes: vec![SchemeSums::default(); schemes] }
+    pub(super) fn new(schemes: usize, has_search: bool) -> Self {
+        Self {
+            has_search,
+            ruled: 0,
+            searched: 0,
+            heavy: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            schemes: vec![SchemeSums::default(); schemes],
+        }
     }
 
-    /// Adds a band.
-    pub(super) fn add(&mut self, band: &EncodedBand) {
-        self.ruled += u64::from(band.signal.is_some());
-        self.searched += u64::from(!band.search.is_empty());
+    /// Adds the bands of a round, all pending bands among them.
+    pub(super) fn add(&mut self, bands: &[EncodedBand]) {
+        let resolved = std::mem::take(&mut self.pending);
+        let counted = || bands.iter().filter(|band| band.is_counted);
+        self.ruled += counted().count() as u64;
         for (at, sums) in self.schemes.iter_mut().enumerate() {
-            let rule = band.rule.get(at).copied();
-            if let Some((signal, noise)) = band.signal.zip(rule) {
-                sums.rule.add(signal, noise);
+            sums.pending = Pairs::default();
+            sums.rule += counted().map(|band| band.rule[at].weighted).sum::<f64>();
+        }
+        let means: Vec<f64> = self.schemes.iter().map(|sums| sums.rule / self.ruled as f64).collect();
+        for band in bands {
+            let is_large = || band.rule.iter().zip(&means).any(|(noise, mean)| noise.weighted > HEAVY * mean);
+            let is_heavy = resolved.contains(&band.band) || self.has_search && band.is_counted && is_large();
+            let is_searched = !band.search.is_empty();
+            if is_heavy {
+                self.heavy.insert(band.band);
+                if !is_searched {
+                    self.pending.insert(band.band);
+                }
+            } else {
+                self.searched += u64::from(is_searched);
             }
-            if let Some(noise) = band.search.get(at) {
-                sums.search.add(rule.unwrap_or_default(), *noise);
+            for (at, sums) in self.schemes.iter_mut().enumerate() {
+                let (rule, search) = (band.rule.get(at).copied().unwrap_or_default(), band.search.get(at));
+                match search {
+                    Some(search) if is_heavy => sums.heavy.add(band.signal, *search),
+                    None if is_heavy => sums.pending.add(band.signal, rule),
+                    _ => {
+                        if band.is_counted {
+                            sums.ordinary.add(band.signal, rule);
+                        }
+                        if let Some(search) = search {
+                            sums.search.add(rule, *search);
+                        }
+                    }
+                }
             }
         }
     }
 
     /// Whether all sums are finite in scheme `at`.
     pub(super) fn is_finite(&self, at: usize) -> bool {
-        let SchemeSums { rule, search } = self.schemes[at];
-        let sums = [rule.y, search.x, search.y];
+        let SchemeSums { ordinary, heavy, pending, search, .. } = self.schemes[at];
+        let sums = [ordinary.y, heavy.y, pending.y, search.y];
         sums.iter().all(|noise| noise.weighted.is_finite() && noise.plain.is_finite())
     }
 
     /// Estimates the errors of `member` in scheme `at`.
     pub(super) fn estimate(&self, at: usize, member: &Member<'_>) -> Estimate {
-        let (SchemeSums { rule, search }, all) = (self.schemes[at], bands(member.matrix));
-        if self.searched == all {
-            return Estimate { noise: search.y, variance: 0.0, spread: Some(Spread::default()) };
+        let (SchemeSums { ordinary, heavy, pending, search, .. }, all) = (self.schemes[at], bands(member.matrix));
+        let sum = |a: Noise, b: Noise| Noise { weighted: a.weighted + b.weighted, plain: a.plain + b.plain };
+        if self.searched + self.heavy.len() as u64 == all && self.pending.is_empty() {
+            let noise = sum(heavy.y, search.y);
+            return Estimate { noise, variance: 0.0, spread: Some(Spread::default()) };
         }
-        let (signal, energy) = (member.measured.signal, member.measured.energy);
-        let by_rule = if self.ruled == all {
-            rule.y
+        let gain = if self.has_search {
+            Noise { weighted: per(search.y.weighted, search.x.weighted), plain: per(search.y.plain, search.x.plain) }
         } else {
-            let ratio = rule.ratio();
-            Noise { weighted: signal * ratio.weighted, plain: energy * ratio.plain }
+            Noise { weighted: 1.0, plain: 1.0 }
         };
-        let is_searched = self.searched > 0;
-        let noise = if is_searched {
-            let ratio = search.ratio();
-            Noise { weighted: by_rule.weighted * ratio.weighted, plain: by_rule.plain * ratio.plain }
+        let by_rule = sum(ordinary.y, pending.y);
+        let scaled = Noise { weighted: gain.weighted * by_rule.weighted, plain: gain.plain * by_rule.plain };
+        let sampled = sum(scaled, heavy.y);
+        let signal = sum(sum(ordinary.x, pending.x), heavy.x);
+        let (of_matrix, energy) = (member.measured.signal, member.measured.energy);
+        let ratio = per(sampled.weighted, signal.weighted);
+        let noise = if self.ruled == all {
+            sampled
         } else {
-            by_rule
+            Noise { weighted: of_matrix * ratio, plain: energy * per(sampled.plain, signal.plain) }
         };
         // One band has no spread, and bands of zeros, or without an error, do not represent a matrix with others.
-        let lacks = |sum: f64, of_matrix: f64| sum <= 0.0 && of_matrix > 0.0;
-        let is_unknown = self.ruled < all
-            && (self.ruled < 2 || lacks(rule.x.weighted, signal) || lacks(rule.x.plain, energy))
-            || is_searched
-                && (self.searched < 2
-                    || lacks(search.x.weighted, by_rule.weighted)
-                    || lacks(search.x.plain, by_rule.plain));
-        if is_unknown {
+        let lacks = |sum: f64, others: f64| sum <= 0.0 && others > 0.0;
+        let says_little =
+            self.ruled < all && (self.ruled < 2 || lacks(signal.weighted, of_matrix) || lacks(signal.plain, energy));
+        let compares_little = self.has_search
+            && (self.searched < 2
+                || lacks(search.x.weighted, by_rule.weighted)
+                || lacks(search.x.plain, by_rule.plain));
+        if says_little || compares_little {
             return Estimate { noise, variance: f64::INFINITY, spread: None };
         }
-        let square = noise.weighted * noise.weighted;
-        let spread = Spread {
-            rule: if self.ruled < all { square * rule.variance(self.ruled) } else { 0.0 },
-            search: if is_searched { square * search.variance(self.searched) } else { 0.0 },
-        };
-        let of_search = if is_searched { spread.search * left(self.searched, all) } else { 0.0 };
-        Estimate { noise, variance: spread.rule * left(self.ruled, all) + of_search, spread: Some(spread) }
+        let (ruled, searched) = (self.ruled as f64, self.searched as f64);
+        let mut spread = Spread::default();
+        if self.ruled < all {
+            let squares = ordinary.squares(gain.weighted, ratio)
+                + pending.squares(gain.weighted, ratio)
+                + heavy.squares(1.0, ratio);
+            // `noise / sampled` is the number of bands of the matrix per band of the sample, by signal.
+            let scale = per(noise.weighted, sampled.weighted) * ruled;
+            spread.rule = scale * scale * squares / (ruled - 1.0);
+        }
+        let mut variance = spread.rule * left(self.ruled, all);
+        if self.has_search {
+            let part = per(scaled.weighted, sampled.weighted) * noise.weighted;
+            let scale = per(part, search.y.weighted) * searched;
+            spread.search = scale * scale * search.squares(1.0, gain.weighted) / (searched - 1.0);
+            let others = (self.ruled - self.heavy.len() as u64) as f64;
+            let unsearched = 1.0 / searched - ruled / (others * all as f64);
+            variance += spread.search * unsearched.max(0.0);
+        }
+        Estimate { noise, variance, spread: Some(spread) }
     }
 }

@@ -14,7 +14,7 @@ use crate::simd::vector::BAND_ROWS;
 #[derive(Clone, Copy, Debug)]
 struct Visit {
     band: u64,
-    /// Whether the band joins the rule's sample, and the signal that goes with it is measured.
+    /// Whether the band joins the rule's sample.
     is_counted: bool,
     /// Whether the rule encodes it.
     is_ruled: bool,
@@ -24,18 +24,25 @@ struct Visit {
 
 /// The bands to visit, in order, for the sample `wanted` after the one of `sums`, of a matrix of `all` bands.
 fn visits(all: u64, wanted: Sample, sums: &MatrixSums) -> Vec<Visit> {
-    if wanted.ruled <= sums.ruled && wanted.searched <= sums.searched {
+    let is_more = wanted.ruled > sums.ruled || wanted.searched > sums.searched;
+    if !is_more && sums.pending.is_empty() {
         return Vec::new();
     }
-    let visit = |(at, band): (u64, u64)| {
+    let mut visits = Vec::new();
+    // Number of the bands so far that are not heavy.
+    let mut ordinary = 0;
+    for (at, band) in (0..).zip(spread(all, if wanted.is_whole(all) { all } else { wanted.ruled })) {
+        let is_heavy = sums.heavy.contains(&band);
+        let is_searched =
+            if is_heavy { sums.pending.contains(&band) } else { (sums.searched..wanted.searched).contains(&ordinary) };
+        ordinary += u64::from(!is_heavy);
         let is_counted = (sums.ruled..wanted.ruled).contains(&at);
-        let is_searched = (sums.searched..wanted.searched).contains(&at);
-        // The noise of all bands by the search needs no other noise.
-        let is_compared = is_searched && wanted.searched < all;
-        Visit { band, is_counted, is_ruled: is_counted || is_compared, is_searched }
-    };
-    let order = spread(all, wanted.ruled.max(wanted.searched));
-    let mut visits: Vec<Visit> = (0..).zip(order).map(visit).filter(|it| it.is_counted || it.is_searched).collect();
+        // The noise of all bands by the search needs no other noise, nor does that of heavy bands.
+        let is_compared = is_searched && !is_heavy && !wanted.is_whole(all);
+        if is_counted || is_searched {
+            visits.push(Visit { band, is_counted, is_ruled: is_counted || is_compared, is_searched });
+        }
+    }
     visits.sort_unstable_by_key(|visit| visit.band);
     visits
 }
@@ -61,7 +68,7 @@ pub(super) fn encode(
     stacks: &[&StackJob<'_>],
     (wanted, sums): (&[Vec<Sample>], &mut [Vec<MatrixSums>]),
 ) -> Result<()> {
-    let (mut jobs, mut of_job) = (Vec::new(), Vec::new());
+    let (mut jobs, mut of_job, mut encoded) = (Vec::new(), Vec::new(), Vec::new());
     for (stack, job) in stacks.iter().enumerate() {
         for (at, &Member { view, matrix, .. }) in job.matrices.iter().enumerate() {
             let visits = visits(bands(matrix), wanted[stack][at], &sums[stack][at]);
@@ -91,12 +98,15 @@ pub(super) fn encode(
         },
         |job, found, is_last| {
             let (stack, at, _) = of_job[job];
-            let sums = &mut sums[stack][at];
-            for band in &found {
-                sums.add(band);
+            encoded.extend(found);
+            if !is_last {
+                return Ok(());
             }
+            let sums = &mut sums[stack][at];
+            sums.add(&encoded);
+            encoded.clear();
             let StackJob { name, schemes, .. } = stacks[stack];
-            match (0..schemes.len()).find(|&at| is_last && !sums.is_finite(at)) {
+            match (0..schemes.len()).find(|&at| !sums.is_finite(at)) {
                 Some(at) => Err(Error::Bug(format!("the error of `{name}` at {} is not finite", schemes[at]))),
                 None => Ok(()),
             }
@@ -115,7 +125,7 @@ fn measure(
     let gain = &member.measured.vectors.gain;
     let first = rows.start as usize;
     let mut signal = Noise::default();
-    if visit.is_counted && needs_signal {
+    if needs_signal {
         let found = energy(pass.isa, band.columns, metric.importance());
         for (row, found) in found.iter().take(band.rows).enumerate() {
             signal.weighted += 0.5 * gain.of(first + row) * found.weighted;
@@ -128,5 +138,5 @@ fn measure(
     };
     let rule = if visit.is_ruled { noises(Effort::Fast) } else { Vec::new() };
     let search = if visit.is_searched { noises(encoder.effort) } else { Vec::new() };
-    EncodedBand { signal: visit.is_counted.then_some(signal), rule, search }
+    EncodedBand { band: visit.band, is_counted: visit.is_counted, signal, rule, search }
 }

@@ -1,7 +1,7 @@
 //! Rate–distortion curves: the loss of each matrix in each scheme.
 //!
 //! The loss of a point is that of the encoder that writes. All bands of a small matrix are encoded. Of a large one, the
-//! rule of the format ([`Effort::Fast`](crate::codec::Effort::Fast)) encodes a sample of bands, and the search encodes a
+//! rule of the format ([`Effort::Fast`]) encodes a sample of bands, and the search encodes a
 //! small part of that sample. The rule costs a small share of the search, and their errors rise and fall together, so the
 //! rule is the control variate of the search:
 //!
@@ -24,7 +24,7 @@ use std::str::FromStr;
 use crate::band::{Matrix, band_bytes, bands};
 use crate::checkpoint::View;
 use crate::checkpoint::stream::Pass;
-use crate::codec::{Encoder, RowError, Scheme};
+use crate::codec::{Effort, Encoder, RowError, Scheme};
 use crate::error::Result;
 use crate::math::decibels;
 use crate::sensitivity::{Gain, MatrixSensitivity};
@@ -170,11 +170,12 @@ pub fn curves(
     stacks: &[&StackJob<'_>],
     sample_bands: u64,
 ) -> Result<Vec<Vec<SchemeNoise>>> {
-    let new = |stack: &&StackJob<'_>| vec![MatrixSums::new(stack.schemes.len()); stack.matrices.len()];
+    let has_search = encoder.effort != Effort::Fast;
+    let new = |stack: &&StackJob<'_>| vec![MatrixSums::new(stack.schemes.len(), has_search); stack.matrices.len()];
     let mut sums: Vec<Vec<MatrixSums>> = stacks.iter().map(new).collect();
     let first = |stack: &&StackJob<'_>| {
         let of =
-            |member: &Member<'_>| Sample::first(bands(member.matrix), (sample_bands, stack.matrices.len()), encoder);
+            |member: &Member<'_>| Sample::first(bands(member.matrix), (sample_bands, stack.matrices.len()), has_search);
         stack.matrices.iter().map(of).collect()
     };
     let mut wanted: Vec<Vec<Sample>> = stacks.iter().map(first).collect();

@@ -3,7 +3,6 @@
 use super::StackJob;
 use super::estimate::{MatrixSums, Spread, left};
 use crate::band::bands;
-use crate::codec::{Effort, Encoder};
 
 /// Relative standard error above which more bands are encoded, as many as should reach it.
 const TARGET_ERROR: f64 = 0.01;
@@ -22,7 +21,7 @@ const RULE_COST: f64 = 0.05;
 pub(super) struct Sample {
     /// By the rule.
     pub(super) ruled: u64,
-    /// By the search, if there is one.
+    /// By the search, if there is one, without heavy bands; `u64::MAX` for all bands of the matrix.
     pub(super) searched: u64,
 }
 
@@ -42,15 +41,20 @@ pub(super) fn first_bands(all: u64, wanted: u64, count: usize) -> u64 {
 
 impl Sample {
     /// The sample of the first round, of a matrix of `all` bands, for `wanted` bands of a stack of `count`.
-    pub(super) fn first(all: u64, (wanted, count): (u64, usize), encoder: Encoder) -> Self {
+    pub(super) fn first(all: u64, (wanted, count): (u64, usize), has_search: bool) -> Self {
         let first = first_bands(all, wanted, count);
-        if encoder.effort == Effort::Fast {
+        if !has_search {
             return Self { ruled: first, searched: 0 };
         }
         if wanted == 0 || (first == all && all <= FEW_BANDS) {
-            return Self { ruled: 0, searched: all };
+            return Self { ruled: 0, searched: u64::MAX };
         }
         Self { ruled: first, searched: per_matrix(PILOT_BANDS, count, 2).min(first) }
+    }
+
+    /// Whether the search encodes all of `all` bands.
+    pub(super) fn is_whole(self, all: u64) -> bool {
+        self.searched >= all
     }
 
     /// Raises both numbers to at least those of `other`.
@@ -83,7 +87,6 @@ pub(super) fn spread(all: u64, wanted: u64) -> Vec<u64> {
 /// The samples of the matrices of `stack` that should bring the error of all points below the target at the least cost,
 /// after those of `sums`. If `is_last`, only those that replace samples without any information.
 pub(super) fn more(stack: &StackJob<'_>, sums: &[MatrixSums], is_last: bool) -> Vec<Sample> {
-    let has_search = sums.iter().any(|sums| sums.searched > 0);
     let all: Vec<u64> = stack.matrices.iter().map(|member| bands(member.matrix)).collect();
     let mut samples: Vec<Sample> =
         sums.iter().map(|sums| Sample { ruled: sums.ruled, searched: sums.searched }).collect();
@@ -95,10 +98,13 @@ pub(super) fn more(stack: &StackJob<'_>, sums: &[MatrixSums], is_last: bool) -> 
             noise += estimate.noise.weighted;
             if estimate.spread.is_some() {
                 variance += estimate.variance;
-            } else if has_search {
-                sample.searched = all;
-            } else {
+            } else if !sums.has_search {
                 sample.ruled = all;
+            } else if sums.ruled >= 2 && sums.searched < 2 && !is_last {
+                // The bands of the pilot are heavy.
+                sample.raise(Sample { ruled: 0, searched: 2 * sums.heavy.len() as u64 });
+            } else {
+                sample.searched = u64::MAX;
             }
             spreads.push(estimate.spread.unwrap_or_default());
         }
@@ -109,11 +115,12 @@ pub(super) fn more(stack: &StackJob<'_>, sums: &[MatrixSums], is_last: bool) -> 
         }
     }
     for ((sample, &all), sums) in samples.iter_mut().zip(&all).zip(sums) {
-        // Where the search encodes all bands, the rule is not needed.
-        if sample.searched == all {
-            sample.ruled = sums.ruled;
+        let heavy = sums.heavy.len() as u64;
+        if sample.searched.saturating_add(heavy) >= all {
+            // Where the search encodes all bands, the rule is not needed.
+            *sample = Sample { ruled: sums.ruled, searched: u64::MAX };
         } else {
-            sample.ruled = sample.ruled.max(sample.searched);
+            sample.ruled = sample.ruled.max(sample.searched + heavy);
         }
     }
     samples
