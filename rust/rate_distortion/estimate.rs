@@ -18,8 +18,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Member, Noise};
-use crate::band::bands;
+use super::Noise;
 
 /// Noise of a heavy band by the rule, relative to the mean, in at least one scheme.
 const HEAVY: f64 = 2.0;
@@ -173,6 +172,11 @@ impl MatrixSums {
         }
     }
 
+    /// Whether the search encoded all of `all` bands.
+    pub(super) fn is_whole(&self, all: u64) -> bool {
+        self.searched + self.heavy.len() as u64 == all && self.pending.is_empty()
+    }
+
     /// Whether all sums are finite in scheme `at`.
     pub(super) fn is_finite(&self, at: usize) -> bool {
         let SchemeSums { ordinary, heavy, pending, search, .. } = self.schemes[at];
@@ -180,11 +184,11 @@ impl MatrixSums {
         sums.iter().all(|noise| noise.weighted.is_finite() && noise.plain.is_finite())
     }
 
-    /// Estimates the errors of `member` in scheme `at`.
-    pub(super) fn estimate(&self, at: usize, member: &Member<'_>) -> Estimate {
-        let (SchemeSums { ordinary, heavy, pending, search, .. }, all) = (self.schemes[at], bands(member.matrix));
+    /// Estimates the errors in scheme `at` of a matrix of `all` bands, with the signal and the energy `of_matrix`.
+    pub(super) fn estimate(&self, at: usize, (all, of_matrix): (u64, Noise)) -> Estimate {
+        let SchemeSums { ordinary, heavy, pending, search, .. } = self.schemes[at];
         let sum = |a: Noise, b: Noise| Noise { weighted: a.weighted + b.weighted, plain: a.plain + b.plain };
-        if self.searched + self.heavy.len() as u64 == all && self.pending.is_empty() {
+        if self.is_whole(all) {
             let noise = sum(heavy.y, search.y);
             return Estimate { noise, variance: 0.0, spread: Some(Spread::default()) };
         }
@@ -197,17 +201,16 @@ impl MatrixSums {
         let scaled = Noise { weighted: gain.weighted * by_rule.weighted, plain: gain.plain * by_rule.plain };
         let sampled = sum(scaled, heavy.y);
         let signal = sum(sum(ordinary.x, pending.x), heavy.x);
-        let (of_matrix, energy) = (member.measured.signal, member.measured.energy);
         let ratio = per(sampled.weighted, signal.weighted);
         let noise = if self.ruled == all {
             sampled
         } else {
-            Noise { weighted: of_matrix * ratio, plain: energy * per(sampled.plain, signal.plain) }
+            Noise { weighted: of_matrix.weighted * ratio, plain: of_matrix.plain * per(sampled.plain, signal.plain) }
         };
         // One band has no spread, and bands of zeros, or without an error, do not represent a matrix with others.
         let lacks = |sum: f64, others: f64| sum <= 0.0 && others > 0.0;
-        let says_little =
-            self.ruled < all && (self.ruled < 2 || lacks(signal.weighted, of_matrix) || lacks(signal.plain, energy));
+        let says_little = self.ruled < all
+            && (self.ruled < 2 || lacks(signal.weighted, of_matrix.weighted) || lacks(signal.plain, of_matrix.plain));
         let compares_little = self.has_search
             && (self.searched < 2
                 || lacks(search.x.weighted, by_rule.weighted)
@@ -235,5 +238,94 @@ impl MatrixSums {
             variance += spread.search * unsearched.max(0.0);
         }
         Estimate { noise, variance, spread: Some(spread) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::spread;
+    use super::*;
+    use crate::math::exp;
+    use crate::tests::support::Numbers;
+
+    /// Signals, noises by the rule and noises by the search of the bands of a matrix; a few bands have most of the signal.
+    fn matrix(numbers: &mut Numbers, bands: u64) -> Vec<[f64; 3]> {
+        let mut band = || {
+            let is_large = numbers.below(50) == 0;
+            let signal = exp(0.2 * numbers.normal()) * if is_large { 20.0 } else { 1.0 };
+            let by_rule = signal * exp(0.1 * numbers.normal());
+            [signal, by_rule, by_rule * (if is_large { 0.5 } else { 0.7 }) * exp(0.05 * numbers.normal())]
+        };
+        (0..bands).map(|_| band()).collect()
+    }
+
+    /// The bands of these numbers; the rule encodes all of them, and the search those that `is_searched` names.
+    fn encoded(matrix: &[[f64; 3]], bands: &[u64], is_searched: impl Fn(u64) -> bool) -> Vec<EncodedBand> {
+        let noise = |weighted: f64| Noise { weighted, plain: 2.0 * weighted };
+        let of = |&band: &u64| {
+            let [signal, rule, search] = matrix[band as usize].map(noise);
+            let search = if is_searched(band) { vec![search] } else { Vec::new() };
+            EncodedBand { band, is_counted: true, signal, rule: vec![rule], search }
+        };
+        bands.iter().map(of).collect()
+    }
+
+    /// The estimate from `ruled` bands, of which the search encodes heavy ones and the first `searched`; and the noise.
+    fn sampled(matrix: &[[f64; 3]], (ruled, searched): (u64, usize)) -> (Estimate, f64) {
+        let all = matrix.len() as u64;
+        let sum = |at: usize| matrix.iter().map(|band| band[at]).sum::<f64>();
+        let mut sums = MatrixSums::new(1, true);
+        let order = spread(all, ruled);
+        sums.add(&encoded(matrix, &order, |band| order[..searched].contains(&band)));
+        let pending: Vec<u64> = sums.pending.iter().copied().collect();
+        let mut resolved = encoded(matrix, &pending, |_| true);
+        for band in &mut resolved {
+            band.is_counted = false;
+        }
+        sums.add(&resolved);
+        assert!(sums.pending.is_empty() && sums.ruled == ruled);
+        (sums.estimate(0, (all, Noise { weighted: sum(0), plain: 2.0 * sum(0) })), sum(2))
+    }
+
+    #[test]
+    fn estimates_are_off_by_about_their_standard_error() {
+        for sample in [(64, 8), (64, 30), (250, 12), (500, 20)] {
+            let mut numbers = Numbers(sample.0);
+            let times = 400;
+            let (mut squares, mut within) = (0.0, 0);
+            for _ in 0..times {
+                let matrix = matrix(&mut numbers, 500);
+                let (estimate, noise) = sampled(&matrix, sample);
+                let off = (estimate.noise.weighted - noise) / estimate.variance.sqrt();
+                assert!((estimate.noise.plain / estimate.noise.weighted - 2.0).abs() < 1e-9);
+                squares += off * off;
+                within += usize::from(off.abs() < 1.0);
+            }
+            let (spread, within) = ((squares / f64::from(times)).sqrt(), within as f64 / f64::from(times));
+            assert!((0.8..1.3).contains(&spread) && (0.6..0.8).contains(&within), "{sample:?}: {spread} {within}");
+        }
+    }
+
+    #[test]
+    fn a_search_of_all_bands_is_exact() {
+        let matrix = matrix(&mut Numbers(1), 100);
+        let (estimate, noise) = sampled(&matrix, (100, 100));
+        assert!(estimate.variance == 0.0 && (estimate.noise.weighted / noise - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_pilot_of_heavy_bands_or_of_zeros_says_too_little() {
+        let whole = (100, Noise { weighted: 100.0, plain: 200.0 });
+        let sums = |matrix: &[[f64; 3]], searched: u64| {
+            let mut sums = MatrixSums::new(1, true);
+            sums.add(&encoded(matrix, &[0, 1, 2, 3], |band| band < searched));
+            sums
+        };
+        assert!(sums(&[[1.0; 3]; 4], 2).estimate(0, whole).spread.is_some());
+        assert!(sums(&[[1.0; 3]; 4], 1).estimate(0, whole).spread.is_none());
+        assert!(sums(&[[0.0; 3]; 4], 2).estimate(0, whole).spread.is_none());
+        let heavy = sums(&[[9.0; 3], [1.0; 3], [1.0; 3], [1.0; 3]], 2);
+        assert_eq!((heavy.searched, heavy.heavy.len()), (1, 1));
+        assert!(heavy.estimate(0, whole).spread.is_none());
     }
 }

@@ -25,7 +25,7 @@ struct Visit {
 /// The bands to visit, in order, for the sample `wanted` after the one of `sums`, of a matrix of `all` bands.
 fn visits(all: u64, wanted: Sample, sums: &MatrixSums) -> Vec<Visit> {
     let is_more = wanted.ruled > sums.ruled || wanted.searched > sums.searched;
-    if !is_more && sums.pending.is_empty() {
+    if sums.is_whole(all) || !is_more && sums.pending.is_empty() {
         return Vec::new();
     }
     let mut visits = Vec::new();

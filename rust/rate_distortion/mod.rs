@@ -1,17 +1,18 @@
 //! Rate–distortion curves: the loss of each matrix in each scheme.
 //!
 //! The loss of a point is that of the encoder that writes. All bands of a small matrix are encoded. Of a large one, the
-//! rule of the format ([`Effort::Fast`]) encodes a sample of bands, and the search encodes a
-//! small part of that sample. The rule costs a small share of the search, and their errors rise and fall together, so the
-//! rule is the control variate of the search:
+//! rule of the format ([`Effort::Fast`]) encodes a sample of bands, and the search encodes a small part of that sample. The
+//! rule takes a small share of the time, and its error rises and falls with that of the search, so it is the control
+//! variate of the search:
 //!
 //! ```text
-//! L ≈ S · (Σ_r P_b / Σ_r S_b) · (Σ_s Q_b / Σ_s P_b)
+//! L ≈ S · (Σ_m P_b / Σ_m S_b) · (Σ_n Q_b / Σ_n P_b)
 //! ```
 //!
-//! with the signal `S`, which is known for all rows, the loss `P` by the rule and `Q` by the search, and sums over the
-//! bands that the rule (r) and the search (s) encode. [`estimate`] has its standard error. [`sample`] says how many bands
-//! of each matrix bring that below one per cent at the least cost. Bytes are always exact.
+//! with the signal `S`, which is known for all rows, the loss `P` by the rule and `Q` by the search, and sums over the `m`
+//! bands that the rule encodes and the `n` that the search encodes. Bands that carry much of the loss are all searched.
+//! [`estimate`] has the standard error, and [`sample`] says how many bands of each matrix bring that below one per cent at
+//! the least cost. Bytes are always exact.
 //!
 //! Every matrix of a stack is estimated separately, and the losses add up: no matrix is skipped or stands for another.
 
@@ -34,6 +35,10 @@ use sample::{Sample, more};
 
 /// Default number of bands of a matrix that are encoded for its curve in the first round.
 pub(crate) const SAMPLE_BANDS: u64 = 64;
+
+/// Number of matrices that are measured together, which bounds the memory for their sums. In later rounds much of what is
+/// read is still in the page cache.
+const MATRICES_AT_ONCE: usize = 1024;
 
 /// Rounds after the first one that encode more bands of the matrices whose error is too large.
 const MORE_ROUNDS: usize = 2;
@@ -159,12 +164,39 @@ pub struct Member<'a> {
     pub measured: &'a MatrixSensitivity,
 }
 
+impl Member<'_> {
+    /// The number of bands, and the signal and the energy of all of them.
+    fn whole(&self) -> (u64, Noise) {
+        (bands(self.matrix), Noise { weighted: self.measured.signal, plain: self.measured.energy })
+    }
+}
+
 /// Curves of `stacks`, each from at least `sample_bands` bands (0 for all), with some of every matrix, and from as many
 /// as bring the relative standard error of every point to one per cent.
 ///
 /// # Errors
 /// The errors of reading.
 pub fn curves(
+    pass: Pass<'_>,
+    encoder: Encoder,
+    stacks: &[&StackJob<'_>],
+    sample_bands: u64,
+) -> Result<Vec<Vec<SchemeNoise>>> {
+    let mut curves = Vec::with_capacity(stacks.len());
+    while curves.len() < stacks.len() {
+        let rest = &stacks[curves.len()..];
+        let mut matrices = 0;
+        let is_beyond = |stack: &&StackJob<'_>| {
+            matrices += stack.matrices.len();
+            matrices > MATRICES_AT_ONCE
+        };
+        let count = rest.iter().position(is_beyond).map_or(rest.len(), |count| count.max(1));
+        curves.extend(curves_at_once(pass, encoder, &rest[..count], sample_bands)?);
+    }
+    Ok(curves)
+}
+
+fn curves_at_once(
     pass: Pass<'_>,
     encoder: Encoder,
     stacks: &[&StackJob<'_>],
@@ -202,7 +234,7 @@ pub(crate) fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> 
 /// The curve of `stack`, from the sums over its matrices.
 fn points(stack: &StackJob<'_>, sums: &[MatrixSums]) -> Vec<SchemeNoise> {
     let point = |(at, &scheme): (usize, &Scheme)| {
-        let estimates = || stack.matrices.iter().zip(sums).map(move |(member, sums)| sums.estimate(at, member));
+        let estimates = || stack.matrices.iter().zip(sums).map(move |(member, sums)| sums.estimate(at, member.whole()));
         let weighted: f64 = estimates().map(|estimate| estimate.noise.weighted).sum();
         // The matrices are sampled independently.
         let variance: f64 = estimates().map(|estimate| estimate.variance).sum();

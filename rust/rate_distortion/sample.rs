@@ -10,8 +10,8 @@ const TARGET_ERROR: f64 = 0.01;
 /// Number of bands that the search encodes in the first round, over all matrices of a stack.
 const PILOT_BANDS: u64 = 8;
 
-/// Number of bands of a matrix up to which the search encodes all of them: a sample would not be much smaller.
-const FEW_BANDS: u64 = 16;
+/// Number of bands of a matrix up to which the search encodes all of them.
+const FEW_BANDS: u64 = 32;
 
 /// Time that the rule takes for a band, relative to the search: between 0.025 and 0.13. Sample sizes depend on its root.
 const RULE_COST: f64 = 0.05;
@@ -94,7 +94,7 @@ pub(super) fn more(stack: &StackJob<'_>, sums: &[MatrixSums], is_last: bool) -> 
         let (mut noise, mut variance) = (0.0, 0.0);
         let mut spreads = Vec::with_capacity(sums.len());
         for (((member, sums), sample), &all) in stack.matrices.iter().zip(sums).zip(&mut samples).zip(&all) {
-            let estimate = sums.estimate(at, member);
+            let estimate = sums.estimate(at, member.whole());
             noise += estimate.noise.weighted;
             if estimate.spread.is_some() {
                 variance += estimate.variance;
@@ -179,5 +179,38 @@ mod tests {
             let gaps = sampled.windows(2).map(|pair| (pair[1] - pair[0]) as f64 * wanted as f64 / 1e5);
             assert!(gaps.clone().fold(0.0, f64::max) < 2.0, "{wanted}: {:?}", gaps.collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn the_cheapest_samples_reach_the_target() {
+        let all = [4_000, 4_000, 40];
+        let encoded = [Sample { ruled: 16, searched: 3 }; 3];
+        for spreads in [
+            [Spread { rule: 4.0, search: 1.0 }, Spread { rule: 0.0, search: 9.0 }, Spread { rule: 1.0, search: 0.0 }],
+            [Spread { rule: 25.0, search: 0.1 }, Spread { rule: 1.0, search: 0.1 }, Spread { rule: 0.0, search: 0.0 }],
+        ] {
+            let samples = cheapest(&spreads, &all, &encoded, 0.05);
+            let variance = |samples: &[Sample]| -> f64 {
+                let of = |at: usize| {
+                    let Sample { ruled, searched } = samples[at];
+                    let part = |spread: f64, count| if spread > 0.0 { spread * left(count, all[at]) } else { 0.0 };
+                    part(spreads[at].rule, ruled) + part(spreads[at].search, searched)
+                };
+                (0..all.len()).map(of).sum()
+            };
+            assert!(variance(&samples) <= 0.05, "{samples:?}");
+            let half = samples.iter().map(|of| Sample { ruled: of.ruled / 2, searched: of.searched / 2 });
+            assert!(variance(&half.collect::<Vec<_>>()) > 0.05, "{samples:?}");
+            assert!(samples.iter().zip(all).all(|(of, all)| 16 <= of.ruled && of.ruled.max(of.searched) <= all));
+        }
+    }
+
+    #[test]
+    fn few_bands_are_all_searched_and_few_of_many() {
+        assert_eq!(Sample::first(32, (64, 1), true), Sample { ruled: 0, searched: u64::MAX });
+        assert_eq!(Sample::first(33, (64, 1), true), Sample { ruled: 33, searched: 8 });
+        assert_eq!(Sample::first(1_000, (64, 1), false), Sample { ruled: 64, searched: 0 });
+        assert_eq!(Sample::first(1_000, (64, 128), true), Sample { ruled: 4, searched: 2 });
+        assert_eq!(Sample::first(1_000, (1, 1), true), Sample { ruled: 1, searched: 1 });
     }
 }
