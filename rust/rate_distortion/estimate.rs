@@ -100,7 +100,7 @@ pub(super) struct EncodedBand {
 
 /// The errors of a matrix in one scheme.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Estimate {
+pub(super) struct NoiseEstimate {
     pub(super) noise: Noise,
     /// Variance of the weighted noise.
     pub(super) variance: f64,
@@ -185,12 +185,12 @@ impl MatrixSums {
     }
 
     /// Estimates the errors in scheme `at` of a matrix of `all` bands, with the signal and the energy `of_matrix`.
-    pub(super) fn estimate(&self, at: usize, (all, of_matrix): (u64, Noise)) -> Estimate {
+    pub(super) fn estimate(&self, at: usize, (all, of_matrix): (u64, Noise)) -> NoiseEstimate {
         let SchemeSums { ordinary, heavy, pending, search, .. } = self.schemes[at];
         let sum = |a: Noise, b: Noise| Noise { weighted: a.weighted + b.weighted, plain: a.plain + b.plain };
         if self.is_whole(all) {
             let noise = sum(heavy.y, search.y);
-            return Estimate { noise, variance: 0.0, spread: Some(Spread::default()) };
+            return NoiseEstimate { noise, variance: 0.0, spread: Some(Spread::default()) };
         }
         let gain = if self.has_search {
             Noise { weighted: per(search.y.weighted, search.x.weighted), plain: per(search.y.plain, search.x.plain) }
@@ -216,7 +216,7 @@ impl MatrixSums {
                 || lacks(search.x.weighted, by_rule.weighted)
                 || lacks(search.x.plain, by_rule.plain));
         if says_little || compares_little {
-            return Estimate { noise, variance: f64::INFINITY, spread: None };
+            return NoiseEstimate { noise, variance: f64::INFINITY, spread: None };
         }
         let (ruled, searched) = (self.ruled as f64, self.searched as f64);
         let mut spread = Spread::default();
@@ -237,7 +237,7 @@ impl MatrixSums {
             let unsearched = 1.0 / searched - ruled / (others * all as f64);
             variance += spread.search * unsearched.max(0.0);
         }
-        Estimate { noise, variance, spread: Some(spread) }
+        NoiseEstimate { noise, variance, spread: Some(spread) }
     }
 }
 
@@ -248,11 +248,11 @@ mod tests {
     use crate::math::exp;
     use crate::tests::support::Numbers;
 
-    /// Signals, noises by the rule and noises by the search of the bands of a matrix; a few bands have most of the signal.
+    /// Signals, noises by the rule and noises by the search of the bands of a matrix; one of ten bands has half of the signal.
     fn matrix(numbers: &mut Numbers, bands: u64) -> Vec<[f64; 3]> {
         let mut band = || {
-            let is_large = numbers.below(50) == 0;
-            let signal = exp(0.2 * numbers.normal()) * if is_large { 20.0 } else { 1.0 };
+            let is_large = numbers.below(10) == 0;
+            let signal = exp(0.2 * numbers.normal()) * if is_large { 9.0 } else { 1.0 };
             let by_rule = signal * exp(0.1 * numbers.normal());
             [signal, by_rule, by_rule * (if is_large { 0.5 } else { 0.7 }) * exp(0.05 * numbers.normal())]
         };
@@ -271,7 +271,7 @@ mod tests {
     }
 
     /// The estimate from `ruled` bands, of which the search encodes heavy ones and the first `searched`; and the noise.
-    fn sampled(matrix: &[[f64; 3]], (ruled, searched): (u64, usize)) -> (Estimate, f64) {
+    fn sampled(matrix: &[[f64; 3]], (ruled, searched): (u64, usize)) -> (NoiseEstimate, f64) {
         let all = matrix.len() as u64;
         let sum = |at: usize| matrix.iter().map(|band| band[at]).sum::<f64>();
         let mut sums = MatrixSums::new(1, true);
