@@ -64,6 +64,11 @@ impl Progress {
         *now = (stage, total_bytes);
     }
 
+    /// Adds `bytes` to the total of the stage.
+    pub fn extend(&self, bytes: u64) {
+        lock(&self.stage).1 += bytes;
+    }
+
     /// Counts `bytes` of the stage as done.
     pub fn advance(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -235,7 +235,7 @@ class _AnalysisOptions(InspectOptions, total=False):
     sample_bands: Annotated[
         int,
         Option(
-            help="Number of bands of 8 rows to encode of each matrix for its curve. 0: all.",
+            help="Least number of bands of 8 rows to sample of each matrix for its curve. 0: all.",
             at="analysis.sample_bands",
             least=0,
             answered_by=("analysis",),

@@ -27,5 +27,5 @@ mod sensitivity {
     mod propagate;
 }
 mod container;
-mod support;
+pub(crate) mod support;
 pub(crate) mod toy;
