@@ -12,7 +12,7 @@ use super::{Affine, AffineCodec, pack, params};
 use crate::band::append;
 use crate::codec::Scheme;
 use crate::codec::feedback::feed::{CodeGrid, Feed, bytes};
-use crate::codec::feedback::{EncodedBand, Fed, Feedback, FeedbackTarget, Group, GroupFactor};
+use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group, GroupFactor};
 use crate::dtype::Float;
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Simd};
@@ -116,7 +116,7 @@ impl Feedback for AffineCodec {
         target: FeedbackTarget,
         of: &Group<'_>,
         at: usize,
-        out: &mut EncodedBand,
+        out: &mut FedBand,
     ) -> Fed {
         let (scheme, FeedbackTarget { isa, float }) = (params(scheme), target);
         let (size, groups) = (scheme.group_size(), of.row.len() / scheme.group_size());
@@ -137,7 +137,7 @@ impl Feedback for AffineCodec {
         fed
     }
 
-    fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &EncodedBand, parts: &mut [Vec<u8>]) {
+    fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &FedBand, parts: &mut [Vec<u8>]) {
         let [codes, scales, biases] = parts else { unreachable!("a matrix has three parts") };
         let FeedbackTarget { isa, float } = target;
         let share = |all: usize| all / BAND_ROWS * rows;

@@ -44,11 +44,11 @@ pub trait Feedback: Sync {
         target: FeedbackTarget,
         group: &Group<'_>,
         at: usize,
-        out: &mut EncodedBand,
+        out: &mut FedBand,
     ) -> Fed;
 
     /// Appends `rows` rows of an encoded band to the parts' data.
-    fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &EncodedBand, parts: &mut [Vec<u8>]);
+    fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &FedBand, parts: &mut [Vec<u8>]);
 }
 
 /// The instructions to use, and the type of stored scales.
@@ -73,14 +73,14 @@ pub struct Group<'a> {
 
 /// Codes and grids of a band, row after row.
 #[derive(Clone, Debug, Default)]
-pub struct EncodedBand {
+pub struct FedBand {
     pub(super) codes: Vec<u8>,
     pub(super) scales: Vec<f32>,
     pub(super) biases: Vec<f32>,
     pub(super) cols: usize,
 }
 
-impl EncodedBand {
+impl FedBand {
     /// Writes the codes of the group that begins at column `first`.
     pub(super) fn put_codes(&mut self, first: usize, codes: &[[u8; BAND_ROWS]]) {
         for (column, codes) in codes.iter().enumerate() {
@@ -113,8 +113,8 @@ pub(crate) fn encode(
 ) -> Vec<[RowError; BAND_ROWS]> {
     let (cols, group) = (factor.order(), codec.group(scheme));
     assert!(slab.bands.iter().all(|band| band.len() == cols) && cols.is_multiple_of(group), "feedback: shapes");
-    let empty = || EncodedBand { codes: vec![0; BAND_ROWS * cols], cols, ..EncodedBand::default() };
-    let mut encoded: Vec<EncodedBand> = slab.bands.iter().map(|_| empty()).collect();
+    let empty = || FedBand { codes: vec![0; BAND_ROWS * cols], cols, ..FedBand::default() };
+    let mut encoded: Vec<FedBand> = slab.bands.iter().map(|_| empty()).collect();
     let mut errors = vec![[RowError::default(); BAND_ROWS]; slab.bands.len()];
     let mut products = Products::new(slab.bands.len(), cols);
     let mut sums = vec![[0.0; BAND_ROWS]; group];

@@ -9,7 +9,7 @@ use super::{Grouping, SymmetricCodec, pack, params};
 use crate::band::append;
 use crate::codec::affine::grid::group;
 use crate::codec::feedback::feed::{CodeGrid, Feed, bytes};
-use crate::codec::feedback::{EncodedBand, Fed, Feedback, FeedbackTarget, Group};
+use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group};
 use crate::codec::{Effort, Scheme};
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Simd};
@@ -103,7 +103,7 @@ impl Feedback for SymmetricCodec {
         target: FeedbackTarget,
         of: &Group<'_>,
         at: usize,
-        out: &mut EncodedBand,
+        out: &mut FedBand,
     ) -> Fed {
         let (size, scheme) = (self.group(scheme), params(scheme));
         let is_row = scheme.grouping == Grouping::Channel;
@@ -128,7 +128,7 @@ impl Feedback for SymmetricCodec {
         fed
     }
 
-    fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &EncodedBand, parts: &mut [Vec<u8>]) {
+    fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &FedBand, parts: &mut [Vec<u8>]) {
         let share = |all: usize| all / BAND_ROWS * rows;
         pack::pack(target.isa, params(scheme).bits, &band.codes[..share(band.codes.len())], &mut parts[0]);
         append(target.isa, target.float, &band.scales[..share(band.scales.len())], &mut parts[1]);
