@@ -12,7 +12,7 @@ use super::{Affine, AffineCodec, pack, params};
 use crate::band::append;
 use crate::codec::Scheme;
 use crate::codec::feedback::feed::{CodeGrid, Feed, bytes};
-use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group, GroupFactor};
+use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group, GroupFactor, put_values};
 use crate::dtype::Float;
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Simd};
@@ -129,10 +129,7 @@ impl Feedback for AffineCodec {
         };
         out.put_codes(at * size, &codes);
         for (values, grid) in [&mut out.scales, &mut out.biases].into_iter().zip(grids) {
-            values.resize(BAND_ROWS * groups, 0.0);
-            for (row, value) in grid.into_iter().enumerate() {
-                values[row * groups + at] = value;
-            }
+            put_values(values, (at, groups), grid);
         }
         fed
     }

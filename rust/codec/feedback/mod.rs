@@ -91,6 +91,14 @@ impl FedBand {
     }
 }
 
+/// Writes the value of group `at` of each row to `values`, which hold `groups` of them for each row, row after row.
+pub(super) fn put_values(values: &mut Vec<f32>, (at, groups): (usize, usize), of_rows: Column) {
+    values.resize(BAND_ROWS * groups, 0.0);
+    for (row, value) in of_rows.into_iter().enumerate() {
+        values[row * groups + at] = value;
+    }
+}
+
 /// A slab of rows.
 pub(crate) struct Slab<'a> {
     /// At most [`SLAB_ROWS`] rows, as bands.

@@ -9,7 +9,7 @@ use super::{Grouping, SymmetricCodec, pack, params};
 use crate::band::append;
 use crate::codec::affine::grid::group;
 use crate::codec::feedback::feed::{CodeGrid, Feed, bytes};
-use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group};
+use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group, put_values};
 use crate::codec::{Effort, Scheme};
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Simd};
@@ -110,11 +110,11 @@ impl Feedback for SymmetricCodec {
         let grid = scheme.grid(of.row.len(), Effort::High, target.float);
         let groups = if is_row { 1 } else { of.row.len() / size };
         let place = if is_row { 0 } else { at };
-        out.scales.resize(BAND_ROWS * groups, 0.0);
-        let mut scale: Column = std::array::from_fn(|row| out.scales[row * groups + place]);
-        if is_row && at == 0 {
-            scale = searched_scale(target.isa, of.row, of.importance, grid);
-        }
+        let mut scale = match at {
+            0 if is_row => searched_scale(target.isa, of.row, of.importance, grid),
+            _ if is_row => std::array::from_fn(|row| out.scales[row]),
+            _ => [0.0; BAND_ROWS],
+        };
         let mut codes = vec![[0; BAND_ROWS]; size];
         let fed = match size {
             32 => encode_group::<32>(target.isa, of, grid, is_row, &mut scale, &mut codes),
@@ -122,9 +122,7 @@ impl Feedback for SymmetricCodec {
             _ => encode_group::<128>(target.isa, of, grid, is_row, &mut scale, &mut codes),
         };
         out.put_codes(at * size, &codes);
-        for (row, scale) in scale.into_iter().enumerate() {
-            out.scales[row * groups + place] = scale;
-        }
+        put_values(&mut out.scales, (place, groups), scale);
         fed
     }
 
