@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::encode::{StoreMode, Writer, WrittenChunk};
 use super::unit::{RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan};
 use crate::arch::{Linear, Runnable};
-use crate::band::{bands, cut, rows_of};
+use crate::band::{Matrix, bands, cut, rows_of};
 use crate::checkpoint::View;
 use crate::checkpoint::stream::Reader;
 use crate::codec::feedback::{self, Factor, Feedback, FeedbackTarget, SLAB_ROWS, Slab};
@@ -127,24 +127,21 @@ impl Writer<'_> {
             return Err(Error::Bug("a slab has bands".to_owned()));
         };
         let (pass, job) = (self.pass, &self.jobs[unit.id.output]);
+        let matrix = Matrix { rows: unit.view.rows, cols: unit.view.cols, float: unit.float };
+        let all = rows_of(matrix, range);
+        let (first, rows) = (all.start as usize, (all.end - all.start) as usize);
         let mut slab = Vec::new();
-        let mut first = None;
-        let mut rows = 0;
         let vectors = &unit.sensitivity.vectors;
         let metric = Metric::diagonal(&vectors.importance);
         let (mut stored, mut decoded) = (vec![Vec::new(); job.parts.len()], Vec::new());
         reader.bands((pass.checkpoint, pass.isa), unit.view, range, |of, columns, source| {
-            let count = (of.end - of.start) as usize;
-            let band = Band { rows: count, stored: source, columns };
+            let band = Band { rows: (of.end - of.start) as usize, stored: source, columns };
             stored.iter_mut().for_each(Vec::clear);
             self.encoder.encode(unit.scheme, (unit.float, scratch), band, &metric, &mut stored);
             decoded.push(feedback::off(unit.scheme, unit.float, band, &stored));
-            first.get_or_insert(of.start);
-            rows += count;
             slab.push(columns.to_vec());
             Ok(())
         })?;
-        let first = first.unwrap_or_default();
         let target = FeedbackTarget { isa: pass.isa, float: unit.float };
         let height = job.target.rows();
         let room = |part: &StoredTensor| Vec::with_capacity(part.row_bytes(height) as usize * rows);
@@ -153,12 +150,12 @@ impl Writer<'_> {
         let errors = feedback::encode((unit.scheme, target), unit.codec, factor, &slab, &mut fed.parts);
         let noise = |(at, errors): (usize, &[_; BAND_ROWS])| {
             let from = at * BAND_ROWS;
-            Noise::of(&errors[..(rows - from).min(BAND_ROWS)], &vectors.gain, first as usize + from)
+            Noise::of(&errors[..(rows - from).min(BAND_ROWS)], &vectors.gain, first + from)
         };
         fed.noise = errors.iter().enumerate().map(noise).collect();
         let errors = feedback::errors_of(pass.isa, factor, &decoded);
         let plain = errors.iter().enumerate().map(noise).collect();
-        self.write_rows(unit.id, first, &fed.parts)?;
+        self.write_rows(unit.id, all.start, &fed.parts)?;
         Ok(EncodedSlab { fed, plain })
     }
 }

@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::simd::{Isa, kernel};
 
 /// Rows of a block: whole tiles and whole panels.
-pub(crate) const BLOCK: usize = 96;
+const BLOCK: usize = 96;
 
 /// Terms that are packed together.
 const TERMS: usize = 512;

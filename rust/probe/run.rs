@@ -261,10 +261,8 @@ impl<'s, 'a> Run<'s, 'a> {
         let forward: u64 = model.layers.iter().filter(again).map(Layer::bytes).sum();
         let of_head = visited_bytes(self.session, span.count());
         pass.progress.begin(Stage::Gradients, model.body_bytes() + forward + of_head);
-        let found = {
-            let kept = (self.options.seeing, self.manner.keeps_gradients);
-            back_through_head(self.session, &self.output, self.options.draws, kept)?
-        };
+        let kept = (self.options.seeing, self.manner.keeps_gradients);
+        let found = back_through_head(self.session, &self.output, self.options.draws, kept)?;
         let mut gradients = found.stream;
         for (layer, x) in model.layers.iter().zip(std::mem::take(&mut self.inputs)).rev() {
             let loaded = LoadedLayer::new(self.session, layer, WINDOW)?;
