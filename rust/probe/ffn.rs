@@ -87,7 +87,7 @@ impl<'g, 'a> BackwardJob<'g, 'a> {
     }
 }
 
-/// Computes the gradients at the inputs of networks. Records the moments of their matrices.
+/// Computes the gradients at the inputs of networks. Shows their matrices to the visitor.
 pub(super) fn back(session: &Session<'_>, jobs: &mut [BackwardJob<'_, '_>]) -> Result<()> {
     let mut inners = Vec::with_capacity(jobs.len());
     for BackwardJob { trace, input, gradients, .. } in jobs.iter() {

@@ -183,7 +183,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         Ok((out, LayerTrace { attention, middle, ffn }))
     }
 
-    /// Gradients at the residual stream before the layer, from those after it. Records the moments of its matrices.
+    /// Gradients at the residual stream before the layer, from those after it. Shows its matrices to the visitor.
     pub(super) fn back(
         &self,
         x: &Activations,
@@ -326,7 +326,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         }
     }
 
-    /// Gradients at the input `x` of attention, from those at its output. Records the moments of its matrices.
+    /// Gradients at the input `x` of attention, from those at its output. Shows its matrices to the visitor.
     fn attention_back(
         &self,
         x: &Activations,
@@ -353,7 +353,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         }
     }
 
-    /// Gradients at the input `x` of projections, from those at their outputs. Records their moments.
+    /// Gradients at the input `x` of projections, from those at their outputs. Shows them to the visitor.
     fn project_back(&self, x: &Activations, outputs: &[(Linear<'a>, &Activations)]) -> Result<Activations> {
         self.session.see_gradients(LayerInput::all(x), outputs)?;
         let operands: Vec<_> = outputs.iter().map(|&(linear, gradients)| Operand::new(linear, gradients)).collect();

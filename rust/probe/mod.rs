@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
         Ok(output.rows)
     }
 
-    /// Gradients at the input `x` of `linear`, from those at its output. Records its moments.
+    /// Gradients at the input `x` of `linear`, from those at its output. Shows it to the visitor.
     fn back_one(&self, linear: Linear<'_>, x: &Activations, gradients: &Activations) -> Result<Activations> {
         self.see_gradients(LayerInput::all(x), &[(linear, gradients)])?;
         product(self, Direction::Back, gradients.count(), vec![Operand::new(linear, gradients)])

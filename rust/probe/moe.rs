@@ -136,7 +136,7 @@ fn shared_forward<'a>(session: &Session<'_>, shared: SharedExpert<'a>, x: &Activ
     Ok(SharedTrace { trace, gate: shared.gate.map(gate).transpose()? })
 }
 
-/// Gradients at the input `x` of a mixture, from those at its output. Records the moments of its matrices.
+/// Gradients at the input `x` of a mixture, from those at its output. Shows its matrices to the visitor.
 pub(super) fn back(
     session: &Session<'_>,
     trace: &MoeTrace<'_>,
