@@ -154,7 +154,9 @@ impl FisherTerms {
         let mut firsts = self.firsts.into_iter().peekable();
         for (row, values) in self.products.chunks_exact_mut(width).enumerate() {
             let by = if firsts.next_if_eq(&row).is_some() { first } else { others };
-            values.iter_mut().for_each(|value| *value *= by);
+            for value in values {
+                *value *= by;
+            }
         }
         self.products
     }
