@@ -3,9 +3,10 @@
     python benches/memory.py MODEL [--budget 4.0] [--threads 2] [--limit-mib 128] [--probe-limit-mib 1024]
                              [--feedback] [--feedback-limit-mib 2048]
 
-`--feedback` adds a row for `--effort high`. Exits with 1 above a limit. Peak resident memory as the kernel counts it, of one process for each row: a bare
-interpreter, one that has imported ramrs, one that quantizes by the weights alone, and one for each way to probe.
-`benches/synthetic.py` makes checkpoints of any size. One layer as wide as those of an 8B model:
+`--feedback` adds a row for `--effort high`. Exits with 1 above a limit. Peak resident memory as the kernel counts it,
+of one process for each row: a bare interpreter, one that has imported ramrs, one that quantizes by the weights alone,
+and one for each way to probe. `benches/synthetic.py` makes checkpoints of any size. One layer as wide as those of an 8B
+model:
 
     python benches/synthetic.py WIDE --gigabytes 0.45 --width 4096 --inner 14336 --vocabulary 4096
     python benches/memory.py WIDE --feedback
@@ -44,8 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     model, threads = str(options.model), f"threads={options.threads}"
     quantize = (
-        "import sys, ramrs; "
-        f"ramrs.quantize(sys.argv[1], sys.argv[2], budget=sys.argv[3], overwrite=True, {threads}, "
+        f"import sys, ramrs; ramrs.quantize(sys.argv[1], sys.argv[2], budget=sys.argv[3], overwrite=True, {threads}, "
     )
     probe = f"import sys, ramrs; ramrs.probe(sys.argv[1], sys.argv[2], mode=sys.argv[3], {threads})"
     bare = peak_mib("pass")
