@@ -1,8 +1,8 @@
 """A checkpoint of random weights in bfloat16, as large as is asked for: for measuring memory and speed, not quality.
 
-    python benches/synthetic.py DIRECTORY [--gigabytes 4]
+    python benches/synthetic.py DIRECTORY [--gigabytes 4] [--width 2048] [--inner 8192] [--vocabulary 32768]
 
-A model of type `llama` of width 2048 with as many layers as fit; each file holds one layer.
+A model of type `llama` with as many layers as fit, at least one; each file holds one layer.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-WIDTH, MIDDLE, HEADS, KV_HEADS, VOCABULARY = 2048, 8192, 32, 8, 32768
+HEADS, KV_HEADS = 32, 8
 
 
-def layer(at: int) -> dict[str, tuple[int, ...]]:
+def layer(at: int, width: int, inner: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one layer's tensors."""
-    head = WIDTH // HEADS
+    head = width // HEADS
     shapes = {
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (KV_HEADS * head, WIDTH),
-        "self_attn.v_proj": (KV_HEADS * head, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH),
-        "mlp.gate_proj": (MIDDLE, WIDTH),
-        "mlp.up_proj": (MIDDLE, WIDTH),
-        "mlp.down_proj": (WIDTH, MIDDLE),
-        "input_layernorm": (WIDTH,),
-        "post_attention_layernorm": (WIDTH,),
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (KV_HEADS * head, width),
+        "self_attn.v_proj": (KV_HEADS * head, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
     }
     return {f"model.layers.{at}.{name}.weight": shape for name, shape in shapes.items()}
 
@@ -56,12 +56,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="10⁹ bytes of tensor data, about")
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--inner", type=int, default=8192, help="width within the feed-forward networks")
+    parser.add_argument("--vocabulary", type=int, default=32768)
     options = parser.parse_args()
+    width, inner = options.width, options.inner
     options.directory.mkdir(parents=True)
-    ends = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "model.norm.weight": (WIDTH,)}
-    each = sum(2 * int(np.prod(shape)) for shape in layer(0).values())
-    layers = max(1, round((options.gigabytes * 1e9 - 2 * VOCABULARY * WIDTH) / each))
-    files = [ends, *(layer(at) for at in range(layers))]
+    ends = {"model.embed_tokens.weight": (options.vocabulary, width), "model.norm.weight": (width,)}
+    each = sum(2 * int(np.prod(shape)) for shape in layer(0, width, inner).values())
+    layers = max(1, round((options.gigabytes * 1e9 - 2 * options.vocabulary * width) / each))
+    files = [ends, *(layer(at, width, inner) for at in range(layers))]
     random = np.random.default_rng(0)
     names, total = {}, 0
     for at, shapes in enumerate(files):
@@ -73,12 +77,12 @@ def main() -> None:
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "hidden_size": WIDTH,
-        "intermediate_size": MIDDLE,
+        "hidden_size": width,
+        "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCABULARY,
+        "vocab_size": options.vocabulary,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e4,

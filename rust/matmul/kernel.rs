@@ -129,27 +129,86 @@ fn add_product<W: Batch>(number: W, lanes: Registers<W>, held: &mut Registers<W>
     }
 }
 
+/// Panels, or tiles, whose sums are in registers together: where a register holds a whole panel there is room for two, and with
+/// fewer sums each would wait for the one before it.
+const fn together<W: Batch>() -> usize {
+    if W::PARTS < PANEL_COLUMNS { 1 } else { 2 }
+}
+
+/// Adds the products of a tile's steps with those of `N` panels to the sums of each.
+#[inline(always)]
+fn add_steps_across<W: Batch, const N: usize>(
+    tile: &[[f32; TILE]],
+    panels: [&[PanelStep]; N],
+    sums: &mut [TileSums; N],
+) {
+    let mut held = sums.each_ref().map(|sums| sums.each_ref().map(load::<W>));
+    let steps = panels.iter().fold(tile.len(), |steps, panel| steps.min(panel.len()));
+    let panels = panels.map(|panel| &panel[..steps]);
+    for (step, x) in tile[..steps].iter().enumerate() {
+        let lanes = panels.map(|panel| load::<W>(&panel[step]));
+        for (row, &x) in x.iter().enumerate() {
+            let number = W::splat(x);
+            for (held, &lanes) in held.iter_mut().zip(&lanes) {
+                add_product(number, lanes, &mut held[row]);
+            }
+        }
+    }
+    for (sums, held) in sums.iter_mut().zip(held) {
+        for (sums, held) in sums.iter_mut().zip(held) {
+            store(held, sums);
+        }
+    }
+}
+
 kernel! {
     /// Adds the products of the steps `from..` of `x` with those of `panels`, which are of equal length, to `sums`:
     /// `[tile][panel]`.
     pub(crate) fn accumulate_across<V: Simd in W: Batch>(x: &Tiles, from: usize, panels: &[&[PanelStep]], sums: &mut [TileSums]) {
         let (tiles, steps) = x.block(from);
         for (tile, sums) in tiles.chunks_exact(steps).zip(sums.chunks_exact_mut(panels.len().max(1))) {
-            for (panel, sums) in panels.iter().zip(sums) {
-                let mut held = [zero::<W>(); TILE];
-                for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = load(sums);
+            let (mut single, mut single_sums) = (panels, sums);
+            if const { together::<W>() == 2 } {
+                let (both, last) = panels.as_chunks::<2>();
+                let (both_sums, last_sums) = single_sums.as_chunks_mut::<2>();
+                for (&panels, sums) in both.iter().zip(both_sums) {
+                    add_steps_across::<W, 2>(tile, panels, sums);
                 }
-                for (x, w) in tile.iter().zip(panel.iter()) {
-                    let w = load::<W>(w);
-                    for (held, &x) in held.iter_mut().zip(x) {
-                        add_product(W::splat(x), w, held);
-                    }
-                }
-                for (sums, held) in sums.iter_mut().zip(held) {
-                    store(held, sums);
-                }
+                (single, single_sums) = (last, last_sums);
             }
+            for (panel, sums) in single.iter().zip(single_sums) {
+                add_steps_across::<W, 1>(tile, [panel], std::array::from_mut(sums));
+            }
+        }
+    }
+}
+
+/// Adds the products of the rows of a tile of `w` with the steps of `N` panels to the sums of each.
+#[inline(always)]
+fn add_steps_along<W: Batch, const N: usize>(
+    tile: &[f32],
+    stride: usize,
+    panels: [&[[f32; PANEL]]; N],
+    sums: [&mut TileSums; N],
+) {
+    let mut held = sums.each_ref().map(|sums| sums.each_ref().map(load::<W>));
+    let steps = panels[0].len();
+    let panels = panels.map(|panel| &panel[..steps]);
+    // Missing rows alias row 0; their sums are never read.
+    let row = |row: usize| tile.get(row * stride..row * stride + steps).unwrap_or(&tile[..steps]);
+    let rows: [&[f32]; TILE] = std::array::from_fn(row);
+    for step in 0..steps {
+        let lanes = panels.map(|panel| load::<W>(&[column(&panel[step], 0), column(&panel[step], 1)]));
+        for (at, row) in rows.iter().enumerate() {
+            let number = W::splat(row[step]);
+            for (held, &lanes) in held.iter_mut().zip(&lanes) {
+                add_product(number, lanes, &mut held[at]);
+            }
+        }
+    }
+    for (sums, held) in sums.into_iter().zip(held) {
+        for (sums, held) in sums.iter_mut().zip(held) {
+            store(held, sums);
         }
     }
 }
@@ -159,24 +218,18 @@ kernel! {
     /// `[panel][tile]`. The first number of a row belongs to step `from`.
     pub(crate) fn accumulate_along<V: Simd in W: Batch>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
         let (panels, steps) = x.block(from);
-        let tiles = w.len().div_ceil(stride * TILE);
-        for (panel, sums) in panels.chunks_exact(steps).zip(sums.chunks_exact_mut(tiles.max(1))) {
-            for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
-                let mut held = [zero::<W>(); TILE];
-                for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = load(sums);
+        let tiles = w.len().div_ceil(stride * TILE).max(1);
+        let together = const { together::<W>() };
+        for (panels, sums) in panels.chunks(together * steps).zip(sums.chunks_mut(together * tiles)) {
+            let (panel, second) = panels.split_at(steps);
+            let (sums, others) = sums.split_at_mut(tiles);
+            if second.is_empty() {
+                for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
+                    add_steps_along::<W, 1>(tile, stride, [panel], [sums]);
                 }
-                // Missing rows alias row 0; their sums are never read.
-                let row = |row: usize| tile.get(row * stride..row * stride + steps).unwrap_or(&tile[..steps]);
-                let rows: [&[f32]; TILE] = std::array::from_fn(row);
-                for (step, x) in panel.iter().enumerate() {
-                    let x = load::<W>(&[column(x, 0), column(x, 1)]);
-                    for (held, row) in held.iter_mut().zip(rows) {
-                        add_product(W::splat(row[step]), x, held);
-                    }
-                }
-                for (sums, held) in sums.iter_mut().zip(held) {
-                    store(held, sums);
+            } else {
+                for ((tile, sums), others) in w.chunks(stride * TILE).zip(sums).zip(others) {
+                    add_steps_along::<W, 2>(tile, stride, [panel, second], [sums, others]);
                 }
             }
         }

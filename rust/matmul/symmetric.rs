@@ -19,7 +19,7 @@ use crate::simd::{Isa, kernel};
 const BLOCK: usize = 96;
 
 /// Terms that are packed together.
-const TERMS: usize = 512;
+pub(crate) const TERMS: usize = 512;
 
 /// Panels that are processed together: with the tiles of a block they stay in the L2 cache.
 const PANELS: usize = 8;

@@ -47,7 +47,7 @@ use crate::option::OptionName;
 use crate::policy::FLOOR_DB;
 use crate::pool::Workers;
 use crate::probe::Options;
-use crate::probe::feedback::{self, GRADIENT_TOKENS};
+use crate::probe::memory;
 use crate::progress::Progress;
 use crate::rate_distortion::{Objective, SAMPLE_BANDS};
 use crate::schema::Settings;
@@ -192,7 +192,7 @@ struct Engine {
     isa: Isa,
     chunk_bytes: u64,
     held_bytes: u64,
-    /// Bytes available for data that a job must keep in memory.
+    /// Bytes available besides those of the program.
     spare_bytes: Option<u64>,
 }
 
@@ -223,7 +223,7 @@ impl Engine {
         let spare = limit - PROGRAM_BYTES;
         let chunk_bytes = self.chunk_bytes.min(spare / 2 / (threads * CHUNKS_PER_THREAD));
         let held_bytes = self.held_bytes.min(spare / 4);
-        Ok(Self { chunk_bytes, held_bytes, spare_bytes: Some(spare / 2), ..self })
+        Ok(Self { chunk_bytes, held_bytes, spare_bytes: Some(spare), ..self })
     }
 
     /// Checks that the sensitivity vectors of `source`, and the probe's activations if `request` runs it, fit the
@@ -236,22 +236,27 @@ impl Engine {
         // backward, and those of the head, the sums in `f64`, and memory that is released late.
         let streams = |tokens: u64| tokens * 8 * of_model("hidden_size") * (of_model("num_hidden_layers") + 32);
         let tokens = request.probe.tokens as u64;
-        let needed = match sensitivity::runnable(&source.checkpoint) {
+        // Without error feedback half of it is for data that must be kept.
+        let half = |needed: u64| (needed, spare / 2, 2 * needed);
+        let (needed, left, enough) = match sensitivity::runnable(&source.checkpoint) {
             Ok(model) if request.effort == Effort::High => {
-                vectors + streams(GRADIENT_TOKENS as u64 * tokens) + feedback::held_bytes(&model, tokens)
+                let buffers = |chunk_bytes| self.workers.threads() as u64 * CHUNKS_PER_THREAD * chunk_bytes;
+                let needed = |held| vectors + memory::held_bytes(&model, &request.probe, held);
+                let enough = buffers(request.resources.chunk_bytes) + needed(HELD_BYTES);
+                (needed(self.held_bytes), spare - buffers(self.chunk_bytes), enough)
             }
-            Ok(_) if sensitivity::runs(&source.checkpoint, request) => vectors + streams(tokens),
-            _ => vectors,
+            Ok(_) if sensitivity::runs(&source.checkpoint, request) => half(vectors + streams(tokens)),
+            _ => half(vectors),
         };
-        if needed <= spare {
+        if needed <= left {
             return Ok(());
         }
         let limit = request.resources.max_memory.as_deref().unwrap_or_default();
         let reason = format!(
             "what must be held of the sensitivity takes {}, and {} are left for it: allow about {}",
             size(needed),
-            size(spare),
-            size(2 * needed + PROGRAM_BYTES)
+            size(left),
+            size(enough + PROGRAM_BYTES)
         );
         Err(Error::option(OptionName::MaxMemory, limit, reason))
     }

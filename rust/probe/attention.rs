@@ -4,6 +4,8 @@
 //! softmax's sum, without a value. Back: `dv = pᵀ dy`, `dp = dy vᵀ`, `ds = p (dp − Σ p dp)` (times the slope
 //! of the cap), `dq = scale · ds k`, `dk = scale · dsᵀ q`.
 
+use std::borrow::Cow;
+
 use super::Session;
 use super::activations::Activations;
 use crate::arch::rope::RopeTable;
@@ -67,6 +69,23 @@ pub(super) struct QkvGradients {
 struct HeadGroup {
     window: usize,
     kv_head: usize,
+}
+
+/// The keys and values of windows that grow token by token: `[window][head][position]`, with room for whole windows.
+#[derive(Default)]
+pub(super) struct KeyValueCache {
+    /// Positions of a window, those to come included.
+    positions: usize,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// The keys and values that queries see.
+#[derive(Clone, Copy)]
+pub(super) enum KeyValues<'k> {
+    /// Those of the positions of a span that begins a window.
+    Rows(&'k Activations, &'k Activations),
+    Cached(&'k KeyValueCache),
 }
 
 /// Softmax of the scores of a [`HeadGroup`], `[query head][query][key]`, and the derivative of the cap at each, if there is
@@ -167,13 +186,50 @@ impl AttentionHeads {
         Scores { shares: scores, slopes }
     }
 
+    /// An empty cache for `windows` windows of `positions` tokens.
+    pub(super) fn cache(&self, windows: usize, positions: usize) -> KeyValueCache {
+        let empty = || vec![0.0; windows * self.keys * positions * self.size];
+        KeyValueCache { positions, key: empty(), value: empty() }
+    }
+
+    /// Adds the keys and values of the positions of `span` to `cache`.
+    pub(super) fn grow(&self, cache: &mut KeyValueCache, key: &Activations, value: &Activations, span: Span) {
+        for (all, now) in [(&mut cache.key, key), (&mut cache.value, value)] {
+            for (window, heads) in all.chunks_exact_mut(self.keys * cache.positions * self.size).enumerate() {
+                for (head, rows) in heads.chunks_exact_mut(cache.positions * self.size).enumerate() {
+                    let places = rows.chunks_exact_mut(self.size).skip(span.before);
+                    for (place, row) in places.zip(window * span.now..(window + 1) * span.now) {
+                        place.copy_from_slice(&now.row(row)[head * self.size..(head + 1) * self.size]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The keys and the values of the first `seen` of the `keys` positions that there are.
+    fn seen<'k>(
+        &self,
+        of: KeyValues<'k>,
+        HeadGroup { window, kv_head }: HeadGroup,
+        (seen, keys): (usize, usize),
+    ) -> [Cow<'k, [f32]>; 2] {
+        match of {
+            KeyValues::Rows(key, value) => {
+                [key, value].map(|x| Cow::Owned(self.gather(x, (window * keys, seen), (kv_head, 1))))
+            }
+            KeyValues::Cached(cache) => {
+                let from = (window * self.keys + kv_head) * cache.positions * self.size;
+                [&cache.key, &cache.value].map(|all| Cow::Borrowed(&all[from..from + seen * self.size]))
+            }
+        }
+    }
+
     /// The outputs for the queries of `span`, from the keys and values of these positions and all before.
     pub(super) fn forward(
         &self,
         session: &Session<'_>,
         query: &Activations,
-        key: &Activations,
-        value: &Activations,
+        past: KeyValues<'_>,
         span: Span,
     ) -> Result<Activations> {
         let (keys, group) = (span.before + span.now, self.group());
@@ -188,11 +244,11 @@ impl AttentionHeads {
             session.pass.progress,
             &blocks,
             || (),
-            |(), &(HeadGroup { window, kv_head }, from)| {
-                let block = block(from);
+            |(), &(of, from)| {
+                let (block, HeadGroup { window, kv_head }) = (block(from), of);
                 let seen = block.before + block.now;
                 let query = self.gather(query, (window * span.now + from, block.now), (kv_head * group, group));
-                let [key, value] = [key, value].map(|x| self.gather(x, (window * keys, seen), (kv_head, 1)));
+                let [key, value] = self.seen(past, of, (seen, keys));
                 let scores = self.scores(session.pass.isa, &query, &key, block, kv_head * group);
                 Ok(matmul_nn(session.pass.isa, &scores.shares, &value, seen))
             },

@@ -35,6 +35,7 @@ pub(super) struct InputSums {
 }
 
 /// The part of `A` that gradients give, ready to be added to `H`.
+#[derive(Default)]
 pub(super) struct FisherTerms {
     /// For each row of the input the row that it is multiplied with.
     products: Vec<f32>,
@@ -73,7 +74,7 @@ impl InputSums {
         self,
         session: &Session<'_>,
         x: &Activations,
-        fisher: &FisherTerms,
+        fisher: FisherTerms,
         share: f32,
     ) -> Result<Option<SymmetricMatrix>> {
         let order = self.sums.order();
@@ -87,65 +88,77 @@ impl InputSums {
         let mut a = self.sums;
         let of_inputs = ((1.0 - f64::from(share)) * fisher.trace / trace * unit) as f32;
         a.for_each_row(|_, row| row.iter_mut().for_each(|value| *value *= of_inputs));
+        let damping = DAMPING * (fisher.trace / whole) as f32;
         let products = fisher.scaled(x.width, share, unit);
         session.count(products.len() * order / 2);
         a.add_products(session.compute(), &x.values, &products)?;
-        let damping = DAMPING * (fisher.trace / whole) as f32;
         a.for_each_row(|at, row| row[at] += damping);
         Ok(Some(a))
     }
 }
 
+/// The terms of one window.
+struct WindowTerms {
+    products: Vec<f32>,
+    /// What each row contributes to the trace.
+    traces: Vec<f64>,
+}
+
 impl FisherTerms {
-    /// The terms for the input `x` and the gradients at the output of one layer.
-    pub(super) fn of(
+    /// Adds the terms of whole windows: the input `x` and the gradients at the output of one layer. The sums do not depend on
+    /// how windows are divided into calls.
+    pub(super) fn add(
+        &mut self,
         session: &Session<'_>,
         x: &Activations,
         rows: TokenRows<'_>,
         gradients: &Activations,
-    ) -> Result<Self> {
+    ) -> Result<()> {
         let (pass, count) = (session.pass, x.count());
         let windows = rows.windows(count);
         for window in &windows {
             session.count(window.len() * window.len() * (gradients.width + x.width));
         }
-        let parts = pass.workers.map(
+        let before = self.products.len() / x.width.max(1);
+        self.products.reserve_exact(x.values.len());
+        pass.workers.in_order(
             pass.progress,
             &windows,
             || (),
             |(), window| {
-                let has_first = rows.is_first(window.start);
-                let products = products(session, window, has_first, count, gradients);
-                let found = matmul_nn(pass.isa, &products, x.slice(window.start, window.end), window.len());
+                let products = products(session, window, rows.is_first(window.start), count, gradients);
+                let products = matmul_nn(pass.isa, &products, x.slice(window.start, window.end), window.len());
                 let dot = |(row, found): (usize, &[f32])| -> f64 {
                     x.row(row).iter().zip(found).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
                 };
-                let traces: Vec<f64> = (window.start..).zip(found.chunks_exact(x.width)).map(dot).collect();
-                let first = if has_first { traces[0] } else { 0.0 };
-                let trace = traces[usize::from(has_first)..].iter().sum();
-                let firsts = if has_first { vec![window.start] } else { Vec::new() };
-                Ok(Self { products: found, firsts, trace, first })
+                let traces = (window.start..).zip(products.chunks_exact(x.width)).map(dot).collect();
+                Ok(WindowTerms { products, traces })
             },
-        )?;
-        let mut all = Self { products: Vec::with_capacity(x.values.len()), firsts: Vec::new(), trace: 0.0, first: 0.0 };
-        for part in parts {
-            all.products.extend(part.products);
-            all.firsts.extend(part.firsts);
-            all.trace += part.trace;
-            all.first += part.first;
-        }
-        Ok(all)
+            |window, WindowTerms { products, traces }| {
+                self.products.extend(products);
+                let mut others = traces.as_slice();
+                if rows.is_first(window.start) {
+                    self.firsts.push(before + window.start);
+                    self.first += traces[0];
+                    others = &traces[1..];
+                }
+                self.trace += others.iter().sum::<f64>();
+                Ok(())
+            },
+        )
     }
 
     /// The rows that those of `x` are multiplied with, for `α F` and the first tokens' term, times `unit`.
-    fn scaled(&self, width: usize, share: f32, unit: f64) -> Vec<f32> {
-        let (others, firsts) = ((unit * f64::from(share)) as f32, unit as f32);
-        let mut scaled: Vec<f32> = self.products.iter().map(|value| others * value).collect();
-        for &row in &self.firsts {
-            let place = row * width..(row + 1) * width;
-            scaled[place.clone()].iter_mut().zip(&self.products[place]).for_each(|(out, value)| *out = firsts * value);
+    fn scaled(mut self, width: usize, share: f32, unit: f64) -> Vec<f32> {
+        let (others, first) = ((unit * f64::from(share)) as f32, unit as f32);
+        let mut firsts = self.firsts.into_iter().peekable();
+        for (row, values) in self.products.chunks_exact_mut(width).enumerate() {
+            let by = if firsts.next_if_eq(&row).is_some() { first } else { others };
+            for value in values {
+                *value *= by;
+            }
         }
-        scaled
+        self.products
     }
 }
 

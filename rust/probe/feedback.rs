@@ -10,21 +10,23 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::activations::Activations;
 use super::attention::Span;
+use super::collector::LayerCollector;
 use super::covariance::{DAMPING, FISHER_SHARE, FisherTerms, InputSums};
 use super::embedding::embedded;
 use super::generate::{Texts, generate};
 use super::layer::LoadedLayer;
+use super::memory::chunk_windows;
 use super::moments::MomentCollector;
 use super::run::{self, Ends, Manner, Mode, Options, Probe, overflow};
 use super::tokens::{self, WINDOW};
 use super::visitor::{Collected, LayerInput, OutputGradients, TokenRows, Visitor};
 use super::vocabulary::Vocabulary;
 use super::{MatrixKey, Session, key};
-use crate::arch::{Layer, Linear, Runnable};
+use crate::arch::{Ffn, Layer, Linear, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::codec::feedback::Factor;
 use crate::error::Result;
@@ -40,17 +42,14 @@ pub(crate) const MORE_TOKENS: usize = 4;
 /// Tokens of a text that the model writes: a whole window.
 const TEXT: usize = WINDOW;
 
-/// Windows that pass through a layer together.
-const CHUNK_WINDOWS: usize = 32;
-
 /// Tokens that an expert must have seen: with fewer its covariance says nothing.
-const LEAST_TOKENS: usize = 64;
+pub(super) const LEAST_TOKENS: usize = 64;
 
 /// Tokens with gradients that an expert must have seen.
 const LEAST_GRADIENTS: usize = 32;
 
 /// An expert's covariance counts like that of all experts together at this many tokens for each input.
-const POOL_TOKENS: f64 = 1.0;
+pub(super) const POOL_TOKENS: f64 = 1.0;
 
 /// The Fisher term of an expert counts half at this many tokens with gradients.
 const HALF_FISHER: f64 = 256.0;
@@ -63,6 +62,13 @@ pub(crate) struct Recording {
     mode: Mode,
     /// The metrics of embedding and head.
     ends: BTreeMap<MatrixKey, Factor>,
+}
+
+impl Recording {
+    /// Gradients for each recorded token.
+    fn draws(&self) -> usize {
+        self.gradients.first().map_or(1, |gradients| gradients.count() / self.tokens.len())
+    }
 }
 
 /// The probe, and what error feedback needs of it.
@@ -126,18 +132,6 @@ fn factors(session: &Session<'_>, ends: &Ends, draws: usize) -> Result<BTreeMap<
     Ok(factors)
 }
 
-/// Bytes that [`visit`] holds of the residual stream and of the covariances of the widest layer, if the probe was asked for
-/// `tokens` tokens.
-#[must_use]
-pub(crate) fn held_bytes(model: &Runnable<'_>, tokens: u64) -> u64 {
-    let order = |linear: &Linear<'_>| linear.inputs() as u64;
-    // Half of a matrix of `f32` each, as if no two layers had the same input: that makes up for copies.
-    let of_layer = |layer: &Layer<'_>| layer.linears().iter().map(|linear| 2 * order(linear) * order(linear)).sum();
-    let covariances: u64 = model.layers.iter().map(of_layer).max().unwrap_or(0);
-    let all = tokens * (GRADIENT_TOKENS * MORE_TOKENS) as u64;
-    covariances + 4 * all * model.width() as u64
-}
-
 /// Collects moments and conditional importance.
 #[derive(Default)]
 struct ImportanceCollector {
@@ -166,33 +160,48 @@ impl Visitor for ImportanceCollector {
             (TokenRows::Routed(tokens), Some((_, sums))) if tokens.len() >= LEAST_GRADIENTS => sums.clone(),
             (TokenRows::Routed(_), _) => return Ok(()),
         };
-        let share = fisher_share(input.rows);
-        for (linear, gradients) in layers {
-            let fisher = FisherTerms::of(session, input.x, input.rows, gradients)?;
-            let Some(a) = sums.clone().with(session, input.x, &fisher, share)? else { continue };
+        if let [(linear, _)] = layers
+            && is_router(session.model, linear)
+        {
+            *pool = Some((key(linear), sums.clone()));
+        }
+        let share = fisher_share(input.rows, input.x.count());
+        let mut sums = Some(sums);
+        for (at, (linear, gradients)) in layers.iter().enumerate() {
+            let mut fisher = FisherTerms::default();
+            fisher.add(session, input.x, input.rows, gradients)?;
+            // The last matrix needs no copy.
+            let own = if at + 1 == layers.len() { sums.take() } else { sums.clone() };
+            let Some(a) = own.map(|own| own.with(session, input.x, fisher, share)).transpose()?.flatten() else {
+                continue;
+            };
             if let Some(factor) = Factor::of(session.compute(), a)? {
                 self.importance.change(linear, |found| *found = Some(factor.importance().to_vec()));
             }
-        }
-        if let [(linear, _)] = layers
-            && matches!(input.rows, TokenRows::All)
-        {
-            *pool = Some((key(linear), sums));
         }
         Ok(())
     }
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `α` for these rows.
-fn fisher_share(rows: TokenRows<'_>) -> f32 {
+/// Whether `linear` is the router of a mixture.
+fn is_router(model: &Runnable<'_>, linear: &Linear<'_>) -> bool {
+    let is_it = |layer: &Layer<'_>| match &layer.ffn {
+        Ffn::Dense(_) => false,
+        Ffn::Mixture(experts) => key(&experts.router) == key(linear),
+    };
+    model.layers.iter().any(is_it)
+}
+
+/// `α` for `count` rows like these.
+pub(super) fn fisher_share(rows: TokenRows<'_>, count: usize) -> f32 {
     match rows {
         TokenRows::All => FISHER_SHARE,
-        TokenRows::Routed(tokens) => {
-            let count = tokens.len() as f64;
+        TokenRows::Routed(_) => {
+            let count = count as f64;
             FISHER_SHARE * (count / (count + HALF_FISHER)) as f32
         }
     }
@@ -210,15 +219,22 @@ pub(crate) fn visit(
     more_bytes: u64,
     each: &mut dyn FnMut(Linear<'_>, Option<&Factor>) -> Result<()>,
 ) -> Result<()> {
+    visit_by(chunk_windows(model, recording.draws()), (pass, model), recording, more_bytes, each)
+}
+
+/// [`visit`] with `step` windows at a time, which does not change what it finds.
+pub(crate) fn visit_by(
+    step: usize,
+    (pass, model): (Pass<'_>, &Runnable<'_>),
+    recording: &Recording,
+    more_bytes: u64,
+    each: &mut dyn FnMut(Linear<'_>, Option<&Factor>) -> Result<()>,
+) -> Result<()> {
     let tokens = written(pass, model, recording)?;
     let recorded = recording.tokens.len() / WINDOW;
-    let mut chunks: Vec<Range<usize>> = std::iter::once(0..recorded).collect();
-    chunks.extend(
-        (recorded..tokens.len() / WINDOW)
-            .step_by(CHUNK_WINDOWS)
-            .map(|from| from..(from + CHUNK_WINDOWS).min(tokens.len() / WINDOW)),
-    );
-    let passes = chunks.len() as u64 + 1;
+    let chunks = chunks(recorded, tokens.len() / WINDOW, step);
+    let with_gradients = chunks.iter().filter(|chunk| chunk.end <= recorded).count();
+    let passes = (chunks.len() + with_gradients) as u64;
     pass.progress.begin(Stage::Feedback, passes * model.body_bytes() + more_bytes);
     for linear in [Some(model.embedding), model.own_head].into_iter().flatten() {
         each(linear, recording.ends.get(&key(&linear)))?;
@@ -232,25 +248,38 @@ pub(crate) fn visit(
         let collector = LayerCollector::default();
         let session = Session { visitor: Some(&collector), ..Session::new(pass, model) };
         let loaded = LoadedLayer::new(&session, layer, WINDOW)?;
-        for (at, (chunk, stream)) in chunks.iter().zip(&mut streams).enumerate() {
+        for (chunk, stream) in chunks.iter().zip(&mut streams) {
             let (next, trace) = loaded.forward(stream, span(chunk), None)?;
             if !next.is_finite() {
                 return Err(overflow(&session, layer));
             }
-            if at == 0 {
-                loaded.back(stream, span(chunk), &trace, gradients)?;
+            if chunk.end <= recorded {
+                loaded.back(stream, span(chunk), &trace, &of_windows(gradients, recorded, chunk))?;
             }
             *stream = next;
         }
         drop(loaded);
-        hand_over(
-            &Session::new(pass, model),
-            layer,
-            collector.0.into_inner().unwrap_or_else(PoisonError::into_inner),
-            each,
-        )?;
+        collector.hand_over(&Session::new(pass, model), layer, each)?;
     }
     Ok(())
+}
+
+/// The windows `0..all` in chunks of at most `step`. None has windows on both sides of `recorded`.
+fn chunks(recorded: usize, all: usize, step: usize) -> Vec<Range<usize>> {
+    let cut = |windows: Range<usize>| {
+        let end = windows.end;
+        windows.step_by(step).map(move |from| from..(from + step).min(end))
+    };
+    cut(0..recorded).chain(cut(recorded..all)).collect()
+}
+
+/// The gradients of the windows `which`, of those of `recorded` windows: draw after draw.
+fn of_windows(gradients: &Activations, recorded: usize, which: &Range<usize>) -> Activations {
+    let mut values = Vec::with_capacity(gradients.values.len() / recorded * which.len());
+    for first in (0..gradients.count()).step_by(recorded * WINDOW) {
+        values.extend_from_slice(gradients.slice(first + which.start * WINDOW, first + which.end * WINDOW));
+    }
+    Activations { width: gradients.width, values }
 }
 
 fn span(windows: &Range<usize>) -> Span {
@@ -262,129 +291,10 @@ fn written(pass: Pass<'_>, model: &Runnable<'_>, recording: &Recording) -> Resul
     let vocabulary = Vocabulary::of(pass.checkpoint, model.vocabulary())?;
     let mut all = recording.tokens.clone();
     let recorded = all.len() / WINDOW;
-    for first in (recorded..recorded * MORE_TOKENS).step_by(CHUNK_WINDOWS) {
-        let count = CHUNK_WINDOWS.min(recorded * MORE_TOKENS - first);
-        let mut tokens = tokens::windows(&vocabulary, first, count);
-        if recording.mode == Mode::Written {
-            generate(pass, model, &Texts::of_windows(&vocabulary, first * WINDOW, TEXT), &mut tokens)?;
-        }
-        all.extend(tokens);
+    let mut tokens = tokens::windows(&vocabulary, recorded, recorded * (MORE_TOKENS - 1));
+    if recording.mode == Mode::Written {
+        generate(pass, model, &Texts::of_windows(&vocabulary, all.len(), TEXT), &mut tokens)?;
     }
+    all.extend(tokens);
     Ok(all)
-}
-
-/// What was seen of one layer.
-#[derive(Default)]
-struct LayerSeen {
-    /// `H` by the first matrix that has the input.
-    sums: BTreeMap<MatrixKey, InputSums>,
-    /// For each matrix the key of its `H`.
-    input_of: BTreeMap<MatrixKey, MatrixKey>,
-    /// Tokens that went to each matrix of an expert.
-    routed: BTreeMap<MatrixKey, usize>,
-    gradients: BTreeMap<MatrixKey, SeenGradients>,
-}
-
-struct SeenGradients {
-    x: Arc<Activations>,
-    fisher: FisherTerms,
-    share: f32,
-}
-
-#[derive(Default)]
-struct LayerCollector(Mutex<LayerSeen>);
-
-impl Visitor for LayerCollector {
-    fn inputs(&self, session: &Session<'_>, input: LayerInput<'_, '_>, linears: &[Linear<'_>]) -> Result<()> {
-        let seen = &mut *lock(&self.0);
-        let Some(first) = linears.first().map(key) else { return Ok(()) };
-        let of = input.pool.as_ref().map_or(first, key);
-        for linear in linears {
-            seen.input_of.insert(key(linear), of.clone());
-            if let TokenRows::Routed(tokens) = input.rows {
-                *seen.routed.entry(key(linear)).or_default() += tokens.len();
-            }
-        }
-        if input.pool.is_none() {
-            let sums = seen.sums.entry(of).or_insert_with(|| InputSums::zeros(input.x.width));
-            sums.add(session, input.x, input.rows)?;
-        }
-        Ok(())
-    }
-
-    fn gradients(
-        &self,
-        session: &Session<'_>,
-        input: LayerInput<'_, '_>,
-        layers: &[OutputGradients<'_, '_>],
-    ) -> Result<()> {
-        let x = Arc::new(input.x.clone());
-        for (linear, gradients) in layers {
-            let fisher = FisherTerms::of(session, &x, input.rows, gradients)?;
-            let found = SeenGradients { x: x.clone(), fisher, share: fisher_share(input.rows) };
-            lock(&self.0).gradients.insert(key(linear), found);
-        }
-        Ok(())
-    }
-}
-
-/// Calls `each` with the matrices of a layer.
-fn hand_over(
-    session: &Session<'_>,
-    layer: &Layer<'_>,
-    mut seen: LayerSeen,
-    each: &mut dyn FnMut(Linear<'_>, Option<&Factor>) -> Result<()>,
-) -> Result<()> {
-    let pools = seen.pools();
-    for linear in layer.linears() {
-        let factor = match seen.covariance(session, &linear, &pools)? {
-            Some(a) => Factor::of(session.compute(), a)?,
-            None => None,
-        };
-        each(linear, factor.as_ref())?;
-    }
-    Ok(())
-}
-
-/// The sums of the inputs of all experts' last matrices, by their order.
-type Pools = BTreeMap<usize, InputSums>;
-
-impl LayerSeen {
-    fn pools(&self) -> Pools {
-        let mut pools = Pools::new();
-        for (_, sums) in self.sums.iter().filter(|(of, _)| self.routed.contains_key(*of)) {
-            let order = sums.sums.order();
-            let pool = pools.entry(order).or_insert_with(|| InputSums::zeros(order));
-            pool.sums.add(&sums.sums, 1.0);
-            pool.tokens += sums.tokens;
-        }
-        pools
-    }
-
-    /// `A` of a matrix. Sums that no later matrix needs are not copied.
-    fn covariance(
-        &mut self,
-        session: &Session<'_>,
-        linear: &Linear<'_>,
-        pools: &Pools,
-    ) -> Result<Option<SymmetricMatrix>> {
-        let (Some(of), Some(found)) = (self.input_of.remove(&key(linear)), self.gradients.remove(&key(linear))) else {
-            return Ok(None);
-        };
-        let routed = self.routed.get(&key(linear)).copied();
-        if routed.is_some_and(|tokens| tokens < LEAST_TOKENS) {
-            return Ok(None);
-        }
-        let is_needed = self.input_of.values().any(|other| *other == of);
-        let sums = if is_needed { self.sums.get(&of).cloned() } else { self.sums.remove(&of) };
-        let Some(mut sums) = sums else { return Ok(None) };
-        if routed.is_some()
-            && of == key(linear)
-            && let Some(pool) = pools.get(&sums.sums.order())
-        {
-            let like = POOL_TOKENS * sums.sums.order() as f64;
-            sums.sums.add(&pool.sums, (like / pool.tokens.max(1) as f64) as f32);
-        }
-        sums.with(session, &found.x, &found.fisher, found.share)
-    }
 }

@@ -4,13 +4,13 @@
 //! window packs several of them, like the documents of a training set.
 
 use super::Session;
-use super::attention::Span;
+use super::attention::{KeyValueCache, Span};
 use super::embedding::embedded;
 use super::head::{last_states, logits};
-use super::layer::{KeyValueCache, LoadedLayer};
+use super::layer::LoadedLayer;
 use super::tokens::{Seed, WINDOW};
 use super::vocabulary::Vocabulary;
-use crate::arch::Runnable;
+use crate::arch::{Layer, Mixer, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::error::Result;
 use crate::progress::Stage;
@@ -20,7 +20,20 @@ use crate::simd::math::exp_minus;
 /// Tokens of a text.
 pub(super) const TEXT: usize = 32;
 
+/// Tokens of the vocabulary whose probabilities are summed up before the sampled one is looked for among them.
+const RUN: usize = 512;
+
+/// Partial sums of a sum over the vocabulary: one alone would wait for each addition before the next.
+const LANES: usize = 16;
+
+/// Bytes of keys and values up to which texts are written together, so that weights are read for all of them.
+const CACHE_BYTES: u64 = 384 << 20;
+
+/// Texts that are written together whatever their keys and values take.
+const LEAST_TOGETHER: u64 = 32;
+
 /// Texts to generate, one after the other in a list of tokens.
+#[derive(Clone, Copy)]
 pub(super) struct Texts<'v> {
     pub(super) vocabulary: &'v Vocabulary,
     pub(super) seed: Seed,
@@ -39,47 +52,119 @@ impl<'v> Texts<'v> {
     }
 }
 
+/// Bytes of the keys and values of a text of `length` tokens.
+fn cache_bytes(model: &Runnable<'_>, length: usize) -> u64 {
+    let of_layer = |layer: &Layer<'_>| {
+        let Mixer::Attention(attention) = &layer.mixer;
+        (2 * attention.heads.keys * attention.heads.size) as u64
+    };
+    4 * length as u64 * model.layers.iter().map(of_layer).sum::<u64>()
+}
+
+/// Texts of `length` tokens that are written together.
+fn together(model: &Runnable<'_>, length: usize) -> u64 {
+    (CACHE_BYTES / cache_bytes(model, length).max(1)).max(LEAST_TOGETHER)
+}
+
+/// Bytes that writing `tokens` tokens holds at most: keys and values, logits, and the numbers of the widest layer.
+pub(super) fn held_bytes(model: &Runnable<'_>, tokens: u64) -> u64 {
+    let texts = together(model, WINDOW).min(tokens / WINDOW as u64);
+    let layer = model.layers.iter().flat_map(Layer::linears).map(|linear| linear.outputs() as u64).max().unwrap_or(0);
+    texts * (cache_bytes(model, WINDOW) + 4 * (2 * model.head().outputs() as u64 + 8 * layer))
+}
+
 /// Samples all but the given tokens of the `texts` in `tokens`. Returns the number of multiply-adds.
 pub(super) fn generate(pass: Pass<'_>, model: &Runnable<'_>, texts: &Texts<'_>, tokens: &mut [u32]) -> Result<usize> {
-    let &Texts { vocabulary, seed, number, length, given_every } = texts;
     let mut session = Session::new(pass, model);
     session.hold()?;
-    let layers =
-        model.layers.iter().map(|layer| Ok((LoadedLayer::new(&session, layer, length)?, KeyValueCache::default())));
-    let mut layers: Vec<(LoadedLayer<'_, '_>, KeyValueCache)> = layers.collect::<Result<_>>()?;
+    let layers = model.layers.iter().map(|layer| LoadedLayer::new(&session, layer, texts.length));
+    let layers: Vec<LoadedLayer<'_, '_>> = layers.collect::<Result<_>>()?;
+    let batch = together(model, texts.length) as usize * texts.length;
     let bytes = model.body_bytes() + model.head().bytes();
-    pass.progress.begin(Stage::Write, bytes * (length - 1) as u64);
-    let texts = tokens.len() / length;
-    for position in 0..length - 1 {
-        let span = Span { windows: texts, before: position, now: 1 };
-        let given: Vec<u32> = tokens.iter().skip(position).step_by(length).copied().collect();
-        let mut x = embedded(&session, &given, span)?;
-        for (layer, cache) in &mut layers {
-            x = layer.forward(&x, span, Some(cache))?.0;
-        }
-        let found = logits(&session, &last_states(&session, &x)?)?;
-        for text in 0..texts {
-            let at = text * length + position + 1;
-            if vocabulary.first().is_none() || at % given_every != 1 {
-                tokens[at] = sampled(pass.isa, vocabulary, found.row(text), seed.unit(number + at));
-            }
-        }
+    let steps = tokens.len().div_ceil(batch) * (texts.length - 1);
+    pass.progress.begin(Stage::Write, bytes * steps as u64);
+    for (at, tokens) in tokens.chunks_mut(batch).enumerate() {
+        write(&session, &layers, &Texts { number: texts.number + at * batch, ..*texts }, tokens)?;
     }
+    drop(layers);
     Ok(session.multiply_adds.into_inner() as usize)
 }
 
+/// Samples the tokens of texts that are written together.
+fn write(
+    session: &Session<'_>,
+    layers: &[LoadedLayer<'_, '_>],
+    &Texts { vocabulary, seed, number, length, given_every }: &Texts<'_>,
+    tokens: &mut [u32],
+) -> Result<()> {
+    let texts = tokens.len() / length;
+    let mut caches: Vec<KeyValueCache> = layers.iter().map(|layer| layer.cache(texts, length)).collect();
+    let numbers: Vec<usize> = (0..texts).collect();
+    for position in 0..length - 1 {
+        let span = Span { windows: texts, before: position, now: 1 };
+        let given: Vec<u32> = tokens.iter().skip(position).step_by(length).copied().collect();
+        let mut x = embedded(session, &given, span)?;
+        for (layer, cache) in layers.iter().zip(&mut caches) {
+            x = layer.forward(&x, span, Some(cache))?.0;
+        }
+        let found = logits(session, &last_states(session, &x)?)?;
+        let pass = session.pass;
+        let next = pass.workers.map(pass.progress, &numbers, Vec::new, |powers, &text| {
+            let at = text * length + position + 1;
+            let is_given = vocabulary.first().is_some() && (number + at) % given_every == 1;
+            let share = seed.unit(number + at);
+            Ok((!is_given).then(|| sampled(pass.isa, vocabulary, found.row(text), (powers, share))))
+        })?;
+        for (text, token) in next.into_iter().enumerate() {
+            if let Some(token) = token {
+                tokens[text * length + position + 1] = token;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The token at quantile `share` of the distribution of the vocabulary that `logits` give.
-fn sampled(isa: Isa, vocabulary: &Vocabulary, logits: &[f32], share: f64) -> u32 {
-    let mut powers: Vec<f32> = vocabulary.allowed().iter().map(|&token| logits[token as usize]).collect();
-    let most = powers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    exp_minus(isa, &mut powers, most);
-    let mut rest = share * powers.iter().map(|&power| f64::from(power)).sum::<f64>();
-    for (&token, &power) in vocabulary.allowed().iter().zip(&powers) {
-        rest -= f64::from(power);
-        if rest < 0.0 {
-            return token;
+fn sampled(isa: Isa, vocabulary: &Vocabulary, logits: &[f32], (powers, share): (&mut Vec<f32>, f64)) -> u32 {
+    let allowed = vocabulary.allowed();
+    powers.clear();
+    powers.extend(allowed.iter().map(|&token| logits[token as usize]));
+    let most = largest(powers);
+    exp_minus(isa, powers, most);
+    let sums: Vec<f64> = powers.chunks(RUN).map(sum).collect();
+    let mut rest = share * sums.iter().sum::<f64>();
+    for ((tokens, powers), sum) in allowed.chunks(RUN).zip(powers.chunks(RUN)).zip(sums) {
+        if rest >= sum {
+            rest -= sum;
+            continue;
+        }
+        for (&token, &power) in tokens.iter().zip(powers) {
+            rest -= f64::from(power);
+            if rest < 0.0 {
+                return token;
+            }
         }
     }
     // Reached through rounding only.
-    vocabulary.allowed().last().copied().unwrap_or_default()
+    allowed.last().copied().unwrap_or_default()
+}
+
+/// The largest of `values`.
+fn largest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        lanes.iter_mut().zip(values).for_each(|(most, value)| *most = most.max(*value));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// The sum of `values`, of as many partial sums as there are lanes.
+fn sum(values: &[f32]) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        lanes.iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&value| f64::from(value)).sum::<f64>()
 }

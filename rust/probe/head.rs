@@ -19,7 +19,7 @@ use super::moments::Moments;
 use super::norm::NormLayer;
 use super::stored::{Direction, Input, Operand, product};
 use super::tokens::Signs;
-use crate::arch::Linear;
+use crate::arch::{Linear, Runnable};
 use crate::error::Result;
 use crate::simd::math::{exp_minus, soft_cap};
 
@@ -59,6 +59,12 @@ pub(crate) struct LogitTrace {
 pub(super) fn visited_bytes(session: &Session<'_>, count: usize) -> u64 {
     let matrix = session.model.head().matrix;
     2 * matrix.rows * matrix.row_bytes() * count.div_ceil(block(session)) as u64
+}
+
+/// Bytes that [`back_through_head`] holds at most for `count` tokens: logits, with the powers or gradients of a part of them.
+pub(super) fn held_bytes(model: &Runnable<'_>, count: u64) -> u64 {
+    let logits = 4 * count * model.head().outputs() as u64;
+    2 * logits.min(LOGIT_BYTES as u64) + 6 * 4 * count * model.width() as u64
 }
 
 /// Number of tokens whose logits are in memory at a time.

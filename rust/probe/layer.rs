@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::activations::Activations;
-use super::attention::{AttentionHeads, Rotation, Span};
+use super::attention::{AttentionHeads, KeyValueCache, KeyValues, Rotation, Span};
 use super::ffn::{self, MlpTrace};
 use super::moe::{self, MoeTrace};
 use super::norm::NormLayer;
@@ -13,13 +13,6 @@ use super::{LinearOutput, Session};
 use crate::arch::rope::RopeTable;
 use crate::arch::{Attention, Ffn, Layer, Linear, Mixer, Norm, ParameterVector, Projection};
 use crate::error::Result;
-
-/// Keys and values of earlier positions, for windows that grow token by token: `[window][position]`.
-#[derive(Default)]
-pub(super) struct KeyValueCache {
-    key: Activations,
-    value: Activations,
-}
 
 /// The activations of a layer's forward pass that the backward pass needs.
 pub(super) struct LayerTrace<'a> {
@@ -123,6 +116,11 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
             ffn_out: of_stream(layer.ffn_out)?,
             heads,
         })
+    }
+
+    /// An empty cache for `windows` windows of `positions` tokens.
+    pub(super) fn cache(&self, windows: usize, positions: usize) -> KeyValueCache {
+        self.heads.cache(windows, positions)
     }
 
     /// The output of a norm for `x`; `x` itself if there is none.
@@ -282,10 +280,10 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         let projected = self.project(x)?;
         let [query, key] = self.placed(&projected, span)?;
         let mixed = match cache {
-            None => self.heads.forward(self.session, &query, &key, &projected[2], span)?,
+            None => self.heads.forward(self.session, &query, KeyValues::Rows(&key, &projected[2]), span)?,
             Some(cache) => {
-                cache.grow(&key, &projected[2], span);
-                self.heads.forward(self.session, &query, &cache.key, &cache.value, span)?
+                self.heads.grow(cache, &key, &projected[2], span);
+                self.heads.forward(self.session, &query, KeyValues::Cached(cache), span)?
             }
         };
         self.session.see_inputs(LayerInput::all(&mixed), &[self.attention.output])?;
@@ -337,7 +335,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         let session = self.session;
         let [query, key] = self.placed(&trace.projected, span)?;
         let value = &trace.projected[2];
-        let mixed = self.heads.forward(session, &query, &key, value, span)?;
+        let mixed = self.heads.forward(session, &query, KeyValues::Rows(&key, value), span)?;
         let of_mixed = session.back_one(self.attention.output, &mixed, gradients)?;
         drop(mixed);
         let of = self.heads.back(session, [&query, &key, value], &of_mixed, span)?;
@@ -359,24 +357,5 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         let operands: Vec<_> = outputs.iter().map(|&(linear, gradients)| Operand::new(linear, gradients)).collect();
         let count = outputs.first().map_or(0, |(_, gradients)| gradients.count());
         product(self.session, Direction::Back, count, operands)
-    }
-}
-
-impl KeyValueCache {
-    /// Adds the keys and values of the positions of `span`.
-    fn grow(&mut self, key: &Activations, value: &Activations, span: Span) {
-        let join = |past: &Activations, now: &Activations| {
-            let capacity = past.values.len() + now.values.len();
-            let mut all = Activations { width: now.width, values: Vec::with_capacity(capacity) };
-            for window in 0..span.windows {
-                if span.before > 0 {
-                    all.values.extend_from_slice(past.slice(window * span.before, (window + 1) * span.before));
-                }
-                all.values.extend_from_slice(now.slice(window * span.now, (window + 1) * span.now));
-            }
-            all
-        };
-        self.key = join(&self.key, key);
-        self.value = join(&self.value, value);
     }
 }

@@ -15,10 +15,12 @@
 //! | `run` `generate` `forward` | the order of a run; windows that the model generates; forward passes alone |
 //! | `visitor` | what looks at linear layers while the model runs |
 //! | `moments` | the sums of squared gradients of a matrix |
-//! | `covariance` `feedback` | the covariance of a layer's inputs; the run that error feedback needs |
+//! | `covariance` `collector` | the covariance of a layer's inputs; what is seen of one layer |
+//! | `feedback` `memory` | the runs that error feedback needs, and the memory they take |
 
 mod activations;
 mod attention;
+mod collector;
 mod covariance;
 mod embedding;
 pub(crate) mod feedback;
@@ -28,6 +30,7 @@ mod gating;
 mod generate;
 mod head;
 mod layer;
+pub(crate) mod memory;
 mod moe;
 pub(crate) mod moments;
 mod norm;

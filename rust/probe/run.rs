@@ -24,7 +24,7 @@ use crate::progress::Stage;
 pub(crate) const EXPERT_TOKENS: u64 = 16;
 
 /// More tokens than requested are drawn until every expert has seen [`EXPERT_TOKENS`], up to this multiple.
-const MOST_DRAWN: usize = 8;
+pub(super) const MOST_DRAWN: usize = 8;
 
 /// The first tokens of a window: they have little context, and an error in one of them affects many later ones.
 const BEGINNING: usize = 8;

@@ -31,7 +31,7 @@ const PANELS: usize = 2;
 const TILES: usize = 4;
 
 /// Bytes of rows that [`across`] holds in memory.
-const BLOCK_BYTES: u64 = 16 << 20;
+pub(super) const BLOCK_BYTES: u64 = 16 << 20;
 
 /// Bytes of rows that are read at a time.
 const READ_BYTES: u64 = 1 << 20;

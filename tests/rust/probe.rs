@@ -5,6 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::CHUNK_BYTES;
 use crate::dtype::Float;
 use crate::error::Result;
+use crate::probe::feedback;
 use crate::probe::tokens::WINDOW;
 use crate::probe::vocabulary::Vocabulary;
 use crate::probe::{Mode, Options, Probe, probe};
@@ -164,6 +165,54 @@ fn the_same_bits_for_any_threads_and_instructions() {
             for isa in Isa::available() {
                 assert_eq!(of(2, isa), expected, "{mode:?} {float:?} {isa:?}");
             }
+        }
+    }
+}
+
+/// A model whose second layer is a mixture of two experts, of which each token goes to one.
+fn mixture() -> Model {
+    let mut model = Model::new();
+    model.config["model_type"] = json!("qwen3_moe");
+    model.config["num_experts_per_tok"] = json!(1);
+    model.values.retain(|(name, ..)| !name.contains("layers.1.mlp"));
+    let mut numbers = Numbers(12);
+    let mut add = |name: &str, shape: [usize; 2]| {
+        let values = (0..shape[0] * shape[1]).map(|_| 0.3 * numbers.normal() as f32).collect();
+        model.values.push((format!("model.layers.1.mlp.{name}.weight"), shape.to_vec(), values));
+    };
+    add("gate", [2, WIDTH]);
+    for expert in 0..2 {
+        add(&format!("experts.{expert}.gate_proj"), [8, WIDTH]);
+        add(&format!("experts.{expert}.up_proj"), [8, WIDTH]);
+        add(&format!("experts.{expert}.down_proj"), [WIDTH, 8]);
+    }
+    model
+}
+
+#[test]
+fn a_visit_finds_the_same_factors_however_many_windows_pass_a_layer_together() {
+    for model in [Model::new(), mixture()] {
+        let dir = model.write(Float::F32);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let runnable = runnable(&checkpoint).unwrap();
+        let crew = Crew::new(2, CHUNK_BYTES);
+        let pass = crew.pass(&checkpoint, Isa::detect());
+        let options = Options { tokens: WINDOW, mode: Mode::Random, draws: 2, seeing: false };
+        let recording = feedback::probe(pass, &runnable, options).unwrap().recording;
+        let of = |step: usize| {
+            let mut found = Vec::new();
+            feedback::visit_by(step, (pass, &runnable), &recording, 0, &mut |linear, factor| {
+                let importance = factor.map(|factor| factor.importance().iter().map(|k| k.to_bits()).collect());
+                found.push((linear.weight.name.clone(), importance));
+                Ok(())
+            })
+            .unwrap();
+            found
+        };
+        let all: Vec<(String, Option<Vec<u32>>)> = of(32);
+        assert!(all.iter().filter(|(_, importance)| importance.is_some()).count() >= 14, "{all:?}");
+        for step in [1, 3] {
+            assert_eq!(of(step), all, "{step}");
         }
     }
 }
