@@ -4,8 +4,8 @@
 //! of `y`. So the result does not depend on how the steps are split into calls, nor on the other rows and columns. The shapes
 //! fit the registers: [`TILE`] numbers of one side, each broadcast to all lanes, and [`PANEL`] lanes of the other make twelve
 //! sums of eight lanes. With two vectors of lanes and one number in addition, they fill the 16 registers of AVX2, and the 32
-//! registers of NEON (four lanes each). AVX-512 holds the sums in six registers. [`STEPS`] steps are processed at a time, so
-//! that the operands stay in the L1 cache.
+//! registers of NEON (four lanes each). AVX-512 holds the sums in six registers, too few for the latency of its multiply-adds:
+//! there two panels are processed together. [`STEPS`] steps are processed at a time, so that the operands stay in the L1 cache.
 //!
 //! Activations are packed once for many products. Weights are not packed: a row of weights is read in place, as lanes where the
 //! sum is across rows ([`Tiles`] of `x`, [`accumulate_across`]), and number by number where it is along a row ([`Panels`] of
@@ -76,6 +76,30 @@ impl<const N: usize> PackedRows<N> {
         Self { steps: width, groups, values }
     }
 
+    /// Packs `columns` of `x`, whose rows are `width` long: each column is one of the rows to pack, and each row a step.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    #[must_use]
+    pub(crate) fn pack_columns(x: &[f32], width: usize, columns: Range<usize>) -> Self {
+        assert!(width > 0 && x.len().is_multiple_of(width), "pack: not whole rows");
+        let (steps, groups) = (x.len() / width, columns.len().div_ceil(N));
+        let mut values = vec![[0.0; N]; groups * steps];
+        for (block, x) in values.chunks_mut(STEPS * groups.max(1)).zip(x.chunks(STEPS * width)) {
+            let steps = x.len() / width;
+            for (step, row) in x.chunks_exact(width).enumerate() {
+                let (whole, rest) = row[columns.clone()].as_chunks::<N>();
+                for (group, numbers) in whole.iter().enumerate() {
+                    block[group * steps + step] = *numbers;
+                }
+                if !rest.is_empty() {
+                    block[whole.len() * steps + step][..rest.len()].copy_from_slice(rest);
+                }
+            }
+        }
+        Self { steps, groups, values }
+    }
+
     /// The number of groups.
     #[must_use]
     pub(crate) fn groups(&self) -> usize {
@@ -129,25 +153,53 @@ fn add_product<W: Batch>(number: W, lanes: Registers<W>, held: &mut Registers<W>
     }
 }
 
+/// Sums of a tile in registers.
+type TileRegisters<W> = [Registers<W>; TILE];
+
+#[inline(always)]
+fn load_tile<W: Batch>(sums: &TileSums) -> TileRegisters<W> {
+    let mut held = [zero::<W>(); TILE];
+    for (held, sums) in held.iter_mut().zip(sums) {
+        *held = load(sums);
+    }
+    held
+}
+
+#[inline(always)]
+fn store_tile<W: Batch>(held: TileRegisters<W>, sums: &mut TileSums) {
+    for (sums, held) in sums.iter_mut().zip(held) {
+        store(held, sums);
+    }
+}
+
 kernel! {
     /// Adds the products of the steps `from..` of `x` with those of `panels`, which are of equal length, to `sums`:
     /// `[tile][panel]`.
     pub(crate) fn accumulate_across<V: Simd in W: Batch>(x: &Tiles, from: usize, panels: &[&[PanelStep]], sums: &mut [TileSums]) {
         let (tiles, steps) = x.block(from);
         for (tile, sums) in tiles.chunks_exact(steps).zip(sums.chunks_exact_mut(panels.len().max(1))) {
-            for (panel, sums) in panels.iter().zip(sums) {
-                let mut held = [zero::<W>(); TILE];
-                for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = load(sums);
-                }
-                for (x, w) in tile.iter().zip(panel.iter()) {
-                    let w = load::<W>(w);
-                    for (held, &x) in held.iter_mut().zip(x) {
-                        add_product(W::splat(x), w, held);
+            for (panels, sums) in panels.chunks(W::PARTS).zip(sums.chunks_mut(W::PARTS)) {
+                if let ([first, second], [first_sums, second_sums]) = (panels, &mut *sums) {
+                    let mut held = [load_tile::<W>(first_sums), load_tile::<W>(second_sums)];
+                    for ((x, first), second) in tile.iter().zip(first.iter()).zip(second.iter()) {
+                        let (first, second) = (load::<W>(first), load::<W>(second));
+                        for (at, &x) in x.iter().enumerate() {
+                            let x = W::splat(x);
+                            add_product(x, first, &mut held[0][at]);
+                            add_product(x, second, &mut held[1][at]);
+                        }
                     }
-                }
-                for (sums, held) in sums.iter_mut().zip(held) {
-                    store(held, sums);
+                    store_tile(held[0], first_sums);
+                    store_tile(held[1], second_sums);
+                } else {
+                    let mut held = load_tile::<W>(&sums[0]);
+                    for (x, w) in tile.iter().zip(panels[0].iter()) {
+                        let w = load::<W>(w);
+                        for (held, &x) in held.iter_mut().zip(x) {
+                            add_product(W::splat(x), w, held);
+                        }
+                    }
+                    store_tile(held, &mut sums[0]);
                 }
             }
         }
@@ -159,24 +211,35 @@ kernel! {
     /// `[panel][tile]`. The first number of a row belongs to step `from`.
     pub(crate) fn accumulate_along<V: Simd in W: Batch>(w: &[f32], stride: usize, x: &Panels, from: usize, sums: &mut [TileSums]) {
         let (panels, steps) = x.block(from);
-        let tiles = w.len().div_ceil(stride * TILE);
-        for (panel, sums) in panels.chunks_exact(steps).zip(sums.chunks_exact_mut(tiles.max(1))) {
-            for (tile, sums) in w.chunks(stride * TILE).zip(sums) {
-                let mut held = [zero::<W>(); TILE];
-                for (held, sums) in held.iter_mut().zip(sums.iter()) {
-                    *held = load(sums);
-                }
+        let tiles = w.len().div_ceil(stride * TILE).max(1);
+        for (panels, sums) in panels.chunks(steps * W::PARTS).zip(sums.chunks_mut(tiles * W::PARTS)) {
+            let ((first, second), (first_sums, second_sums)) = (panels.split_at(steps), sums.split_at_mut(tiles));
+            for (at, (tile, sums)) in w.chunks(stride * TILE).zip(first_sums).enumerate() {
                 // Missing rows alias row 0; their sums are never read.
                 let row = |row: usize| tile.get(row * stride..row * stride + steps).unwrap_or(&tile[..steps]);
                 let rows: [&[f32]; TILE] = std::array::from_fn(row);
-                for (step, x) in panel.iter().enumerate() {
-                    let x = load::<W>(&[column(x, 0), column(x, 1)]);
-                    for (held, row) in held.iter_mut().zip(rows) {
-                        add_product(W::splat(row[step]), x, held);
+                if let (Some(second_sums), false) = (second_sums.get_mut(at), second.is_empty()) {
+                    let mut held = [load_tile::<W>(sums), load_tile::<W>(second_sums)];
+                    for (step, (first, second)) in first.iter().zip(second).enumerate() {
+                        let first = load::<W>(&[column(first, 0), column(first, 1)]);
+                        let second = load::<W>(&[column(second, 0), column(second, 1)]);
+                        for (at, row) in rows.iter().enumerate() {
+                            let number = W::splat(row[step]);
+                            add_product(number, first, &mut held[0][at]);
+                            add_product(number, second, &mut held[1][at]);
+                        }
                     }
-                }
-                for (sums, held) in sums.iter_mut().zip(held) {
-                    store(held, sums);
+                    store_tile(held[0], sums);
+                    store_tile(held[1], second_sums);
+                } else {
+                    let mut held = load_tile::<W>(sums);
+                    for (step, x) in first.iter().enumerate() {
+                        let x = load::<W>(&[column(x, 0), column(x, 1)]);
+                        for (held, row) in held.iter_mut().zip(rows) {
+                            add_product(W::splat(row[step]), x, held);
+                        }
+                    }
+                    store_tile(held, sums);
                 }
             }
         }
@@ -226,7 +289,13 @@ pub(crate) fn unpack_across(sums: &[TileSums], panels: usize, y: &mut [f32], wid
     for (rows, sums) in y.chunks_mut(TILE * width).zip(sums.chunks_exact(panels)) {
         for (at, row) in rows.chunks_exact_mut(width).enumerate() {
             for (part, panel) in row[columns.clone()].chunks_mut(PANEL).zip(sums) {
-                part.copy_from_slice(&panel[at].as_flattened()[..part.len()]);
+                let values = panel[at].as_flattened();
+                // A copy of known length needs no call.
+                if let Some(part) = part.first_chunk_mut::<PANEL>() {
+                    part.copy_from_slice(values);
+                } else {
+                    part.copy_from_slice(&values[..part.len()]);
+                }
             }
         }
     }
