@@ -128,8 +128,10 @@ impl Writer<'_> {
             },
             |piece, found: EncodedSlab| {
                 if let Some(plain) = found.plain {
-                    found.fed.noise.iter().for_each(|noise| with.add(*noise));
-                    plain.iter().for_each(|noise| without.add(*noise));
+                    for (fed, plain) in found.fed.noise.iter().zip(plain) {
+                        with.add(*fed);
+                        without.add(plain);
+                    }
                 }
                 fold.take(&piece.chunk, &found.fed);
                 Ok(())

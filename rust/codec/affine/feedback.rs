@@ -106,19 +106,19 @@ impl<V: Simd, const G: usize> Best<V, G> {
     fn take<W: Batch<Part = V>>(&mut self, rounds: &[(StoredGrid<W>, Run<W, G>); 2]) {
         let never = V::splat(0.0).lt(V::splat(0.0));
         let mut masks = [[never; 2]; MAX_PARTS];
-        for at in 0..W::PARTS {
-            for (round, (grid, run)) in rounds.iter().enumerate() {
+        for (at, masks) in masks.iter_mut().enumerate().take(W::PARTS) {
+            for (mask, (grid, run)) in masks.iter_mut().zip(rounds) {
                 let (loss, (scale, bias)) = (run.loss(at), grid.part(at));
                 let is_better = loss.lt(self.loss);
                 self.loss = loss.select(is_better, self.loss);
                 self.grid = (scale.select(is_better, self.grid.0), bias.select(is_better, self.grid.1));
-                masks[at][round] = is_better;
+                *mask = is_better;
             }
         }
         for (column, code) in self.codes.iter_mut().enumerate() {
-            for at in 0..W::PARTS {
-                for (round, (_, run)) in rounds.iter().enumerate() {
-                    *code = run.codes[column].extract(at).select(masks[at][round], *code);
+            for (at, masks) in masks.iter().enumerate().take(W::PARTS) {
+                for (&mask, (_, run)) in masks.iter().zip(rounds) {
+                    *code = run.codes[column].extract(at).select(mask, *code);
                 }
             }
         }
@@ -140,8 +140,8 @@ kernel! {
             let run = Run::<W, G>::new(&entered, &grid, factor);
             let sums = run.sums(factor);
             let mut moved = [grid.part(0); MAX_PARTS];
-            for at in 0..W::PARTS {
-                moved[at] = corrected(&sums.part(at), factor, grid.part(at), store);
+            for (at, moved) in moved.iter_mut().enumerate().take(W::PARTS) {
+                *moved = corrected(&sums.part(at), factor, grid.part(at), store);
             }
             let moved = StoredGrid::<W>::new(&moved[..W::PARTS], max_code);
             let again = Run::<W, G>::new(&entered, &moved, factor);
