@@ -2,52 +2,25 @@
 //!
 //!     cargo bench --bench probe -- MODEL [--threads N] [--mode random|self] [--tokens N]
 //!
-//! Prints the rate of fused multiply-adds in registers of one core, measured before and after in the same run; and of each
+//! Prints the rate of fused multiply-adds in the widest registers of one core, measured before and after in the same run; and of each
 //! probe the multiplications with additions, the processor time, the rate per core second and its share. Then what larger
 //! models would take at that rate: extrapolated, with the assumptions beside it.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
 
-use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
 #[path = "common/clock.rs"]
 mod clock;
+#[path = "common/peak.rs"]
+mod peak;
 use clock::processor_seconds;
+use peak::multiply_adds_per_second;
 use ramrs::bench::{
     CHUNK_BYTES, Checkpoint, HELD_BYTES, Isa, Mode, Options, Pass, Progress, Tensor, Workers, probe, runnable,
 };
-
-/// Lanes of twelve registers.
-const LANES: usize = 96;
-
-/// Fused multiply-adds per second of one core, in registers.
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_unsafe, reason = "there `run` asks for no features"))]
-fn multiply_adds_per_second() -> f64 {
-    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-    fn run(rounds: usize, sums: &mut [f32; LANES], by: f32, plus: f32) {
-        let mut held = *sums;
-        for _ in 0..rounds {
-            for sum in &mut held {
-                #[expect(clippy::disallowed_methods, reason = "the instruction is what is measured")]
-                {
-                    *sum = sum.mul_add(by, plus);
-                }
-            }
-        }
-        *sums = held;
-    }
-    #[cfg(target_arch = "x86_64")]
-    assert!(Isa::detect() != Isa::PORTABLE, "no AVX2 with FMA here");
-    let (rounds, mut sums) = (10_000_000, [0.5; LANES]);
-    let before = processor_seconds();
-    // SAFETY: the features were looked for.
-    unsafe { run(black_box(rounds), &mut sums, black_box(0.999), black_box(1e-3)) };
-    black_box(sums);
-    (rounds * LANES) as f64 / (processor_seconds() - before)
-}
 
 fn argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);

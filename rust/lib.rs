@@ -73,9 +73,12 @@ pub mod bench {
     pub use crate::codec::affine::encoder::{Encoded, GridEncoder};
     pub use crate::codec::affine::pack::pack;
     pub use crate::codec::affine::{Affine, Channels};
+    pub use crate::codec::feedback::{Factor, FeedbackTarget, SLAB_ROWS, Slab, encode as encode_slab};
     pub use crate::codec::{Effort, Encoder, PartSpec};
     pub use crate::container::file::{PageBuffer, read_at};
     pub use crate::dtype::{Float, Float8};
+    pub use crate::matmul::dense::{matmul_nn, matmul_nt};
+    pub use crate::matmul::symmetric::{Compute, SymmetricMatrix};
     pub use crate::pass::energy::{DeadWeights, EnergyJob, energies};
     pub use crate::pool::Workers;
     pub use crate::probe::{Mode, Options, probe};

@@ -32,11 +32,29 @@ struct FeedbackUnit<'a> {
     sensitivity: &'a MatrixSensitivity,
 }
 
-/// The bands of a slab, encoded in both ways.
+/// Slabs of a unit that are at least encoded in both ways, if it has as many.
+const LEAST_COMPARED: usize = 4;
+
+/// One slab of these many is encoded in both ways, of units that have many.
+const COMPARED_SHARE: usize = 16;
+
+/// A slab of a unit, and whether it is also encoded without feedback, for comparison.
+struct SlabPiece {
+    chunk: UnitChunk,
+    is_compared: bool,
+}
+
+/// The bands of a slab, encoded with feedback.
 struct EncodedSlab {
     fed: WrittenChunk,
-    /// The noise of the search without feedback, under the same metric.
-    plain: Vec<Noise>,
+    /// The noise of the search without feedback, under the same metric, if the slab is compared.
+    plain: Option<Vec<Noise>>,
+}
+
+/// Whether slab `at` of `count` is compared: [`LEAST_COMPARED`] of them or one of [`COMPARED_SHARE`], spread evenly.
+fn is_compared(at: usize, count: usize) -> bool {
+    let compared = count.div_ceil(COMPARED_SHARE).max(LEAST_COMPARED).min(count);
+    at * compared % count < compared
 }
 
 impl Writer<'_> {
@@ -79,7 +97,8 @@ impl Writer<'_> {
         units
     }
 
-    /// Writes `unit`, and returns its record, unless the search without feedback has less loss.
+    /// Writes `unit`, and returns its record, unless the search without feedback has less loss in the slabs that are compared:
+    /// a unit without a record is written again.
     fn write_unit(&self, unit: &FeedbackUnit<'_>, factor: &Factor, linear: &Linear<'_>) -> Result<Option<UnitRecord>> {
         let matrix = unit.view.matrix(self.pass.checkpoint);
         let matrix = matrix
@@ -87,27 +106,34 @@ impl Writer<'_> {
             .ok_or_else(|| Error::Bug(format!("`{}` has another number of columns than inputs", linear.weight.name)))?;
         let slabs: Vec<_> = cut(bands(matrix), (SLAB_ROWS / BAND_ROWS) as u64).collect();
         let count = slabs.len();
-        let chunk = |(at, bands): (usize, std::ops::Range<u64>)| UnitChunk {
-            id: unit.id,
-            bytes: (rows_of(matrix, &bands).end - rows_of(matrix, &bands).start) * matrix.row_bytes(),
-            span: UnitSpan::Bands(bands),
-            is_last: at + 1 == count,
+        let piece = |(at, bands): (usize, std::ops::Range<u64>)| SlabPiece {
+            chunk: UnitChunk {
+                id: unit.id,
+                bytes: (rows_of(matrix, &bands).end - rows_of(matrix, &bands).start) * matrix.row_bytes(),
+                span: UnitSpan::Bands(bands),
+                is_last: at + 1 == count,
+            },
+            is_compared: is_compared(at, count),
         };
-        let chunks: Vec<UnitChunk> = slabs.into_iter().enumerate().map(chunk).collect();
+        let pieces: Vec<SlabPiece> = slabs.into_iter().enumerate().map(piece).collect();
         let (mut fold, mut with, mut without) = (RecordFold::default(), Noise::default(), Noise::default());
         self.pass.workers.in_order(
             self.pass.progress,
-            &chunks,
+            &pieces,
             || (Reader::default(), Scratch::default()),
-            |(reader, scratch), chunk| {
-                let found = self.encode_slab(unit, factor, chunk, (reader, scratch))?;
-                self.pass.progress.advance(chunk.bytes);
+            |(reader, scratch), piece| {
+                let found = self.encode_slab(unit, factor, piece, (reader, scratch))?;
+                self.pass.progress.advance(piece.chunk.bytes);
                 Ok(found)
             },
-            |chunk, found: EncodedSlab| {
-                found.fed.noise.iter().for_each(|noise| with.add(*noise));
-                found.plain.iter().for_each(|noise| without.add(*noise));
-                fold.take(chunk, &found.fed);
+            |piece, found: EncodedSlab| {
+                if let Some(plain) = found.plain {
+                    for (fed, plain) in found.fed.noise.iter().zip(plain) {
+                        with.add(*fed);
+                        without.add(plain);
+                    }
+                }
+                fold.take(&piece.chunk, &found.fed);
                 Ok(())
             },
         )?;
@@ -120,7 +146,7 @@ impl Writer<'_> {
         &self,
         unit: &FeedbackUnit<'_>,
         factor: &Factor,
-        chunk: &UnitChunk,
+        SlabPiece { chunk, is_compared }: &SlabPiece,
         (reader, scratch): (&mut Reader, &mut Scratch),
     ) -> Result<EncodedSlab> {
         let UnitSpan::Bands(range) = &chunk.span else {
@@ -136,9 +162,11 @@ impl Writer<'_> {
         let (mut stored, mut decoded) = (vec![Vec::new(); job.parts.len()], Vec::new());
         reader.bands((pass.checkpoint, pass.isa), unit.view, range, |of, columns, source| {
             let band = Band { rows: (of.end - of.start) as usize, stored: source, columns };
-            stored.iter_mut().for_each(Vec::clear);
-            self.encoder.encode(unit.scheme, (unit.float, scratch), band, &metric, &mut stored);
-            decoded.push(feedback::off(unit.scheme, unit.float, band, &stored));
+            if *is_compared {
+                stored.iter_mut().for_each(Vec::clear);
+                self.encoder.encode(unit.scheme, (unit.float, scratch), band, &metric, &mut stored);
+                decoded.push(feedback::off(unit.scheme, unit.float, band, &stored));
+            }
             slab.push(columns.to_vec());
             Ok(())
         })?;
@@ -153,8 +181,10 @@ impl Writer<'_> {
             Noise::of(&errors[..(rows - from).min(BAND_ROWS)], &vectors.gain, first + from)
         };
         fed.noise = errors.iter().enumerate().map(noise).collect();
-        let errors = feedback::errors_of(pass.isa, factor, &decoded);
-        let plain = errors.iter().enumerate().map(noise).collect();
+        let plain = is_compared.then(|| {
+            let errors = feedback::errors_of(pass.isa, factor, &decoded);
+            errors.iter().enumerate().map(noise).collect()
+        });
         self.write_rows(unit.id, all.start, &fed.parts)?;
         Ok(EncodedSlab { fed, plain })
     }

@@ -7,8 +7,12 @@ use crate::matmul::kernel::{
 };
 use crate::simd::Isa;
 
+/// Panels that are processed together.
+const PANELS: usize = 2;
+
 /// `a · bᵀ`; the rows of both have `depth` numbers.
-pub(crate) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+#[must_use]
+pub fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Panels::pack(a, depth);
@@ -22,23 +26,29 @@ pub(crate) fn matmul_nt(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32
 }
 
 /// `a · b`: `a` has rows of `depth` numbers, and `b` has `depth` rows.
-pub(crate) fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
+#[must_use]
+pub fn matmul_nn(isa: Isa, a: &[f32], b: &[f32], depth: usize) -> Vec<f32> {
     let (rows, columns) = (a.len() / depth, b.len() / depth);
     let mut y = vec![0.0; rows * columns];
     let x = Tiles::pack(a, depth);
-    let mut sums = vec![ZERO_SUMS; x.groups()];
-    let mut panel = [PanelStep::default(); STEPS];
-    for first in (0..columns).step_by(PANEL) {
-        let here = first..(first + PANEL).min(columns);
-        sums.fill(ZERO_SUMS);
+    let mut sums = Vec::new();
+    let mut panels = [[PanelStep::default(); STEPS]; PANELS];
+    for first in (0..columns).step_by(PANELS * PANEL) {
+        let here = first..(first + PANELS * PANEL).min(columns);
+        let count = here.len().div_ceil(PANEL);
+        sums.clear();
+        sums.resize(x.groups() * count, ZERO_SUMS);
         for from in (0..depth).step_by(STEPS) {
-            let panel = &mut panel[..(depth - from).min(STEPS)];
-            for (step, row) in panel.iter_mut().zip(b.chunks_exact(columns).skip(from)) {
-                pack_step(step, &row[here.clone()]);
+            let steps = (depth - from).min(STEPS);
+            for (at, row) in b.chunks_exact(columns).skip(from).take(steps).enumerate() {
+                for (panel, part) in panels.iter_mut().zip(row[here.clone()].chunks(PANEL)) {
+                    pack_step(&mut panel[at], part);
+                }
             }
-            accumulate_across(isa, &x, from, &[panel], &mut sums);
+            let parts: [&[PanelStep]; PANELS] = [&panels[0][..steps], &panels[1][..steps]];
+            accumulate_across(isa, &x, from, &parts[..count], &mut sums);
         }
-        unpack_across(&sums, 1, &mut y, columns, &here);
+        unpack_across(&sums, count, &mut y, columns, &here);
     }
     y
 }

@@ -4,8 +4,8 @@
 //! of `y`. So the result does not depend on how the steps are split into calls, nor on the other rows and columns. The shapes
 //! fit the registers: [`TILE`] numbers of one side, each broadcast to all lanes, and [`PANEL`] lanes of the other make twelve
 //! sums of eight lanes. With two vectors of lanes and one number in addition, they fill the 16 registers of AVX2, and the 32
-//! registers of NEON (four lanes each). AVX-512 holds the sums in six registers. [`STEPS`] steps are processed at a time, so
-//! that the operands stay in the L1 cache.
+//! registers of NEON (four lanes each). AVX-512 holds the sums in six registers, too few for the latency of its multiply-adds:
+//! there two panels are processed together. [`STEPS`] steps are processed at a time, so that the operands stay in the L1 cache.
 //!
 //! Activations are packed once for many products. Weights are not packed: a row of weights is read in place, as lanes where the
 //! sum is across rows ([`Tiles`] of `x`, [`accumulate_across`]), and number by number where it is along a row ([`Panels`] of
@@ -74,6 +74,30 @@ impl<const N: usize> PackedRows<N> {
             }
         }
         Self { steps: width, groups, values }
+    }
+
+    /// Packs `columns` of `x`, whose rows are `width` long: each column is one of the rows to pack, and each row a step.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    #[must_use]
+    pub(crate) fn pack_columns(x: &[f32], width: usize, columns: Range<usize>) -> Self {
+        assert!(width > 0 && x.len().is_multiple_of(width), "pack: not whole rows");
+        let (steps, groups) = (x.len() / width, columns.len().div_ceil(N));
+        let mut values = vec![[0.0; N]; groups * steps];
+        for (block, x) in values.chunks_mut(STEPS * groups.max(1)).zip(x.chunks(STEPS * width)) {
+            let steps = x.len() / width;
+            for (step, row) in x.chunks_exact(width).enumerate() {
+                let (whole, rest) = row[columns.clone()].as_chunks::<N>();
+                for (group, numbers) in whole.iter().enumerate() {
+                    block[group * steps + step] = *numbers;
+                }
+                if !rest.is_empty() {
+                    block[whole.len() * steps + step][..rest.len()].copy_from_slice(rest);
+                }
+            }
+        }
+        Self { steps, groups, values }
     }
 
     /// The number of groups.
@@ -279,7 +303,13 @@ pub(crate) fn unpack_across(sums: &[TileSums], panels: usize, y: &mut [f32], wid
     for (rows, sums) in y.chunks_mut(TILE * width).zip(sums.chunks_exact(panels)) {
         for (at, row) in rows.chunks_exact_mut(width).enumerate() {
             for (part, panel) in row[columns.clone()].chunks_mut(PANEL).zip(sums) {
-                part.copy_from_slice(&panel[at].as_flattened()[..part.len()]);
+                let values = panel[at].as_flattened();
+                // A copy of known length needs no call.
+                if let Some(part) = part.first_chunk_mut::<PANEL>() {
+                    part.copy_from_slice(values);
+                } else {
+                    part.copy_from_slice(&values[..part.len()]);
+                }
             }
         }
     }

@@ -7,12 +7,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
-use crate::matmul::dense::transposed;
 use crate::matmul::kernel::{
     PANEL, PanelStep, STEPS, TILE, TileSums, Tiles, ZERO_SUMS, accumulate_across, pack_step, unpack_across,
 };
 use crate::pool::Workers;
 use crate::progress::Progress;
+use crate::simd::vector::{BAND_ROWS, Simd};
 use crate::simd::{Isa, kernel};
 
 /// Rows of a block: whole tiles and whole panels.
@@ -26,15 +26,18 @@ const PANELS: usize = 8;
 
 /// The threads and instructions of a computation.
 #[derive(Clone, Copy)]
-pub(crate) struct Compute<'a> {
+pub struct Compute<'a> {
+    /// The threads.
     pub workers: &'a Workers,
+    /// Checked for cancellation.
     pub progress: &'a Progress,
+    /// The instructions.
     pub isa: Isa,
 }
 
 /// A symmetric matrix, or a lower triangular one.
 #[derive(Clone, Debug)]
-pub(crate) struct SymmetricMatrix {
+pub struct SymmetricMatrix {
     order: usize,
     /// Block after block, each `[row][column]` with the columns up to the end of its diagonal block.
     blocks: Vec<Vec<f32>>,
@@ -50,7 +53,9 @@ struct Terms {
 }
 
 impl SymmetricMatrix {
-    pub(crate) fn zeros(order: usize) -> Self {
+    /// All elements 0.
+    #[must_use]
+    pub fn zeros(order: usize) -> Self {
         let block = |at: usize| vec![0.0; rows_of_block(order, at) * width_of_block(order, at)];
         Self { order, blocks: (0..order.div_ceil(BLOCK)).map(block).collect() }
     }
@@ -71,7 +76,7 @@ impl SymmetricMatrix {
     }
 
     /// Calls `change` with each row up to the diagonal.
-    pub(crate) fn for_each_row(&mut self, mut change: impl FnMut(usize, &mut [f32])) {
+    pub fn for_each_row(&mut self, mut change: impl FnMut(usize, &mut [f32])) {
         for (block, rows) in self.blocks.iter_mut().enumerate() {
             for (at, row) in rows.chunks_exact_mut(width_of_block(self.order, block)).enumerate() {
                 let number = block * BLOCK + at;
@@ -90,7 +95,10 @@ impl SymmetricMatrix {
     }
 
     /// Adds `Σ_t x_t y_tᵀ`, a symmetric matrix, one term after the other. `x` and `y` have rows of the matrix's order.
-    pub(crate) fn add_products(&mut self, compute: Compute<'_>, x: &[f32], y: &[f32]) -> Result<()> {
+    ///
+    /// # Errors
+    /// Cancellation.
+    pub fn add_products(&mut self, compute: Compute<'_>, x: &[f32], y: &[f32]) -> Result<()> {
         let length = TERMS * self.order;
         for (x, y) in x.chunks(length).zip(y.chunks(length)) {
             let terms = Terms::pack(compute, self.order, x, y)?;
@@ -100,12 +108,15 @@ impl SymmetricMatrix {
     }
 
     /// The lower triangular `L` with `A = Lᵀ L`, in place of `A`; `None` if the matrix is not positive definite.
-    pub(crate) fn factor(mut self, compute: Compute<'_>) -> Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// Cancellation.
+    pub fn factor(mut self, compute: Compute<'_>) -> Result<Option<Self>> {
         for at in (0..self.blocks.len()).rev() {
             let (above, here) = self.blocks.split_at_mut(at);
             let (rows, width) = (rows_of_block(self.order, at), width_of_block(self.order, at));
             let block = &mut here[0];
-            if !factor_diagonal(block, rows, width) {
+            if !factor_diagonal(compute.isa, block, rows, width) {
                 return Ok(None);
             }
             solve_block(compute, block, rows, width)?;
@@ -136,14 +147,12 @@ impl Terms {
     fn pack(compute: Compute<'_>, order: usize, x: &[f32], y: &[f32]) -> Result<Self> {
         let count = x.len() / order;
         let blocks: Vec<usize> = (0..order.div_ceil(BLOCK)).collect();
-        let tiles = compute.workers.map(compute.progress, &blocks, Vec::new, |picked: &mut Vec<f32>, &block| {
-            let columns = block * BLOCK..width_of_block(order, block);
-            picked.clear();
-            for row in x.chunks_exact(order) {
-                picked.extend_from_slice(&row[columns.clone()]);
-            }
-            Ok(Tiles::pack(&transposed(picked, count), count))
-        })?;
+        let tiles = compute.workers.map(
+            compute.progress,
+            &blocks,
+            || (),
+            |(), &block| Ok(Tiles::pack_columns(x, order, block * BLOCK..width_of_block(order, block))),
+        )?;
         let firsts: Vec<usize> = (0..order).step_by(PANEL).collect();
         let panels = compute.workers.map(
             compute.progress,
@@ -195,34 +204,36 @@ fn load_sums(sums: &mut Vec<TileSums>, panels: usize, rows: &[f32], width: usize
     for (rows, sums) in rows.chunks(TILE * width).zip(sums.chunks_exact_mut(panels)) {
         for (at, row) in rows.chunks_exact(width).enumerate() {
             for (part, panel) in row[first..].chunks(PANEL).zip(sums.iter_mut()) {
-                panel[at].as_flattened_mut()[..part.len()].copy_from_slice(part);
+                pack_step(&mut panel[at], part);
             }
         }
     }
 }
 
-/// Factors the diagonal block of a block of rows; false if it is not positive definite.
-fn factor_diagonal(block: &mut [f32], rows: usize, width: usize) -> bool {
-    let first = width - rows;
-    for at in (0..rows).rev() {
-        let (above, here) = block.split_at_mut(at * width);
-        let row = &mut here[first..=first + at];
-        let pivot = row[at];
-        // False for NaN, too.
-        if !(pivot > 0.0 && pivot.is_finite()) {
-            return false;
-        }
-        let root = pivot.sqrt();
-        row.iter_mut().take(at).for_each(|value| *value /= root);
-        row[at] = root;
-        for (other, above) in above.chunks_exact_mut(width).enumerate() {
-            let by = row[other];
-            for (value, factor) in above[first..=first + other].iter_mut().zip(row.iter()) {
-                *value -= by * factor;
+kernel! {
+    /// Factors the diagonal block of a block of rows; false if it is not positive definite.
+    fn factor_diagonal<V: Simd>(block: &mut [f32], rows: usize, width: usize) -> bool {
+        let first = width - rows;
+        for at in (0..rows).rev() {
+            let (above, here) = block.split_at_mut(at * width);
+            let row = &mut here[first..=first + at];
+            let pivot = row[at];
+            // False for NaN, too.
+            if !(pivot > 0.0 && pivot.is_finite()) {
+                return false;
+            }
+            let root = pivot.sqrt();
+            row.iter_mut().take(at).for_each(|value| *value /= root);
+            row[at] = root;
+            for (other, above) in above.chunks_exact_mut(width).enumerate() {
+                let by = row[other];
+                for (value, factor) in above[first..=first + other].iter_mut().zip(row.iter()) {
+                    *value -= by * factor;
+                }
             }
         }
+        true
     }
-    true
 }
 
 /// Solves `L_bbᵀ X = A_b` for the part of a block of rows left of its diagonal block, in place.
@@ -258,20 +269,78 @@ fn solve_block(compute: Compute<'_>, block: &mut [f32], rows: usize, width: usiz
     Ok(())
 }
 
-kernel! {
-    /// Solves `Lᵀ X = A` in place for the columns of `part`; `l` is lower triangular of order `rows`.
-    fn solve_columns<V: Simd>(part: &mut [f32], l: &[f32], rows: usize) {
-        let columns = part.len() / rows;
-        for at in (0..rows).rev() {
-            let (above, here) = part.split_at_mut(at * columns);
-            let row = &mut here[..columns];
-            let factors = &l[at * rows..][..=at];
-            for value in row.iter_mut() {
-                *value /= factors[at];
+/// A lower triangular matrix.
+#[derive(Clone, Copy)]
+struct Triangle<'a> {
+    l: &'a [f32],
+    rows: usize,
+}
+
+/// Two adjacent columns of lanes of some rows, each `stride` numbers long.
+struct PanelRows<'a> {
+    values: &'a mut [f32],
+    stride: usize,
+    first: usize,
+}
+
+impl PanelRows<'_> {
+    #[inline(always)]
+    fn load<V: Simd>(&self, row: usize) -> [V; 2] {
+        let (lanes, _) = self.values[row * self.stride + self.first..].as_chunks::<BAND_ROWS>();
+        [V::load(lanes[0]), V::load(lanes[1])]
+    }
+
+    #[inline(always)]
+    fn store<V: Simd>(&mut self, row: usize, [first, second]: [V; 2]) {
+        let (lanes, _) = self.values[row * self.stride + self.first..].as_chunks_mut::<BAND_ROWS>();
+        (lanes[0], lanes[1]) = (first.store(), second.store());
+    }
+
+    /// Solves `Lᵀ X = A` for the `H` rows from `start` on. The rows after them are solved.
+    #[inline(always)]
+    fn solve<V: Simd, const H: usize>(&mut self, Triangle { l, rows }: Triangle<'_>, start: usize) {
+        let mut held = [[V::splat(0.0); 2]; H];
+        for (at, held) in held.iter_mut().enumerate() {
+            *held = self.load(start + at);
+        }
+        for row in (start + H..rows).rev() {
+            let solved = self.load::<V>(row);
+            for (held, &by) in held.iter_mut().zip(&l[row * rows + start..][..H]) {
+                for (value, solved) in held.iter_mut().zip(solved) {
+                    *value = value.sub(V::splat(by).mul(solved));
+                }
             }
-            for (above, &by) in above.chunks_exact_mut(columns).zip(factors) {
-                for (value, &solved) in above.iter_mut().zip(row.iter()) {
-                    *value -= by * solved;
+        }
+        for at in (0..H).rev() {
+            let factors = &l[(start + at) * rows + start..][..H];
+            for value in &mut held[at] {
+                *value = value.div(V::splat(factors[at]));
+            }
+            let solved = held[at];
+            self.store(start + at, solved);
+            for (held, &by) in held[..at].iter_mut().zip(factors) {
+                for (value, solved) in held.iter_mut().zip(solved) {
+                    *value = value.sub(V::splat(by).mul(solved));
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Solves `Lᵀ X = A` in place for the columns of `part`, whole panels; `l` is lower triangular of order `rows`.
+    fn solve_columns<V: Simd>(part: &mut [f32], l: &[f32], rows: usize) {
+        let stride = part.len() / rows;
+        for first in (0..stride).step_by(PANEL) {
+            let mut panel = PanelRows { values: part, stride, first };
+            let mut end = rows;
+            while end > 0 {
+                if end >= TILE {
+                    end -= TILE;
+                    panel.solve::<V, TILE>(Triangle { l, rows }, end);
+                } else {
+                    end -= 1;
+                    panel.solve::<V, 1>(Triangle { l, rows }, end);
                 }
             }
         }

@@ -5,7 +5,7 @@ use crate::matmul::symmetric::{Compute, SymmetricMatrix};
 
 /// `A = Lᵀ L` as the unit triangle `l_ji = L_ji / L_jj` and the importance `k_j = L_jj²`: the variance of input `j` that the
 /// inputs after it do not explain.
-pub(crate) struct Factor {
+pub struct Factor {
     unit: SymmetricMatrix,
     importance: Vec<f32>,
 }
@@ -15,7 +15,7 @@ impl Factor {
     ///
     /// # Errors
     /// Cancellation.
-    pub(crate) fn of(compute: Compute<'_>, a: SymmetricMatrix) -> Result<Option<Self>> {
+    pub fn of(compute: Compute<'_>, a: SymmetricMatrix) -> Result<Option<Self>> {
         let Some(mut unit) = a.factor(compute)? else { return Ok(None) };
         let mut importance = Vec::with_capacity(unit.order());
         unit.for_each_row(|at, row| {

@@ -17,7 +17,7 @@
 mod factor;
 pub(super) mod feed;
 
-pub(crate) use factor::Factor;
+pub use factor::Factor;
 pub(super) use feed::{Fed, GroupFactor};
 
 use super::{Band, RowError, Rows, Scheme};
@@ -27,7 +27,7 @@ use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
 
 /// Rows that are encoded together: the factor is read once for all of them.
-pub(crate) const SLAB_ROWS: usize = 64;
+pub const SLAB_ROWS: usize = 64;
 
 /// Columns of a panel of rows.
 const PANEL_COLUMNS: usize = PANEL / BAND_ROWS;
@@ -51,10 +51,12 @@ pub trait Feedback: Sync {
     fn store(&self, scheme: Scheme, target: FeedbackTarget, rows: usize, band: &FedBand, parts: &mut [Vec<u8>]);
 }
 
-/// The instructions to use, and the type of stored scales.
+/// How to encode.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedbackTarget {
+    /// The instructions.
     pub isa: Isa,
+    /// The type of stored scales.
     pub float: Float,
 }
 
@@ -100,7 +102,7 @@ pub(super) fn put_values(values: &mut Vec<f32>, (at, groups): (usize, usize), of
 }
 
 /// A slab of rows.
-pub(crate) struct Slab<'a> {
+pub struct Slab<'a> {
     /// At most [`SLAB_ROWS`] rows, as bands.
     pub bands: &'a [Vec<Column>],
     /// Number of rows.
@@ -112,7 +114,7 @@ pub(crate) struct Slab<'a> {
 ///
 /// # Panics
 /// If the rows are not as long as the factor's order, or groups do not divide them.
-pub(crate) fn encode(
+pub fn encode(
     (scheme, target): (Scheme, FeedbackTarget),
     codec: &dyn Feedback,
     factor: &Factor,

@@ -8,7 +8,7 @@ use super::search::{Codes, scale_of};
 use super::{Grouping, SymmetricCodec, pack, params};
 use crate::band::append;
 use crate::codec::affine::grid::group;
-use crate::codec::feedback::feed::{CodeGrid, Feed, bytes};
+use crate::codec::feedback::feed::{CodeGrid, Run, bytes, entered, finish};
 use crate::codec::feedback::{Fed, FedBand, Feedback, FeedbackTarget, Group, put_values};
 use crate::codec::{Effort, Scheme};
 use crate::simd::kernel;
@@ -16,6 +16,9 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 
 /// Columns of a row with one scale that are coded together.
 const ROW_COLUMNS: usize = 32;
+
+/// How often the scale of a group is corrected.
+const CORRECTIONS: usize = 2;
 
 /// A stored scale of each row.
 #[derive(Clone, Copy)]
@@ -56,36 +59,39 @@ kernel! {
         of: &Group<'_>, grid: super::Grid, given: bool, scale: &mut Column, codes: &mut [[u8; BAND_ROWS]],
     ) -> Fed {
         let (w, factor, half) = (group::<G, Column>(of.w, 0), of.factor, grid.half);
-        let mut feed = Feed::<V, G>::enter(w, of.sums, factor);
+        let entered = entered::<V, G>(w, of.sums, factor);
         let mut best = V::load(*scale);
         let zero = V::splat(0.0);
         if !given {
-            best = scale_of::<V, W>(&feed.entered_columns(), &factor.importance, grid);
-            let mut tried = StoredScale::new(best, half);
-            let mut least = feed.run(&tried, factor);
-            for _ in 0..2 {
-                let sums = feed.sums(factor);
-                let change = sums.error_codes.div(sums.codes_square).select(zero.lt(sums.codes_square), zero);
-                let moved = tried.scale.add(change).round_to(grid.store);
-                // A scale that changes its sign, or is too small to divide by, is no correction.
-                let is_valid = V::splat(1.0).div(moved).abs().lt(V::splat(f32::INFINITY));
-                let moved = moved.select(is_valid, tried.scale);
-                tried = StoredScale::new(moved.select(zero.lt(moved.mul(tried.scale)), tried.scale), half);
-                let loss = feed.run(&tried, factor);
-                let is_better = loss.lt(least);
-                least = loss.select(is_better, least);
-                best = tried.scale.select(is_better, best);
+            best = scale_of::<V, W>(&entered, &factor.importance, grid);
+        }
+        let mut tried = StoredScale::new(best, half);
+        let mut run = Run::<V, G>::new(&entered, &tried, factor);
+        let (mut least, mut found) = (run.loss(0), run.codes);
+        for _ in 0..if given { 0 } else { CORRECTIONS } {
+            let sums = run.sums(factor);
+            let change = sums.error_codes.div(sums.codes_square).select(zero.lt(sums.codes_square), zero);
+            let moved = tried.scale.add(change).round_to(grid.store);
+            // A scale that changes its sign, or is too small to divide by, is no correction.
+            let is_valid = V::splat(1.0).div(moved).abs().lt(V::splat(f32::INFINITY));
+            let moved = moved.select(is_valid, tried.scale);
+            tried = StoredScale::new(moved.select(zero.lt(moved.mul(tried.scale)), tried.scale), half);
+            run = Run::new(&entered, &tried, factor);
+            let loss = run.loss(0);
+            let is_better = loss.lt(least);
+            least = loss.select(is_better, least);
+            best = tried.scale.select(is_better, best);
+            for (found, code) in found.iter_mut().zip(run.codes) {
+                *found = code.select(is_better, *found);
             }
         }
-        let stored = StoredScale::new(best, half);
-        let loss = feed.run(&stored, factor);
-        let mut shifted = feed.codes;
+        let mut shifted = found;
         for code in &mut shifted {
             *code = code.add(V::splat(f32::from(half)));
         }
         codes.copy_from_slice(&bytes::<V, G>(&shifted));
         *scale = best.store();
-        feed.finish(loss, w, &stored)
+        finish(least, (w, &found), &StoredScale::new(best, half))
     }
 }
 
