@@ -122,7 +122,12 @@ pub(crate) fn write_tokens(
             .flat_map(|text| vocabulary.first().into_iter().chain(text.iter().copied()))
             .collect();
         let number = batch * TEXTS * length;
-        generate(pass, model, &Texts { vocabulary, seed, number, length, given_every: length }, &mut texts)?;
+        generate(
+            pass,
+            model,
+            &Texts { vocabulary, seed, number, length, given_every: length, without_outliers: false },
+            &mut texts,
+        )?;
         tokens.extend(texts.chunks_exact(length).flat_map(|text| &text[opening..]));
     }
     tokens.truncate(count);

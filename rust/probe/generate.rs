@@ -32,6 +32,9 @@ const CACHE_BYTES: u64 = 384 << 20;
 /// Texts that are written together whatever their keys and values take.
 const LEAST_TOGETHER: u64 = 32;
 
+/// Energy of a text's last hidden states, relative to the median, above which it is like no real text.
+const OUTLIER: f64 = 4.0;
+
 /// Texts to generate, one after the other in a list of tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Texts<'v> {
@@ -43,12 +46,14 @@ pub(super) struct Texts<'v> {
     pub(super) length: usize,
     /// Where the vocabulary has a first token, the second of so many tokens is given, too.
     pub(super) given_every: usize,
+    /// Whether texts that no real text is like are replaced by others: see [`replace_outliers`].
+    pub(super) without_outliers: bool,
 }
 
 impl<'v> Texts<'v> {
     /// The texts of windows of the probe from token `number` of the run on, each of `length` tokens.
     pub(super) fn of_windows(vocabulary: &'v Vocabulary, number: usize, length: usize) -> Self {
-        Self { vocabulary, seed: Seed::PROBE, number, length, given_every: WINDOW }
+        Self { vocabulary, seed: Seed::PROBE, number, length, given_every: WINDOW, without_outliers: true }
     }
 }
 
@@ -91,23 +96,26 @@ pub(super) fn generate(pass: Pass<'_>, model: &Runnable<'_>, texts: &Texts<'_>, 
 }
 
 /// Samples the tokens of texts that are written together.
-fn write(
-    session: &Session<'_>,
-    layers: &[LoadedLayer<'_, '_>],
-    &Texts { vocabulary, seed, number, length, given_every }: &Texts<'_>,
-    tokens: &mut [u32],
-) -> Result<()> {
-    let texts = tokens.len() / length;
-    let mut caches: Vec<KeyValueCache> = layers.iter().map(|layer| layer.cache(texts, length)).collect();
-    let numbers: Vec<usize> = (0..texts).collect();
+fn write(session: &Session<'_>, layers: &[LoadedLayer<'_, '_>], texts: &Texts<'_>, tokens: &mut [u32]) -> Result<()> {
+    let &Texts { vocabulary, seed, number, length, given_every, .. } = texts;
+    let mut energies = vec![0.0; tokens.len() / length];
+    let count = energies.len();
+    let mut caches: Vec<KeyValueCache> = layers.iter().map(|layer| layer.cache(count, length)).collect();
+    let numbers: Vec<usize> = (0..count).collect();
     for position in 0..length - 1 {
-        let span = Span { windows: texts, before: position, now: 1 };
+        let span = Span { windows: count, before: position, now: 1 };
         let given: Vec<u32> = tokens.iter().skip(position).step_by(length).copied().collect();
         let mut x = embedded(session, &given, span)?;
         for (layer, cache) in layers.iter().zip(&mut caches) {
             x = layer.forward(&x, span, Some(cache))?.0;
         }
-        let found = logits(session, &last_states(session, &x)?)?;
+        let states = last_states(session, &x)?;
+        if position > 0 {
+            for (energy, state) in energies.iter_mut().zip(states.values.chunks_exact(states.width)) {
+                *energy += state.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            }
+        }
+        let found = logits(session, &states)?;
         let pass = session.pass;
         let next = pass.workers.map(pass.progress, &numbers, Vec::new, |powers, &text| {
             let at = text * length + position + 1;
@@ -121,7 +129,32 @@ fn write(
             }
         }
     }
+    if texts.without_outliers {
+        replace_outliers(texts, &energies, tokens);
+    }
     Ok(())
+}
+
+/// Replaces texts whose last hidden states have more than [`OUTLIER`] times the median energy by their neighbours.
+///
+/// Some models leave the states of real text when they write, and never find back: they write words of all languages, with
+/// one massive channel. A few such texts would be most of a covariance. Compared are texts at the same place in their windows.
+fn replace_outliers(texts: &Texts<'_>, energies: &[f64], tokens: &mut [u32]) {
+    let (length, in_window) = (texts.length, (WINDOW / texts.length).max(1));
+    for place in 0..in_window {
+        let alike: Vec<usize> =
+            (0..energies.len()).filter(|text| (texts.number / length + text) % in_window == place).collect();
+        let mut sorted: Vec<f64> = alike.iter().map(|&text| energies[text]).collect();
+        sorted.sort_by(f64::total_cmp);
+        let Some(&median) = sorted.get(sorted.len() / 2) else { continue };
+        let is_usual = |text: &usize| energies[*text] <= OUTLIER * median;
+        for (at, &text) in alike.iter().enumerate().filter(|(_, text)| !is_usual(text)) {
+            let (before, after) = (alike[..at].iter().rev(), &alike[at..]);
+            if let Some(&other) = before.chain(after).find(|text| is_usual(text)) {
+                tokens.copy_within(other * length..(other + 1) * length, text * length);
+            }
+        }
+    }
 }
 
 /// The token at quantile `share` of the distribution of the vocabulary that `logits` give.
