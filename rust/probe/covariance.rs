@@ -53,6 +53,10 @@ impl Session<'_> {
     }
 }
 
+pub(super) fn trace(of: &SymmetricMatrix) -> f64 {
+    of.diagonal().iter().map(|&value| f64::from(value)).sum()
+}
+
 impl InputSums {
     pub(super) fn zeros(order: usize) -> Self {
         Self { sums: SymmetricMatrix::zeros(order), tokens: 0 }
@@ -78,7 +82,7 @@ impl InputSums {
         share: f32,
     ) -> Result<Option<SymmetricMatrix>> {
         let order = self.sums.order();
-        let trace: f64 = self.sums.diagonal().iter().map(|&value| f64::from(value)).sum();
+        let trace = trace(&self.sums);
         let whole = fisher.trace + fisher.first;
         let is_usable = |value: f64| value > 0.0 && value.is_finite();
         if !is_usable(trace) || !is_usable(fisher.trace) || !is_usable(whole) {

@@ -15,13 +15,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::activations::Activations;
 use super::attention::Span;
 use super::collector::LayerCollector;
-use super::covariance::{DAMPING, FISHER_SHARE, FisherTerms, InputSums};
+use super::covariance::{FISHER_SHARE, FisherTerms, InputSums};
 use super::embedding::embedded;
+use super::ends::EndSums;
 use super::generate::{Texts, generate};
+use super::head::last_states;
 use super::layer::LoadedLayer;
 use super::memory::chunk_windows;
 use super::moments::MomentCollector;
-use super::run::{self, Ends, Manner, Mode, Options, Probe, overflow};
+use super::run::{self, Manner, Mode, Options, Probe, overflow};
 use super::tokens::{self, WINDOW};
 use super::visitor::{Collected, LayerInput, OutputGradients, TokenRows, Visitor};
 use super::vocabulary::Vocabulary;
@@ -30,7 +32,6 @@ use crate::arch::{Ffn, Layer, Linear, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::codec::feedback::Factor;
 use crate::error::Result;
-use crate::matmul::symmetric::SymmetricMatrix;
 use crate::progress::Stage;
 
 /// Tokens with gradients for each token that is asked for.
@@ -60,8 +61,7 @@ pub(crate) struct Recording {
     /// Gradients of the residual stream after each layer, draw after draw.
     gradients: Vec<Activations>,
     mode: Mode,
-    /// The metrics of embedding and head.
-    ends: BTreeMap<MatrixKey, Factor>,
+    ends: EndSums,
 }
 
 impl Recording {
@@ -88,8 +88,9 @@ pub(crate) fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> R
     let collector = ImportanceCollector::default();
     let (probe, gradients, ends) =
         run::run(pass, model, options, &collector, Manner { text: TEXT, keeps_gradients: true })?;
-    let ends = factors(&Session::new(pass, model), &ends, probe.draws)?;
-    for (key, factor) in &ends {
+    let session = Session::new(pass, model);
+    let ends = EndSums::of(&session, &ends, probe.draws)?;
+    for (key, factor) in &ends.factors(&session, None)? {
         collector.importance.insert(key.clone(), Some(factor.importance().to_vec()));
     }
     let recording = Recording { tokens: probe.tokens.clone(), gradients, mode: probe.mode, ends };
@@ -97,39 +98,6 @@ pub(crate) fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> R
     let importance = collector.importance.into_inner();
     let importance = importance.into_iter().filter_map(|(key, found)| Some((key, found?))).collect();
     Ok(FeedbackProbe { probe, importance, recording })
-}
-
-/// The metrics of embedding and head. A tied embedding has the sum of both: its rows are inputs and outputs.
-fn factors(session: &Session<'_>, ends: &Ends, draws: usize) -> Result<BTreeMap<MatrixKey, Factor>> {
-    let model = session.model;
-    let mut sums: BTreeMap<MatrixKey, SymmetricMatrix> = BTreeMap::new();
-    // The inputs of the head are expectations over draws; gradients were drawn.
-    for (linear, rows, weight) in [(model.head(), &ends.head, draws as f32), (model.embedding, &ends.embedding, 1.0)] {
-        if linear.matrix.cols as usize != rows.width {
-            continue;
-        }
-        let scaled: Vec<f32> = rows.values.iter().map(|value| weight * value).collect();
-        let sum = sums.entry(key(&linear)).or_insert_with(|| SymmetricMatrix::zeros(rows.width));
-        sum.add_products(session.compute(), &scaled, &rows.values)?;
-    }
-    let mut factors = BTreeMap::new();
-    for (key, mut a) in sums {
-        let mean = a.diagonal().iter().sum::<f32>() / a.order() as f32;
-        if mean <= 0.0 || !mean.is_finite() {
-            continue;
-        }
-        a.for_each_row(|at, row| {
-            for value in row.iter_mut() {
-                *value /= mean;
-            }
-            // In proportion: a few channels are massive, and a damping relative to the mean would drown the others.
-            row[at] *= 1.0 + DAMPING;
-        });
-        if let Some(factor) = Factor::of(session.compute(), a)? {
-            factors.insert(key, factor);
-        }
-    }
-    Ok(factors)
 }
 
 /// Collects moments and conditional importance.
@@ -236,13 +204,10 @@ pub(crate) fn visit_by(
     let with_gradients = chunks.iter().filter(|chunk| chunk.end <= recorded).count();
     let passes = (chunks.len() + with_gradients) as u64;
     pass.progress.begin(Stage::Feedback, passes * model.body_bytes() + more_bytes);
-    for linear in [Some(model.embedding), model.own_head].into_iter().flatten() {
-        each(linear, recording.ends.get(&key(&linear)))?;
-    }
-    let embedding = Session::new(pass, model);
+    let plain = Session::new(pass, model);
     let mut streams = Vec::with_capacity(chunks.len());
     for chunk in &chunks {
-        streams.push(embedded(&embedding, &tokens[chunk.start * WINDOW..chunk.end * WINDOW], span(chunk))?);
+        streams.push(embedded(&plain, &tokens[chunk.start * WINDOW..chunk.end * WINDOW], span(chunk))?);
     }
     for (layer, gradients) in model.layers.iter().zip(&recording.gradients) {
         let collector = LayerCollector::default();
@@ -259,7 +224,15 @@ pub(crate) fn visit_by(
             *stream = next;
         }
         drop(loaded);
-        collector.hand_over(&Session::new(pass, model), layer, each)?;
+        collector.hand_over(&plain, layer, each)?;
+    }
+    let mut states = InputSums::zeros(model.width());
+    for stream in &streams {
+        states.add(&plain, &last_states(&plain, stream)?, TokenRows::All)?;
+    }
+    let factors = recording.ends.factors(&plain, Some(&states))?;
+    for linear in [Some(model.embedding), model.own_head].into_iter().flatten() {
+        each(linear, factors.get(&key(&linear)))?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod attention;
 mod collector;
 mod covariance;
 mod embedding;
+mod ends;
 pub(crate) mod feedback;
 mod ffn;
 pub(crate) mod forward;
