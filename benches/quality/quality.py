@@ -5,8 +5,10 @@
 
 A size is that of a uniform scheme. Every rival gets the bytes that the uniform scheme takes, file headers included, and
 each row says what it took and what loss was predicted. The rivals: the uniform scheme by MLX's rule (what
-`mlx_lm.convert` writes), the same with the searched encoder, the published MINT objective, plain squared error, and
-ramrs' own objective with each source of sensitivities. With `--body` embeddings and head are kept, for all alike.
+`mlx_lm.convert` writes), the same with the searched encoder, the published MINT objective, plain squared error,
+ramrs' own objective with each source of sensitivities, and with error feedback (`--effort high`). With `--body`
+embeddings and head are kept, for all alike. `--seeds` makes the rows that the probe informs once for each seed of its
+tokens: the table has their mean, `--json` has each.
 
 `--rivals` adds published methods, uniform, from code of this folder: GPTQ with the searched grids, SINQ and HQQ. GPTQ
 is calibrated on 8,000 tokens of the file `--calibration` (text, or token ids in `.npy`); if that is the text to measure
@@ -45,6 +47,8 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("probe, MLX rule", {"sensitivity": "self", "effort": "fast"}),
     ("probe, random tokens, searched", {"sensitivity": "random"}),
     ("probe, searched", {"sensitivity": "self"}),
+    ("uniform, error feedback", {"uniform": True, "sensitivity": "self", "effort": "high"}),
+    ("error feedback", {"sensitivity": "self", "effort": "high"}),
 ]
 EMBEDDINGS = "embed_tokens|lm_head"
 
@@ -64,7 +68,7 @@ class Comparison:
     keep: list[str]
     rivals: list[str]
     sequential: bool
-    seeds: list[int | None]
+    seeds: list[int]
     only: re.Pattern[str]
 
 
@@ -114,22 +118,35 @@ class Measure:
         }
 
 
-def sensitivities(of: Comparison, scratch: Path) -> dict[tuple[str, int | None], str]:
-    """Run the probe once for every mode and seed."""
-    sources: dict[tuple[str, int | None], str] = {}
-    for mode in PROBED:
-        for seed in of.seeds:
-            path = sources[mode, seed] = str(scratch / f"{mode}-{seed}.safetensors")
-            options: dict[str, Any] = {"mode": mode} if seed is None else {"mode": mode, "probe_seed": seed}
-            ramrs.probe(of.model, path, **options)
-    return sources
+class Sensitivities:
+    """Sensitivity files of a model, each made when it is first asked for."""
+
+    def __init__(self, model: Path, scratch: Path) -> None:
+        self._model, self._scratch = model, scratch
+
+    def file(self, mode: str, seed: int) -> str:
+        """Run the probe, unless it ran in this way before."""
+        path = self._scratch / f"{mode}-{seed}.safetensors"
+        if not path.exists():
+            ramrs.probe(self._model, path, mode=mode, seed=seed)
+        return str(path)
+
+    def of(self, row: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Give the options of a row their sensitivity."""
+        mode = row.get("sensitivity")
+        if mode not in PROBED:
+            return {"sensitivity": "weights"} | row
+        if row.get("effort") == "high":
+            # Error feedback needs more of the model's run than a file holds.
+            return row | {"sensitivity": "probe", "probe_mode": mode, "probe_seed": seed}
+        return row | {"sensitivity": self.file(mode, seed)}
 
 
 def rows_of(of: Comparison, size: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any], int | None]]:
     """Yield the wanted rows of a size with their options; those that the probe informs for every seed."""
     for name, options in ROWS:
         if of.only.search(name):
-            for seed in of.seeds if options.get("sensitivity") in PROBED else of.seeds[:1]:
+            for seed in of.seeds if options.get("sensitivity") in PROBED else [None]:
                 how = dict(options)
                 if how.pop("uniform", False):
                     how |= {"bits": size[0], "group_size": size[1]}
@@ -140,9 +157,8 @@ def table(of: Comparison) -> Iterator[dict[str, Any]]:
     """Measure every rival at every size."""
     with tempfile.TemporaryDirectory() as scratch, evaluation._runtime(False) as load:
         measure, out = Measure(load(of.model), of.model, of.rows), Path(scratch) / "out"
-        sources = sensitivities(of, Path(scratch))
-        common = {"keep": of.keep, "sensitivity": sources["self", of.seeds[0]]}
-        others = rivals.Rivals(of.model, load, Path(scratch), common)
+        sources = Sensitivities(of.model, Path(scratch))
+        others = rivals.Rivals(of.model, load, Path(scratch), of.keep, lambda: sources.file("self", of.seeds[0]))
         if of.calibration is not None and "gptq" in of.rivals:
             others.calibrate(of.sizes, of.calibration, sequential=of.sequential)
         for size in of.sizes:
@@ -150,11 +166,9 @@ def table(of: Comparison) -> Iterator[dict[str, Any]]:
             uniform = ramrs.plan(of.model, bits=size[0], group_size=size[1], keep=of.keep, sensitivity="weights")
             budget = f"{uniform.totals.file_bytes}B"
             for name, how, seed in rows_of(of, size):
-                source = sources.get((how.get("sensitivity", ""), seed), "weights")
                 how = how if "bits" in how else {**how, "budget": budget}
-                report = ramrs.quantize(
-                    of.model, out, **{**how, "sensitivity": source, "keep": of.keep, "overwrite": True}
-                )
+                how = sources.of(how, seed or 0)
+                report = ramrs.quantize(of.model, out, **how, keep=of.keep, check=False, overwrite=True)
                 row = common_fields | {"rival": name, "seed": seed} | measure.row(load(out), report.plan.totals)
                 if how.get("objective", "output") == "output":
                     # Only ramrs' own objective predicts nats per token.
@@ -175,9 +189,26 @@ def best(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(kept.values())
 
 
+def averaged(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace the rows of several seeds by their mean, in the first one's place."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in results:
+        alike.setdefault((row["model"], row["size"], row["rival"], row["setting"]), []).append(row)
+    means = []
+    for rows in alike.values():
+        mean = dict(rows[0])
+        if len(rows) > 1:
+            for key, value in rows[0].items():
+                if key not in ("seed", "model", "size", "rival", "setting") and value is not None:
+                    mean[key] = sum(row[key] for row in rows) / len(rows)
+            mean |= {"file_bytes": round(mean["file_bytes"]), "setting": f"mean of {len(rows)} seeds", "seed": None}
+        means.append(mean)
+    return means
+
+
 def named(row: dict[str, Any]) -> str:
-    """Name a row: rival, setting and seed."""
-    seed = "" if row["seed"] is None else f"seed {row['seed']}"
+    """Name a row: rival, setting, and seed if it is not the default."""
+    seed = f"seed {row['seed']}" if row["seed"] else ""
     return ", ".join(part for part in (row["rival"], row["setting"], seed) if part)
 
 
@@ -213,7 +244,7 @@ def main() -> None:
     parser.add_argument("--rivals", default="", help=f"of {', '.join(rivals.NAMES)}, separated by commas")
     parser.add_argument("--calibration", type=Path, help="text or token ids for GPTQ")
     parser.add_argument("--sequential", action="store_true", help="GPTQ: let layers see what quantized layers give")
-    parser.add_argument("--seeds", default="", help="seeds of the probe, separated by commas")
+    parser.add_argument("--seeds", default="0", help="seeds of the probe, separated by commas")
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="rows of ramrs to make")
     options = parser.parse_args()
     wanted = [name for name in options.rivals.split(",") if name]
@@ -232,14 +263,14 @@ def main() -> None:
             keep=[EMBEDDINGS] if options.body else [],
             rivals=wanted,
             sequential=options.sequential,
-            seeds=[int(seed) for seed in options.seeds.split(",") if seed] or [None],
+            seeds=[int(seed) for seed in options.seeds.split(",")],
             only=options.only,
         )
         for row in table(comparison):
             results.append(row)
             found = f"KL {row['kl_mean']:.4f}, predicted {shown(row['predicted'])}"
             print(f"{row['model']} {row['size']} {named(row)}: {found}", flush=True)
-    print("\n" + markdown(best(results)))
+    print("\n" + markdown(averaged(best(results))))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -38,16 +38,24 @@ class Measured:
 class Rivals:
     """The rivals of a model."""
 
-    def __init__(self, model: Path, load: Load, scratch: Path, how: dict[str, Any]) -> None:
+    def __init__(self, model: Path, load: Load, scratch: Path, keep: list[str], sensitivity: Callable[[], str]) -> None:
         self._model, self._load, self._scratch = model, load, scratch
-        self._how = how
+        self._keep, self._sensitivity = keep, sensitivity
         self._plans: dict[Path, ramrs.types.Plan] = {}
         self._targets: list[gptq.Target] = []
 
     def _uniform(self, folder: str, size: tuple[int, int]) -> Path:
         """Write the uniform checkpoint."""
         out = self._scratch / folder
-        report = ramrs.quantize(self._model, out, bits=size[0], group_size=size[1], overwrite=True, **self._how)
+        report = ramrs.quantize(
+            self._model,
+            out,
+            bits=size[0],
+            group_size=size[1],
+            keep=self._keep,
+            sensitivity=self._sensitivity(),
+            overwrite=True,
+        )
         self._plans[out] = report.plan
         return out
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast, get_args, get_type_hints
 
 from ramrs import _native
-from ramrs.errors import keyword, spell
+from ramrs.errors import ConfigError, keyword, spell
 
 __all__ = [
     "AnalyzeOptions",
@@ -100,6 +100,17 @@ def _texts(value: str | Sequence[str]) -> list[str]:
 
 def _rules(value: Rules) -> list[str]:
     return [f"{regex}={spec}" for regex, spec in value.items()] if isinstance(value, Mapping) else _texts(value)
+
+
+def _seed(option: str) -> Callable[[int], int]:
+    """Make the check of a seed."""
+
+    def checked(value: int) -> int:
+        if not 0 <= value < 2**32:
+            raise ConfigError(f"⟨{option}⟩ `{value}`: not between 0 and {2**32 - 1}", slug="bad-option")
+        return value
+
+    return checked
 
 
 _BOTH: Any = ("plan", "analysis")
@@ -224,6 +235,16 @@ class _AnalysisOptions(InspectOptions, total=False):
             answered_by=_BOTH,
         ),
     ]
+    probe_seed: Annotated[
+        int,
+        Option(
+            help="Seed of the probe's tokens. Two seeds show how much of a result is due to the choice of tokens.",
+            at="analysis.probe.seed",
+            json=_seed("probe_seed"),
+            least=0,
+            answered_by=_BOTH,
+        ),
+    ]
     prior: Annotated[
         Prior,
         Option(
@@ -269,6 +290,16 @@ class _ProbeOptions(TypedDict, total=False):
             "self for models up to 16 GiB.",
             at="probe.probe.mode",
             flags=("--probe-mode",),
+        ),
+    ]
+    seed: Annotated[
+        int,
+        Option(
+            help="Seed of the tokens.",
+            at="probe.probe.seed",
+            json=_seed("seed"),
+            flags=("--probe-seed",),
+            least=0,
         ),
     ]
     trace: Annotated[

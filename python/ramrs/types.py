@@ -135,6 +135,7 @@ class Probed(_Document):
     tokens: int
     mode: Literal["random", "self"]
     draws: int
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

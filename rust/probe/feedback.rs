@@ -24,7 +24,7 @@ use super::layer::LoadedLayer;
 use super::memory::chunk_windows;
 use super::moments::MomentCollector;
 use super::run::{self, Manner, Mode, Options, Probe, overflow};
-use super::tokens::{self, WINDOW};
+use super::tokens::{self, Seed, WINDOW};
 use super::visitor::{Collected, LayerInput, OutputGradients, TokenRows, Visitor};
 use super::vocabulary::Vocabulary;
 use super::{MatrixKey, Session, key};
@@ -61,6 +61,7 @@ pub(crate) struct Recording {
     /// Gradients of the residual stream after each layer, draw after draw.
     gradients: Vec<Activations>,
     mode: Mode,
+    seed: Seed,
     ends: EndSums,
 }
 
@@ -93,7 +94,8 @@ pub(crate) fn probe(pass: Pass<'_>, model: &Runnable<'_>, options: Options) -> R
     for (key, factor) in &ends.factors(&session, None)? {
         collector.importance.insert(key.clone(), Some(factor.importance().to_vec()));
     }
-    let recording = Recording { tokens: probe.tokens.clone(), gradients, mode: probe.mode, ends };
+    let seed = Seed::of_probe(options.seed);
+    let recording = Recording { tokens: probe.tokens.clone(), gradients, mode: probe.mode, seed, ends };
     let probe = Probe { moments: collector.moments.0.into_inner().into_iter().chain(probe.moments).collect(), ..probe };
     let importance = collector.importance.into_inner();
     let importance = importance.into_iter().filter_map(|(key, found)| Some((key, found?))).collect();
@@ -264,9 +266,10 @@ fn written(pass: Pass<'_>, model: &Runnable<'_>, recording: &Recording) -> Resul
     let vocabulary = Vocabulary::of(pass.checkpoint, model.vocabulary())?;
     let mut all = recording.tokens.clone();
     let recorded = all.len() / WINDOW;
-    let mut tokens = tokens::windows(&vocabulary, recorded, recorded * (MORE_TOKENS - 1));
+    let mut tokens = tokens::windows(&vocabulary, recording.seed, recorded, recorded * (MORE_TOKENS - 1));
     if recording.mode == Mode::Written {
-        generate(pass, model, &Texts::of_windows(&vocabulary, all.len(), TEXT), &mut tokens)?;
+        let texts = Texts::of_windows(&vocabulary, recording.seed, all.len(), TEXT);
+        generate(pass, model, &texts, &mut tokens)?;
     }
     all.extend(tokens);
     Ok(all)

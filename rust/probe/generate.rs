@@ -52,8 +52,8 @@ pub(super) struct Texts<'v> {
 
 impl<'v> Texts<'v> {
     /// The texts of windows of the probe from token `number` of the run on, each of `length` tokens.
-    pub(super) fn of_windows(vocabulary: &'v Vocabulary, number: usize, length: usize) -> Self {
-        Self { vocabulary, seed: Seed::PROBE, number, length, given_every: WINDOW, without_outliers: true }
+    pub(super) fn of_windows(vocabulary: &'v Vocabulary, seed: Seed, number: usize, length: usize) -> Self {
+        Self { vocabulary, seed, number, length, given_every: WINDOW, without_outliers: true }
     }
 }
 

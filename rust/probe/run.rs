@@ -9,7 +9,7 @@ use super::generate::{TEXT, Texts, generate};
 use super::head::{LogitTrace, back_through_head, visited_bytes};
 use super::layer::{LayerTrace, LoadedLayer};
 use super::moments::{MomentCollector, Moments};
-use super::tokens::{self, WINDOW};
+use super::tokens::{self, Seed, WINDOW};
 use super::visitor::Visitor;
 use super::vocabulary::Vocabulary;
 use super::{MatrixKey, Session, key};
@@ -60,13 +60,15 @@ pub struct Options {
     pub mode: Mode,
     /// Random gradients for each token.
     pub draws: usize,
+    /// Seed of the tokens.
+    pub seed: u32,
     /// Whether to keep the logits and the gradients at them.
     pub seeing: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tokens: 512, mode: Mode::Auto, draws: 1, seeing: false }
+        Self { tokens: 512, mode: Mode::Auto, draws: 1, seed: 0, seeing: false }
     }
 }
 
@@ -221,9 +223,10 @@ impl<'s, 'a> Run<'s, 'a> {
         let again = !self.tokens.is_empty();
         // A trace covers the windows of one call. After a second call no trace covers all windows.
         self.traces.clear();
-        let mut tokens = tokens::windows(self.vocabulary, self.windows(), count);
+        let seed = Seed::of_probe(self.options.seed);
+        let mut tokens = tokens::windows(self.vocabulary, seed, self.windows(), count);
         if self.options.mode == Mode::Written {
-            let texts = Texts::of_windows(self.vocabulary, self.tokens.len(), self.manner.text);
+            let texts = Texts::of_windows(self.vocabulary, seed, self.tokens.len(), self.manner.text);
             let multiply_adds = generate(pass, model, &texts, &mut tokens)?;
             self.session.count(multiply_adds);
         }

@@ -5,11 +5,16 @@ use super::vocabulary::Vocabulary;
 /// Tokens of a window.
 pub(crate) const WINDOW: usize = 64;
 
+/// How far apart in the sequence of `SplitMix64` neighbouring streams begin.
+const STREAM: u64 = 0xd134_2543_de82_ef95;
+
+/// The increment of `SplitMix64`.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// `SplitMix64` at position `at` of stream `stream`.
 #[must_use]
 pub(crate) fn bits(stream: u64, at: u64) -> u64 {
-    let mut z =
-        stream.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(at.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut z = stream.wrapping_mul(STREAM).wrapping_add(at.wrapping_add(1).wrapping_mul(STEP));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -27,9 +32,17 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    pub(crate) const PROBE: Self = Self { tokens: 1, samples: 2 };
+    const PROBE: Self = Self { tokens: 1, samples: 2 };
     pub(crate) const EVALUATION: Self = Self { tokens: 3, samples: 4 };
     pub(crate) const CHECK: Self = Self { tokens: 5, samples: 6 };
+
+    /// The streams of the probe for the seed that a user chose.
+    #[must_use]
+    pub(super) fn of_probe(chosen: u32) -> Self {
+        // Purposes are told apart by the low half of a stream's number, seeds by the high half.
+        let apart = u64::from(chosen) << 32;
+        Self { tokens: Self::PROBE.tokens + apart, samples: Self::PROBE.samples + apart }
+    }
 
     /// A uniform number in `[0, 1)` for sampling token `at`.
     #[must_use]
@@ -45,14 +58,14 @@ impl Seed {
     }
 }
 
-/// Makes windows `first..first + count`. Each begins with the vocabulary's first token, if there is one, and continues with
-/// random tokens.
+/// Makes windows `first..first + count` with the numbers of `seed`. Each begins with the vocabulary's first token, if there is
+/// one, and continues with random tokens.
 #[must_use]
-pub(super) fn windows(vocabulary: &Vocabulary, first: usize, count: usize) -> Vec<u32> {
+pub(super) fn windows(vocabulary: &Vocabulary, seed: Seed, first: usize, count: usize) -> Vec<u32> {
     let allowed = vocabulary.allowed();
     let token = |at: usize| match vocabulary.first() {
         Some(token) if at.is_multiple_of(WINDOW) => token,
-        _ => Seed::PROBE.token(at, allowed),
+        _ => seed.token(at, allowed),
     };
     (first * WINDOW..(first + count) * WINDOW).map(token).collect()
 }
@@ -113,6 +126,26 @@ mod tests {
     fn the_generator_is_the_one_it_was() {
         // Sensitivities, plans and files depend on it.
         let expected = [17_629_623_748_622_851_610, 13_810_761_654_074_628_661, 17_325_216_486_198_807_156];
-        assert_eq!([bits(Seed::PROBE.tokens, 0), bits(Seed::PROBE.tokens, 1), bits(SIGNS, 0)], expected);
+        let probe = Seed::of_probe(0);
+        assert_eq!(probe, Seed::PROBE);
+        assert_eq!([bits(probe.tokens, 0), bits(probe.tokens, 1), bits(SIGNS, 0)], expected);
+    }
+
+    #[test]
+    fn no_seed_of_the_probe_shares_numbers_with_another_or_with_another_purpose() {
+        /// More numbers than any run takes of a stream.
+        const NUMBERS: u64 = 1 << 20;
+        // All streams are parts of one sequence. How far apart two begin follows from the inverse of its increment.
+        let newton = |inverse: u64, _| inverse.wrapping_mul(2_u64.wrapping_sub(inverse.wrapping_mul(STEP)));
+        let inverse = (0..6).fold(1, newton);
+        assert_eq!(STEP.wrapping_mul(inverse), 1);
+        let begin = |stream: u64| stream.wrapping_mul(STREAM).wrapping_mul(inverse);
+        let others = [3, 4, 5, 6].into_iter().chain(SIGNS..SIGNS + 16);
+        let seeds = [0, 1, 2, 3, 1_000, u32::MAX].map(Seed::of_probe);
+        let mut begins: Vec<u64> =
+            others.chain(seeds.iter().flat_map(|seed| [seed.tokens, seed.samples])).map(begin).collect();
+        begins.sort_unstable();
+        let apart = begins.windows(2).map(|pair| pair[1] - pair[0]).min();
+        assert!(apart.is_some_and(|least| least > NUMBERS), "{apart:?}");
     }
 }

@@ -53,21 +53,29 @@ pub struct ProbeRecord {
     pub mode: Mode,
     /// Random gradients for each token.
     pub draws: usize,
+    /// Seed of the tokens. Left out where it is the default.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub seed: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default(seed: &u32) -> bool {
+    *seed == Options::default().seed
 }
 
 impl ProbeRecord {
     /// The record of a probe with these options.
     #[must_use]
     pub fn by(options: Options) -> Self {
-        let Options { tokens, mode, draws, .. } = options;
-        Self { version: super::from_probe::VERSION, tokens, mode, draws }
+        let Options { tokens, mode, draws, seed, .. } = options;
+        Self { version: super::from_probe::VERSION, tokens, mode, draws, seed }
     }
 
     /// The options of the probe.
     #[must_use]
     pub fn options(self) -> Options {
-        let Self { tokens, mode, draws, .. } = self;
-        Options { tokens, mode, draws, ..Options::default() }
+        let Self { tokens, mode, draws, seed, .. } = self;
+        Options { tokens, mode, draws, seed, ..Options::default() }
     }
 }
 

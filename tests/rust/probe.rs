@@ -17,7 +17,7 @@ use super::support::{Crew, Made, Numbers, made, safetensors};
 
 const WIDTH: usize = 16;
 const VOCABULARY: usize = 24;
-const ONE_WINDOW: Options = Options { tokens: WINDOW, mode: Mode::Random, draws: 1, seeing: true };
+const ONE_WINDOW: Options = Options { tokens: WINDOW, mode: Mode::Random, draws: 1, seed: 0, seeing: true };
 
 fn config() -> serde_json::Value {
     json!({
@@ -157,7 +157,7 @@ fn bits(found: &Probe) -> Vec<u64> {
 fn the_same_bits_for_any_threads_and_instructions() {
     let model = Model::new();
     for mode in [Mode::Random, Mode::Written] {
-        let options = Options { tokens: 3 * WINDOW, mode, draws: 2, seeing: false };
+        let options = Options { tokens: 3 * WINDOW, mode, draws: 2, seed: 0, seeing: false };
         for float in [Float::F32, Float::BF16, Float::F16] {
             let of = |threads, isa| bits(&model.probe_with(float, options, threads, isa).unwrap());
             let expected = of(1, Isa::detect());
@@ -197,7 +197,7 @@ fn a_visit_finds_the_same_factors_however_many_windows_pass_a_layer_together() {
         let runnable = runnable(&checkpoint).unwrap();
         let crew = Crew::new(2, CHUNK_BYTES);
         let pass = crew.pass(&checkpoint, Isa::detect());
-        let options = Options { tokens: WINDOW, mode: Mode::Random, draws: 2, seeing: false };
+        let options = Options { tokens: WINDOW, mode: Mode::Random, draws: 2, ..Options::default() };
         let recording = feedback::probe(pass, &runnable, options).unwrap().recording;
         let of = |step: usize| {
             let mut found = Vec::new();
@@ -221,11 +221,29 @@ fn a_visit_finds_the_same_factors_however_many_windows_pass_a_layer_together() {
 fn more_windows_begin_with_the_same_ones() {
     let model = Model::new();
     for mode in [Mode::Random, Mode::Written] {
-        let of =
-            |windows: usize| model.probe(Options { tokens: windows * WINDOW, mode, draws: 1, seeing: false }).tokens;
+        let of = |windows: usize| {
+            model.probe(Options { tokens: windows * WINDOW, mode, draws: 1, seed: 0, seeing: false }).tokens
+        };
         let (few, many) = (of(2), of(5));
         assert_eq!(few[..], many[..few.len()]);
         assert_ne!(many[..WINDOW], many[WINDOW..2 * WINDOW]);
+    }
+}
+
+#[test]
+fn another_seed_draws_other_tokens_from_the_first_window_on() {
+    let model = Model::new();
+    for mode in [Mode::Random, Mode::Written] {
+        let of = |seed| model.probe(Options { tokens: 2 * WINDOW, mode, draws: 1, seed, seeing: false }).tokens;
+        let all = [0, 1, 2, u32::MAX].map(of);
+        for (at, one) in all.iter().enumerate() {
+            assert_eq!(one.len(), 2 * WINDOW);
+            for other in &all[..at] {
+                let same = one.iter().zip(other).filter(|(one, other)| one == other).count();
+                // By chance, one in as many as there are tokens to draw.
+                assert!(same < WINDOW, "{mode:?}: {same} tokens of {} are the same", one.len());
+            }
+        }
     }
 }
 
@@ -249,7 +267,7 @@ fn special_tokens_are_not_drawn_and_the_first_one_is_where_it_belongs() {
     let found = vocabulary(&model);
     assert_eq!((found.first(), found.allowed()), (Some(0), &(2..20).collect::<Vec<u32>>()[..]));
     for mode in [Mode::Random, Mode::Written] {
-        let tokens = model.probe(Options { tokens: 4 * WINDOW, mode, draws: 1, seeing: false }).tokens;
+        let tokens = model.probe(Options { tokens: 4 * WINDOW, mode, draws: 1, seed: 0, seeing: false }).tokens;
         for window in tokens.chunks(WINDOW) {
             assert!(window[0] == 0 && window[1..].iter().all(|token| (2..20).contains(token)), "{window:?}");
         }
@@ -350,7 +368,7 @@ fn weights_that_are_no_numbers_are_named_and_numbers_too_large_are_not_called_so
 #[test]
 fn vectors_are_the_moments_per_token_and_add_up() {
     let model = Model::new();
-    let found = model.probe(Options { tokens: 2 * WINDOW, draws: 2, seeing: false, mode: Mode::Random });
+    let found = model.probe(Options { tokens: 2 * WINDOW, draws: 2, seed: 0, seeing: false, mode: Mode::Random });
     let dir = model.write(Float::F32);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let (table, warnings) = table(&runnable(&checkpoint).unwrap(), &found);

@@ -89,6 +89,34 @@ def test_what_was_saved_says_which_sensitivity_it_wants(tmp_path):
     assert report.manifest.settings == plan.settings
 
 
+def test_a_seed_chooses_the_tokens_and_is_recorded(ramrs_cli, tmp_path):
+    """Files of the default say nothing of it: they are what they were."""
+    for name, options in (("default", {}), ("zero", {"seed": 0}), ("one", {"seed": 1})):
+        ramrs.probe(EXAMPLE, tmp_path / name, tokens=TOKENS, **options)
+    done = ramrs_cli("probe", EXAMPLE, "-o", tmp_path / "cli", "--tokens", str(TOKENS), "--probe-seed", "1")
+    assert done.returncode == 0, done.stderr
+    made = {name: (tmp_path / name).read_bytes() for name in ("default", "zero", "one", "cli")}
+    assert made["default"] == made["zero"] != made["one"] == made["cli"]
+    records = {name: json.loads(read_header(tmp_path / name)[0]["__metadata__"]["probe"]) for name in made}
+    assert "seed" not in records["default"] and records["one"]["seed"] == 1
+
+
+@pytest.mark.parametrize("effort", ["normal", "high"])
+def test_outputs_of_another_seed_record_it_and_can_be_made_again(effort, tmp_path):
+    options = {"budget": 4, "probe_tokens": TOKENS, "effort": effort}
+    for name, seed in (("default", {}), ("zero", {"probe_seed": 0}), ("one", {"probe_seed": 1})):
+        ramrs.quantize(EXAMPLE, tmp_path / name, check=False, **options, **seed)
+    plan = ramrs.plan(EXAMPLE, **options, probe_seed=1)
+    ramrs.quantize(EXAMPLE, tmp_path / "planned", plan=plan, check=False)
+    seen = {name: sees_everything(tmp_path / name) for name in ("default", "zero", "one", "planned")}
+    assert seen["default"] == seen["zero"] != seen["one"] == seen["planned"]
+    manifests = {name: (tmp_path / name / "ramrs-manifest.json").read_text() for name in seen}
+    settings = {name: json.loads(text)["settings"] for name, text in manifests.items()}
+    assert "seed" not in settings["default"]["probe"] and settings["one"]["probe"]["seed"] == 1
+    assert settings["default"]["sensitivity_sha256"] != settings["one"]["sensitivity_sha256"]
+    assert ramrs.Manifest.read(tmp_path / "one" / "ramrs-manifest.json").settings.probe.seed == 1
+
+
 def test_a_model_that_cannot_be_run_is_quantized_by_its_weights_and_that_is_said_once(ramrs_cli):
     model = novel(ramrs_cli.directory / "model")
     done = ramrs_cli("quantize", model, "--generic", "-b", "5", "-o", "out")
@@ -119,6 +147,8 @@ def test_the_weights_alone_are_never_run(tmp_path):
         (["--probe-tokens", "0"], "--probe-tokens"),
         (["--probe-tokens", "70000"], "--tokens `70000`: not between 1 and 65536"),
         (["--probe-mode", "text"], "'text' is not one of"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "4294967296"], "--seed `4294967296`: not between 0 and 4294967295"),
         (["--format", "npz"], "'npz' is not one of"),
         (["-o", "not/there/s.safetensors"], "No such file or directory"),
         (["-o", "."], "--output `.`"),
