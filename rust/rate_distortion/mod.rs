@@ -43,11 +43,15 @@ const MATRICES_AT_ONCE: usize = 1024;
 /// Rounds after the first one that encode more bands of the matrices whose error is too large.
 const MORE_ROUNDS: usize = 2;
 
+/// By how much the loss of a matrix grows with its relative error `D`, as `1 + INTERACTION · D`: the errors of all matrices
+/// together cost more than the sum of what each costs alone (`docs/method.md`, "Errors together").
+const INTERACTION: f64 = 4.0;
+
 /// The objective that a plan minimises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
-    /// `½ Σ r k Δw²`: the predicted loss of the model, by its sensitivity.
+    /// `L (1 + 4 L ÷ ½ Σ r k w²)` with `L = ½ Σ r k Δw²`: the predicted loss of the model, by its sensitivity.
     #[default]
     Output,
     /// `Σ Δw²`: the squared error, with equal weights.
@@ -87,7 +91,9 @@ impl Objective {
         match self {
             Self::Output => {
                 let doubt = measured.origin.doubt();
-                (1.0 - doubt) * noise.weighted + doubt * measured.signal * plain
+                let relative = if measured.signal > 0.0 { noise.weighted / measured.signal } else { 0.0 };
+                let together = 1.0 + INTERACTION * relative;
+                together * (1.0 - doubt) * noise.weighted + doubt * measured.signal * plain
             }
             Self::Mse => noise.plain,
             Self::Mint => plain.sqrt(),
@@ -264,12 +270,13 @@ mod tests {
             origin,
         };
         let file = measured(16.0, Origin::File);
-        assert_eq!(Objective::Output.loss(noise, &file), 3.0);
+        // 3 (1 + 4 · 3 ÷ 20)
+        assert!((Objective::Output.loss(noise, &file) - 4.8).abs() < 1e-12);
         assert_eq!(Objective::Mse.loss(noise, &file), 4.0);
         assert_eq!(Objective::Mint.loss(noise, &file), 0.5);
         assert_eq!(Objective::Mint.loss(noise, &measured(0.0, Origin::File)), 0.0);
         // An estimate counts only in part.
         let hedged = Objective::Output.loss(noise, &measured(16.0, Origin::Propagated));
-        assert!(3.0 < hedged && hedged < 20.0 * 4.0 / 16.0, "{hedged}");
+        assert!(4.8 < hedged && hedged < 20.0 * 4.0 / 16.0, "{hedged}");
     }
 }
