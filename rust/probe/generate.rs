@@ -130,7 +130,7 @@ fn write(session: &Session<'_>, layers: &[LoadedLayer<'_, '_>], texts: &Texts<'_
         }
     }
     if texts.without_outliers {
-        replace_outliers(texts, &energies, tokens);
+        replace_outliers(number / length, length, &energies, tokens);
     }
     Ok(())
 }
@@ -138,12 +138,12 @@ fn write(session: &Session<'_>, layers: &[LoadedLayer<'_, '_>], texts: &Texts<'_
 /// Replaces texts whose last hidden states have more than [`OUTLIER`] times the median energy by their neighbours.
 ///
 /// Some models leave the states of real text when they write, and never find back: they write words of all languages, with
-/// one massive channel. A few such texts would be most of a covariance. Compared are texts at the same place in their windows.
-fn replace_outliers(texts: &Texts<'_>, energies: &[f64], tokens: &mut [u32]) {
-    let (length, in_window) = (texts.length, (WINDOW / texts.length).max(1));
+/// one massive channel. A few such texts would be most of a covariance. Compared are texts at the same place in their windows;
+/// the first one is number `first` of the run.
+fn replace_outliers(first: usize, length: usize, energies: &[f64], tokens: &mut [u32]) {
+    let in_window = (WINDOW / length).max(1);
     for place in 0..in_window {
-        let alike: Vec<usize> =
-            (0..energies.len()).filter(|text| (texts.number / length + text) % in_window == place).collect();
+        let alike: Vec<usize> = (0..energies.len()).filter(|text| (first + text) % in_window == place).collect();
         let mut sorted: Vec<f64> = alike.iter().map(|&text| energies[text]).collect();
         sorted.sort_by(f64::total_cmp);
         let Some(&median) = sorted.get(sorted.len() / 2) else { continue };
@@ -200,4 +200,24 @@ fn sum(values: &[f32]) -> f64 {
         lanes.iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(*value));
     }
     lanes.iter().sum::<f64>() + rest.iter().map(|&value| f64::from(value)).sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_like_no_others_are_replaced_by_neighbours_of_their_place_in_the_window() {
+        // Two texts to a window; the second ones have 10 times the energy of the first ones.
+        let energies = [5.0, 10.0, 1.0, 99.0, 1.2, 12.0, 7.0, 9.0, 1.1, 11.0];
+        let texts = |numbers: [u32; 10]| numbers.iter().flat_map(|&number| [number; TEXT]).collect::<Vec<_>>();
+        for first in [0, 7] {
+            let mut tokens = texts([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+            replace_outliers(first, TEXT, &energies, &mut tokens);
+            assert_eq!(tokens, texts([2, 1, 2, 1, 4, 5, 4, 7, 8, 9]));
+        }
+        let mut tokens = vec![1, 2];
+        replace_outliers(0, WINDOW, &[0.0], &mut tokens);
+        assert_eq!(tokens, [1, 2]);
+    }
 }
