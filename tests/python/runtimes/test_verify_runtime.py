@@ -28,7 +28,7 @@ def test_an_output_computes_the_same_in_mlx_lm(example_at_4, ramrs_cli):
     report = ramrs.verify(example_at_4[0], runtime="mlx")
     found = report.runtime
     assert (report.ok, found.loads, found.finite, found.not_compared, found.problems) == (True, True, True, None, ())
-    assert 0 < found.difference <= 1e-5
+    assert 0 < found.difference <= 3e-5
     assert ramrs.types.VerifyReport.from_dict(report.to_dict()) == report
     job = ramrs_cli("verify", example_at_4[0], "--runtime", "mlx")
     assert job.returncode == 0, job.stderr
