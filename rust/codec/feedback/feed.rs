@@ -81,6 +81,14 @@ fn add_products<W: Batch>(sums: &mut [W; BLOCK], by: &[W], unit: &[[f32; BLOCK]]
     }
 }
 
+/// Adds `by · l_ji` to the sums of the columns `j` of a block after its column `i = at`.
+#[inline(always)]
+fn add_to_later<V: Lanes>(sums: &mut [V; BLOCK], by: V, within: &[[f32; BLOCK]; BLOCK], at: usize) {
+    for later in at + 1..BLOCK {
+        sums[later] = V::splat(within[at][later]).mul_add(by, sums[later]);
+    }
+}
+
 /// The weights `w` after the least change that makes up for the errors of earlier columns: `w_j + d_j` with
 /// `Σ_{i ≤ j} d_i l_ji = sums_j`.
 #[inline(always)]
@@ -102,9 +110,7 @@ pub(in crate::codec) fn entered<V: Simd, const G: usize>(
         for at in 0..BLOCK {
             let d = left[at];
             let by = zero.sub(d);
-            for later in at + 1..BLOCK {
-                left[later] = V::splat(within[at][later]).mul_add(by, left[later]);
-            }
+            add_to_later(&mut left, by, within, at);
             negated[first + at] = by;
             entered[first + at] = V::load(w[first + at]).add(d).store();
         }
@@ -167,9 +173,7 @@ impl<W: Batch, const G: usize> Run<W, G> {
                 let stored = grid.decode(code);
                 let error = errors[at].sub(stored);
                 let by = W::broadcast(entered[column]).sub(stored);
-                for later in at + 1..BLOCK {
-                    errors[later] = W::splat(within[at][later]).mul_add(by, errors[later]);
-                }
+                add_to_later(&mut errors, by, within, at);
                 run.loss = W::splat(factor.importance[column]).mul(error.mul(error)).add(run.loss);
                 (run.codes[column], run.errors[column], off[column]) = (code, error, by);
             }
@@ -197,9 +201,7 @@ impl<W: Batch, const G: usize> Run<W, G> {
             add_products(&mut coded, &self.codes[..first], before);
             for at in 0..BLOCK {
                 let code = self.codes[first + at];
-                for later in at + 1..BLOCK {
-                    coded[later] = W::splat(within[at][later]).mul_add(code, coded[later]);
-                }
+                add_to_later(&mut coded, code, within, at);
                 let (b, e) = (coded[at].add(code), self.errors[first + at]);
                 let (k, c) = (factor.importance[first + at], factor.ones[first + at]);
                 let (kb, kc) = (W::splat(k).mul(b), W::splat(k * c));
