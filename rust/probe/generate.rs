@@ -6,7 +6,7 @@
 use super::Session;
 use super::attention::{KeyValueCache, Span};
 use super::embedding::embedded;
-use super::head::{last_states, logits};
+use super::head::{LANES, largest, last_states, logits};
 use super::layer::LoadedLayer;
 use super::tokens::{Seed, WINDOW};
 use super::vocabulary::Vocabulary;
@@ -22,9 +22,6 @@ pub(super) const TEXT: usize = 32;
 
 /// Tokens of the vocabulary whose probabilities are summed up before the sampled one is looked for among them.
 const RUN: usize = 512;
-
-/// Partial sums of a sum over the vocabulary: one alone would wait for each addition before the next.
-const LANES: usize = 16;
 
 /// Bytes of keys and values up to which texts are written together, so that weights are read for all of them.
 const CACHE_BYTES: u64 = 384 << 20;
@@ -180,16 +177,6 @@ fn sampled(isa: Isa, vocabulary: &Vocabulary, logits: &[f32], (powers, share): (
     }
     // Reached through rounding only.
     allowed.last().copied().unwrap_or_default()
-}
-
-/// The largest of `values`.
-fn largest(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    for values in whole {
-        lanes.iter_mut().zip(values).for_each(|(most, value)| *most = most.max(*value));
-    }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The sum of `values`, of as many partial sums as there are lanes.

@@ -23,6 +23,9 @@ use crate::arch::{Linear, Runnable};
 use crate::error::Result;
 use crate::simd::math::{exp_minus, soft_cap};
 
+/// Partial results of a sum or a maximum over the vocabulary: one alone would wait for each step before the next.
+pub(super) const LANES: usize = 16;
+
 /// Bytes of logits in memory at a time.
 const LOGIT_BYTES: usize = 256 << 20;
 
@@ -104,7 +107,7 @@ impl Logits {
         let tokens: Vec<usize> = (0..rows.count()).collect();
         let found = session.pass.workers.map(session.pass.progress, &tokens, Vec::new, |powers, &token| {
             let row = rows.row(token);
-            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let most = largest(row);
             powers.clear();
             powers.extend_from_slice(row);
             exp_minus(session.pass.isa, powers, most);
@@ -124,6 +127,16 @@ impl Logits {
             *power *= inverse;
         }
     }
+}
+
+/// The largest of `values`.
+pub(super) fn largest(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        lanes.iter_mut().zip(values).for_each(|(most, value)| *most = most.max(*value));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Derivative of a logit with respect to the output of the matrix: scale and cap.
