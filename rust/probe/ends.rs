@@ -82,10 +82,10 @@ fn mixed(fisher: &SymmetricMatrix, states: &InputSums) -> Option<SymmetricMatrix
 fn damped(mut a: SymmetricMatrix) -> Option<SymmetricMatrix> {
     let variances = a.diagonal();
     let mean = variances.iter().sum::<f32>() / a.order() as f32;
-    let logs: Vec<f64> = variances.iter().filter(|&&v| v > 0.0).map(|&v| math::ln(f64::from(v / mean))).collect();
     if mean <= 0.0 || !mean.is_finite() {
         return None;
     }
+    let logs: Vec<f64> = variances.iter().filter(|&&v| v > 0.0).map(|&v| math::ln(f64::from(v / mean))).collect();
     let damping = DAMPING * math::exp(logs.iter().sum::<f64>() / logs.len() as f64) as f32;
     a.for_each_row(|at, row| {
         for value in row.iter_mut() {
