@@ -4,14 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::activations::Activations;
-use super::covariance::{FisherTerms, InputSums};
-use super::feedback::{LEAST_TOKENS, POOL_TOKENS, fisher_share, lock};
+use super::covariance::{FisherTerms, InputSums, fisher_share};
 use super::visitor::{LayerInput, OutputGradients, TokenRows, Visitor};
 use super::{MatrixKey, Session, key};
 use crate::arch::{Layer, Linear};
 use crate::codec::feedback::Factor;
 use crate::error::Result;
 use crate::matmul::symmetric::SymmetricMatrix;
+use crate::pool::lock;
+
+/// Tokens that an expert must have seen: with fewer its covariance says nothing.
+const LEAST_TOKENS: usize = 64;
+
+/// An expert's covariance counts like that of all experts together at this many tokens for each input.
+const POOL_TOKENS: f64 = 1.0;
 
 /// What was seen of one layer.
 #[derive(Default)]

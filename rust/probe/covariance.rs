@@ -23,8 +23,22 @@ use crate::matmul::symmetric::{Compute, SymmetricMatrix};
 /// `α`, the share of `F`.
 pub(super) const FISHER_SHARE: f32 = 0.3;
 
+/// The Fisher term of an expert counts half at this many tokens with gradients.
+const HALF_FISHER: f64 = 256.0;
+
 /// `δ`, the damping.
 pub(super) const DAMPING: f32 = 0.1;
+
+/// `α` for `count` rows like these.
+pub(super) fn fisher_share(rows: TokenRows<'_>, count: usize) -> f32 {
+    match rows {
+        TokenRows::All => FISHER_SHARE,
+        TokenRows::Routed(_) => {
+            let count = count as f64;
+            FISHER_SHARE * (count / (count + HALF_FISHER)) as f32
+        }
+    }
+}
 
 /// `H`, not divided by the number of tokens.
 #[derive(Clone, Debug)]

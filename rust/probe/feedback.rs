@@ -10,12 +10,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::activations::Activations;
 use super::attention::Span;
 use super::collector::LayerCollector;
-use super::covariance::{FISHER_SHARE, FisherTerms, InputSums};
+use super::covariance::{FisherTerms, InputSums, fisher_share};
 use super::embedding::embedded;
 use super::ends::EndSums;
 use super::generate::{Texts, generate};
@@ -32,6 +32,7 @@ use crate::arch::{Ffn, Layer, Linear, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::codec::feedback::Factor;
 use crate::error::Result;
+use crate::pool::lock;
 use crate::progress::Stage;
 
 /// Tokens with gradients for each token that is asked for.
@@ -43,17 +44,8 @@ pub(crate) const MORE_TOKENS: usize = 4;
 /// Tokens of a text that the model writes: a whole window.
 const TEXT: usize = WINDOW;
 
-/// Tokens that an expert must have seen: with fewer its covariance says nothing.
-pub(super) const LEAST_TOKENS: usize = 64;
-
 /// Tokens with gradients that an expert must have seen.
 const LEAST_GRADIENTS: usize = 32;
-
-/// An expert's covariance counts like that of all experts together at this many tokens for each input.
-pub(super) const POOL_TOKENS: f64 = 1.0;
-
-/// The Fisher term of an expert counts half at this many tokens with gradients.
-const HALF_FISHER: f64 = 256.0;
 
 /// What the visit needs of the probe's run.
 pub(crate) struct Recording {
@@ -153,10 +145,6 @@ impl Visitor for ImportanceCollector {
     }
 }
 
-pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Whether `linear` is the router of a mixture.
 fn is_router(model: &Runnable<'_>, linear: &Linear<'_>) -> bool {
     let is_it = |layer: &Layer<'_>| match &layer.ffn {
@@ -166,19 +154,8 @@ fn is_router(model: &Runnable<'_>, linear: &Linear<'_>) -> bool {
     model.layers.iter().any(is_it)
 }
 
-/// `α` for `count` rows like these.
-pub(super) fn fisher_share(rows: TokenRows<'_>, count: usize) -> f32 {
-    match rows {
-        TokenRows::All => FISHER_SHARE,
-        TokenRows::Routed(_) => {
-            let count = count as f64;
-            FISHER_SHARE * (count / (count + HALF_FISHER)) as f32
-        }
-    }
-}
-
-/// Runs `model` forward on `windows` windows, the recorded ones first. Calls `each` with every matrix of a layer that tokens
-/// went through, and the factor of its covariance; `None` if that says nothing.
+/// Runs `model` forward on the recorded windows and on those that follow. Calls `each` with every matrix of a layer that tokens
+/// went through, then with embedding and head, and the factor of its covariance; `None` if that says nothing.
 ///
 /// # Errors
 /// As [`run::probe`], and those of `each`.

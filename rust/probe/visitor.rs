@@ -9,6 +9,7 @@ use super::tokens::WINDOW;
 use super::{MatrixKey, Session};
 use crate::arch::Linear;
 use crate::error::Result;
+use crate::pool::lock;
 
 /// The tokens that the rows of some activations belong to.
 #[derive(Clone, Copy, Debug)]
@@ -102,12 +103,12 @@ impl<T> Collected<T> {
     where
         T: Default,
     {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         change(all.entry(super::key(linear)).or_default());
     }
 
     pub(super) fn insert(&self, key: MatrixKey, value: T) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
+        lock(&self.0).insert(key, value);
     }
 
     pub(super) fn into_inner(self) -> BTreeMap<MatrixKey, T> {
