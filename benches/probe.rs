@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench probe -- MODEL [--threads N] [--mode random|self] [--tokens N]
 //!
-//! Prints the rate of fused multiply-adds in the widest registers of one core, measured before and after in the same run; and of each
-//! probe the multiplications with additions, the processor time, the rate per core second and its share. Then what larger
+//! Prints the rate of fused multiply-adds in the widest registers of one core, measured before and after in the same run; and of
+//! each probe the multiplications with additions, the processor time, the rate per core second and its share. Then what larger
 //! models would take at that rate: extrapolated, with the assumptions beside it.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]

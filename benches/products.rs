@@ -4,7 +4,8 @@
 //!     cargo bench --bench products [-- ORDER]
 //!
 //! All on one core, processor time, the best of several turns. The rate of multiply-adds in registers is measured in the same
-//! turns. `ORDER` is a multiple of 64. A factorization counts the `n³ / 6` multiply-adds of the formula, a Gram matrix those of its lower half.
+//! turns. `ORDER` is a multiple of 64. A factorization counts the `n³ / 6` multiply-adds of the formula, a Gram matrix those of
+//! its lower half.
 
 #![expect(clippy::print_stdout, reason = "a benchmark is read on a terminal")]
 
