@@ -1,4 +1,4 @@
-//! Element types of safetensors files, and the float types that weights are decoded from and stored in.
+//! Element types of files, and the float types that weights are decoded from and stored in.
 //!
 //! [`Float::widen`] converts source weights to `f32`. All computation after that is in `f32`.
 
@@ -10,7 +10,7 @@ use half::{bf16, f16};
 #[cfg(target_endian = "big")]
 compile_error!("safetensors is little-endian and ramrs reads it in place: big-endian hosts are not supported");
 
-/// Every element type of the safetensors format, whether or not ramrs can compute with it.
+/// Every element type of the safetensors format, and the block types of GGUF, whether or not ramrs can compute with them.
 ///
 /// Unless it is prequantized, a tensor of a type that is not a [`Float`] is copied byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,39 +39,89 @@ pub enum Dtype {
     F64,
     I64,
     U64,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ3_XXS,
+    IQ1_S,
+    IQ4_NL,
+    IQ3_S,
+    IQ2_S,
+    IQ4_XS,
+    IQ1_M,
+    TQ1_0,
+    TQ2_0,
+    MXFP4,
+    NVFP4,
+    Q1_0,
+    Q2_0,
 }
 
-/// Name in a header, and bits per element.
-const DTYPES: [(Dtype, &str, u64); 22] = [
-    (Dtype::BOOL, "BOOL", 8),
-    (Dtype::F4, "F4", 4),
-    (Dtype::F6_E2M3, "F6_E2M3", 6),
-    (Dtype::F6_E3M2, "F6_E3M2", 6),
-    (Dtype::U8, "U8", 8),
-    (Dtype::I8, "I8", 8),
-    (Dtype::F8_E5M2, "F8_E5M2", 8),
-    (Dtype::F8_E4M3, "F8_E4M3", 8),
-    (Dtype::F8_E5M2FNUZ, "F8_E5M2FNUZ", 8),
-    (Dtype::F8_E4M3FNUZ, "F8_E4M3FNUZ", 8),
-    (Dtype::F8_E8M0, "F8_E8M0", 8),
-    (Dtype::I16, "I16", 16),
-    (Dtype::U16, "U16", 16),
-    (Dtype::F16, "F16", 16),
-    (Dtype::BF16, "BF16", 16),
-    (Dtype::I32, "I32", 32),
-    (Dtype::U32, "U32", 32),
-    (Dtype::F32, "F32", 32),
-    (Dtype::C64, "C64", 64),
-    (Dtype::F64, "F64", 64),
-    (Dtype::I64, "I64", 64),
-    (Dtype::U64, "U64", 64),
+/// Name, and the elements and the bytes of the smallest unit that is stored.
+const DTYPES: [(Dtype, &str, (u64, u64)); 47] = [
+    (Dtype::BOOL, "BOOL", (1, 1)),
+    (Dtype::F4, "F4", (2, 1)),
+    (Dtype::F6_E2M3, "F6_E2M3", (4, 3)),
+    (Dtype::F6_E3M2, "F6_E3M2", (4, 3)),
+    (Dtype::U8, "U8", (1, 1)),
+    (Dtype::I8, "I8", (1, 1)),
+    (Dtype::F8_E5M2, "F8_E5M2", (1, 1)),
+    (Dtype::F8_E4M3, "F8_E4M3", (1, 1)),
+    (Dtype::F8_E5M2FNUZ, "F8_E5M2FNUZ", (1, 1)),
+    (Dtype::F8_E4M3FNUZ, "F8_E4M3FNUZ", (1, 1)),
+    (Dtype::F8_E8M0, "F8_E8M0", (1, 1)),
+    (Dtype::I16, "I16", (1, 2)),
+    (Dtype::U16, "U16", (1, 2)),
+    (Dtype::F16, "F16", (1, 2)),
+    (Dtype::BF16, "BF16", (1, 2)),
+    (Dtype::I32, "I32", (1, 4)),
+    (Dtype::U32, "U32", (1, 4)),
+    (Dtype::F32, "F32", (1, 4)),
+    (Dtype::C64, "C64", (1, 8)),
+    (Dtype::F64, "F64", (1, 8)),
+    (Dtype::I64, "I64", (1, 8)),
+    (Dtype::U64, "U64", (1, 8)),
+    (Dtype::Q4_0, "Q4_0", (32, 18)),
+    (Dtype::Q4_1, "Q4_1", (32, 20)),
+    (Dtype::Q5_0, "Q5_0", (32, 22)),
+    (Dtype::Q5_1, "Q5_1", (32, 24)),
+    (Dtype::Q8_0, "Q8_0", (32, 34)),
+    (Dtype::Q2_K, "Q2_K", (256, 84)),
+    (Dtype::Q3_K, "Q3_K", (256, 110)),
+    (Dtype::Q4_K, "Q4_K", (256, 144)),
+    (Dtype::Q5_K, "Q5_K", (256, 176)),
+    (Dtype::Q6_K, "Q6_K", (256, 210)),
+    (Dtype::IQ2_XXS, "IQ2_XXS", (256, 66)),
+    (Dtype::IQ2_XS, "IQ2_XS", (256, 74)),
+    (Dtype::IQ3_XXS, "IQ3_XXS", (256, 98)),
+    (Dtype::IQ1_S, "IQ1_S", (256, 50)),
+    (Dtype::IQ4_NL, "IQ4_NL", (32, 18)),
+    (Dtype::IQ3_S, "IQ3_S", (256, 110)),
+    (Dtype::IQ2_S, "IQ2_S", (256, 82)),
+    (Dtype::IQ4_XS, "IQ4_XS", (256, 136)),
+    (Dtype::IQ1_M, "IQ1_M", (256, 56)),
+    (Dtype::TQ1_0, "TQ1_0", (256, 54)),
+    (Dtype::TQ2_0, "TQ2_0", (256, 66)),
+    (Dtype::MXFP4, "MXFP4", (32, 17)),
+    (Dtype::NVFP4, "NVFP4", (64, 36)),
+    (Dtype::Q1_0, "Q1_0", (128, 18)),
+    (Dtype::Q2_0, "Q2_0", (64, 18)),
 ];
 
 impl Dtype {
-    /// The type that headers call `name`.
+    /// The type that the headers of safetensors files call `name`; none of them is a block type of GGUF.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
+        DTYPES[..=Self::U64 as usize].iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
     /// The name in headers.
@@ -80,17 +130,25 @@ impl Dtype {
         DTYPES[self as usize].1
     }
 
-    /// Bits per element; 4 and 6 for the packed small floats.
+    /// The number of elements that are stored together, and their bytes; of the packed small floats, as many as fill whole
+    /// bytes.
     #[must_use]
-    pub fn bits(self) -> u64 {
+    pub fn block(self) -> (u64, u64) {
         DTYPES[self as usize].2
     }
 
-    /// Bytes of `elements` elements; `None` if they do not fill whole bytes, or on overflow.
+    /// Bits per element; 4 and 6 for the packed small floats. Those of a block of GGUF are rounded down.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        let (elements, bytes) = self.block();
+        8 * bytes / elements
+    }
+
+    /// Bytes of `elements` elements; `None` if they do not fill whole blocks, or on overflow.
     #[must_use]
     pub fn bytes(self, elements: u64) -> Option<u64> {
-        let bits = elements.checked_mul(self.bits())?;
-        bits.is_multiple_of(8).then_some(bits / 8)
+        let (of_block, bytes) = self.block();
+        (elements / of_block).checked_mul(bytes).filter(|_| elements.is_multiple_of(of_block))
     }
 
     /// Whether the elements are real floating-point numbers: weights, not indices or masks.
@@ -326,7 +384,7 @@ mod tests {
     fn the_table_is_in_the_order_of_the_enum() {
         for (at, row) in DTYPES.iter().enumerate() {
             assert_eq!(row.0 as usize, at, "{}", row.1);
-            assert_eq!(Dtype::parse(row.1), Some(row.0));
+            assert_eq!(Dtype::parse(row.1), (row.0 <= Dtype::U64).then_some(row.0));
         }
         assert_eq!(Dtype::parse("F7"), None);
         assert_eq!(Dtype::parse("bf16"), None);
@@ -338,6 +396,8 @@ mod tests {
         assert_eq!(Dtype::F4.bytes(3), None);
         assert_eq!(Dtype::F6_E2M3.bytes(4), Some(3));
         assert_eq!(Dtype::F32.bytes(u64::MAX), None);
+        assert_eq!(Dtype::Q4_K.bytes(512), Some(288));
+        assert_eq!(Dtype::Q4_K.bytes(128), None);
     }
 
     #[test]

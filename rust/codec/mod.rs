@@ -156,7 +156,7 @@ impl PartSpec {
     pub fn bytes(&self, rows: u64) -> u64 {
         match &self.extent {
             Extent::PerRow(_) => rows * self.row_bytes(),
-            Extent::Fixed(shape) => shape.iter().product::<u64>() * self.dtype.bits() / 8,
+            Extent::Fixed(shape) => self.bytes_of(shape.iter().product()),
         }
     }
 
@@ -164,9 +164,13 @@ impl PartSpec {
     #[must_use]
     pub fn row_bytes(&self) -> u64 {
         match self.extent {
-            Extent::PerRow(width) => width * self.dtype.bits() / 8,
+            Extent::PerRow(width) => self.bytes_of(width),
             Extent::Fixed(_) => 0,
         }
+    }
+
+    fn bytes_of(&self, elements: u64) -> u64 {
+        self.dtype.bytes(elements).unwrap_or_else(|| panic!("{elements} elements fill blocks of {}", self.dtype))
     }
 }
 
