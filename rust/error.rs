@@ -12,7 +12,7 @@ use crate::option::OptionName;
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A fault of one entry of a safetensors header.
+/// A fault of one tensor's entry in a header.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryFault {
@@ -44,6 +44,24 @@ pub enum EntryFault {
         dtype: &'static str,
         /// Bytes that shape and element type need.
         needed: u64,
+    },
+    /// GGUF: the rows do not consist of whole blocks.
+    #[error("rows of {row} elements are not whole blocks of {dtype}, which are of {block}")]
+    Rows {
+        /// Elements of a row.
+        row: u64,
+        /// The entry's element type.
+        dtype: &'static str,
+        /// Elements of a block.
+        block: u64,
+    },
+    /// GGUF: the offset is not a multiple of the alignment.
+    #[error("starts at byte {offset} of the data section, which is not a multiple of the alignment, {alignment}")]
+    Misaligned {
+        /// Offset in the data section.
+        offset: u64,
+        /// The file's alignment, in bytes.
+        alignment: u64,
     },
     /// `data_offsets` run backwards.
     #[error("data_offsets [{begin}, {end}] run backwards")]
@@ -79,9 +97,14 @@ pub enum EntryFault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileFault {
-    /// The file is shorter than the 8 bytes of the header's length.
-    #[error("{0} bytes long, too short to be a safetensors file")]
-    TooShort(u64),
+    /// The file is shorter than what every file of its format begins with.
+    #[error("{bytes} bytes long, too short to be a {format} file")]
+    TooShort {
+        /// Length of the file.
+        bytes: u64,
+        /// The format.
+        format: &'static str,
+    },
     /// The header is longer than the file, or than the format allows.
     #[error("claims a header of {claimed} bytes, but at most {limit} are possible here")]
     HeaderLength {
@@ -89,6 +112,44 @@ pub enum FileFault {
         claimed: u64,
         /// The largest possible length.
         limit: u64,
+    },
+    /// GGUF: the header ends before all that it announces.
+    #[error("the header is cut off: {what} needs {needed} bytes, and {left} are left in the file")]
+    HeaderCut {
+        /// What does not fit.
+        what: String,
+        /// Bytes that it needs, at least.
+        needed: u64,
+        /// Bytes that are left.
+        left: u64,
+    },
+    /// GGUF: the file does not begin with the letters of the format.
+    #[error("is not a GGUF file: it starts with `{0}`")]
+    NotGguf(String),
+    /// GGUF: a version that is not read.
+    #[error("is a GGUF file of version {0}; ramrs reads versions 2 and 3")]
+    Version(u32),
+    /// GGUF: numbers are stored with the most significant byte first.
+    #[error("is a big-endian GGUF file; ramrs reads little-endian ones")]
+    BigEndian,
+    /// GGUF: a key-value is faulty.
+    #[error("key-value `{key}`: {reason}")]
+    KeyValue {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// GGUF: the files of a split model do not belong together.
+    #[error("is not a file of this split model: {0}")]
+    Split(String),
+    /// GGUF: a file of a split model does not exist.
+    #[error("is one of {count} files, and `{file}` is missing")]
+    MissingSplit {
+        /// Number of files.
+        count: u64,
+        /// Name of the missing file.
+        file: String,
     },
     /// The header is not a JSON object of strings and entries.
     #[error("the header is not valid: {0}")]
@@ -543,7 +604,14 @@ impl Error {
             Self::Locked { .. } => "output-busy",
             Self::NoCheckpoint { .. } => "no-checkpoint",
             Self::File { fault, .. } => match fault {
-                FileFault::TooShort(_) => "file-too-short",
+                FileFault::TooShort { .. } => "file-too-short",
+                FileFault::HeaderCut { .. } => "header-cut",
+                FileFault::NotGguf(_) => "other-format",
+                FileFault::Version(_) => "header-version",
+                FileFault::BigEndian => "big-endian",
+                FileFault::KeyValue { .. } => "bad-key-value",
+                FileFault::Split(_) => "bad-split",
+                FileFault::MissingSplit { .. } => "missing-shard",
                 FileFault::HeaderLength { .. } => "header-length",
                 FileFault::Header(_) => "header-syntax",
                 FileFault::Trailing(_) => "trailing-bytes",
@@ -564,6 +632,8 @@ impl Error {
                 EntryFault::Malformed(_) => "bad-entry",
                 EntryFault::NoSize { .. } => "entry-size",
                 EntryFault::Length { .. } => "entry-length",
+                EntryFault::Rows { .. } => "entry-rows",
+                EntryFault::Misaligned { .. } => "entry-misaligned",
                 EntryFault::Backwards { .. } => "entry-backwards",
                 EntryFault::BeyondEnd { .. } => "entry-beyond-end",
                 EntryFault::Overlap { .. } => "entry-overlap",
@@ -602,8 +672,19 @@ impl Error {
             Self::NoCheckpoint { hint, .. } => Some(hint),
             Self::Mismatch { hint, .. } => Some(hint),
             Self::File { fault, .. } => match fault {
-                FileFault::TooShort(_) | FileFault::MissingShard { .. } => {
+                FileFault::TooShort { .. } | FileFault::MissingShard { .. } => {
                     Some("the download is incomplete: fetch the file again")
+                }
+                FileFault::MissingSplit { .. } => {
+                    Some("fetch all files of the model into one folder, and keep their names")
+                }
+                FileFault::HeaderCut { .. } => {
+                    Some("the file is truncated or damaged: fetch it again and compare its size and digest")
+                }
+                FileFault::Version(_) => Some("convert the model with a current llama.cpp"),
+                FileFault::BigEndian => Some("convert it with `gguf-convert-endian` of the `gguf` package"),
+                FileFault::Split(_) => {
+                    Some("give the first file, NAME-00001-of-0000N.gguf, with the others next to it")
                 }
                 FileFault::Pickle => Some("convert it in a sandbox, with `safetensors.torch.save_file`"),
                 FileFault::OtherFormat(_) => Some("give the original checkpoint in safetensors"),

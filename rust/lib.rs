@@ -89,6 +89,12 @@ pub mod bench {
     pub use crate::simd::vector::{BAND_ROWS, Column};
 }
 
+/// What `fuzz/` feeds with bytes. It is not part of the interface, either.
+#[doc(hidden)]
+pub mod fuzz {
+    pub use crate::container::read_bytes;
+}
+
 #[cfg(test)]
 #[path = "../tests/rust/mod.rs"]
 mod tests;

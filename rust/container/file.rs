@@ -4,6 +4,7 @@
 //! the process, and the copy is cheap if the buffer is page-aligned (see `docs/design.md`).
 
 use std::fs::File;
+use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,6 +17,30 @@ use crate::error::{Error, Result};
 /// [`Error::Io`], also if the file is too short.
 pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
     file.read_exact_at(buffer, offset).map_err(Error::io("reading", path))
+}
+
+/// Bytes that can be read from any position: those of a file, or of a file in memory.
+pub(crate) trait Source {
+    /// Fills `buffer` with the bytes from `offset` on; `path` is for errors.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also if there are fewer bytes.
+    fn fill(&self, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()>;
+}
+
+impl Source for File {
+    fn fill(&self, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
+        read_at(self, path, buffer, offset)
+    }
+}
+
+impl Source for &[u8] {
+    fn fill(&self, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)?.get(..buffer.len()));
+        let from = from.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()).map_err(Error::io("reading", path))?;
+        buffer.copy_from_slice(from);
+        Ok(())
+    }
 }
 
 /// Writes `content` to `file` from `offset` on; `path` is for errors.

@@ -1,10 +1,13 @@
 //! The layout of the output: the place of every byte, as a pure function of names, types and shapes.
 
-use super::Container;
+use super::{Container, Metadata, Share};
 use crate::dtype::Dtype;
 
 /// Default limit of tensor data per file, in bytes: 5 GiB, as `mlx_lm` and the Hugging Face hub have it.
 pub(crate) const SHARD_BYTES: u64 = 5 << 30;
+
+/// What the names of the files of an output begin with, if nobody chooses them.
+pub(crate) const STEM: &str = "model";
 
 /// A tensor to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,14 +75,15 @@ impl Layout {
     }
 }
 
-/// Lays out `modules` over files of at most `shard_bytes` of data each. The tensors of a module stay in one file, so a
-/// file with a single module may be longer. Every file gets `metadata`.
+/// Lays out `modules` over files of at most `shard_bytes` of data each, whose names begin with `stem`. The tensors of a
+/// module stay in one file, so a file with a single module may be longer. The files state `metadata`.
 #[must_use]
 pub(crate) fn lay_out(
     container: &dyn Container,
+    stem: &str,
     modules: &[Vec<StoredTensor>],
     shard_bytes: u64,
-    metadata: &[(&str, &str)],
+    metadata: Metadata<'_>,
 ) -> Layout {
     // Ranges of modules.
     let mut shards: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
@@ -94,18 +98,24 @@ pub(crate) fn lay_out(
             _ => shards.push((bytes, at..at + 1)),
         }
     }
-    let count = shards.len();
-    let mut layout = Layout { files: Vec::with_capacity(count), modules: Vec::with_capacity(modules.len()) };
+    let (files, tensors) = (shards.len(), modules.iter().map(Vec::len).sum());
+    let mut layout = Layout { files: Vec::with_capacity(files), modules: Vec::with_capacity(modules.len()) };
     for (file, (_, range)) in shards.into_iter().enumerate() {
-        let tensors: Vec<&StoredTensor> = modules[range.clone()].iter().flatten().collect();
-        let arranged = container.arrange(metadata, &tensors);
+        let here: Vec<&StoredTensor> = modules[range.clone()].iter().flatten().collect();
+        let arranged = container.arrange(metadata, Share { file, files, tensors }, &here);
         let mut locations = arranged.offsets.iter().map(|&offset| Location { file, offset });
         let of_module = |module: &Vec<StoredTensor>| locations.by_ref().take(module.len()).collect();
         layout.modules.extend(modules[range].iter().map(of_module));
-        let (name, head, bytes) = (container.shard_name(file, count), arranged.head, arranged.bytes);
+        let name = file_name(stem, file, files, container.extension());
+        let (head, bytes) = (arranged.head, arranged.bytes);
         layout.files.push(PlannedFile { name, head, bytes });
     }
     layout
+}
+
+/// The name of file `at` of `count`, as Hugging Face's tools and llama.cpp have it.
+pub(super) fn file_name(stem: &str, at: usize, count: usize, extension: &str) -> String {
+    if count == 1 { format!("{stem}.{extension}") } else { format!("{stem}-{:05}-of-{count:05}.{extension}", at + 1) }
 }
 
 #[cfg(test)]
@@ -139,7 +149,7 @@ mod tests {
             ],
             vec![stored("b", Dtype::F32, 1), stored("empty", Dtype::BF16, 0)],
         ];
-        let layout = lay_out(&Safetensors, &modules, SHARD_BYTES, &[("format", "mlx")]);
+        let layout = lay_out(&Safetensors, STEM, &modules, SHARD_BYTES, Metadata::Texts(&[("format", "mlx")]));
         assert_eq!(layout.files[0].name, "model.safetensors");
         let files = data(&layout, &modules);
         let read = safetensors::SafeTensors::deserialize(&files[0]).unwrap();
@@ -158,7 +168,7 @@ mod tests {
             vec![stored(&format!("{name}.weight"), Dtype::U8, bytes - 2), stored(name, Dtype::U8, 2)]
         };
         let modules = vec![module("a", 60), module("b", 40), module("c", 10), module("d", 150), module("e", 5)];
-        let layout = lay_out(&Safetensors, &modules, 100, &[("format", "mlx")]);
+        let layout = lay_out(&Safetensors, STEM, &modules, 100, Metadata::Texts(&[("format", "mlx")]));
         let names: Vec<_> = layout.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(names[0], "model-00001-of-00004.safetensors");
         assert_eq!(

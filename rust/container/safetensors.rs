@@ -8,14 +8,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::file::read_at;
-use super::{ArrangedFile, Container, Header, Layout, StoredTensor, TensorEntry};
+use super::file::Source;
+use super::{
+    ArrangedFile, Container, DataSection, Header, KeyValues, Layout, Metadata, Share, StoredTensor, TensorEntry,
+};
 use crate::digest::Digest;
 use crate::dtype::Dtype;
 use crate::error::{EntryFault, Error, FileFault, Result};
@@ -30,27 +31,19 @@ pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub(crate) struct Safetensors;
 
 impl Container for Safetensors {
-    fn owns(&self, file_name: &str) -> bool {
-        file_name.ends_with(".safetensors")
+    fn extension(&self) -> &'static str {
+        "safetensors"
     }
 
-    fn read(&self, file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
-        read(file, path, file_bytes)
-    }
-
-    fn shard_name(&self, at: usize, count: usize) -> String {
-        if count == 1 {
-            "model.safetensors".to_owned()
-        } else {
-            format!("model-{:05}-of-{count:05}.safetensors", at + 1)
-        }
+    fn read(&self, source: &dyn Source, path: &Path, file_bytes: u64) -> Result<Header> {
+        read(source, path, file_bytes)
     }
 
     /// Orders tensors by decreasing element size, so that each is aligned without gaps. The order is stable.
-    fn arrange(&self, metadata: &[(&str, &str)], tensors: &[&StoredTensor]) -> ArrangedFile {
+    fn arrange(&self, metadata: Metadata<'_>, _share: Share, tensors: &[&StoredTensor]) -> ArrangedFile {
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&at| (Reverse(tensors[at].dtype.bits()), at));
-        let head = compose(metadata, order.iter().map(|&at| tensors[at]).map(StoredTensor::listed));
+        let head = compose(&metadata.texts(), order.iter().map(|&at| tensors[at]).map(StoredTensor::listed));
         let mut offsets = vec![0; tensors.len()];
         let mut bytes = head.len() as u64;
         for at in order {
@@ -74,16 +67,16 @@ impl Container for Safetensors {
     }
 }
 
-/// Reads and checks the header of `file`, which is `file_bytes` long; `path` is for errors.
+/// Reads and checks the header of a file.
 ///
 /// # Errors
-/// [`Error::File`] and [`Error::Entry`] for violations of the format, [`Error::Io`].
-fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
+/// As [`Container::read`].
+fn read(source: &dyn Source, path: &Path, file_bytes: u64) -> Result<Header> {
     let mut length = [0; 8];
     if file_bytes < 8 {
-        return Err(Error::file(path, FileFault::TooShort(file_bytes)));
+        return Err(Error::file(path, FileFault::TooShort { bytes: file_bytes, format: "safetensors" }));
     }
-    read_at(file, path, &mut length, 0)?;
+    source.fill(path, &mut length, 0)?;
     let claimed = u64::from_le_bytes(length);
     let limit = MAX_HEADER_BYTES.min(file_bytes - 8);
     if claimed > limit {
@@ -91,10 +84,11 @@ fn read(file: &File, path: &Path, file_bytes: u64) -> Result<Header> {
         return Err(Error::file(path, other_format(length).unwrap_or(FileFault::HeaderLength { claimed, limit })));
     }
     let mut text = vec![0; usize::try_from(claimed).map_err(|_| Error::Bug("header length".to_owned()))?];
-    read_at(file, path, &mut text, 8)?;
+    source.fill(path, &mut text, 8)?;
     let listed = parse(&text).map_err(|reason| Error::file(path, FileFault::Header(reason)))?;
     let entries = check(path, listed.entries, 8 + claimed, file_bytes - 8 - claimed)?;
-    Ok(Header { entries, metadata: listed.metadata, bytes: 8 + claimed, sha256: Digest::of(&text) })
+    let (metadata, key_values) = (listed.metadata, KeyValues::default());
+    Ok(Header { entries, metadata, key_values, bytes: 8 + claimed, sha256: Digest::of(&text) })
 }
 
 /// The fields of a header entry: name, element type, shape, length in bytes.
@@ -220,27 +214,5 @@ fn check(
         }
         entries.push(TensorEntry { name, dtype, shape, offset: start + begin, bytes: span });
     }
-    contiguous(path, entries, start, start + available)
-}
-
-/// Sorts the entries by offset, and checks that they fill `start..end` exactly.
-fn contiguous(path: &Path, mut entries: Vec<TensorEntry>, start: u64, end: u64) -> Result<Vec<TensorEntry>> {
-    let fault = |tensor: &str, fault| Error::Entry { file: path.to_owned(), tensor: tensor.to_owned(), fault };
-    entries.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
-    let mut reached = start;
-    let mut before = "";
-    for entry in &entries {
-        if entry.offset < reached {
-            return Err(fault(&entry.name, EntryFault::Overlap { with: before.to_owned() }));
-        }
-        if entry.offset > reached {
-            return Err(fault(&entry.name, EntryFault::Gap { bytes: entry.offset - reached }));
-        }
-        reached += entry.bytes;
-        before = &entry.name;
-    }
-    if reached < end {
-        return Err(Error::file(path, FileFault::Trailing(end - reached)));
-    }
-    Ok(entries)
+    DataSection { start, end: start + available, alignment: 1 }.check(path, entries)
 }

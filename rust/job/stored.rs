@@ -1,7 +1,7 @@
 //! Stored tensors and sizes of an output. They depend on shapes and schemes only.
 
 use crate::codec::Scheme;
-use crate::container::{Layout, StoredTensor, lay_out};
+use crate::container::{Layout, Metadata, STEM, StoredTensor, lay_out};
 use crate::error::{Error, Result};
 use crate::format::{Format, stored_tensors};
 use crate::schema::analysis::AnalyzedTensor;
@@ -52,7 +52,7 @@ impl StoredOutput {
             };
             modules.push(stored(format, tensor, scheme)?);
         }
-        let layout = lay_out(format.container(), &modules, shard_bytes, format.metadata());
+        let layout = lay_out(format.container(), STEM, &modules, shard_bytes, Metadata::Texts(format.metadata()));
         Ok(Self { modules, layout, payload_bits })
     }
 

@@ -7,7 +7,9 @@
 
 use crate::arch::families::llama_cpp_name;
 use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
-use crate::container::gguf::{FloatTensor, Value, compose};
+use crate::container::gguf::value::Value;
+use crate::container::{Container, Gguf, KeyValues, Metadata, Share, StoredTensor};
+use crate::dtype::{Dtype, Float};
 use crate::name::Role;
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Moments, Probe};
@@ -24,21 +26,30 @@ pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     let entries = entries(model, probe);
     let windows = (probe.tokens.len() / WINDOW) as u32;
     let text = format!("ramrs probe, {} tokens of the model's own vocabulary", probe.tokens.len());
-    let metadata = [
-        ("general.type", Value::Text("imatrix".to_owned())),
-        ("imatrix.datasets", Value::Texts(vec![text])),
-        ("imatrix.chunk_count", Value::U32(windows)),
-        ("imatrix.chunk_size", Value::U32(WINDOW as u32)),
-    ];
+    let mut key_values = KeyValues::default();
+    key_values.set("general.type", &Value::Text("imatrix".to_owned()));
+    key_values.set("imatrix.datasets", &Value::Texts(vec![text]));
+    key_values.set("imatrix.chunk_count", &Value::U32(windows));
+    key_values.set("imatrix.chunk_size", &Value::U32(WINDOW as u32));
     let mut tensors = Vec::with_capacity(2 * entries.len());
     for ImatrixEntry { name, sums, counts } in &entries {
         let matrices = counts.len();
         for (ending, width, values) in [("in_sum2", sums.len() / matrices.max(1), sums), ("counts", 1, counts)] {
-            let (name, dimensions) = (format!("{name}.{ending}"), vec![width, matrices]);
-            tensors.push(FloatTensor { name, dimensions, values });
+            let (name, shape) = (format!("{name}.{ending}"), vec![matrices as u64, width as u64]);
+            let bytes = size_of_val(values.as_slice()) as u64;
+            tensors.push((StoredTensor { name, dtype: Dtype::F32, shape, bytes, grows: false }, values));
         }
     }
-    compose(&metadata, &tensors)
+    let stored: Vec<&StoredTensor> = tensors.iter().map(|(tensor, _)| tensor).collect();
+    let share = Share { file: 0, files: 1, tensors: stored.len() };
+    let arranged = Gguf.arrange(Metadata::KeyValues(&key_values), share, &stored);
+    let mut out = arranged.head;
+    for ((_, values), &offset) in tensors.iter().zip(&arranged.offsets) {
+        out.resize(offset as usize, 0);
+        Float::F32.append(values, &mut out);
+    }
+    out.resize(arranged.bytes as usize, 0);
+    out
 }
 
 /// All tensors that have processed tokens, layer by layer.

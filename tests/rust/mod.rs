@@ -18,6 +18,12 @@ mod codec {
     mod float;
     mod symmetric;
 }
+mod container {
+    mod damage;
+    mod gguf;
+    mod gguf_refused;
+    mod layouts;
+}
 mod options;
 mod probe;
 mod rate_distortion;
@@ -26,6 +32,5 @@ mod sensitivity {
     mod file;
     mod propagate;
 }
-mod container;
 pub(crate) mod support;
 pub(crate) mod toy;
