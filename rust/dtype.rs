@@ -133,7 +133,7 @@ impl Dtype {
     /// The number of elements that are stored together, and their bytes; of the packed small floats, as many as fill whole
     /// bytes.
     #[must_use]
-    pub fn block(self) -> (u64, u64) {
+    pub const fn block(self) -> (u64, u64) {
         DTYPES[self as usize].2
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod affine;
 pub(crate) mod error;
 pub(crate) mod feedback;
 pub(crate) mod float;
+mod ggml;
 mod scheme;
 pub(crate) mod symmetric;
 
@@ -34,6 +35,18 @@ pub(crate) const CODECS: &[&dyn Codec] = &[
     &float::mxfp4::Mxfp4,
     &float::nvfp4::Nvfp4,
     &float::fp8::Fp8,
+    &ggml::q4_0::Q4_0,
+    &ggml::q4_1::Q4_1,
+    &ggml::q5_0::Q5_0,
+    &ggml::q5_1::Q5_1,
+    &ggml::q8_0::Q8_0,
+    &ggml::iq4_nl::Iq4Nl,
+    &ggml::q2_k::Q2K,
+    &ggml::q3_k::Q3K,
+    &ggml::q4_k::Q4K,
+    &ggml::q5_k::Q5K,
+    &ggml::q6_k::Q6K,
+    &ggml::iq4_xs::Iq4Xs,
     #[cfg(test)]
     &crate::tests::toy::codec::ToyCodec,
 ];
