@@ -13,7 +13,7 @@ help:
 	@echo 'make check-macos  what a machine of another kind can tell of the library on macOS: that it compiles'
 	@echo 'make lint      formatting, lints and types alone'
 	@echo 'make models    make models/smollm2-135m, the real model some tests use (93 MB to fetch)'
-	@echo 'make runtimes  what transformers and vLLM compute with outputs (fetches 1.6 GB, takes 4.2 GB of disk)'
+	@echo 'make runtimes  what transformers, vLLM and llama.cpp compute with outputs (fetches 1.6 GB, takes 4.2 GB of disk)'
 	@echo 'make bench     kernels, the probe, memory and quality'
 
 example: .venv/ramrs
@@ -66,9 +66,9 @@ models: models/smollm2-135m/config.json
 models/smollm2-135m/config.json: | .venv/tests
 	$(BIN)/python benches/quality/models.py smollm2-135m
 
-# Outputs in compressed-tensors, loaded by the runtimes that read them. It installs transformers and vLLM, with a torch that
-# needs no GPU, into build/runtimes: from PyPI alone, on x86-64 Linux with gcc and readelf. The record is replaced if all
-# tests pass.
+# Outputs in compressed-tensors and GGUF, loaded by the runtimes that read them. It installs transformers and vLLM, with a
+# torch that needs no GPU, and llama.cpp (25 MB of the 1.6 GB) into build/runtimes: from PyPI alone, on x86-64 Linux with gcc
+# and readelf. The record is replaced if all tests pass.
 runtimes: .venv/tests
 	$(BIN)/python tests/runtimes/environments.py
 	@$(MAKE) --no-print-directory models || echo 'models/smollm2-135m was not made: the tests that need it will be skipped'

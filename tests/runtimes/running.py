@@ -10,7 +10,11 @@ import numpy as np
 from fixtures.paths import ROOT
 
 CONSUMERS = Path(__file__).parent / "consumers"
-PROGRAMS = {"transformers": "transformers_logits.py", "vllm": "vllm_logprobs.py"}
+PROGRAMS = {
+    "transformers": "transformers_logits.py",
+    "vllm": "vllm_logprobs.py",
+    "llama-cpp": "llama_cpp_logits.py",
+}
 TOKENS = list(range(3, 40))
 """A text that every fixture's vocabulary has."""
 # fmt: off
@@ -29,13 +33,13 @@ class Outcome:
 
     loaded: bool
     values: np.ndarray | None = None
-    """Logits of transformers, log-probabilities of vLLM: [tokens, vocabulary]."""
+    """Logits of transformers and llama.cpp, log-probabilities of vLLM: [tokens, vocabulary]."""
     words: str = ""
     """The type and the message of the error."""
     problems: dict | None = None
     """Weights that transformers missed or left over."""
     generated: list | None = None
-    """Tokens that vLLM generated after the text."""
+    """Tokens that vLLM or llama.cpp generated after the text."""
 
 
 def environment(name):

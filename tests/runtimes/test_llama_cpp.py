@@ -1,0 +1,90 @@
+"""llama.cpp loads what ramrs writes as GGUF, generates, and computes what ramrs does."""
+
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ramrs
+from fixtures.gguf import CASES, header
+from runtimes.running import TOKENS, consume, difference, environment
+
+pytestmark = [
+    pytest.mark.skipif(not environment("llama-cpp").exists(), reason="needs the environment llama-cpp"),
+    pytest.mark.skip(reason="the GGUF format is not connected yet"),
+]
+
+BOUND = 1e-3
+"""The largest difference of logits, as a share of their range, with all weights decoded to float32."""
+
+ROUNDED = 5e-2
+"""The same with the kernels for quantized weights, which round activations to 8 bits."""
+
+BUDGETS = (3.5, 5.5)
+
+RUN = [name for name in CASES if CASES[name].runs and CASES[name].changes.get("hidden_size")]
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """Return a folder with ramrs and what it needs, to be put beside the environment's packages."""
+    folder = tmp_path_factory.mktemp("packages")
+    (folder / "ramrs").symlink_to(Path(find_spec("ramrs").origin).parent)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """All outputs by family and budget."""
+    made, folder = {}, tmp_path_factory.mktemp("outputs")
+    for name in RUN:
+        source = CASES[name].write(folder / name)
+        settings = {"format": "gguf", "header": header(name)}
+        analysis = ramrs.analyze(source, **settings)
+        for budget in BUDGETS:
+            output = folder / f"{name}-{budget}.gguf"
+            ramrs.quantize(source, output, analysis=analysis, budget=budget, **settings)
+            made[name, budget] = output
+    return made
+
+
+@pytest.fixture(scope="module")
+def outcomes(outputs, packages, tmp_path_factory):
+    """What llama.cpp computes with the outputs as they are, and with their weights decoded before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(packages))
+        return {
+            dtype: consume("llama-cpp", outputs, tmp_path_factory.mktemp(dtype), dtype=dtype)
+            for dtype in ("stored", "float32")
+        }
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", RUN)
+def test_llama_cpp_computes_what_ramrs_does(name, budget, outputs, outcomes):
+    expected = ramrs.logits(outputs[name, budget], [TOKENS])
+    for dtype, bound in (("float32", BOUND), ("stored", ROUNDED)):
+        outcome = outcomes[dtype][name, budget]
+        assert outcome.loaded, outcome.words
+        assert difference(expected, outcome.values) <= bound, dtype
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", RUN)
+def test_llama_cpp_generates_the_likeliest_tokens(name, budget, outputs, outcomes):
+    """Each token is the likeliest by ramrs' logits of all before it, or as good as it."""
+    text = list(TOKENS)
+    for token in outcomes["float32"][name, budget].generated:
+        row = ramrs.logits(outputs[name, budget], [text])[-1]
+        assert row.max() - row[token] <= BOUND * np.ptp(row)
+        text.append(token)
+
+
+def test_verify_runs_llama_cpp(outputs, packages):
+    program = "import sys, ramrs; report = ramrs.verify(sys.argv[1], runtime='llama.cpp'); print(report.runtime)"
+    settings = os.environ | {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
+    command = [environment("llama-cpp"), "-c", f"{program}; sys.exit(not report.ok)", outputs["llama", BUDGETS[0]]]
+    job = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+    assert job.returncode == 0, job.stdout + job.stderr
