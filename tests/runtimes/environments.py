@@ -3,9 +3,9 @@
     python tests/runtimes/environments.py [transformers] [vllm] [llama-cpp] [--to build/runtimes]
 
 Everything comes from PyPI, pinned by ``locks/``. PyPI's torch is a build for CUDA. Its dependencies are left out and
-replaced by stubs (``cuda_stubs.py``), which saves 2.5 GB of downloads for each environment. llama.cpp's library is made
-to load with an older glibc (``glibc.py``). An environment that is already made of the same lock is kept. It needs x86-64
-Linux with glibc, and, but for llama.cpp, ``gcc`` and ``readelf``.
+replaced by stubs (``cuda_stubs.py``), which saves 2.5 GB of downloads for each environment. llama.cpp's library is
+made to load with an older glibc (``glibc.py``). An environment that is already made of the same lock is kept. It needs
+x86-64 Linux with glibc, and, but for llama.cpp, ``gcc`` and ``readelf``.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ramrs
 from fixtures.gguf import CASES, header
+from ramrs._core import logits
 from runtimes.running import TOKENS, consume, difference, environment
 
 pytestmark = [
@@ -64,7 +65,7 @@ def outcomes(outputs, packages, tmp_path_factory):
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", RUN)
 def test_llama_cpp_computes_what_ramrs_does(name, budget, outputs, outcomes):
-    expected = ramrs.logits(outputs[name, budget], [TOKENS])
+    expected = logits(outputs[name, budget], [TOKENS])
     for dtype, bound in (("float32", BOUND), ("stored", ROUNDED)):
         outcome = outcomes[dtype][name, budget]
         assert outcome.loaded, outcome.words
@@ -77,7 +78,7 @@ def test_llama_cpp_generates_the_likeliest_tokens(name, budget, outputs, outcome
     """Each token is the likeliest by ramrs' logits of all before it, or as good as it."""
     text = list(TOKENS)
     for token in outcomes["float32"][name, budget].generated:
-        row = ramrs.logits(outputs[name, budget], [text])[-1]
+        row = logits(outputs[name, budget], [text])[-1]
         assert row.max() - row[token] <= BOUND * np.ptp(row)
         text.append(token)
 

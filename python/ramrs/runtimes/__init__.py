@@ -61,7 +61,11 @@ class Runtime(Protocol):
         """Load an output strictly, and run it in float32 on the CPU."""
 
 
-_MODULES = {"mlx": "ramrs.runtimes.mlx", "transformers": "ramrs.runtimes.transformers"}
+_MODULES = {
+    "mlx": "ramrs.runtimes.mlx",
+    "transformers": "ramrs.runtimes.transformers",
+    "llama.cpp": "ramrs.runtimes.llama_cpp",
+}
 
 
 def find(name: str, output: Path) -> Runtime:
@@ -72,10 +76,9 @@ def find(name: str, output: Path) -> Runtime:
     """
     written = _format(output)
     fitting = [other for other, where in _MODULES.items() if written == _load(where).FORMAT]
-    runtime = _load(_MODULES[name]) if name in _MODULES else None
-    if runtime is None or (written is not None and written != runtime.FORMAT):
-        reads = "GGUF, which ramrs does not write" if runtime is None else f"the format {runtime.FORMAT}"
-        message = f"⟨runtime={name}⟩: it reads {reads}, and {output} is in the format {written}"
+    runtime = _load(_MODULES[name])
+    if written is not None and written != runtime.FORMAT:
+        message = f"⟨runtime={name}⟩: it reads the format {runtime.FORMAT}, and {output} is in the format {written}"
         hint = f"⟨runtime={fitting[0]}⟩ reads it" if fitting else None
         raise ConfigError(message, slug="bad-option", hint=hint)
     for module in runtime.MODULES:
@@ -140,6 +143,8 @@ def _load(module: str) -> Runtime:
 
 def _format(output: Path) -> str | None:
     """Return the format of an output; the core complains of what is not one."""
+    if output.suffix == ".gguf":
+        return "gguf"
     try:
         found = json.loads((output / "ramrs-manifest.json").read_bytes())["settings"]["format"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -148,7 +153,9 @@ def _format(output: Path) -> str | None:
 
 
 def _tokens(output: Path) -> list[int]:
-    """Return a text of tokens that the model has."""
+    """Return a text of tokens that the model has: of a GGUF the first ones, which every vocabulary has."""
+    if output.suffix == ".gguf":
+        return [(7919 * at + 13) % 128 for at in range(TOKENS)]
     config = json.loads((output / "config.json").read_bytes())
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     vocabulary = next((size for block in (inner, config) if isinstance(size := block.get("vocab_size"), int)), 128)

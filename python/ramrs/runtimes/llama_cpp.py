@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,15 @@ class LlamaCppError(Exception):
     """What llama.cpp says when it does not load or run a model."""
 
 
+@dataclass(slots=True)
 class Model:
     """A model in memory, with a context for one text."""
 
-    def __init__(self, ffi: Any, library: Any, model: Any, context: Any) -> None:
-        self._ffi, self._library, self._context = ffi, library, context
-        self.vocabulary: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
-        """The number of tokens, and of logits for each."""
+    _ffi: Any
+    _library: Any
+    _context: Any
+    vocabulary: int
+    """The number of tokens, and of logits for each."""
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the logits after each token of a text, ``[tokens, vocabulary]``. What was run before is forgotten."""
@@ -103,7 +106,7 @@ def opened(path: Path, length: int, threads: int = 1) -> Iterator[Model]:
     ffi, library = bindings.ffi, bindings.get_lib()
     words: list[str] = []
 
-    def say(level: int, text: Any, _: Any) -> None:
+    def say(level: int, text: object, _: object) -> None:
         if level == ERROR:
             words.append(ffi.string(text).decode("utf-8", "replace").strip())
 
@@ -117,10 +120,15 @@ def opened(path: Path, length: int, threads: int = 1) -> Iterator[Model]:
         model = library.llama_model_load_from_file(str(file_of(path)).encode(), settings)
         if model == ffi.NULL:
             raise LlamaCppError("; ".join(words) or "llama_model_load_from_file failed")
-        context = library.llama_init_from_model(model, _context_settings(library, length, threads))
+        wanted = library.llama_context_default_params()
+        wanted.n_ctx = wanted.n_batch = wanted.n_ubatch = max(length, 32)
+        wanted.n_threads = wanted.n_threads_batch = threads
+        wanted.type_k = wanted.type_v = library.GGML_TYPE_F32
+        wanted.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        context = library.llama_init_from_model(model, wanted)
         if context == ffi.NULL:
             raise LlamaCppError("; ".join(words) or "llama_init_from_model failed")
-        yield Model(ffi, library, model, context)
+        yield Model(ffi, library, context, library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)))
     finally:
         if context != ffi.NULL:
             library.llama_free(context)
@@ -138,12 +146,3 @@ def file_of(path: Path) -> Path:
     if len(files) != 1 and not (files and "-00001-of-" in files[0].name):
         raise LlamaCppError(f"{path} has {len(files)} GGUF files")
     return files[0]
-
-
-def _context_settings(library: Any, length: int, threads: int) -> Any:
-    settings = library.llama_context_default_params()
-    settings.n_ctx = settings.n_batch = settings.n_ubatch = max(length, 32)
-    settings.n_threads = settings.n_threads_batch = threads
-    settings.type_k = settings.type_v = library.GGML_TYPE_F32
-    settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    return settings

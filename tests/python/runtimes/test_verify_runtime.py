@@ -100,10 +100,10 @@ def test_an_output_that_computes_something_else_is_a_problem(by, example_at_4, m
 
 
 def test_a_runtime_that_does_not_read_the_format_is_refused(example_at_4, ramrs_cli):
-    for name, reads in (("transformers", "the format compressed-tensors"), ("llama.cpp", "GGUF, which ramrs does not")):
+    for name, reads in (("transformers", "compressed-tensors"), ("llama.cpp", "gguf")):
         job = ramrs_cli("verify", example_at_4[0], "--runtime", name)
         assert job.returncode == 2
-        assert f"--runtime {name}: it reads {reads}" in job.stderr
+        assert f"--runtime {name}: it reads the format {reads}" in job.stderr
         assert "hint: --runtime mlx reads it" in job.stderr
 
 

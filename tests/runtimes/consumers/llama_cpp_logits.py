@@ -3,9 +3,9 @@
     python llama_cpp_logits.py JOB.json
 
 The job is ``{"tokens": [...], "runs": [{"checkpoint": GGUF, "output": PATH, "dtype": "stored"}, ...]}``. A run writes
-the logits ``[tokens, vocabulary]`` to OUTPUT.npy in float32, and what happened to OUTPUT.json: ``loaded`` and the tokens
-``generated`` greedily, or the type and message of the error. With the dtype ``float32`` all weights are decoded before,
-so that the kernels round nothing: then the logits are those of exact arithmetic.
+the logits ``[tokens, vocabulary]`` to OUTPUT.npy in float32, and what happened to OUTPUT.json: ``loaded`` and the
+tokens ``generated`` greedily, or the type and message of the error. With the dtype ``float32`` all weights are decoded
+before, so that the kernels round nothing: then the logits are those of exact arithmetic.
 """
 
 from __future__ import annotations
