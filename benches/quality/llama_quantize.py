@@ -19,6 +19,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,33 +35,37 @@ ROWS = 64
 """Logits of so many tokens are in float64 at a time."""
 
 
-def bindings() -> tuple[Any, Any]:
-    """Return cffi's object and the library, which then says nothing."""
+@contextmanager
+def bindings() -> Iterator[tuple[Any, Any]]:
+    """Give cffi's object and the library, which says nothing meanwhile."""
     from llama_cpp_py_sync import _cffi_bindings as bound
 
-    library = bound.get_lib()
+    ffi, library = bound.ffi, bound.get_lib()
+    silent = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
+    library.llama_log_set(silent, ffi.NULL)
     library.llama_backend_init()
-    return bound.ffi, library
+    try:
+        yield ffi, library
+    finally:
+        library.llama_log_set(ffi.NULL, ffi.NULL)
 
 
 def quantize(source: Path, output: Path, kind: str, threads: int, weights: dict[str, npt.NDArray[np.float32]]) -> None:
     """Write a GGUF as llama-quantize does; ``weights`` are the means of an importance matrix."""
-    ffi, library = bindings()
-    silent = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
-    library.llama_log_set(silent, ffi.NULL)
-    settings = library.llama_model_quantize_default_params()
-    settings.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind}")
-    settings.nthread = threads
-    kept: list[Any] = []
-    if weights:
-        table = ffi.new("struct llama_model_imatrix_data[]", len(weights) + 1)
-        for at, (name, values) in enumerate(weights.items()):
-            kept += [ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)]
-            table[at].name, table[at].data, table[at].size = kept[-2], kept[-1], values.size
-        settings.imatrix = table
-        kept.append(table)
-    status = library.llama_model_quantize(str(source).encode(), str(output).encode(), ffi.addressof(settings))
-    library.llama_log_set(ffi.NULL, ffi.NULL)
+    with bindings() as (ffi, library):
+        settings = library.llama_model_quantize_default_params()
+        settings.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        settings.nthread = threads
+        kept: list[Any] = []
+        if weights:
+            table = ffi.new("struct llama_model_imatrix_data[]", len(weights) + 1)
+            for at, (name, values) in enumerate(weights.items()):
+                kept += [ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", values)]
+                table[at].name, table[at].data, table[at].size = kept[-2], kept[-1], values.size
+            settings.imatrix = table
+            kept.append(table)
+        pointer = ffi.new("llama_model_quantize_params *", settings)
+        status = library.llama_model_quantize(str(source).encode(), str(output).encode(), pointer)
     if status:
         raise SystemExit(f"{kind}: llama_model_quantize ended with {status}")
 
@@ -79,17 +84,17 @@ def read_imatrix(path: Path) -> dict[str, npt.NDArray[np.float32]]:
 
 def tokens_of(path: Path, text: bytes) -> npt.NDArray[np.int32]:
     """Return a text in the tokens of a model's vocabulary."""
-    ffi, library = bindings()
-    settings = library.llama_model_default_params()
-    settings.vocab_only = True
-    model = library.llama_model_load_from_file(str(path).encode(), settings)
-    if model == ffi.NULL:
-        raise SystemExit(f"{path}: llama.cpp does not load it")
-    found = np.zeros(len(text) + 1, np.int32)
-    vocabulary = library.llama_model_get_vocab(model)
-    place = ffi.from_buffer("int32_t[]", found)
-    count = library.llama_tokenize(vocabulary, text, len(text), place, len(found), False, True)
-    library.llama_model_free(model)
+    with bindings() as (ffi, library):
+        settings = library.llama_model_default_params()
+        settings.vocab_only = True
+        model = library.llama_model_load_from_file(str(path).encode(), settings)
+        if model == ffi.NULL:
+            raise SystemExit(f"{path}: llama.cpp does not load it")
+        found = np.zeros(len(text) + 1, np.int32)
+        place = ffi.from_buffer("int32_t[]", found, require_writable=True)
+        vocabulary = library.llama_model_get_vocab(model)
+        count = library.llama_tokenize(vocabulary, text, len(text), place, len(found), False, True)
+        library.llama_model_free(model)
     return found[:count]
 
 

@@ -137,7 +137,8 @@ def value_of(field):
 
 def record(name, case, program, folder, tokens, to):
     """Write the files of a model."""
-    directory = case.write(folder / name)
+    # The directory becomes the model's name, and llama.cpp asks of those named phi3 for tokens that they have.
+    directory = case.write(folder / name.replace("phi3", "phi-three"))
     write_tokenizer(directory, case.tokenizer, tokens)
     output, header = folder / f"{name}.gguf", to / f"{name}.header.gguf"
     convert(program, directory, output, case.dtype)
