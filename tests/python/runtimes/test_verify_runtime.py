@@ -128,3 +128,10 @@ def test_a_runtime_that_is_not_installed_is_named_with_what_installs_it(
     with pytest.raises(ramrs.ConfigError, match="it is not installed") as caught:
         ramrs.verify(output, runtime=runtime)
     assert caught.value.hint == f"pip install {packages}"
+
+
+def test_llama_cpp_reads_gguf_and_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llama_cpp_py_sync", None)
+    with pytest.raises(ramrs.ConfigError, match="it is not installed") as caught:
+        runtimes.find("llama.cpp", tmp_path / "model.gguf")
+    assert caught.value.hint == "pip install llama-cpp-py-sync"
