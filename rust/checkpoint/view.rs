@@ -10,6 +10,9 @@
 //! | the second half of `[2·rows, cols]` | rows | rows·cols, cols, 1 |
 //! | the even rows of two interleaved matrices | rows / 2 | 0, 2·cols, 1 |
 //! | `[inputs, outputs]` | outputs | 0, 1, outputs |
+//!
+//! One order is no stride: llama.cpp rotates adjacent rows of queries and keys, so the two halves of each head alternate
+//! ([`View::with_adjacent_pairs`]).
 
 use std::ops::Range;
 
@@ -17,7 +20,7 @@ use super::{Checkpoint, Matrix, Tensor};
 use crate::dtype::Float;
 
 /// A matrix of `rows` outputs and `cols` inputs. Its element `(i, j)` is element `offset + i · row_stride + j · col_stride`
-/// of the tensor.
+/// of the tensor, with row `i` of [`stored_row`](Self::stored_row).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct View {
     /// Index of the tensor in its checkpoint.
@@ -32,6 +35,8 @@ pub struct View {
     pub row_stride: u64,
     /// Distance between columns, in elements.
     pub col_stride: u64,
+    /// Rows in half a head whose two halves alternate; 0 if rows are in order.
+    pub half_head: u64,
 }
 
 impl View {
@@ -40,7 +45,7 @@ impl View {
     pub fn whole(index: usize, tensor: &Tensor) -> Self {
         let cols = tensor.shape.last().copied().unwrap_or(1);
         let rows = tensor.elements().checked_div(cols).unwrap_or(0);
-        Self { tensor: index, offset: 0, rows, cols, row_stride: cols, col_stride: 1 }
+        Self { tensor: index, offset: 0, rows, cols, row_stride: cols, col_stride: 1, half_head: 0 }
     }
 
     /// Selects `count` rows: `first`, `first + step`, ….
@@ -62,6 +67,29 @@ impl View {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// Orders the rows of each head of `size` so that channels half a head apart become adjacent.
+    #[must_use]
+    pub fn with_adjacent_pairs(self, size: u64) -> Self {
+        Self { half_head: size / 2, ..self }
+    }
+
+    /// The number of row `row` among the rows of the tensor that the view selects, in stored order.
+    #[must_use]
+    pub fn stored_row(&self, row: u64) -> u64 {
+        let half = self.half_head;
+        if half == 0 {
+            return row;
+        }
+        let (head, within) = (row / (2 * half), row % (2 * half));
+        2 * half * head + half * (within % 2) + within / 2
+    }
+
+    /// The element of the tensor at `(row, column)`.
+    #[must_use]
+    pub fn element(&self, row: u64, column: u64) -> u64 {
+        self.offset + self.stored_row(row) * self.row_stride + column * self.col_stride
+    }
+
     /// The number of elements.
     #[must_use]
     pub fn elements(&self) -> u64 {
@@ -71,7 +99,7 @@ impl View {
     /// Whether its elements are adjacent and row-major in the tensor.
     #[must_use]
     pub fn is_contiguous(&self) -> bool {
-        self.col_stride == 1 && (self.row_stride == self.cols || self.rows == 1)
+        self.col_stride == 1 && (self.row_stride == self.cols || self.rows == 1) && self.half_head == 0
     }
 
     /// Whether it covers all of `tensor`, in stored order.
@@ -90,14 +118,14 @@ impl View {
     /// The elements of row `row`. The column stride must be 1.
     #[must_use]
     pub fn row(&self, row: u64) -> Range<u64> {
-        let first = self.offset + row * self.row_stride;
+        let first = self.element(row, 0);
         first..first + self.cols
     }
 
     /// The index of element `(row, column)` in the dimensions of `tensor`.
     #[must_use]
     pub fn index(&self, tensor: &Tensor, row: u64, column: u64) -> Vec<u64> {
-        unravel(&tensor.shape, self.offset + row * self.row_stride + column * self.col_stride)
+        unravel(&tensor.shape, self.element(row, column))
     }
 }
 
@@ -126,8 +154,15 @@ mod tests {
     }
 
     fn elements(view: View) -> Vec<Vec<u64>> {
-        let at = |row, column| view.offset + row * view.row_stride + column * view.col_stride;
-        (0..view.rows).map(|row| (0..view.cols).map(|column| at(row, column)).collect()).collect()
+        (0..view.rows).map(|row| (0..view.cols).map(|column| view.element(row, column)).collect()).collect()
+    }
+
+    #[test]
+    fn halves_of_heads_alternate() {
+        let queries = tensor(&[8, 1]);
+        let view = View::whole(0, &queries).with_adjacent_pairs(4);
+        assert_eq!(elements(view).concat(), [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert!(!view.is_contiguous() && !view.is_whole(&queries));
     }
 
     #[test]

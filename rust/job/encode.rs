@@ -350,8 +350,7 @@ fn kept_rows(
     }
     let bytes = reader.rows(checkpoint, view, rows)?;
     let cols = view.cols.max(1);
-    let place =
-        |element: u64| view.offset + (rows.start + element / cols) * view.row_stride + element % cols * view.col_stride;
+    let place = |element: u64| view.element(rows.start + element / cols, element % cols);
     check_numbers(checkpoint, tensor, bytes, place)?;
     if let Some(float) = Float::of(tensor.dtype).filter(|_| job.target.plus_one) {
         let mut values = vec![0.0; bytes.len() / float.bytes()];

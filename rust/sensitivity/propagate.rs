@@ -308,9 +308,10 @@ impl<'a> Propagation<'_, 'a, '_> {
             if let Some(candidate) = slice.candidate {
                 self.found.record_with_prior(candidate, linears[*at].1, &energy);
             }
-            let outputs = moments[*at].iter_mut().flatten();
-            let those = outputs.skip(slice.first as usize).step_by(slice.step as usize);
-            those.zip(energy.rows).for_each(|(moment, row)| *moment = row);
+            let Some(outputs) = &mut moments[*at] else { continue };
+            for (row, energy) in energy.rows.into_iter().enumerate() {
+                outputs[(slice.first + slice.step * slice.view.stored_row(row as u64)) as usize] = energy;
+            }
         }
         for ((linear, _), moments) in linears.iter().zip(&mut moments) {
             if let (Some(Linear { bias: Some(bias), .. }), Some(moments)) = (linear, moments) {

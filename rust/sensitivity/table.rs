@@ -48,7 +48,8 @@ impl TensorVectors {
         let r = self.r.get(at * rows..(at + 1) * rows);
         let picked = |values: &[f32], first: usize, step: usize, by: f32| -> Option<Arc<[f32]>> {
             (0..view.rows as usize)
-                .map(|row| values.get(first + row * step).map(|value| (value * by).min(LARGEST)))
+                .map(|row| values.get(first + view.stored_row(row as u64) as usize * step))
+                .map(|value| value.map(|value| (value * by).min(LARGEST)))
                 .collect()
         };
         let stride = usize::try_from(view.row_stride).ok()?;
