@@ -5,6 +5,7 @@
 //! [patterns](super::pattern). In an entry, the first rule that matches a name applies. A tensor without a matching rule is
 //! stored as it is used.
 
+pub(crate) mod gguf;
 mod table;
 
 use super::pattern::{PatternMatch, matches};
