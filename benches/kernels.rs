@@ -12,9 +12,10 @@ mod importance;
 #[path = "common/sample.rs"]
 mod sample;
 use importance::importance;
+use ramrs::Scheme;
 use ramrs::bench::{
-    Affine, BAND_ROWS, Blocks, Column, Effort, Encoded, Float, Float8, GridEncoder, Isa, Packing, PageBuffer, energy,
-    load,
+    Affine, BAND_ROWS, Band, Blocks, Column, Effort, Encoded, Encoder, Float, Float8, GridEncoder, Isa, Metric,
+    Packing, PageBuffer, Scratch, energy, load,
 };
 use sample::source;
 
@@ -55,6 +56,34 @@ fn kernels(criterion: &mut Criterion) {
                 group.bench_function(BenchmarkId::new(scheme.to_string(), isa.name()), |bench| {
                     bench.iter(|| {
                         encoder.encode(scheme, Float::BF16, black_box((&bytes, &*band)), black_box(&k), &mut out);
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+/// Encoding in the block types of GGUF.
+fn blocks(criterion: &mut Criterion) {
+    let bytes = source(COLUMNS);
+    let (mut row, mut buffer) = (Vec::new(), PageBuffer::default());
+    let columns: &mut [Column] = buffer.elements(COLUMNS);
+    load(Isa::detect(), Float::BF16, &bytes, &mut row, columns);
+    let k = importance(COLUMNS);
+    let (band, metric) = (Band { rows: BAND_ROWS, stored: &bytes, columns }, Metric::diagonal(&k));
+    for (name, effort) in [("encode blocks fast", Effort::Fast), ("encode blocks normal", Effort::Normal)] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Bytes(BYTES as u64));
+        for scheme in ["q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"] {
+            let scheme: Scheme = scheme.parse().expect("a scheme");
+            for isa in Isa::available() {
+                let (mut scratch, mut parts) = (Scratch::default(), [Vec::new()]);
+                group.bench_function(BenchmarkId::new(scheme.to_string(), isa.name()), |bench| {
+                    bench.iter(|| {
+                        parts[0].clear();
+                        let of = (Float::BF16, &mut scratch);
+                        Encoder { isa, effort }.encode(scheme, of, black_box(band), &metric, &mut parts)
                     });
                 });
             }
@@ -110,6 +139,6 @@ fn sources(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).without_plots();
-    targets = kernels, sources
+    targets = kernels, blocks, sources
 }
 criterion_main!(benches);

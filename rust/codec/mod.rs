@@ -47,6 +47,7 @@ pub(crate) const CODECS: &[&dyn Codec] = &[
     &ggml::q5_k::Q5K,
     &ggml::q6_k::Q6K,
     &ggml::iq4_xs::Iq4Xs,
+    &ggml::mxfp4::Mxfp4Block,
     #[cfg(test)]
     &crate::tests::toy::codec::ToyCodec,
 ];
@@ -281,6 +282,9 @@ pub struct Scratch(Vec<Box<dyn Any + Send>>);
 
 impl Scratch {
     /// The buffers of type `T`, created at the first call.
+    ///
+    /// # Panics
+    /// Never: buffers are found by their type.
     pub fn of<T: Default + Send + 'static>(&mut self) -> &mut T {
         let at = self.0.iter().position(|held| held.is::<T>()).unwrap_or_else(|| {
             self.0.push(Box::new(T::default()));

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::{CODECS, Codec, Encode, PartSpec};
 use crate::band::Matrix;
-use crate::dtype::Float;
+use crate::dtype::{Dtype, Float};
 
 /// A codec with its parameters, or [`KEPT`](Scheme::KEPT). The codec defines its text form: `4g64`, `mxfp4`, `kept`.
 ///
@@ -21,6 +21,17 @@ pub struct Scheme {
 impl Scheme {
     /// The source's bytes are kept.
     pub const KEPT: Self = Self { codec: u8::MAX, params: 0 };
+
+    /// The scheme whose only part consists of blocks of `dtype`; `None` if there is none.
+    #[must_use]
+    pub(crate) fn of_blocks(dtype: Dtype) -> Option<Self> {
+        let (elements, _) = dtype.block();
+        let row = Matrix { rows: 1, cols: elements, float: Float::F32 };
+        let is_it = |scheme: &Self| {
+            scheme.fits(elements) && matches!(scheme.parts(row).as_slice(), [only] if only.dtype == dtype)
+        };
+        CODECS.iter().filter(|_| elements > 1).flat_map(|codec| codec.schemes()).copied().find(is_it)
+    }
 
     /// The scheme with these parameters of the codec at position `codec` of the registry.
     #[must_use]

@@ -34,7 +34,7 @@ impl BlockFields {
 pub(super) type BlockKernel = fn(Isa, &[Column], &[f32], Effort, Option<&mut EncodedBlocks>) -> [RowError; BAND_ROWS];
 
 /// A block type.
-pub(super) trait Block: Sync + 'static {
+pub(super) trait BlockType: Sync + 'static {
     /// The name of the scheme.
     const NAME: &'static str;
 

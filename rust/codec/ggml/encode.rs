@@ -2,16 +2,17 @@
 
 use super::block::{BlockFields, MAX_SCALES, MAX_WEIGHTS};
 use super::levels::Levels;
-use super::linear::{Linear, RuleBlock};
-use super::moments::{GroupWeight, Line, Moments};
+use super::linear::{LinearBlock, RuleBlock};
 use super::search;
 use super::stored::{GroupFits, StoredBlock};
+use super::sums::{GroupLine, GroupSums, GroupWeight};
 use crate::codec::affine::grid::RowSums;
 use crate::codec::{Effort, RowError};
+use crate::simd::batch::Batch;
 use crate::simd::vector::{BAND_ROWS, Column, Simd};
 
 /// How often the stored numbers of a block are fitted to the codes that they give.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 1;
 
 /// The blocks of the rows of a band, row after row.
 #[derive(Default)]
@@ -30,7 +31,7 @@ enum Coded<'a, V: Simd> {
 impl<V: Simd> Coded<'_, V> {
     /// The errors of the block. Writes its fields to `out`, whose rows have `blocks` blocks, at position `at`.
     #[inline(always)]
-    fn finish<B: Linear>(
+    fn finish<B: LinearBlock>(
         &self,
         (w, k): (&[Column], &[f32]),
         mut out: Option<&mut EncodedBlocks>,
@@ -113,24 +114,24 @@ impl<V: Simd> RuleBlock<V> {
     #[inline(always)]
     fn stored(&self) -> StoredBlock<V> {
         let one = V::splat(1.0);
-        let Line { scale, min } = self.line;
+        let GroupLine { scale, min } = self.line;
         StoredBlock { d: scale, dmin: min, scales: [one; MAX_SCALES], mins: [one; MAX_SCALES] }
     }
 }
 
 /// The lines of the groups of a block: of the first start, or of the best.
 #[inline(always)]
-fn lines<V: Simd, B: Linear, const MINIMA: bool>(
+fn lines<V: Simd, W: Batch<Part = V>, B: LinearBlock, const MINIMA: bool>(
     (w, k): (&[Column], &[f32]),
     weights: &[GroupWeight; MAX_SCALES],
     search: bool,
 ) -> GroupFits<V> {
     let zero = V::splat(0.0);
     let mut fits =
-        GroupFits { lines: [Line { scale: zero, min: zero }; MAX_SCALES], sums: [Moments::zero(); MAX_SCALES] };
+        GroupFits { lines: [GroupLine { scale: zero, min: zero }; MAX_SCALES], sums: [GroupSums::zero(); MAX_SCALES] };
     for (at, (w, k)) in w.chunks_exact(B::GROUP).zip(k.chunks_exact(B::GROUP)).enumerate() {
         (fits.lines[at], fits.sums[at]) = if search {
-            search::best::<V, B, MINIMA>(w, k, weights[at])
+            search::best::<V, W, B, MINIMA>(w, k, weights[at])
         } else {
             search::first::<V, B, MINIMA>(w, k, weights[at])
         };
@@ -140,7 +141,7 @@ fn lines<V: Simd, B: Linear, const MINIMA: bool>(
 
 /// Encodes a block of each row.
 #[inline(always)]
-fn encode_block<V: Simd, B: Linear, const MINIMA: bool>(
+fn encode_block<V: Simd, W: Batch<Part = V>, B: LinearBlock, const MINIMA: bool>(
     (w, k): (&[Column], &[f32]),
     effort: Effort,
     out: Option<&mut EncodedBlocks>,
@@ -158,13 +159,13 @@ fn encode_block<V: Simd, B: Linear, const MINIMA: bool>(
     }
     let quick = match &rule {
         Some(rule) => rule.stored(),
-        None => lines::<V, B, MINIMA>((w, k), &weights, false).round::<B, MINIMA>(&weights),
+        None => lines::<V, W, B, MINIMA>((w, k), &weights, false).round::<B, MINIMA>(&weights),
     };
     if effort == Effort::Fast {
         return Coded::Nearest(&quick).finish::<B>((w, k), out, place);
     }
     let (mut best, mut least) = (quick, quick.measure::<B, MINIMA>(w, k).0);
-    let mut tried = lines::<V, B, MINIMA>((w, k), &weights, true).choose::<B, MINIMA>(&weights);
+    let mut tried = lines::<V, W, B, MINIMA>((w, k), &weights, true).choose::<B, MINIMA>(&weights);
     for round in 0..=ROUNDS {
         let (error, fits) = tried.measure::<B, MINIMA>(w, k);
         let is_better = error.lt(least);
@@ -187,7 +188,7 @@ fn encode_block<V: Simd, B: Linear, const MINIMA: bool>(
 ///
 /// `k` weighs the columns; none may be negative.
 #[inline(always)]
-pub(super) fn encode<V: Simd, B: Linear, const MINIMA: bool>(
+pub(super) fn encode<V: Simd, W: Batch<Part = V>, B: LinearBlock, const MINIMA: bool>(
     band: &[Column],
     k: &[f32],
     effort: Effort,
@@ -197,7 +198,7 @@ pub(super) fn encode<V: Simd, B: Linear, const MINIMA: bool>(
     let blocks = band.len() / B::SIZE.0;
     let mut sums = RowSums::ZERO;
     for (at, block) in band.chunks_exact(B::SIZE.0).zip(k.chunks_exact(B::SIZE.0)).enumerate() {
-        sums.add(encode_block::<V, B, MINIMA>(block, effort, out.as_deref_mut(), (at, blocks)));
+        sums.add(encode_block::<V, W, B, MINIMA>(block, effort, out.as_deref_mut(), (at, blocks)));
     }
     sums.rows()
 }

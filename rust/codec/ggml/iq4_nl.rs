@@ -8,10 +8,10 @@
 //! The values are [`NON_LINEAR`].
 
 use super::bits::{f16_of, halves_of, put_f16, put_halves};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::{NON_LINEAR, NonLinear};
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -24,14 +24,14 @@ pub(in crate::codec) struct Iq4Nl;
 const SHARES: [u16; 5] = [1000, 1060, 940, 880, 820];
 
 kernel! {
-    fn encode_iq4_nl<V: Simd>(
+    fn encode_iq4_nl<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Iq4Nl, false>(band, k, effort, out)
+        encode::encode::<V, W, Iq4Nl, false>(band, k, effort, out)
     }
 }
 
-impl Block for Iq4Nl {
+impl BlockType for Iq4Nl {
     const NAME: &'static str = "iq4_nl";
     const POSITION: u8 = 10;
     const DTYPE: Dtype = Dtype::IQ4_NL;
@@ -54,7 +54,7 @@ impl Block for Iq4Nl {
     }
 }
 
-impl Linear for Iq4Nl {
+impl LinearBlock for Iq4Nl {
     type Levels = NonLinear;
 
     const MINIMA: bool = false;

@@ -10,10 +10,10 @@
 //! The values are [`NON_LINEAR`].
 
 use super::bits::{f16_of, halves_of, put_f16, put_halves};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::{NON_LINEAR, NonLinear};
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -26,14 +26,14 @@ pub(in crate::codec) struct Iq4Xs;
 const SHARES: [u16; 5] = [1000, 1060, 940, 880, 820];
 
 kernel! {
-    fn encode_iq4_xs<V: Simd>(
+    fn encode_iq4_xs<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Iq4Xs, false>(band, k, effort, out)
+        encode::encode::<V, W, Iq4Xs, false>(band, k, effort, out)
     }
 }
 
-impl Block for Iq4Xs {
+impl BlockType for Iq4Xs {
     const NAME: &'static str = "iq4_xs";
     const POSITION: u8 = 16;
     const DTYPE: Dtype = Dtype::IQ4_XS;
@@ -72,12 +72,12 @@ impl Block for Iq4Xs {
     }
 }
 
-impl Linear for Iq4Xs {
+impl LinearBlock for Iq4Xs {
     type Levels = NonLinear;
 
     const MINIMA: bool = false;
     const SCALES: [f32; 2] = [-32.0, 31.0];
     const MAX_MIN: f32 = 0.0;
     const STARTS: Starts = Starts::Shares(&SHARES);
-    const DIVISORS: &'static [[f32; 2]] = &[[-32.0, 1.0], [31.0, 1.0], [-30.0, 1.0], [29.0, 1.0]];
+    const DIVISORS: &'static [[f32; 2]] = &[[-32.0, 1.0], [31.0, 1.0]];
 }

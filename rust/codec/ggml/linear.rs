@@ -1,12 +1,13 @@
 //! Types whose groups have a scale, and some a minimum, that are small multiples of numbers of the block.
 
-use super::block::Block;
+use super::block::BlockType;
 use super::levels::Levels;
-use super::moments::Line;
+use super::stored::to_f16;
+use super::sums::GroupLine;
 use crate::simd::vector::{Column, Simd};
 
 /// How the encoder finds scales and minima.
-pub(super) trait Linear: Block {
+pub(super) trait LinearBlock: BlockType {
     type Levels: Levels;
 
     /// Whether groups have minima.
@@ -29,13 +30,20 @@ pub(super) trait Linear: Block {
     fn rule<V: Simd>(_w: &[Column]) -> Option<RuleBlock<V>> {
         None
     }
+
+    /// The nearest numbers that `d` can be.
+    #[inline(always)]
+    fn store<V: Simd>(d: V) -> V {
+        to_f16(d)
+    }
 }
 
 /// The lines that a search starts from.
 #[derive(Clone, Copy)]
 pub(super) enum Starts {
-    /// How much of the range to clip at the low and the high end, in units of 10⁻⁴ of it.
-    Clips(&'static [[u16; 2]]),
+    /// How much of the range to clip at the low and the high end, in units of 10⁻⁴ of it. Negative shares widen
+    /// the range.
+    Clips(&'static [[i16; 2]]),
     /// Shares of the scale that covers the group, in units of 10⁻³.
     Shares(&'static [u16]),
 }
@@ -43,7 +51,7 @@ pub(super) enum Starts {
 /// A block of one group, coded by a rule of its own.
 pub(super) struct RuleBlock<V> {
     /// As stored.
-    pub line: Line<V>,
+    pub line: GroupLine<V>,
     /// The numbers of the codes.
     pub numbers: [V; 32],
 }

@@ -11,7 +11,7 @@
 //! | [`block`] [`linear`] | what a type says of itself, and to the encoder |
 //! | [`levels`] | the numbers that codes stand for |
 //! | [`rule`] | the encoder of ggml, for `fast` |
-//! | [`moments`] [`search`] [`stored`] [`encode`] | the encoder: sums over groups; real-valued scales and minima; stored ones; bands |
+//! | [`sums`] [`search`] [`stored`] [`encode`] | the encoder: sums over groups; real-valued scales and minima; stored ones; bands |
 //! | [`bits`] | bytes of blocks |
 //!
 //! `fast` gives the bytes of ggml's reference encoder for the blocks of 32 codes but `iq4_nl`; for the others the first start of
@@ -25,7 +25,7 @@ pub(super) mod iq4_nl;
 pub(super) mod iq4_xs;
 mod levels;
 mod linear;
-mod moments;
+pub(super) mod mxfp4;
 pub(super) mod q2_k;
 pub(super) mod q3_k;
 pub(super) mod q4_0;
@@ -39,20 +39,21 @@ pub(super) mod q8_0;
 mod rule;
 mod search;
 mod stored;
+mod sums;
 
 use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, RowError, Rows, Scheme};
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float};
 use crate::simd::vector::BAND_ROWS;
-use block::{Block, BlockFields};
+use block::{BlockFields, BlockType};
 use encode::EncodedBlocks;
 
 /// The only scheme of a type.
-const fn scheme<B: Block>() -> Scheme {
+const fn scheme<B: BlockType>() -> Scheme {
     Scheme::new(B::POSITION, 0)
 }
 
-impl<B: Block> Codec for B {
+impl<B: BlockType> Codec for B {
     fn schemes(&self) -> &'static [Scheme] {
         const { &[scheme::<B>()] }
     }
@@ -111,7 +112,7 @@ impl<B: Block> Codec for B {
     }
 }
 
-impl<B: Block> Encode for B {
+impl<B: BlockType> Encode for B {
     fn encode(
         &self,
         _scheme: Scheme,

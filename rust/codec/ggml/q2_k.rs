@@ -7,10 +7,10 @@
 //! | 80 | `d` and `dmin`, binary16 |
 
 use super::bits::{add_quarters, f16_of, put_f16, put_quarters};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -20,27 +20,28 @@ use crate::simd::vector::{BAND_ROWS, Column};
 pub(in crate::codec) struct Q2K;
 
 /// Starts of the search, see [`Starts::Clips`].
-const CLIPS: [[u16; 2]; 9] = [
+const CLIPS: [[i16; 2]; 10] = [
     [1200, 1200],
-    [0, 0],
-    [600, 600],
-    [1800, 1800],
-    [2400, 2400],
-    [1200, 3000],
-    [3000, 1200],
-    [600, 1800],
-    [1800, 600],
+    [0, 2400],
+    [2400, 0],
+    [0, 400],
+    [3200, 2800],
+    [400, 3600],
+    [3600, -400],
+    [400, -400],
+    [800, 2000],
+    [1600, 400],
 ];
 
 kernel! {
-    fn encode_q2_k<V: Simd>(
+    fn encode_q2_k<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q2K, true>(band, k, effort, out)
+        encode::encode::<V, W, Q2K, true>(band, k, effort, out)
     }
 }
 
-impl Block for Q2K {
+impl BlockType for Q2K {
     const NAME: &'static str = "q2_k";
     const POSITION: u8 = 11;
     const DTYPE: Dtype = Dtype::Q2_K;
@@ -71,21 +72,12 @@ impl Block for Q2K {
     }
 }
 
-impl Linear for Q2K {
+impl LinearBlock for Q2K {
     type Levels = Integers<0, 3>;
 
     const MINIMA: bool = true;
     const SCALES: [f32; 2] = [0.0, 15.0];
     const MAX_MIN: f32 = 15.0;
     const STARTS: Starts = Starts::Clips(&CLIPS);
-    const DIVISORS: &'static [[f32; 2]] = &[
-        [15.0, 15.0],
-        [14.0, 15.0],
-        [13.0, 15.0],
-        [12.0, 14.0],
-        [15.0, 13.0],
-        [14.0, 13.0],
-        [16.0, 16.0],
-        [18.0, 15.0],
-    ];
+    const DIVISORS: &'static [[f32; 2]] = &[[15.0, 15.0], [14.0, 15.0], [13.0, 15.0], [12.0, 14.0]];
 }

@@ -9,10 +9,10 @@
 //! | 108 | `d`, binary16 |
 
 use super::bits::{add_eighths, add_quarters, f16_of, put_eighths, put_f16, put_halves, put_quarters};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -22,17 +22,17 @@ use crate::simd::vector::{BAND_ROWS, Column};
 pub(in crate::codec) struct Q3K;
 
 /// Starts of the search, see [`Starts::Shares`].
-const SHARES: [u16; 7] = [1000, 870, 740, 620, 550, 690, 800];
+const SHARES: [u16; 5] = [840, 620, 1000, 500, 720];
 
 kernel! {
-    fn encode_q3_k<V: Simd>(
+    fn encode_q3_k<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q3K, false>(band, k, effort, out)
+        encode::encode::<V, W, Q3K, false>(band, k, effort, out)
     }
 }
 
-impl Block for Q3K {
+impl BlockType for Q3K {
     const NAME: &'static str = "q3_k";
     const POSITION: u8 = 12;
     const DTYPE: Dtype = Dtype::Q3_K;
@@ -68,13 +68,12 @@ impl Block for Q3K {
     }
 }
 
-impl Linear for Q3K {
+impl LinearBlock for Q3K {
     type Levels = Integers<-4, 3>;
 
     const MINIMA: bool = false;
     const SCALES: [f32; 2] = [-32.0, 31.0];
     const MAX_MIN: f32 = 0.0;
     const STARTS: Starts = Starts::Shares(&SHARES);
-    const DIVISORS: &'static [[f32; 2]] =
-        &[[-32.0, 1.0], [31.0, 1.0], [-30.0, 1.0], [29.0, 1.0], [-34.0, 1.0], [27.5, 1.0]];
+    const DIVISORS: &'static [[f32; 2]] = &[[-32.0, 1.0], [31.0, 1.0]];
 }

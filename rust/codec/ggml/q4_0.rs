@@ -6,10 +6,10 @@
 //! | 2 | 16 bytes: byte `i` holds the lower four bits of code `i` in its lower half, and of code `i + 16` in its upper half |
 
 use super::bits::{f16_of, halves_of, put_f16, put_halves};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, RuleBlock, Starts};
+use super::linear::{LinearBlock, RuleBlock, Starts};
 use super::rule;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
@@ -20,17 +20,17 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 pub(in crate::codec) struct Q4_0;
 
 /// Starts of the search, see [`Starts::Shares`].
-const SHARES: [u16; 6] = [660, 730, 800, 870, 940, 1000];
+const SHARES: [u16; 5] = [930, 760, 1020, 860, 680];
 
 kernel! {
-    fn encode_q4_0<V: Simd>(
+    fn encode_q4_0<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q4_0, false>(band, k, effort, out)
+        encode::encode::<V, W, Q4_0, false>(band, k, effort, out)
     }
 }
 
-impl Block for Q4_0 {
+impl BlockType for Q4_0 {
     const NAME: &'static str = "q4_0";
     const POSITION: u8 = 5;
     const DTYPE: Dtype = Dtype::Q4_0;
@@ -53,7 +53,7 @@ impl Block for Q4_0 {
     }
 }
 
-impl Linear for Q4_0 {
+impl LinearBlock for Q4_0 {
     type Levels = Integers<-8, 7>;
 
     const MINIMA: bool = false;

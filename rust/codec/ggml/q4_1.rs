@@ -7,10 +7,10 @@
 //! | 4 | 16 bytes: byte `i` holds the lower four bits of code `i` in its lower half, and of code `i + 16` in its upper half |
 
 use super::bits::{f16_of, halves_of, put_f16, put_halves};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, RuleBlock, Starts};
+use super::linear::{LinearBlock, RuleBlock, Starts};
 use super::rule;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
@@ -21,18 +21,30 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 pub(in crate::codec) struct Q4_1;
 
 /// Starts of the search, see [`Starts::Clips`].
-const CLIPS: [[u16; 2]; 9] =
-    [[0, 0], [300, 300], [600, 600], [0, 300], [300, 0], [0, 600], [600, 0], [300, 900], [900, 300]];
+const CLIPS: [[i16; 2]; 12] = [
+    [150, 150],
+    [300, -300],
+    [-150, 300],
+    [-600, -150],
+    [600, 150],
+    [-300, -450],
+    [300, 900],
+    [900, 0],
+    [-150, -150],
+    [0, 900],
+    [-600, -600],
+    [600, 600],
+];
 
 kernel! {
-    fn encode_q4_1<V: Simd>(
+    fn encode_q4_1<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q4_1, true>(band, k, effort, out)
+        encode::encode::<V, W, Q4_1, true>(band, k, effort, out)
     }
 }
 
-impl Block for Q4_1 {
+impl BlockType for Q4_1 {
     const NAME: &'static str = "q4_1";
     const POSITION: u8 = 6;
     const DTYPE: Dtype = Dtype::Q4_1;
@@ -58,7 +70,7 @@ impl Block for Q4_1 {
     }
 }
 
-impl Linear for Q4_1 {
+impl LinearBlock for Q4_1 {
     type Levels = Integers<0, 15>;
 
     const MINIMA: bool = true;

@@ -7,10 +7,10 @@
 //! | 16 | 128 bytes: of each 64 codes 32 bytes, the first 32 codes in their lower halves, the others in their upper halves |
 
 use super::bits::{f16_of, halves_of, put_f16, put_halves, put_scales_and_mins, scales_and_mins_of};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -20,18 +20,30 @@ use crate::simd::vector::{BAND_ROWS, Column};
 pub(in crate::codec) struct Q4K;
 
 /// Starts of the search, see [`Starts::Clips`].
-const CLIPS: [[u16; 2]; 9] =
-    [[0, 0], [300, 300], [600, 600], [0, 300], [300, 0], [0, 600], [600, 0], [300, 900], [900, 300]];
+const CLIPS: [[i16; 2]; 12] = [
+    [150, 150],
+    [300, -300],
+    [-150, 300],
+    [-600, -150],
+    [600, 150],
+    [-300, -450],
+    [300, 900],
+    [900, 0],
+    [-150, -150],
+    [0, 900],
+    [-600, -600],
+    [600, 600],
+];
 
 kernel! {
-    fn encode_q4_k<V: Simd>(
+    fn encode_q4_k<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q4K, true>(band, k, effort, out)
+        encode::encode::<V, W, Q4K, true>(band, k, effort, out)
     }
 }
 
-impl Block for Q4K {
+impl BlockType for Q4K {
     const NAME: &'static str = "q4_k";
     const POSITION: u8 = 13;
     const DTYPE: Dtype = Dtype::Q4_K;
@@ -61,12 +73,12 @@ impl Block for Q4K {
     }
 }
 
-impl Linear for Q4K {
+impl LinearBlock for Q4K {
     type Levels = Integers<0, 15>;
 
     const MINIMA: bool = true;
     const SCALES: [f32; 2] = [0.0, 63.0];
     const MAX_MIN: f32 = 63.0;
     const STARTS: Starts = Starts::Clips(&CLIPS);
-    const DIVISORS: &'static [[f32; 2]] = &[[63.0, 63.0], [61.0, 63.0], [59.0, 61.0], [57.0, 63.0], [63.0, 59.0]];
+    const DIVISORS: &'static [[f32; 2]] = &[[63.0, 63.0], [61.0, 63.0], [57.0, 63.0]];
 }

@@ -7,10 +7,10 @@
 //! | 6 | 16 bytes: byte `i` holds the lower four bits of code `i` in its lower half, and of code `i + 16` in its upper half |
 
 use super::bits::{f16_of, fifth_bits, halves_of, put_f16, put_halves};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, RuleBlock, Starts};
+use super::linear::{LinearBlock, RuleBlock, Starts};
 use super::rule;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
@@ -21,17 +21,17 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 pub(in crate::codec) struct Q5_0;
 
 /// Starts of the search, see [`Starts::Shares`].
-const SHARES: [u16; 5] = [800, 860, 920, 960, 1000];
+const SHARES: [u16; 6] = [980, 1120, 910, 1020, 850, 960];
 
 kernel! {
-    fn encode_q5_0<V: Simd>(
+    fn encode_q5_0<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q5_0, false>(band, k, effort, out)
+        encode::encode::<V, W, Q5_0, false>(band, k, effort, out)
     }
 }
 
-impl Block for Q5_0 {
+impl BlockType for Q5_0 {
     const NAME: &'static str = "q5_0";
     const POSITION: u8 = 7;
     const DTYPE: Dtype = Dtype::Q5_0;
@@ -60,7 +60,7 @@ impl Block for Q5_0 {
     }
 }
 
-impl Linear for Q5_0 {
+impl LinearBlock for Q5_0 {
     type Levels = Integers<-16, 15>;
 
     const MINIMA: bool = false;

@@ -8,10 +8,10 @@
 //! | 8 | 16 bytes: byte `i` holds the lower four bits of code `i` in its lower half, and of code `i + 16` in its upper half |
 
 use super::bits::{f16_of, fifth_bits, halves_of, put_f16, put_halves};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, RuleBlock, Starts};
+use super::linear::{LinearBlock, RuleBlock, Starts};
 use super::rule;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
@@ -22,17 +22,18 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 pub(in crate::codec) struct Q5_1;
 
 /// Starts of the search, see [`Starts::Clips`].
-const CLIPS: [[u16; 2]; 8] = [[0, 0], [200, 200], [0, 200], [200, 0], [0, 400], [400, 0], [200, 400], [400, 200]];
+const CLIPS: [[i16; 2]; 9] =
+    [[75, 0], [-225, 75], [0, 225], [-300, -375], [300, 75], [-375, -150], [0, 75], [-75, -225], [-375, -300]];
 
 kernel! {
-    fn encode_q5_1<V: Simd>(
+    fn encode_q5_1<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q5_1, true>(band, k, effort, out)
+        encode::encode::<V, W, Q5_1, true>(band, k, effort, out)
     }
 }
 
-impl Block for Q5_1 {
+impl BlockType for Q5_1 {
     const NAME: &'static str = "q5_1";
     const POSITION: u8 = 8;
     const DTYPE: Dtype = Dtype::Q5_1;
@@ -64,7 +65,7 @@ impl Block for Q5_1 {
     }
 }
 
-impl Linear for Q5_1 {
+impl LinearBlock for Q5_1 {
     type Levels = Integers<0, 31>;
 
     const MINIMA: bool = true;

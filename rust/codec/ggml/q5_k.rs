@@ -10,10 +10,10 @@
 use super::bits::{
     add_eighths, f16_of, halves_of, put_eighths, put_f16, put_halves, put_scales_and_mins, scales_and_mins_of,
 };
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -23,17 +23,18 @@ use crate::simd::vector::{BAND_ROWS, Column};
 pub(in crate::codec) struct Q5K;
 
 /// Starts of the search, see [`Starts::Clips`].
-const CLIPS: [[u16; 2]; 8] = [[0, 0], [200, 200], [0, 200], [200, 0], [0, 400], [400, 0], [200, 400], [400, 200]];
+const CLIPS: [[i16; 2]; 9] =
+    [[75, 0], [-225, 75], [0, 225], [-300, -375], [300, 75], [-375, -150], [0, 75], [-75, -225], [-375, -300]];
 
 kernel! {
-    fn encode_q5_k<V: Simd>(
+    fn encode_q5_k<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q5K, true>(band, k, effort, out)
+        encode::encode::<V, W, Q5K, true>(band, k, effort, out)
     }
 }
 
-impl Block for Q5K {
+impl BlockType for Q5K {
     const NAME: &'static str = "q5_k";
     const POSITION: u8 = 14;
     const DTYPE: Dtype = Dtype::Q5_K;
@@ -65,12 +66,12 @@ impl Block for Q5K {
     }
 }
 
-impl Linear for Q5K {
+impl LinearBlock for Q5K {
     type Levels = Integers<0, 31>;
 
     const MINIMA: bool = true;
     const SCALES: [f32; 2] = [0.0, 63.0];
     const MAX_MIN: f32 = 63.0;
     const STARTS: Starts = Starts::Clips(&CLIPS);
-    const DIVISORS: &'static [[f32; 2]] = &[[63.0, 63.0], [61.0, 63.0], [59.0, 61.0], [57.0, 63.0], [63.0, 59.0]];
+    const DIVISORS: &'static [[f32; 2]] = &[[63.0, 63.0], [61.0, 63.0], [57.0, 63.0]];
 }

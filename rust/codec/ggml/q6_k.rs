@@ -8,10 +8,10 @@
 //! | 208 | `d`, binary16 |
 
 use super::bits::{add_quarters, f16_of, halves_of, put_f16, put_halves, put_quarters};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, Starts};
+use super::linear::{LinearBlock, Starts};
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
 use crate::simd::kernel;
@@ -21,17 +21,17 @@ use crate::simd::vector::{BAND_ROWS, Column};
 pub(in crate::codec) struct Q6K;
 
 /// Starts of the search, see [`Starts::Shares`].
-const SHARES: [u16; 4] = [1000, 940, 970, 1020];
+const SHARES: [u16; 5] = [1000, 1080, 1120, 965, 1055];
 
 kernel! {
-    fn encode_q6_k<V: Simd>(
+    fn encode_q6_k<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q6K, false>(band, k, effort, out)
+        encode::encode::<V, W, Q6K, false>(band, k, effort, out)
     }
 }
 
-impl Block for Q6K {
+impl BlockType for Q6K {
     const NAME: &'static str = "q6_k";
     const POSITION: u8 = 15;
     const DTYPE: Dtype = Dtype::Q6_K;
@@ -64,12 +64,12 @@ impl Block for Q6K {
     }
 }
 
-impl Linear for Q6K {
+impl LinearBlock for Q6K {
     type Levels = Integers<-32, 31>;
 
     const MINIMA: bool = false;
     const SCALES: [f32; 2] = [-128.0, 127.0];
     const MAX_MIN: f32 = 0.0;
     const STARTS: Starts = Starts::Shares(&SHARES);
-    const DIVISORS: &'static [[f32; 2]] = &[[-128.0, 1.0], [127.0, 1.0], [-125.0, 1.0]];
+    const DIVISORS: &'static [[f32; 2]] = &[[-128.0, 1.0], [127.0, 1.0]];
 }

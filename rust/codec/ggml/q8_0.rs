@@ -6,10 +6,10 @@
 //! | 2 | 32 signed bytes, the codes. −128 is not used: some runtimes negate codes |
 
 use super::bits::{f16_of, put_f16};
-use super::block::{Block, BlockFields, BlockKernel};
+use super::block::{BlockFields, BlockKernel, BlockType};
 use super::encode::{self, EncodedBlocks};
 use super::levels::Integers;
-use super::linear::{Linear, RuleBlock, Starts};
+use super::linear::{LinearBlock, RuleBlock, Starts};
 use super::rule;
 use crate::codec::{Effort, RowError};
 use crate::dtype::Dtype;
@@ -20,17 +20,17 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 pub(in crate::codec) struct Q8_0;
 
 /// Starts of the search, see [`Starts::Shares`].
-const SHARES: [u16; 4] = [975, 987, 1000, 1012];
+const SHARES: [u16; 6] = [1002, 1026, 1038, 1014, 1008, 996];
 
 kernel! {
-    fn encode_q8_0<V: Simd>(
+    fn encode_q8_0<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<&mut EncodedBlocks>,
     ) -> [RowError; BAND_ROWS] {
-        encode::encode::<V, Q8_0, false>(band, k, effort, out)
+        encode::encode::<V, W, Q8_0, false>(band, k, effort, out)
     }
 }
 
-impl Block for Q8_0 {
+impl BlockType for Q8_0 {
     const NAME: &'static str = "q8_0";
     const POSITION: u8 = 9;
     const DTYPE: Dtype = Dtype::Q8_0;
@@ -57,7 +57,7 @@ impl Block for Q8_0 {
     }
 }
 
-impl Linear for Q8_0 {
+impl LinearBlock for Q8_0 {
     type Levels = Integers<-127, 127>;
 
     const MINIMA: bool = false;

@@ -2,9 +2,10 @@
 //!
 //! `fast` gives the bytes of ggml's reference encoder. It divides by the scale before that is rounded to binary16.
 
+use super::levels::Levels;
 use super::linear::RuleBlock;
-use super::moments::Line;
 use super::stored::to_f16;
+use super::sums::GroupLine;
 use crate::simd::vector::{Column, Simd, Vector};
 
 /// The largest integer not above each lane; lanes lie in `[0, 2^22]`.
@@ -46,7 +47,7 @@ pub(super) fn symmetric<V: Simd>(w: &[Column], half: f32) -> RuleBlock<V> {
     for number in &mut numbers {
         *number = number.sub(V::splat(half));
     }
-    RuleBlock { line: Line { scale: to_f16(scale), min: zero }, numbers }
+    RuleBlock { line: GroupLine { scale: to_f16(scale), min: zero }, numbers }
 }
 
 /// Codes from 0, for the least weight, to `max`, for the greatest.
@@ -59,7 +60,7 @@ pub(super) fn affine<V: Simd>(w: &[Column], max: f32) -> RuleBlock<V> {
     }
     let scale = high.sub(low).div(V::splat(max));
     let numbers = codes(w, (reciprocal(scale), low), 0.5, max);
-    RuleBlock { line: Line { scale: to_f16(scale), min: to_f16(low).mul(V::splat(-1.0)) }, numbers }
+    RuleBlock { line: GroupLine { scale: to_f16(scale), min: to_f16(low).mul(V::splat(-1.0)) }, numbers }
 }
 
 /// Codes from −127 to 127, of which one stands for the largest magnitude. Halves are rounded away from zero.
@@ -81,5 +82,22 @@ pub(super) fn bytes<V: Simd>(w: &[Column]) -> RuleBlock<V> {
         let magnitude = nearest.select(steps.sub(nearest).lt(V::splat(0.5)), nearest.add(V::splat(1.0)));
         *number = zero.sub(magnitude).select(w.lt(zero), magnitude);
     }
-    RuleBlock { line: Line { scale: to_f16(scale), min: zero }, numbers }
+    RuleBlock { line: GroupLine { scale: to_f16(scale), min: zero }, numbers }
+}
+
+/// The nearest numbers, with the scale that `scale` gives for the largest magnitude.
+#[inline(always)]
+pub(super) fn nearest<V: Simd, L: Levels>(w: &[Column], scale: impl Fn(f32) -> f32) -> RuleBlock<V> {
+    let zero = V::splat(0.0);
+    let mut largest = zero;
+    for &w in w {
+        largest = V::load(w).abs().max(largest);
+    }
+    let line = GroupLine { scale: largest.map(scale), min: zero };
+    let reciprocal = line.reciprocal();
+    let mut numbers = [zero; 32];
+    for (number, &w) in numbers.iter_mut().zip(w) {
+        *number = line.code::<L>(reciprocal, V::load(w)).0;
+    }
+    RuleBlock { line, numbers }
 }

@@ -3,11 +3,11 @@
 //! Given the lines of the groups as real numbers and the sums for their codes, `d` and `dmin` are chosen among several
 //! candidates, the groups' scales and minima rounded to multiples of them with the least error, and `d` and `dmin` fitted to
 //! these. Then the codes are assigned again, on what is stored, and all of it is repeated from there. The least error as
-//! stored wins. All but the codes costs no pass over the weights: see [`moments`](super::moments).
+//! stored wins. All but the codes costs no pass over the weights: see [`sums`](super::sums).
 
 use super::block::MAX_SCALES;
-use super::linear::Linear;
-use super::moments::{GroupWeight, Line, Moments};
+use super::linear::LinearBlock;
+use super::sums::{GroupLine, GroupSums, GroupWeight};
 use crate::dtype::Float;
 use crate::simd::vector::{Column, Lanes, Simd};
 
@@ -26,8 +26,8 @@ pub(super) struct StoredBlock<V> {
 /// Lines of the groups of a block, and the sums for the codes on them.
 #[derive(Clone, Copy)]
 pub(super) struct GroupFits<V> {
-    pub lines: [Line<V>; MAX_SCALES],
-    pub sums: [Moments<V>; MAX_SCALES],
+    pub lines: [GroupLine<V>; MAX_SCALES],
+    pub sums: [GroupSums<V>; MAX_SCALES],
 }
 
 /// The nearest finite binary16 numbers.
@@ -51,8 +51,8 @@ fn integer<V: Lanes>(of: V, [least, greatest]: [f32; 2]) -> V {
 
 impl<V: Simd> StoredBlock<V> {
     #[inline(always)]
-    pub(super) fn line(&self, at: usize) -> Line<V> {
-        Line { scale: self.d.mul(self.scales[at]), min: self.dmin.mul(self.mins[at]) }
+    pub(super) fn line(&self, at: usize) -> GroupLine<V> {
+        GroupLine { scale: self.d.mul(self.scales[at]), min: self.dmin.mul(self.mins[at]) }
     }
 
     #[inline(always)]
@@ -69,13 +69,13 @@ impl<V: Simd> StoredBlock<V> {
 
     /// The error of the nearest codes, and the sums for them.
     #[inline(always)]
-    pub(super) fn measure<B: Linear, const MINIMA: bool>(&self, w: &[Column], k: &[f32]) -> (V, GroupFits<V>) {
+    pub(super) fn measure<B: LinearBlock, const MINIMA: bool>(&self, w: &[Column], k: &[f32]) -> (V, GroupFits<V>) {
         let zero = V::splat(0.0);
-        let mut fits = GroupFits { lines: [self.line(0); MAX_SCALES], sums: [Moments::zero(); MAX_SCALES] };
+        let mut fits = GroupFits { lines: [self.line(0); MAX_SCALES], sums: [GroupSums::zero(); MAX_SCALES] };
         let mut error = zero;
         for (at, (w, k)) in w.chunks_exact(B::GROUP).zip(k.chunks_exact(B::GROUP)).enumerate() {
             fits.lines[at] = self.line(at);
-            fits.sums[at] = Moments::of::<B::Levels, MINIMA>(w, k, fits.lines[at], &mut error);
+            fits.sums[at] = GroupSums::of::<B::Levels, MINIMA>(w, k, fits.lines[at], &mut error);
         }
         (error, fits)
     }
@@ -84,7 +84,7 @@ impl<V: Simd> StoredBlock<V> {
 impl<V: Simd> GroupFits<V> {
     /// The scale and the minimum of the largest magnitudes, with their signs.
     #[inline(always)]
-    fn largest<B: Linear>(&self) -> (V, V) {
+    fn largest<B: LinearBlock>(&self) -> (V, V) {
         let (mut scale, mut min) = (V::splat(0.0), V::splat(0.0));
         for line in &self.lines[..B::SIZE.0 / B::GROUP] {
             scale = line.scale.select(scale.abs().lt(line.scale.abs()), scale);
@@ -96,7 +96,7 @@ impl<V: Simd> GroupFits<V> {
     /// The scales and minima of the groups for these `d` and `dmin`, and what they add to the error. Of the scales next to
     /// the least-squares scale, `near` are tried on either side.
     #[inline(always)]
-    fn pick<B: Linear, const MINIMA: bool>(
+    fn pick<B: LinearBlock, const MINIMA: bool>(
         &self,
         (d, dmin): (V, V),
         weights: &[GroupWeight; MAX_SCALES],
@@ -111,6 +111,8 @@ impl<V: Simd> GroupFits<V> {
             let (line, sums) = (self.lines[at], self.sums[at]);
             let center = line.scale.add(sums.fit::<MINIMA>(weight).0).mul(by_d);
             let mut least = V::splat(f32::INFINITY);
+            // A type with one scale has no other.
+            let near = if B::SCALES[0] < B::SCALES[1] { near } else { 0 };
             for off in -near..=near {
                 let scale = integer(center.add(V::splat(f32::from(off))), B::SCALES);
                 let alpha = d.mul(scale).sub(line.scale);
@@ -133,7 +135,11 @@ impl<V: Simd> GroupFits<V> {
 
     /// The least-squares `d` and `dmin` for given scales and minima of the groups.
     #[inline(always)]
-    fn refit<B: Linear, const MINIMA: bool>(&self, of: &StoredBlock<V>, weights: &[GroupWeight; MAX_SCALES]) -> (V, V) {
+    fn refit<B: LinearBlock, const MINIMA: bool>(
+        &self,
+        of: &StoredBlock<V>,
+        weights: &[GroupWeight; MAX_SCALES],
+    ) -> (V, V) {
         let zero = V::splat(0.0);
         let [mut ss, mut sm, mut mm, mut se, mut me] = [zero; 5];
         for (at, weight) in weights[..B::SIZE.0 / B::GROUP].iter().enumerate() {
@@ -154,32 +160,38 @@ impl<V: Simd> GroupFits<V> {
         }
         let alone = se.div(ss).select(zero.lt(ss), zero);
         if !MINIMA {
-            return (to_f16(of.d.add(alone)), zero);
+            return (B::store(of.d.add(alone)), zero);
         }
         let product = ss.mul(mm);
         let determinant = product.sub(sm.mul(sm));
         let solvable = V::splat(1e-5).mul(product).lt(determinant);
         let of_d = mm.mul(se).sub(sm.mul(me)).div(determinant).select(solvable, alone);
         let of_dmin = sm.mul(se).sub(ss.mul(me)).div(determinant).select(solvable, zero);
-        (to_f16(of.d.add(of_d)), to_f16(of.dmin.add(of_dmin)))
+        (B::store(of.d.add(of_d)), to_f16(of.dmin.add(of_dmin)))
     }
 
     /// The stored block of the first divisors.
     #[inline(always)]
-    pub(super) fn round<B: Linear, const MINIMA: bool>(&self, weights: &[GroupWeight; MAX_SCALES]) -> StoredBlock<V> {
+    pub(super) fn round<B: LinearBlock, const MINIMA: bool>(
+        &self,
+        weights: &[GroupWeight; MAX_SCALES],
+    ) -> StoredBlock<V> {
         let (scale, min) = self.largest::<B>();
         let [by, by_min] = B::DIVISORS[0];
-        let of = (to_f16(scale.div(V::splat(by))), to_f16(min.div(V::splat(by_min))));
+        let of = (B::store(scale.div(V::splat(by))), to_f16(min.div(V::splat(by_min))));
         self.pick::<B, MINIMA>(of, weights, 0).0
     }
 
     /// The stored block with the least error for these codes that is found, from all divisors.
     #[inline(always)]
-    pub(super) fn choose<B: Linear, const MINIMA: bool>(&self, weights: &[GroupWeight; MAX_SCALES]) -> StoredBlock<V> {
+    pub(super) fn choose<B: LinearBlock, const MINIMA: bool>(
+        &self,
+        weights: &[GroupWeight; MAX_SCALES],
+    ) -> StoredBlock<V> {
         let (scale, min) = self.largest::<B>();
         let (mut best, mut least) = (None, V::splat(f32::INFINITY));
         for &[by, by_min] in B::DIVISORS {
-            let of = (to_f16(scale.div(V::splat(by))), to_f16(min.div(V::splat(by_min))));
+            let of = (B::store(scale.div(V::splat(by))), to_f16(min.div(V::splat(by_min))));
             let (found, cost) = self.pick::<B, MINIMA>(of, weights, 0);
             let is_better = cost.lt(least);
             least = cost.select(is_better, least);
@@ -194,7 +206,7 @@ impl<V: Simd> GroupFits<V> {
 
     /// `d` and `dmin` fitted to the scales and minima of `of`, and these picked for them.
     #[inline(always)]
-    pub(super) fn improve<B: Linear, const MINIMA: bool>(
+    pub(super) fn improve<B: LinearBlock, const MINIMA: bool>(
         &self,
         of: &StoredBlock<V>,
         weights: &[GroupWeight; MAX_SCALES],

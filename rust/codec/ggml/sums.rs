@@ -10,6 +10,7 @@
 //! to `Σ k e²`. The sums are over residuals, so nothing cancels in `f32`.
 
 use super::levels::Levels;
+use crate::simd::batch::{Batch, MAX_PARTS};
 use crate::simd::vector::{Column, Simd};
 
 /// A least-squares fit is rejected if nearly all codes are the same: if the determinant is below this share of its first term.
@@ -17,27 +18,38 @@ const MIN_DETERMINANT: f32 = 1e-6;
 
 /// Scale and minimum of a group of each row: `ŵ = scale · q − min`.
 #[derive(Clone, Copy)]
-pub(super) struct Line<V> {
+pub(super) struct GroupLine<V> {
     pub scale: V,
     pub min: V,
 }
 
-impl<V: Simd> Line<V> {
+impl<V: Simd> GroupLine<V> {
     #[inline(always)]
     pub(super) fn select(self, mask: V::Mask, other: Self) -> Self {
         Self { scale: self.scale.select(mask, other.scale), min: self.min.select(mask, other.min) }
     }
+}
+
+impl<W: Batch> GroupLine<W> {
+    /// Lines as a batch.
+    #[inline(always)]
+    pub(super) fn concat(lines: &[GroupLine<W::Part>]) -> Self {
+        let mut parts = [lines[0]; MAX_PARTS];
+        parts[..lines.len()].copy_from_slice(lines);
+        let (scales, mins) = (parts.map(|line| line.scale), parts.map(|line| line.min));
+        Self { scale: W::concat(&scales[..lines.len()]), min: W::concat(&mins[..lines.len()]) }
+    }
 
     /// The numbers of the codes nearest to `w`, and their decoded difference from it.
     #[inline(always)]
-    pub(super) fn code<L: Levels>(self, reciprocal: V, w: V) -> (V, V) {
+    pub(super) fn code<L: Levels>(self, reciprocal: W, w: W) -> (W, W) {
         let q = L::nearest(w.add(self.min).mul(reciprocal));
         (q, q.mul(self.scale).sub(self.min).sub(w))
     }
 
     #[inline(always)]
-    pub(super) fn reciprocal(self) -> V {
-        V::splat(1.0).div(self.scale)
+    pub(super) fn reciprocal(self) -> W {
+        W::splat(1.0).div(self.scale)
     }
 }
 
@@ -58,7 +70,7 @@ impl GroupWeight {
 
 /// The sums of the [module](self).
 #[derive(Clone, Copy)]
-pub(super) struct Moments<V> {
+pub(super) struct GroupSums<V> {
     /// `Σkq`; 0 for types without minima, as the next but one.
     pub q1: V,
     /// `Σkq²`
@@ -69,34 +81,50 @@ pub(super) struct Moments<V> {
     pub eq: V,
 }
 
-impl<V: Simd> Moments<V> {
+impl<W: Batch> GroupSums<W> {
     #[inline(always)]
     pub(super) fn zero() -> Self {
-        let zero = V::splat(0.0);
+        let zero = W::splat(0.0);
         Self { q1: zero, q2: zero, e1: zero, eq: zero }
     }
 
     /// The sums for the codes nearest on `line`. Adds their squared errors to `error`, one after the other.
     #[inline(always)]
-    pub(super) fn of<L: Levels, const MINIMA: bool>(w: &[Column], k: &[f32], line: Line<V>, error: &mut V) -> Self {
+    pub(super) fn of<L: Levels, const MINIMA: bool>(
+        w: &[Column],
+        k: &[f32],
+        line: GroupLine<W>,
+        error: &mut W,
+    ) -> Self {
         let reciprocal = line.reciprocal();
         let (mut sums, mut total) = (Self::zero(), *error);
+        let [mut minus_e1, mut minus_eq] = [W::splat(0.0); 2];
         for (&w, &k) in w.iter().zip(k) {
-            let (q, off) = line.code::<L>(reciprocal, V::load(w));
-            let k = V::splat(k);
-            let (kq, k_off) = (k.mul(q), k.mul(off));
+            let (q, off) = line.code::<L>(reciprocal, W::broadcast(w));
+            let k = W::splat(k);
+            let kq = k.mul(q);
             if MINIMA {
                 sums.q1 = sums.q1.add(kq);
-                sums.e1 = sums.e1.sub(k_off);
+                minus_e1 = k.mul_add(off, minus_e1);
             }
-            sums.q2 = sums.q2.add(kq.mul(q));
-            sums.eq = sums.eq.sub(kq.mul(off));
+            sums.q2 = kq.mul_add(q, sums.q2);
+            minus_eq = kq.mul_add(off, minus_eq);
             total = total.add(k.mul(off.mul(off)));
         }
         *error = total;
+        sums.e1 = W::splat(0.0).sub(minus_e1);
+        sums.eq = W::splat(0.0).sub(minus_eq);
         sums
     }
 
+    /// Those of part `at`.
+    #[inline(always)]
+    pub(super) fn extract(self, at: usize) -> GroupSums<W::Part> {
+        GroupSums { q1: self.q1.extract(at), q2: self.q2.extract(at), e1: self.e1.extract(at), eq: self.eq.extract(at) }
+    }
+}
+
+impl<V: Simd> GroupSums<V> {
     /// The changes of scale and minimum to their least-squares values.
     #[inline(always)]
     pub(super) fn fit<const MINIMA: bool>(self, weight: GroupWeight) -> (V, V) {
