@@ -83,7 +83,7 @@ pub(crate) fn lay_out(
     stem: &str,
     modules: &[Vec<StoredTensor>],
     shard_bytes: u64,
-    metadata: Metadata<'_>,
+    metadata: &Metadata<'_>,
 ) -> Layout {
     // Ranges of modules.
     let mut shards: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
@@ -149,7 +149,7 @@ mod tests {
             ],
             vec![stored("b", Dtype::F32, 1), stored("empty", Dtype::BF16, 0)],
         ];
-        let layout = lay_out(&Safetensors, STEM, &modules, SHARD_BYTES, Metadata::Texts(&[("format", "mlx")]));
+        let layout = lay_out(&Safetensors, STEM, &modules, SHARD_BYTES, &Metadata::Texts(&[("format", "mlx")]));
         assert_eq!(layout.files[0].name, "model.safetensors");
         let files = data(&layout, &modules);
         let read = safetensors::SafeTensors::deserialize(&files[0]).unwrap();
@@ -168,7 +168,7 @@ mod tests {
             vec![stored(&format!("{name}.weight"), Dtype::U8, bytes - 2), stored(name, Dtype::U8, 2)]
         };
         let modules = vec![module("a", 60), module("b", 40), module("c", 10), module("d", 150), module("e", 5)];
-        let layout = lay_out(&Safetensors, STEM, &modules, 100, Metadata::Texts(&[("format", "mlx")]));
+        let layout = lay_out(&Safetensors, STEM, &modules, 100, &Metadata::Texts(&[("format", "mlx")]));
         let names: Vec<_> = layout.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(names[0], "model-00001-of-00004.safetensors");
         assert_eq!(

@@ -3,7 +3,6 @@
 //! A container reads and composes headers. It knows names, types and shapes; the output format knows what they mean.
 
 pub(crate) mod file;
-#[cfg_attr(not(test), expect(dead_code, reason = "connected by the GGUF format"))]
 pub(crate) mod gguf;
 mod layout;
 pub(crate) mod safetensors;
@@ -14,7 +13,7 @@ use std::path::Path;
 
 use file::Source;
 pub(crate) use gguf::Gguf;
-pub(crate) use gguf::value::KeyValues;
+pub(crate) use gguf::key_values::{HeadSize, KeyValues};
 pub(crate) use layout::{Layout, Location, SHARD_BYTES, STEM, StoredTensor, lay_out};
 pub(crate) use safetensors::Safetensors;
 
@@ -39,7 +38,7 @@ pub(crate) trait Container: Sync {
     ///
     /// # Panics
     /// If the container has no place for a type or a shape.
-    fn arrange(&self, metadata: Metadata<'_>, share: Share, tensors: &[&StoredTensor]) -> ArrangedFile;
+    fn arrange(&self, metadata: &Metadata<'_>, share: Share, tensors: &[&StoredTensor]) -> ArrangedFile;
 
     /// Name and text of the index, which maps the tensors of `modules` to the files of `layout`; `None` if the container
     /// has no index. `parameters` is the number of weights that the tensors encode.
@@ -74,25 +73,29 @@ pub(crate) struct Share {
 }
 
 /// What an output states besides its tensors.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Metadata<'a> {
     Texts(&'a [(&'a str, &'a str)]),
-    KeyValues(&'a KeyValues),
+    KeyValues(Cow<'a, KeyValues>),
+    /// Key-values of which only the size is known, to lay out files that are not written yet.
+    Size(HeadSize),
 }
 
 impl<'a> Metadata<'a> {
     /// What a container without types of values states: the texts.
-    fn texts(&self) -> Vec<(&'a str, &'a str)> {
+    fn texts(&self) -> Vec<(&str, &str)> {
         match self {
             Self::Texts(texts) => texts.to_vec(),
             Self::KeyValues(all) => all.iter().filter_map(|(key, value)| Some((key, value.text()?))).collect(),
+            Self::Size(_) => Vec::new(),
         }
     }
 
     fn key_values(&self) -> Cow<'a, KeyValues> {
         match self {
             Self::Texts(texts) => Cow::Owned(KeyValues::of_texts(texts)),
-            Self::KeyValues(all) => Cow::Borrowed(all),
+            Self::KeyValues(all) => Cow::Owned(all.clone().into_owned()),
+            Self::Size(size) => Cow::Owned(KeyValues::of_size(*size)),
         }
     }
 }

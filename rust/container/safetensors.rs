@@ -40,7 +40,7 @@ impl Container for Safetensors {
     }
 
     /// Orders tensors by decreasing element size, so that each is aligned without gaps. The order is stable.
-    fn arrange(&self, metadata: Metadata<'_>, _share: Share, tensors: &[&StoredTensor]) -> ArrangedFile {
+    fn arrange(&self, metadata: &Metadata<'_>, _share: Share, tensors: &[&StoredTensor]) -> ArrangedFile {
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&at| (Reverse(tensors[at].dtype.bits()), at));
         let head = compose(&metadata.texts(), order.iter().map(|&at| tensors[at]).map(StoredTensor::listed));

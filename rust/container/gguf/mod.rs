@@ -5,9 +5,10 @@
 //! data section and each tensor in it start at a multiple of the alignment, `general.alignment` or 32. Numbers are
 //! little-endian. A text is stored as its length in bytes and its bytes.
 //!
-//! [`read`] trusts nothing in a file. [`value::KeyValues`] keeps the key-values as they are stored, so that a copy has the
+//! [`read`] trusts nothing in a file. [`key_values::KeyValues`] keeps the key-values as they are stored, so that a copy has the
 //! same bytes. A model may be [split] over several files.
 
+pub(crate) mod key_values;
 mod read;
 pub(crate) mod split;
 pub(crate) mod value;
@@ -95,7 +96,7 @@ impl Container for Gguf {
     }
 
     /// Keeps the order of the tensors. The first file of several has all key-values, and each says which it is.
-    fn arrange(&self, metadata: Metadata<'_>, share: Share, tensors: &[&StoredTensor]) -> ArrangedFile {
+    fn arrange(&self, metadata: &Metadata<'_>, share: Share, tensors: &[&StoredTensor]) -> ArrangedFile {
         write::arrange(&split::stated(&metadata.key_values(), share), tensors)
     }
 

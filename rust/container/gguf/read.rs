@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::value::{KeyValues, Span, ValueType};
+use super::key_values::{KeyValueSpan, KeyValues};
+use super::value::ValueType;
 use super::{ALIGNMENT_KEY, MAGIC, MAX_DIMENSIONS, VERSION, type_of};
 use crate::container::file::Source;
 use crate::container::{DataSection, Header, TensorEntry};
@@ -142,7 +143,7 @@ impl Head<'_> {
     }
 
     /// Walks `count` key-values.
-    fn spans(&mut self, count: u64) -> Result<Vec<Span>> {
+    fn spans(&mut self, count: u64) -> Result<Vec<KeyValueSpan>> {
         let mut spans = Vec::new();
         for number in 1..=count {
             self.part = Part::Key(number);
@@ -152,7 +153,7 @@ impl Head<'_> {
             self.part = Part::Value(key);
             let own = self.value_type()?;
             self.value(own, 1)?;
-            spans.push(Span { start, value, end: self.at });
+            spans.push(KeyValueSpan { start, value, end: self.at });
         }
         Ok(spans)
     }
@@ -228,9 +229,8 @@ impl Head<'_> {
         shape.reverse();
         let number = self.u32()?;
         let offset = self.u64()?;
-        let dtype = match type_of(number) {
-            Some(dtype) => dtype,
-            None => return Err(self.entry_fault(EntryFault::UnknownDtype(format!("type {number} of ggml")))),
+        let Some(dtype) = type_of(number) else {
+            return Err(self.entry_fault(EntryFault::UnknownDtype(format!("type {number} of ggml"))));
         };
         if shape.contains(&0) {
             return Err(self.invalid("one of its dimensions is 0".to_owned()));

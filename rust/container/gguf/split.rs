@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::value::{KeyValues, Value};
+use super::key_values::KeyValues;
+use super::value::Value;
 use super::{ALIGNMENT, ALIGNMENT_KEY, Gguf};
 use crate::container::layout::file_name;
 use crate::container::{Container, Header, Share};
@@ -21,17 +22,18 @@ const FILES: &str = "split.count";
 /// The number of tensors in all files.
 const TENSORS: &str = "split.tensors.count";
 
+/// The key-values of a file of several.
+pub(crate) const KEYS: [&str; 3] = [NUMBER, FILES, TENSORS];
+
 /// A file of a model, with its header.
 #[derive(Clone, Debug)]
 pub(crate) struct SplitFile {
     pub path: PathBuf,
-    /// Length of the file, in bytes.
-    pub bytes: u64,
     pub header: Header,
 }
 
 /// The key-values that the file `share` of an output with `key_values` states.
-pub(super) fn stated<'a>(key_values: &'a KeyValues, share: Share) -> Cow<'a, KeyValues> {
+pub(super) fn stated(key_values: &KeyValues, share: Share) -> Cow<'_, KeyValues> {
     let mut stated = Cow::Borrowed(key_values);
     if share.file > 0 {
         let mut own = KeyValues::default();
@@ -42,7 +44,7 @@ pub(super) fn stated<'a>(key_values: &'a KeyValues, share: Share) -> Cow<'a, Key
         stated = Cow::Owned(own);
     }
     // The source may have been split, too.
-    for key in [NUMBER, FILES, TENSORS] {
+    for key in KEYS {
         if stated.get(key).is_some() {
             stated.to_mut().remove(key);
         }
@@ -51,7 +53,7 @@ pub(super) fn stated<'a>(key_values: &'a KeyValues, share: Share) -> Cow<'a, Key
         let own = stated.to_mut();
         own.set(NUMBER, &Value::U16(share.file as u16));
         own.set(FILES, &Value::U16(share.files as u16));
-        own.set(TENSORS, &Value::I32(share.tensors as i32));
+        own.set(TENSORS, &Value::I32(i32::try_from(share.tensors).unwrap_or(i32::MAX)));
     }
     stated
 }
@@ -125,7 +127,7 @@ fn open_one(path: &Path) -> Result<SplitFile> {
     let file = File::open(path).map_err(Error::io("opening", path))?;
     let bytes = file.metadata().map_err(Error::io("reading", path))?.len();
     let header = Gguf.read(&file, path, bytes)?;
-    Ok(SplitFile { path: path.to_owned(), bytes, header })
+    Ok(SplitFile { path: path.to_owned(), header })
 }
 
 /// The number that `file` states under `key`, if any.

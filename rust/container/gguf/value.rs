@@ -1,11 +1,6 @@
-//! Key-values: typed values by key, in the order of the file and as the file stores them.
+//! Typed values: as files store them, and to be stored.
 
 use std::fmt;
-
-use super::{ALIGNMENT, ALIGNMENT_KEY};
-
-/// The largest alignment that is read, in bytes. Padding makes a file longer by almost as much for each tensor.
-const MAX_ALIGNMENT: u64 = 1 << 20;
 
 /// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +62,7 @@ impl fmt::Display for ValueType {
 
 /// A value to be stored.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "outputs state few types; tests write all"))]
 pub(crate) enum Value {
     U16(u16),
     U32(u32),
@@ -102,7 +98,7 @@ impl Value {
     }
 
     /// Appends the type and the value, as files store them.
-    fn put(&self, out: &mut Vec<u8>) {
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
         let (own, elements) = self.types();
         put_u32(out, own as u32);
         if let Some(elements) = elements {
@@ -146,139 +142,9 @@ fn put_all<T>(out: &mut Vec<u8>, elements: &[T], put: impl Fn(&mut Vec<u8>, &T))
     }
 }
 
-/// Where a key-value is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    /// Offset of the length of the key, in bytes.
-    pub(super) start: usize,
-    /// Offset of the type of the value. The key ends there.
-    pub(super) value: usize,
-    pub(super) end: usize,
-}
-
-impl Span {
-    /// Follows bytes that were moved from offset `from` to offset `to`.
-    fn shift(&mut self, from: usize, to: usize) {
-        for offset in [&mut self.start, &mut self.value, &mut self.end] {
-            *offset = *offset - from + to;
-        }
-    }
-}
-
-/// Key-values as files store them. No key occurs twice.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyValues {
-    bytes: Vec<u8>,
-    /// In the order of the bytes, without gaps.
-    spans: Vec<Span>,
-}
-
-impl KeyValues {
-    /// The key-values at `spans` of `bytes`, from offset `start` on, all of which were checked.
-    pub(super) fn new(mut bytes: Vec<u8>, start: usize, mut spans: Vec<Span>) -> Self {
-        bytes.drain(..start);
-        spans.iter_mut().for_each(|span| span.shift(start, 0));
-        Self { bytes, spans }
-    }
-
-    pub(crate) fn of_texts(texts: &[(&str, &str)]) -> Self {
-        let mut all = Self::default();
-        for (key, text) in texts {
-            all.set(key, &Value::Text((*text).to_owned()));
-        }
-        all
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.spans.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
-    }
-
-    /// All of them, as files store them.
-    #[must_use]
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Keys and values, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, ValueRef<'_>)> {
-        self.spans.iter().map(|&span| (self.key(span), ValueRef(&self.bytes[span.value..span.end])))
-    }
-
-    /// The value of `key`.
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<ValueRef<'_>> {
-        let span = self.spans[self.position(key)?];
-        Some(ValueRef(&self.bytes[span.value..span.end]))
-    }
-
-    fn position(&self, key: &str) -> Option<usize> {
-        self.spans.iter().position(|&span| self.key(span) == key)
-    }
-
-    fn key(&self, span: Span) -> &str {
-        std::str::from_utf8(&self.bytes[span.start + size_of::<u64>()..span.value]).unwrap_or_default()
-    }
-
-    /// Replaces the value of `key` in its place, or appends the key-value.
-    pub(crate) fn set(&mut self, key: &str, value: &Value) {
-        let mut stored = Vec::new();
-        value.put(&mut stored);
-        if let Some(at) = self.position(key) {
-            let Span { value, end, .. } = self.spans[at];
-            let new_end = value + stored.len();
-            self.bytes.splice(value..end, stored);
-            self.spans[at].end = new_end;
-            self.spans[at + 1..].iter_mut().for_each(|span| span.shift(end, new_end));
-        } else {
-            let start = self.bytes.len();
-            put_text(&mut self.bytes, key);
-            let value = self.bytes.len();
-            self.bytes.extend(stored);
-            self.spans.push(Span { start, value, end: self.bytes.len() });
-        }
-    }
-
-    /// Removes `key` and its value, if they are there.
-    pub(crate) fn remove(&mut self, key: &str) {
-        let Some(at) = self.position(key) else { return };
-        let Span { start, end, .. } = self.spans.remove(at);
-        self.bytes.drain(start..end);
-        self.spans[at..].iter_mut().for_each(|span| span.shift(end, start));
-    }
-
-    /// A key that occurs twice.
-    pub(super) fn repeated(&self) -> Option<&str> {
-        let mut keys: Vec<&str> = self.spans.iter().map(|&span| self.key(span)).collect();
-        keys.sort_unstable();
-        keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
-    }
-
-    /// The alignment of the data, in bytes, or what is wrong with it.
-    pub(super) fn alignment(&self) -> Result<u64, String> {
-        let Some(value) = self.get(ALIGNMENT_KEY) else { return Ok(ALIGNMENT) };
-        let alignment = match value.number(ValueType::U32) {
-            Some(bytes) => u64::from(u32::from_le_bytes(bytes)),
-            None => return Err(format!("is of type {}, and must be u32", value.value_type())),
-        };
-        if alignment.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(&alignment) {
-            Ok(alignment)
-        } else {
-            Err(format!("{alignment} is not a power of two from 8 to {MAX_ALIGNMENT}"))
-        }
-    }
-}
-
 /// A value as it is stored: the number of its type, and the value. Its bytes were checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ValueRef<'a>(&'a [u8]);
+pub struct ValueRef<'a>(pub(super) &'a [u8]);
 
 impl<'a> ValueRef<'a> {
     /// The type.
@@ -371,7 +237,7 @@ impl<'a> ValueRef<'a> {
     }
 
     /// The bytes of a number of type `wanted`.
-    fn number<const N: usize>(self, wanted: ValueType) -> Option<[u8; N]> {
+    pub(super) fn number<const N: usize>(self, wanted: ValueType) -> Option<[u8; N]> {
         let (own, bytes) = self.parts();
         bytes.try_into().ok().filter(|_| own == wanted)
     }

@@ -1,6 +1,7 @@
 //! Composes the heads of GGUF files, and places the tensors.
 
-use super::value::{KeyValues, put_text, put_u32, put_u64};
+use super::key_values::KeyValues;
+use super::value::{put_text, put_u32, put_u64};
 use super::{MAGIC, MAX_DIMENSIONS, VERSION, type_number};
 use crate::container::{ArrangedFile, StoredTensor};
 
@@ -25,7 +26,9 @@ pub(super) fn arrange(key_values: &KeyValues, tensors: &[&StoredTensor]) -> Arra
     }
     head.resize(head.len().next_multiple_of(alignment as usize), 0);
     let start = head.len() as u64;
-    offsets.iter_mut().for_each(|offset| *offset += start);
+    for offset in &mut offsets {
+        *offset += start;
+    }
     ArrangedFile { head, offsets, bytes: start + reached }
 }
 

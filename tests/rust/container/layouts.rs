@@ -31,7 +31,7 @@ proptest! {
 
     #[test]
     fn files_have_the_planned_length_and_are_contiguous_and_readable(modules in modules(), shard_bytes in 1..400_u64) {
-        let layout = lay_out(&Safetensors, STEM, &modules, shard_bytes, Metadata::Texts(&[("format", "mlx")]));
+        let layout = lay_out(&Safetensors, STEM, &modules, shard_bytes, &Metadata::Texts(&[("format", "mlx")]));
         let (stored, locations): (Vec<&StoredTensor>, Vec<_>) = layout.placed(&modules).unzip();
         let dir = tempfile::tempdir().unwrap();
         for (file, planned) in layout.files.iter().enumerate() {
@@ -62,7 +62,7 @@ proptest! {
         let (name, text) = Safetensors.index(&layout, &modules, 1).unwrap();
         std::fs::write(dir.path().join(name), text).unwrap();
         prop_assert_eq!(Checkpoint::open(dir.path()).unwrap().tensors.len(), stored.len());
-        prop_assert_eq!(lay_out(&Safetensors, STEM, &modules, shard_bytes, Metadata::Texts(&[("format", "mlx")])), layout);
+        prop_assert_eq!(lay_out(&Safetensors, STEM, &modules, shard_bytes, &Metadata::Texts(&[("format", "mlx")])), layout);
     }
 
     #[test]
