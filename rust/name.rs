@@ -141,7 +141,7 @@ const PARTS: [(&str, Role); 12] = [
 ];
 
 /// Ending of a module's path, and its role. The first match counts.
-const ROLES: [(&str, Role); 76] = [
+const ROLES: [(&str, Role); 98] = [
     // Routers that are a layer within a module.
     ("router.gate", Role::Router),
     ("router.layer", Role::Router),
@@ -220,6 +220,29 @@ const ROLES: [(&str, Role); 76] = [
     ("inv_freq", Role::Position),
     ("rotary_emb", Role::Position),
     ("sinks", Role::Parameter),
+    // llama.cpp's names.
+    ("token_embd", Role::Embedding),
+    ("attn_q", Role::Query),
+    ("attn_k", Role::Key),
+    ("attn_v", Role::Value),
+    ("attn_qkv", Role::QueryKeyValue),
+    ("attn_output", Role::Output),
+    ("attn_sinks", Role::Parameter),
+    ("ffn_gate", Role::Gate),
+    ("ffn_up", Role::Up),
+    ("ffn_down", Role::Down),
+    ("ffn_gate_exps", Role::Gate),
+    ("ffn_up_exps", Role::Up),
+    ("ffn_gate_up_exps", Role::GateUp),
+    ("ffn_down_exps", Role::Down),
+    ("ffn_gate_shexp", Role::Gate),
+    ("ffn_up_shexp", Role::Up),
+    ("ffn_down_shexp", Role::Down),
+    ("ffn_gate_inp", Role::Router),
+    ("ffn_gate_inp_shexp", Role::Router),
+    ("rope_freqs", Role::Position),
+    ("rope_factors_short", Role::Position),
+    ("rope_factors_long", Role::Position),
 ];
 
 /// Parameters that are not modules, and the projections that compute parameters of a recurrence for each token.
@@ -271,7 +294,7 @@ impl Name {
         Self {
             role,
             norm: norm.map(|(_, place)| *place),
-            layer: number_after(&["layers", "h", "blocks", "layer", "block"]),
+            layer: number_after(&["layers", "h", "blocks", "layer", "block", "blk"]),
             expert: number_after(&["experts"]),
             module: module.to_owned(),
             is_weight,
@@ -294,6 +317,10 @@ fn role(module: &str) -> Role {
     let lower = last.to_ascii_lowercase();
     if lower.contains("norm") || lower.starts_with("ln") {
         return Role::Norm;
+    }
+    // The head in llama.cpp; elsewhere `output` is a part of other names.
+    if module == "output" {
+        return Role::Head;
     }
     let ends = |end: &str| module.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'));
     ROLES.iter().find(|(end, _)| ends(end)).map_or(Role::Other, |&(_, role)| role)

@@ -306,7 +306,8 @@ impl<'a> Found<'a> {
     /// The tensors of the blueprint that `tensor` holds; `None` for a buffer.
     fn canonical(&self, tensor: &Tensor, name: &str) -> Option<Vec<Canonical>> {
         let shape = tensor.shape.clone();
-        let stored = self.family.stored(name).filter(|_| !self.checkpoint.is_laid_out_for_mlx());
+        let is_release = self.checkpoint.is_release();
+        let stored = self.family.stored(name).filter(|(becomes, _)| is_release || *becomes == Becomes::Buffer);
         let Some((becomes, matched)) = stored else {
             return Some(vec![Canonical { name: name.to_owned(), shape, number: None }]);
         };

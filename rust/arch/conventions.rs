@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::Activation;
 use super::families::{ModelFamily, Quirk, family};
+use super::gguf;
 use super::rope::RopeConfig;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Float;
@@ -105,10 +106,10 @@ impl Conventions {
                 .or_else(|| Some(1.0 / config.number(&["query_pre_attn_scalar"])?.sqrt())),
             attention_cap: config.number(&["attn_logit_softcapping"]),
             window: window(config, has(Quirk::AlternateWindows)),
-            rope: RopeConfig::of(checkpoint, has(Quirk::AdjacentPairs)),
+            rope: RopeConfig::of(checkpoint, has(Quirk::AdjacentPairs) || gguf::has_adjacent_pairs(checkpoint)),
             activation: activation(config, has(Quirk::TanhGelu), has(Quirk::GeluByDefault))?,
             clamped_gate: has(Quirk::ClampedGate).then(|| config.number(&["swiglu_limit"]).unwrap_or(7.0) as f32),
-            interleaved: !checkpoint.is_laid_out_for_mlx() && family.is_some_and(ModelFamily::interleaves),
+            interleaved: checkpoint.is_release() && family.is_some_and(ModelFamily::interleaves),
             parallel: has(Quirk::Parallel) || config.flag("use_parallel_residual").unwrap_or(false),
             fused_by_head: has(Quirk::FusedByHead),
             routing: routing(config, has(Quirk::SigmoidRouting), has(Quirk::NormalisedShares)),

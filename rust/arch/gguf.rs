@@ -7,9 +7,12 @@
 use serde_json::{Map, Value, json};
 
 use super::families::gguf::{GgufModel, of_architecture};
-use crate::checkpoint::Config;
-use crate::container::gguf::value::KeyValues;
-use crate::container::{Header, TensorEntry};
+use crate::checkpoint::stream::Reader;
+use crate::checkpoint::{Checkpoint, Config};
+use crate::container::gguf::value::ValueRef;
+use crate::container::{Header, KeyValues, TensorEntry};
+use crate::dtype::Float;
+use crate::error::Result;
 
 /// Key of a release's configuration, and the key of llama.cpp after the architecture.
 type Keys = &'static [(&'static str, &'static str)];
@@ -46,6 +49,9 @@ const NUMBERS: Keys = &[
     ("logits_scaling", "logit_scale"),
 ];
 
+/// No head has more channels that rotate together.
+const MOST_PAIRS: u64 = 1 << 16;
+
 /// Tokens with a meaning.
 const TOKENS: Keys = &[
     ("bos_token_id", "bos_token_id"),
@@ -64,7 +70,7 @@ pub(crate) const SILENT_TOKEN_IDS: &str = "silent_token_ids";
 #[must_use]
 pub(crate) fn model_of(key_values: &KeyValues) -> Option<&'static GgufModel> {
     let architecture = key_values.get("general.architecture")?.text()?;
-    let experts = key_values.get(&format!("{architecture}.expert_count")).and_then(|value| value.unsigned());
+    let experts = key_values.get(&format!("{architecture}.expert_count")).and_then(ValueRef::unsigned);
     of_architecture(architecture, experts.is_some_and(|count| count > 0))
 }
 
@@ -90,9 +96,9 @@ pub(crate) fn config(headers: &[&Header]) -> Option<Config> {
         }
     }
     for (key, own) in TOKENS {
-        let id = key_values.get(&format!("tokenizer.ggml.{own}")).and_then(|value| value.unsigned());
+        let id = key_values.get(&format!("tokenizer.ggml.{own}")).and_then(ValueRef::unsigned);
         let is_first = *key == "bos_token_id";
-        let adds = key_values.get("tokenizer.ggml.add_bos_token").and_then(|value| value.boolean());
+        let adds = key_values.get("tokenizer.ggml.add_bos_token").and_then(ValueRef::boolean);
         if let Some(id) = id.filter(|_| !is_first || adds != Some(false)) {
             config.insert((*key).to_owned(), json!(id));
         }
@@ -101,6 +107,8 @@ pub(crate) fn config(headers: &[&Header]) -> Option<Config> {
     let rows = |name: &str| entries.iter().find(|entry| entry.name == name).and_then(|entry| entry.shape.first());
     config.insert("vocab_size".to_owned(), json!(rows("token_embd.weight")));
     config.insert("tie_word_embeddings".to_owned(), json!(rows("output.weight").is_none()));
+    config.insert("attention_bias".to_owned(), json!(rows("blk.0.attn_q.bias").is_some()));
+    config.insert("mlp_bias".to_owned(), json!(rows("blk.0.ffn_down.bias").is_some()));
     if let Some(scaling) = stated.rope_scaling() {
         config.insert("rope_scaling".to_owned(), scaling);
     }
@@ -111,9 +119,45 @@ pub(crate) fn config(headers: &[&Header]) -> Option<Config> {
     Some(config)
 }
 
+/// Whether the channels of each head are in the order of llama.cpp in `checkpoint`: those that rotate together are adjacent.
+#[must_use]
+pub(super) fn has_adjacent_pairs(checkpoint: &Checkpoint) -> bool {
+    checkpoint.is_gguf() && model_of(&checkpoint.key_values).is_some_and(|model| model.has_adjacent_pairs)
+}
+
+/// Writes the factors of rotary frequencies, which a GGUF file holds as tensors, into the configuration.
+///
+/// # Errors
+/// Those of reading.
+pub(super) fn state_rotary_factors(checkpoint: &mut Checkpoint) -> Result<()> {
+    if !checkpoint.is_gguf() {
+        return Ok(());
+    }
+    let factors = |name: &str| -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = checkpoint.tensor(name).filter(|tensor| tensor.elements() <= MOST_PAIRS) else {
+            return Ok(None);
+        };
+        let Some(float) = Float::of(tensor.dtype) else { return Ok(None) };
+        let mut values = vec![0.0; tensor.elements() as usize];
+        float.widen(Reader::default().bytes(checkpoint, tensor, 0..tensor.bytes)?, &mut values);
+        Ok(Some(values))
+    };
+    let each = factors("rope_freqs.weight")?;
+    let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
+    let scaling = match (each, short, long) {
+        (Some(each), ..) => json!({ "rope_type": "longrope", "short_factor": each, "long_factor": each }),
+        (_, Some(short), Some(long)) => json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long }),
+        _ => return Ok(()),
+    };
+    if let Some(config) = &mut checkpoint.config {
+        config.insert("rope_scaling".to_owned(), scaling);
+    }
+    Ok(())
+}
+
 /// The tokens that stand for no text.
 fn silent_tokens(key_values: &KeyValues) -> Vec<usize> {
-    let types = key_values.get("tokenizer.ggml.token_type").and_then(|value| value.unsigned_array());
+    let types = key_values.get("tokenizer.ggml.token_type").and_then(ValueRef::unsigned_array);
     let types = types.unwrap_or_default();
     types.iter().enumerate().filter(|(_, kind)| SILENT_TOKENS.contains(kind)).map(|(id, _)| id).collect()
 }

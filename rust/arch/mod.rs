@@ -10,6 +10,7 @@ mod check;
 pub(crate) mod contract;
 pub(crate) mod conventions;
 pub(crate) mod families;
+pub(crate) mod gguf;
 pub(crate) mod pattern;
 mod resolve;
 pub(crate) mod rope;
@@ -18,8 +19,10 @@ mod spelling;
 
 use std::path::Path;
 
+use crate::checkpoint::prequantized::{self, Paired};
 use crate::checkpoint::stream::{Pass, Reader};
-use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
+use crate::checkpoint::{Checkpoint, Config, Matrix, Part, Reading, Tensor, View};
+use crate::container::{Header, KeyValues};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 pub(crate) use crate::simd::math::Activation;
@@ -167,15 +170,52 @@ impl Model<'_> {
     }
 }
 
+/// Reads the names of a release, and those of a GGUF file as a release has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReleaseNames {
+    /// In the usual spelling of the family.
+    Usual,
+    /// As they are stored.
+    Stored,
+}
+
+impl Reading for ReleaseNames {
+    fn spelled(&self, name: &str, key_values: &KeyValues, config: Option<&Config>) -> Option<String> {
+        if !key_values.is_empty() {
+            return gguf::model_of(key_values)?.used_name(name);
+        }
+        if *self == Self::Stored {
+            return None;
+        }
+        let model_type = config.and_then(|config| config.get("model_type")?.as_str());
+        spelling::usual(name, model_type.filter(|kind| families::family(kind).is_some()).map(spelling::prefixes))
+    }
+
+    fn stated(&self, headers: &[&Header]) -> Option<Config> {
+        gguf::config(headers)
+    }
+}
+
 /// Opens the checkpoint at `path` with its tensors under the usual names of its family.
 ///
 /// # Errors
 /// As [`Checkpoint::open`].
 pub(crate) fn open(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::open_spelled(path, &|name, config| {
-        let model_type = config.and_then(|config| config.get("model_type")?.as_str());
-        spelling::usual(name, model_type.filter(|kind| families::family(kind).is_some()).map(spelling::prefixes))
-    })
+    open_with(path, ReleaseNames::Usual, prequantized::pair)
+}
+
+/// Opens the checkpoint at `path` with its tensors under these `names`, and with parts that `pair` groups into tensors.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub(crate) fn open_with(
+    path: &Path,
+    names: ReleaseNames,
+    pair: impl Fn(&[Part], Option<&Config>) -> Paired,
+) -> Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::open_with(path, &names, pair)?;
+    gguf::state_rotary_factors(&mut checkpoint)?;
+    Ok(checkpoint)
 }
 
 /// Finds the model in `checkpoint`, and checks that all parts of its forward pass are present and no tensor is left over.

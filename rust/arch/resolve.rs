@@ -90,14 +90,15 @@ impl<'a> Resolver<'a, '_> {
 
     /// Whether the matrix or stack `name` is stored with a row for each input, as its family says.
     fn is_input_major(self, name: &str) -> bool {
-        let is_release = !self.checkpoint.is_laid_out_for_mlx();
-        is_release && self.conventions.family.is_some_and(|family| family.is_input_major(name))
+        self.checkpoint.is_release() && self.conventions.family.is_some_and(|family| family.is_input_major(name))
     }
 
     /// Whether the gain `name` is stored minus one: in the release as its family says, and for `mlx-lm` where that adds one.
+    /// GGUF files hold whole gains.
     fn is_minus_one(self, name: &str) -> bool {
         let Some(family) = self.conventions.family else { return false };
-        family.is_minus_one(name) && (!self.checkpoint.is_laid_out_for_mlx() || family.mlx.plus_one)
+        let adds_one = self.checkpoint.is_release() || (self.checkpoint.is_laid_out_for_mlx() && family.mlx.plus_one);
+        family.is_minus_one(name) && adds_one
     }
 
     /// The one linear layer whose name `fits`, if there is exactly one.
@@ -225,7 +226,7 @@ impl<'a> Resolver<'a, '_> {
         let Name { role, module, .. } = Name::parse(&weight.name);
         let is_transposed =
             if role == Role::Down { rows != self.width } else { cols != self.width && rows == self.width };
-        let is_release = weight.packing == Packing::Plain && !self.checkpoint.is_laid_out_for_mlx();
+        let is_release = weight.packing == Packing::Plain && self.checkpoint.is_release();
         let transposed = is_release && (self.is_input_major(&weight.name) || is_transposed);
         let named = |end: &str| self.checkpoint.tensor(&format!("{module}{end}"));
         let bias = named("_bias").or_else(|| named(".bias"));

@@ -1,5 +1,7 @@
 //! Rotary position embeddings (RoPE): the angle by which each pair of a head's channels is rotated at each position.
 
+use std::f64::consts::TAU;
+
 use serde_json::Value;
 
 use super::conventions::ConfigReader;
@@ -146,6 +148,50 @@ impl RopeConfig {
     }
 }
 
+impl RopeConfig {
+    /// The factor of all cosines and sines where each frequency has a factor of its own.
+    #[must_use]
+    pub(crate) fn attention_of_factors(&self) -> Option<f64> {
+        match &self.scaling {
+            RopeScaling::Each { attention, .. } => Some(*attention),
+            _ => None,
+        }
+    }
+
+    /// The factors that frequencies are divided by, one for each pair of a head of `head_size` channels, under llama.cpp's names
+    /// of them. Empty where key-values say enough.
+    #[must_use]
+    pub(crate) fn factors(&self, head_size: usize) -> Vec<(&'static str, Vec<f32>)> {
+        let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<f32>>();
+        match &self.scaling {
+            RopeScaling::Llama3 { factor, low, high, context } => {
+                let pairs = head_size / 2;
+                let [factor, low, high, context] = [factor, low, high, context].map(|&value| value as f32);
+                // In `f32`, as the converter computes them.
+                let of = |pair: usize| {
+                    let frequency = 1.0 / pow(self.theta, f64::from(pair as f32 / pairs as f32)) as f32;
+                    let turns = context / (TAU as f32 / frequency);
+                    if turns > high {
+                        1.0
+                    } else if turns < low {
+                        factor
+                    } else {
+                        let smooth = (turns - low) / (high - low);
+                        1.0 / ((1.0 - smooth) / factor + smooth)
+                    }
+                };
+                vec![("rope_freqs.weight", (0..pairs).map(of).collect())]
+            }
+            RopeScaling::Each { short, long, .. } => {
+                vec![("rope_factors_long.weight", narrow(long)), ("rope_factors_short.weight", narrow(short))]
+            }
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn { .. } | RopeScaling::Unknown(_) => {
+                Vec::new()
+            }
+        }
+    }
+}
+
 impl Rope {
     /// The table of the positions `0..positions` of a window of that length.
     #[must_use]
@@ -231,7 +277,6 @@ impl RopeScaling {
 
     /// Radians per position of `pair`.
     fn frequency(&self, theta: f64, pair: usize, pairs: usize) -> Result<f64, String> {
-        use std::f64::consts::TAU;
         let plain = pow(theta, -(pair as f64) / pairs as f64);
         Ok(match self {
             Self::None => plain,

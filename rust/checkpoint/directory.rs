@@ -11,7 +11,9 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::Config;
+use crate::container::gguf::split;
 use crate::container::safetensors::INDEX;
+use crate::container::{Container, Gguf};
 use crate::error::{Error, FileFault, Result, os_message};
 
 /// The longest index or configuration that is read, in bytes.
@@ -34,7 +36,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Lists the files of the checkpoint at `path`, a directory or a single `.safetensors` file.
+    /// Lists the files of the checkpoint at `path`, a directory, a single `.safetensors` file, or a GGUF file.
     ///
     /// # Errors
     /// [`Error::NoCheckpoint`], [`Error::File`], [`Error::Io`].
@@ -44,10 +46,13 @@ impl Directory {
             return Self::of_dir(&found);
         }
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if is_gguf(&name) {
+            return Self::of_gguf(path);
+        }
         if !name.ends_with(".safetensors") {
             return Err(no_checkpoint(
                 path,
-                "not a directory and not a .safetensors file",
+                "not a directory, and no .safetensors or .gguf file",
                 "give the model's directory",
             ));
         }
@@ -62,12 +67,28 @@ impl Directory {
         Ok(Self { dir, shards: vec![(name, found)], index: None, config, other_files, notes })
     }
 
+    /// The model in the GGUF file `path`, or in the files of which that is the first. The key-values in it are all there is
+    /// besides the tensors.
+    fn of_gguf(path: &Path) -> Result<Self> {
+        let named = |file: &Path| -> Result<(String, PathBuf)> {
+            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            Ok((name, file.canonicalize().map_err(Error::io("opening", file))?))
+        };
+        let shards = split::open(path)?.iter().map(|file| named(&file.path)).collect::<Result<_>>()?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = dir.canonicalize().map_err(Error::io("opening", dir))?;
+        Ok(Self { dir, shards, index: None, config: None, other_files: Vec::new(), notes: Vec::new() })
+    }
+
     fn of_dir(dir: &Path) -> Result<Self> {
         let mut files = Vec::new();
         walk(dir, Path::new(""), &mut files)?;
         files.sort();
         let plain = |file: &PathBuf| file.to_str().filter(|_| file.components().count() == 1).map(str::to_owned);
         let top: Vec<String> = files.iter().filter_map(plain).collect();
+        if let Some(model) = only_gguf(dir, &top)? {
+            return Self::of_gguf(&dir.join(model));
+        }
 
         let mut notes = Vec::new();
         let mut index = read_index(dir)?;
@@ -267,6 +288,32 @@ fn instead_of_missing(
     Some(others)
 }
 
+/// Whether `name` is that of a GGUF file.
+fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending == Gguf.extension())
+}
+
+/// The GGUF file, or the first of several, in a directory that holds this one model and no other form of it.
+fn only_gguf<'t>(dir: &Path, top: &'t [String]) -> Result<Option<&'t str>> {
+    let others = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"];
+    if top.iter().any(|name| name == INDEX || others.iter().any(|ending| name.ends_with(ending))) {
+        return Ok(None);
+    }
+    let is_later = |name: &str| {
+        let number = name.rsplit_once("-of-").and_then(|(before, _)| before.rsplit_once('-'));
+        number.is_some_and(|(_, number)| number.parse().is_ok_and(|number: u32| number > 1))
+    };
+    let models: Vec<&str> = top.iter().map(String::as_str).filter(|name| is_gguf(name) && !is_later(name)).collect();
+    match models.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some(only)),
+        several => {
+            let reason = format!("{} GGUF models in it", several.len());
+            Err(no_checkpoint(dir, reason, "give the file of the model"))
+        }
+    }
+}
+
 /// Finds the shards of a directory without an index, among the file names `top`. Says in `notes` which are left out.
 fn loose_shards(dir: &Path, top: &[String], notes: &mut Vec<String>) -> Result<Vec<(String, usize)>> {
     let all: Vec<&String> = top.iter().filter(|name| name.ends_with(".safetensors")).collect();
@@ -286,9 +333,6 @@ fn loose_shards(dir: &Path, top: &[String], notes: &mut Vec<String>) -> Result<V
     let has = |endings: &[&str]| top.iter().find(|name| endings.iter().any(|ending| name.ends_with(ending)));
     if let Some(pickle) = has(&[".bin", ".pt", ".pth", ".ckpt", ".pkl"]) {
         return Err(Error::file(&dir.join(pickle), FileFault::Pickle));
-    }
-    if let Some(gguf) = has(&[".gguf"]) {
-        return Err(Error::file(&dir.join(gguf), FileFault::OtherFormat("GGUF")));
     }
     Err(no_checkpoint(dir, "no .safetensors file in it", "give the model's directory"))
 }

@@ -57,6 +57,18 @@ impl Tensor {
 }
 
 impl Paired {
+    /// The same parts, with a tensor for each part that is stored in blocks of a codec.
+    #[must_use]
+    pub(crate) fn with_blocks(self, parts: &[Part]) -> Self {
+        let of = |(at, part): (usize, &Part)| {
+            let scheme = Scheme::of_blocks(part.dtype)?;
+            let cols = part.shape.last().copied().unwrap_or(0);
+            Tensor::encoded(parts, (scheme, Float::F32), &part.shape, &[at]).filter(|_| scheme.fits(cols))
+        };
+        let encoded: Vec<Tensor> = parts.iter().enumerate().filter_map(of).collect();
+        if encoded.is_empty() { self } else { self.with_encoded(encoded) }
+    }
+
     /// The same parts, with the tensors `encoded` instead of what their parts were taken for.
     #[must_use]
     pub(crate) fn with_encoded(self, encoded: Vec<Tensor>) -> Self {

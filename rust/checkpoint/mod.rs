@@ -16,9 +16,11 @@ pub(crate) mod view;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) use crate::band::Matrix;
 use crate::container::file::read_at;
+use crate::container::{Header, KeyValues};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, FileFault, Result};
 use directory::Directory;
@@ -54,11 +56,33 @@ impl Part {
     }
 }
 
+/// [`Checkpoint::metadata_format`] of checkpoints that are laid out for MLX.
+const MLX: &str = "mlx";
+
+/// [`Checkpoint::metadata_format`] of GGUF files.
+const GGUF: &str = "gguf";
+
 /// Bytes of each tensor that are compared at a time.
 const COMPARED_BYTES: usize = 1 << 20;
 
-/// Another spelling of a tensor's name, given the configuration; `None` to keep the name.
-pub(crate) type Spelling<'a> = &'a dyn Fn(&str, Option<&Config>) -> Option<String>;
+/// How names and configurations are read. By default everything is as it is stored.
+pub(crate) trait Reading {
+    /// Another spelling of the name of a tensor in a checkpoint with these key-values and this configuration; `None` to
+    /// keep the name.
+    fn spelled(&self, _name: &str, _key_values: &KeyValues, _config: Option<&Config>) -> Option<String> {
+        None
+    }
+
+    /// The configuration that the headers of the files state, where there is no `config.json`.
+    fn stated(&self, _headers: &[&Header]) -> Option<Config> {
+        None
+    }
+}
+
+/// Reads everything as it is stored.
+pub(crate) struct AsStored;
+
+impl Reading for AsStored {}
 
 /// A tensor of a checkpoint: a part, or the decoded form of a prequantized weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,8 +146,10 @@ pub struct Checkpoint {
     pub faults: Vec<(usize, String)>,
     /// `config.json`, if there is one.
     pub config: Option<Config>,
-    /// `format` in the metadata of the first shard that has it: `pt`, `mlx`.
+    /// `format` in the metadata of the first shard that has it: `pt`, `mlx`; of GGUF files `gguf`.
     pub metadata_format: Option<String>,
+    /// The key-values of GGUF files; none of others.
+    pub key_values: Arc<KeyValues>,
     /// The other files of the directory, as paths relative to it, sorted.
     pub other_files: Vec<PathBuf>,
     /// What was read otherwise than the files say, in sentences for the user.
@@ -137,15 +163,7 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Shard::open`] and of [`directory`], and [`Error::DuplicateTensor`].
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, &|_, _| None, prequantized::pair)
-    }
-
-    /// Opens a checkpoint with tensors under the names of `spelling`.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub(crate) fn open_spelled(path: &Path, spelling: Spelling<'_>) -> Result<Self> {
-        Self::open_with(path, spelling, prequantized::pair)
+        Self::open_with(path, &AsStored, prequantized::pair)
     }
 
     /// Opens a checkpoint of which every part is a tensor of its own, as it is stored.
@@ -153,25 +171,29 @@ impl Checkpoint {
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn open_as_stored(path: &Path) -> Result<Self> {
-        Self::open_with(path, &|_, _| None, |parts, _| Paired::as_stored(parts))
+        Self::open_with(path, &AsStored, |parts, _| Paired::as_stored(parts))
     }
 
-    /// Opens a checkpoint whose tensors have the names of `spelling`, and whose parts `pair` groups into tensors.
+    /// Opens a checkpoint whose names and configuration `reading` reads, and whose parts `pair` groups into tensors.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn open_with(
         path: &Path,
-        spelling: Spelling<'_>,
+        reading: &dyn Reading,
         pair: impl Fn(&[Part], Option<&Config>) -> Paired,
     ) -> Result<Self> {
         let Directory { dir, shards: names, index, config, other_files, mut notes } = Directory::open(path)?;
-        let mut shards = Vec::with_capacity(names.len());
+        let opened: Vec<(Shard, Header)> =
+            names.into_iter().map(|(name, path)| Shard::open(path, name)).collect::<Result<_>>()?;
+        let headers: Vec<&Header> = opened.iter().map(|(_, header)| header).collect();
+        let key_values = Arc::new(headers.first().map(|header| header.key_values.clone()).unwrap_or_default());
+        let config = config.or_else(|| reading.stated(&headers));
+        let mut shards = Vec::with_capacity(opened.len());
         let mut parts: Vec<Part> = Vec::new();
         let mut by_name = BTreeMap::new();
-        let mut metadata_format = None;
-        for (name, path) in names {
-            let (shard, mut header) = Shard::open(path, name)?;
+        let mut metadata_format = (!key_values.is_empty()).then(|| GGUF.to_owned());
+        for (shard, mut header) in opened {
             metadata_format = metadata_format.or(header.metadata.remove("format"));
             for entry in header.entries {
                 if let Some(first) = by_name.insert(entry.name.clone(), parts.len()) {
@@ -197,13 +219,28 @@ impl Checkpoint {
             notes.extend(check_index(&path, &weight_map, &shards, &parts, &by_name)?);
         }
         // What is laid out for MLX has names of its own.
-        if metadata_format.as_deref() != Some("mlx") {
-            let spelled = |part: &Part| spelling(&part.name, config.as_ref());
-            notes.extend(respell(&mut parts, &mut by_name, spelled));
+        if metadata_format.as_deref() != Some(MLX) {
+            let spelled = |part: &Part| reading.spelled(&part.name, &key_values, config.as_ref());
+            let note = respell(&mut parts, &mut by_name, spelled);
+            // All names of a GGUF file are others than those of a release.
+            notes.extend(note.filter(|_| metadata_format.as_deref() != Some(GGUF)));
         }
         let Paired { tensors, uses, mut faults } = pair(&parts, config.as_ref());
         faults.extend(check_declared_shapes(&shards, &parts, &tensors)?);
-        Ok(Self { dir, shards, parts, tensors, uses, faults, config, metadata_format, other_files, notes, by_name })
+        Ok(Self {
+            dir,
+            shards,
+            parts,
+            tensors,
+            uses,
+            faults,
+            config,
+            metadata_format,
+            key_values,
+            other_files,
+            notes,
+            by_name,
+        })
     }
 
     /// Reads the file `name` of the directory, if there is one: its path and its text.
@@ -294,7 +331,19 @@ impl Checkpoint {
     /// Whether its tensors have the names and forms of `mlx-lm`, not those of the release.
     #[must_use]
     pub fn is_laid_out_for_mlx(&self) -> bool {
-        self.metadata_format.as_deref() == Some("mlx")
+        self.metadata_format.as_deref() == Some(MLX)
+    }
+
+    /// Whether its tensors have the forms of llama.cpp, not those of the release.
+    #[must_use]
+    pub fn is_gguf(&self) -> bool {
+        self.metadata_format.as_deref() == Some(GGUF)
+    }
+
+    /// Whether its tensors have the forms of the release.
+    #[must_use]
+    pub fn is_release(&self) -> bool {
+        !self.is_laid_out_for_mlx() && !self.is_gguf()
     }
 
     /// `tie_word_embeddings` of the configuration: whether the head shares the weights of the embedding.

@@ -157,7 +157,7 @@ pub(crate) fn pair(parts: &[Part], config: Option<&Config>) -> Paired {
         orphans.extend(orphan(part).map(|reason| (at, reason.to_owned())));
     }
     paired.faults.extend(orphans);
-    paired
+    paired.with_blocks(parts)
 }
 
 /// Whether `name` ends in one of `ends`.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{FORMATS, Format, Runtime, stored_tensors};
+use crate::arch::{self, ReleaseNames};
 use crate::checkpoint::prequantized::{Packing, PartUse, pair};
 use crate::checkpoint::{Checkpoint, Config, Matrix, Part, Tensor};
 use crate::codec::{Extent, Scheme};
@@ -56,7 +57,7 @@ pub(crate) fn find_parts<'a, P>(
 /// # Errors
 /// Those of [`Checkpoint::open`], and [`Error::Layout`] for codes that are not read.
 pub(crate) fn open_output(path: &Path) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open_with(path, &|_, _| None, |parts, config| {
+    let checkpoint = arch::open_with(path, ReleaseNames::Stored, |parts, config| {
         let encoded = config.map_or_else(Vec::new, |config| encoded(parts, config));
         pair(parts, config).with_encoded(encoded)
     })?;

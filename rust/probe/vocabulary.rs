@@ -9,6 +9,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::arch::gguf::SILENT_TOKEN_IDS;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, FileFault, Result};
 
@@ -87,11 +88,9 @@ impl Vocabulary {
     pub(crate) fn of(checkpoint: &Checkpoint, rows: usize) -> Result<Self> {
         let tokenizer: Option<TokenizerFile> = read(checkpoint, "tokenizer.json")?;
         let config: Option<TokenizerConfig> = read(checkpoint, "tokenizer_config.json")?;
-        let mut special: BTreeSet<u32> = ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"]
-            .iter()
-            .filter_map(|key| checkpoint.config_value(key))
-            .flat_map(ids)
-            .collect();
+        let special = ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", SILENT_TOKEN_IDS];
+        let mut special: BTreeSet<u32> =
+            special.iter().filter_map(|key| checkpoint.config_value(key)).flat_map(ids).collect();
         let (mut most, mut named) = (rows, None);
         if let Some(tokenizer) = &tokenizer {
             special.extend(tokenizer.added_tokens.iter().filter(|added| added.special).map(|added| added.id));

@@ -5,6 +5,8 @@
 //! F32 `[1, matrices]`, the number of tokens. Dimensions are innermost first. Experts are always stacked. Names are those of
 //! llama.cpp's converter.
 
+use std::borrow::Cow;
+
 use crate::arch::families::llama_cpp_name;
 use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
 use crate::container::gguf::value::Value;
@@ -42,7 +44,7 @@ pub(crate) fn bytes(model: &Runnable<'_>, probe: &Probe) -> Vec<u8> {
     }
     let stored: Vec<&StoredTensor> = tensors.iter().map(|(tensor, _)| tensor).collect();
     let share = Share { file: 0, files: 1, tensors: stored.len() };
-    let arranged = Gguf.arrange(Metadata::KeyValues(&key_values), share, &stored);
+    let arranged = Gguf.arrange(&Metadata::KeyValues(Cow::Owned(key_values)), share, &stored);
     let mut out = arranged.head;
     for ((_, values), &offset) in tensors.iter().zip(&arranged.offsets) {
         out.resize(offset as usize, 0);

@@ -19,13 +19,14 @@ pub(crate) struct GgufModel {
     pub has_experts: bool,
     /// Whether the halves of the heads of queries and keys alternate: the runtime rotates adjacent channels.
     pub has_adjacent_pairs: bool,
+    /// Whether rows of the embedding beyond the tokens that the tokenizer knows are left out.
+    pub cuts_embedding: bool,
     /// The modules of a layer.
     modules: &'static [Modules],
 }
 
 /// Modules outside of all layers.
-const OUTSIDE: Modules =
-    &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
+const OUTSIDE: Modules = &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
 
 const ATTENTION: Modules = &[
     ("input_layernorm", "attn_norm"),
@@ -38,12 +39,11 @@ const ATTENTION: Modules = &[
     ("self_attn.k_norm", "attn_k_norm"),
 ];
 const SINKS: Modules = &[("self_attn.sinks", "attn_sinks")];
-const MLP: Modules =
-    &[("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")];
+const MLP: Modules = &[("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")];
 const FUSED_MLP: Modules = &[("mlp.gate_up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down")];
 const PLAIN_MLP: Modules = &[("mlp.c_fc", "ffn_up"), ("mlp.c_proj", "ffn_down")];
+const GATE: Modules = &[("mlp.gate", "ffn_gate_inp")];
 const EXPERTS: Modules = &[
-    ("mlp.gate", "ffn_gate_inp"),
     ("mlp.experts.gate_proj", "ffn_gate_exps"),
     ("mlp.experts.up_proj", "ffn_up_exps"),
     ("mlp.experts.down_proj", "ffn_down_exps"),
@@ -84,6 +84,7 @@ const LLAMA: GgufModel = GgufModel {
     types: &["llama", "mistral"],
     has_experts: false,
     has_adjacent_pairs: true,
+    cuts_embedding: false,
     modules: &[ATTENTION, MLP, NORMS],
 };
 
@@ -94,36 +95,31 @@ const MODELS: &[GgufModel] = &[
     LLAMA,
     GgufModel { types: &["mixtral"], has_experts: true, modules: &[ATTENTION, SPARSE_BLOCK, NORMS], ..LLAMA },
     GgufModel { architecture: "granite", types: &["granite"], ..LLAMA },
-    GgufModel { architecture: "smollm3", types: &["smollm3"], ..IN_ORDER },
+    GgufModel { architecture: "smollm3", types: &["smollm3"], ..LLAMA },
     GgufModel { architecture: "qwen2", types: &["qwen2"], ..IN_ORDER },
     GgufModel { architecture: "qwen3", types: &["qwen3"], ..IN_ORDER },
     GgufModel {
         architecture: "qwen2moe",
         types: &["qwen2_moe"],
         has_experts: true,
-        modules: &[ATTENTION, EXPERTS, SHARED_EXPERT, MLP, NORMS],
+        modules: &[ATTENTION, GATE, EXPERTS, SHARED_EXPERT, NORMS],
         ..IN_ORDER
     },
     GgufModel {
         architecture: "qwen3moe",
         types: &["qwen3_moe"],
         has_experts: true,
-        modules: &[ATTENTION, EXPERTS, MLP, NORMS],
+        modules: &[ATTENTION, GATE, EXPERTS, NORMS],
         ..IN_ORDER
     },
     GgufModel {
         architecture: "olmoe",
         types: &["olmoe"],
         has_experts: true,
-        modules: &[ATTENTION, EXPERTS, NORMS],
+        modules: &[ATTENTION, GATE, EXPERTS, NORMS],
         ..IN_ORDER
     },
-    GgufModel {
-        architecture: "olmo2",
-        types: &["olmo2"],
-        modules: &[ATTENTION, MLP, NORMS_ON_BOTH_SIDES],
-        ..IN_ORDER
-    },
+    GgufModel { architecture: "olmo2", types: &["olmo2"], modules: &[ATTENTION, MLP, NORMS_ON_BOTH_SIDES], ..IN_ORDER },
     GgufModel { architecture: "gemma", types: &["gemma"], ..IN_ORDER },
     GgufModel {
         architecture: "gemma2",
@@ -134,16 +130,12 @@ const MODELS: &[GgufModel] = &[
     GgufModel {
         architecture: "gemma3",
         types: &["gemma3_text"],
+        cuts_embedding: true,
         modules: &[ATTENTION, MLP, NORMS_ON_BOTH_SIDES],
         ..IN_ORDER
     },
     GgufModel { architecture: "phi3", types: &["phi3"], modules: &[ATTENTION, FUSED_MLP, NORMS], ..IN_ORDER },
-    GgufModel {
-        architecture: "glm4",
-        types: &["glm4"],
-        modules: &[ATTENTION, FUSED_MLP, NORMS_OF_GLM4],
-        ..IN_ORDER
-    },
+    GgufModel { architecture: "glm4", types: &["glm4"], modules: &[ATTENTION, FUSED_MLP, NORMS_OF_GLM4], ..IN_ORDER },
     GgufModel {
         architecture: "starcoder2",
         types: &["starcoder2"],
@@ -171,11 +163,6 @@ pub(crate) fn of_architecture(architecture: &str, has_experts: bool) -> Option<&
     let fits = |model: &&GgufModel| model.architecture == architecture;
     let exact = MODELS.iter().find(|model| fits(model) && model.has_experts == has_experts);
     exact.or_else(|| MODELS.iter().find(fits))
-}
-
-/// The `model_type`s whose tensors have names in llama.cpp that are known.
-pub(crate) fn types() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().flat_map(|model| model.types.iter().copied())
 }
 
 /// The module of `name`, and the rest of the name.

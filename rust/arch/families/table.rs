@@ -28,6 +28,10 @@ pub(super) const BUFFERS: &[StorageRule] = &[
     buffer("*.causal_mask"),
     buffer("*.num_batches_tracked"),
     buffer("*.attn_mask"),
+    // Of GGUF files: factors of rotary frequencies, which are read into the configuration.
+    buffer("rope_freqs.weight"),
+    buffer("rope_factors_short.weight"),
+    buffer("rope_factors_long.weight"),
 ];
 
 /// All norms of a model, stored minus one.

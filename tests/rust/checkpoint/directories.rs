@@ -172,7 +172,9 @@ fn a_directory_without_safetensors_says_what_it_found_instead() {
     let dir = tempfile::tempdir().unwrap();
     fails(dir.path(), "no-checkpoint");
     fs::write(dir.path().join("model.gguf"), "GGUF").unwrap();
-    fails(dir.path(), "other-format");
+    fails(dir.path(), "file-too-short");
+    fs::write(dir.path().join("another.gguf"), "GGUF").unwrap();
+    assert!(fails(dir.path(), "no-checkpoint").to_string().contains("2 GGUF models"));
     fs::write(dir.path().join("pytorch_model.bin"), "PK").unwrap();
     let fault = fails(dir.path(), "pickle");
     assert!(fault.to_string().contains("pytorch_model.bin") && fault.hint().unwrap().contains("convert"), "{fault}");
