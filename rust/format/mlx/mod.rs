@@ -14,14 +14,15 @@ mod keys;
 use std::sync::Arc;
 
 use super::{
-    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, ReadKeys, Refusal, Runtime, SideFile,
+    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, ReadKeys, Refusal, Runtime,
+    SchemeUse, SideFile,
 };
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::affine::{Affine, AffineCodec};
 use crate::codec::float::mxfp4::MXFP4_SCHEME;
 use crate::codec::{Codec, Scheme};
-use crate::container::{Container, Safetensors};
+use crate::container::{Container, Metadata, Safetensors};
 use crate::error::Result;
 
 #[derive(Debug)]
@@ -44,8 +45,8 @@ impl Format for Mlx {
         &Safetensors
     }
 
-    fn metadata(&self) -> &'static [(&'static str, &'static str)] {
-        &[("format", "mlx")]
+    fn metadata(&self, _uses: &[SchemeUse]) -> Metadata<'_> {
+        Metadata::Texts(&[("format", "mlx")])
     }
 
     fn default_group(&self) -> u16 {
