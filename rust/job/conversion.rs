@@ -165,6 +165,7 @@ impl Conversion {
             return Err(Error::NoCheckpoint { path, reason, hint: "give the model's directory" });
         }
         prepare(&mut checkpoint, generic)?;
+        let format = format.of_source(&checkpoint)?.unwrap_or(format);
         let mut arrangement = format.arrange(&checkpoint, generic)?;
         if let Some(layout) = layout {
             layout.apply(&mut arrangement);

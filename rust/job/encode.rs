@@ -352,13 +352,17 @@ fn kept_rows(
     let cols = view.cols.max(1);
     let place = |element: u64| view.element(rows.start + element / cols, element % cols);
     check_numbers(checkpoint, tensor, bytes, place)?;
-    if let Some(float) = Float::of(tensor.dtype).filter(|_| job.target.plus_one) {
-        let mut values = vec![0.0; bytes.len() / float.bytes()];
-        float.widen(bytes, &mut values);
-        for value in &mut values {
-            *value += 1.0;
+    let changed = job.target.plus_one || job.target.dtype != tensor.dtype;
+    let floats = Float::of(tensor.dtype).zip(Float::of(job.target.dtype));
+    if let Some((from, to)) = floats.filter(|_| changed) {
+        let mut values = vec![0.0; bytes.len() / from.bytes()];
+        from.widen(bytes, &mut values);
+        if job.target.plus_one {
+            for value in &mut values {
+                *value += 1.0;
+            }
         }
-        float.append(&values, &mut parts[0]);
+        to.append(&values, &mut parts[0]);
     } else {
         parts[0].extend_from_slice(bytes);
     }

@@ -7,6 +7,7 @@ use super::staging::Staging;
 use crate::checkpoint::Checkpoint;
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::format::Format;
 use crate::schema::manifest::{self, FileDigest, LeftOut};
 
 /// Suffixes of weight files in other formats, which are not copied.
@@ -29,12 +30,14 @@ const OTHER_WEIGHTS: [&str; 14] = [
 
 /// The source's other files: the files to copy, and the files to leave out with the reason.
 #[must_use]
-pub(crate) fn sort(checkpoint: &Checkpoint) -> (Vec<PathBuf>, Vec<LeftOut>) {
+pub(crate) fn sort(checkpoint: &Checkpoint, format: &dyn Format) -> (Vec<PathBuf>, Vec<LeftOut>) {
     let (mut copied, mut left_out) = (Vec::new(), Vec::new());
     for file in &checkpoint.other_files {
         let name = file.display().to_string();
         let why = if OTHER_WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
             Some("weights in another form")
+        } else if format.is_one_file() {
+            Some("the file of weights holds all that its runtime reads")
         } else if name == "hf_quant_config.json" {
             Some("what it says of the source's codes is not so of these")
         } else if name == manifest::FILE_NAME || name == SOURCE_CARD {

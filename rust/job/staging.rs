@@ -1,8 +1,10 @@
-//! An output directory that gets its final name only when it is complete.
+//! An output that gets its final name only when it is complete.
 
+use std::cmp::Reverse;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use super::place::FilePlace;
 use crate::container::file::write_at;
 use crate::error::{Error, Result};
 use crate::option::OptionName;
@@ -87,7 +89,8 @@ impl Staging {
         Ok(())
     }
 
-    /// Flushes all files to disk and renames the directory to its final name.
+    /// Flushes all files to disk and renames the directory to its final name. The files of an output that is a file itself are
+    /// moved next to it, the first file of weights last.
     ///
     /// # Errors
     /// [`Error::Io`]; the partial output is then deleted, and an existing output is restored.
@@ -95,6 +98,10 @@ impl Staging {
         let lock = self.dir.join(LOCK);
         fs::remove_file(&lock).map_err(Error::io("removing", &lock))?;
         sync(&self.dir)?;
+        if let Some(place) = FilePlace::of(&self.out) {
+            self.move_files(place)?;
+            return flush(place.dir);
+        }
         let mut replaced = None;
         if self.overwrite && self.out.symlink_metadata().is_ok() {
             let aside = self.dir.with_extension("replaced");
@@ -110,10 +117,34 @@ impl Staging {
         self.lock = None;
         self.dir = PathBuf::new();
         if let Some(parent) = self.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io("flushing", parent))?;
+            flush(parent)?;
         }
         if let Some(aside) = replaced {
             remove(&aside)?;
+        }
+        Ok(())
+    }
+}
+
+impl Staging {
+    /// Moves the files of the partial output to `place`.
+    fn move_files(&self, place: FilePlace<'_>) -> Result<()> {
+        let listing = |fault| Error::io("listing", &self.dir)(fault);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(listing)? {
+            names.push(entry.map_err(listing)?.file_name());
+        }
+        names.sort();
+        if let Some(name) = names.iter().find(|name| !self.overwrite && place.dir.join(name).exists()) {
+            return Err(Error::OutputExists { path: place.dir.join(name) });
+        }
+        // A loader opens the first file of weights: everything else is there before it.
+        names.sort_by_key(|name| {
+            (Path::new(name).extension().is_some_and(|ending| ending == "gguf"), Reverse(name.clone()))
+        });
+        for name in names {
+            let to = place.dir.join(&name);
+            fs::rename(self.dir.join(&name), &to).map_err(Error::io("naming", &to))?;
         }
         Ok(())
     }
@@ -175,6 +206,11 @@ fn remove(path: &Path) -> Result<()> {
     let is_dir = path.symlink_metadata().is_ok_and(|found| found.is_dir());
     let outcome = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     outcome.map_err(Error::io("removing", path))
+}
+
+/// Flushes the entries of `dir` to disk.
+fn flush(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flushing", dir))
 }
 
 /// Flushes `dir` and everything in it to disk.

@@ -1,9 +1,9 @@
 //! Stored tensors and sizes of an output. They depend on shapes and schemes only.
 
 use crate::codec::Scheme;
-use crate::container::{Layout, Metadata, STEM, StoredTensor, lay_out};
+use crate::container::{Layout, STEM, StoredTensor, lay_out};
 use crate::error::{Error, Result};
-use crate::format::{Format, stored_tensors};
+use crate::format::{Format, SchemeUse, stored_tensors};
 use crate::schema::analysis::AnalyzedTensor;
 use crate::schema::plan::Totals;
 
@@ -44,15 +44,32 @@ impl StoredOutput {
         tensors: impl Iterator<Item = (&'a AnalyzedTensor, Scheme)>,
         shard_bytes: u64,
     ) -> Result<Self> {
-        let (mut modules, mut payload_bits) = (Vec::new(), 0);
+        Self::named(STEM, format, tensors, shard_bytes)
+    }
+
+    /// The same, in files whose names begin with `stem`.
+    ///
+    /// # Errors
+    /// As [`stored`].
+    pub(crate) fn named<'a>(
+        stem: &str,
+        format: &dyn Format,
+        tensors: impl Iterator<Item = (&'a AnalyzedTensor, Scheme)>,
+        shard_bytes: u64,
+    ) -> Result<Self> {
+        let (mut modules, mut uses, mut payload_bits) = (Vec::new(), Vec::new(), 0);
         for (tensor, scheme) in tensors {
             payload_bits += match scheme.code_bits() {
                 Some(bits) => bits.total(tensor.shape.iter().product()),
                 None => 8 * tensor.bytes,
             };
-            modules.push(stored(format, tensor, scheme)?);
+            let parts = stored(format, tensor, scheme)?;
+            if let Some(part) = parts.first() {
+                uses.push(SchemeUse { dtype: part.dtype, elements: tensor.shape.iter().product() });
+            }
+            modules.push(parts);
         }
-        let layout = lay_out(format.container(), STEM, &modules, shard_bytes, Metadata::Texts(format.metadata()));
+        let layout = lay_out(format.container(), stem, &modules, shard_bytes, &format.metadata(&uses));
         Ok(Self { modules, layout, payload_bits })
     }
 

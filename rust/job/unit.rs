@@ -29,6 +29,9 @@ impl WriteJob<'_> {
     /// The parts whose size does not depend on the rows: index and data.
     #[must_use]
     pub(crate) fn fixed_parts(&self, checkpoint: &Checkpoint) -> Vec<(usize, Vec<u8>)> {
+        if let Some(values) = &self.target.computed {
+            return vec![(0, bytemuck::cast_slice(values).to_vec())];
+        }
         let (StoreMode::Encoded(scheme, float, _) | StoreMode::PassedThrough(scheme, float)) = self.mode else {
             return Vec::new();
         };

@@ -15,13 +15,14 @@ use crate::checkpoint::stream::Pass;
 use crate::error::{Error, Result};
 use crate::evaluate::Windows;
 use crate::format::encoded::open_output;
+use crate::job::place::manifest_of;
 use crate::probe::forward::write_tokens;
 use crate::probe::tokens::Seed;
 use crate::probe::vocabulary::Vocabulary;
 use crate::progress::Progress;
 use crate::rate_distortion::Objective;
 use crate::schema::Settings;
-use crate::schema::manifest::{Check, FILE_NAME, Manifest};
+use crate::schema::manifest::{Check, Manifest};
 
 /// Windows of the check. Rotary positions differ more the longer a window is.
 const WINDOWS: usize = 3;
@@ -117,7 +118,8 @@ pub struct CheckRequest {
 pub fn check(request: &CheckRequest, progress: &Progress) -> Result<Check> {
     let engine = Engine::new(&request.resources)?;
     let source = open_reference(&request.source)?;
-    let manifest = Manifest::read(&request.output.join(FILE_NAME))?;
+    let (dir, name) = manifest_of(&request.output);
+    let manifest = Manifest::read(&dir.join(name))?;
     let predicted = predicted(&manifest);
     let found = measure(engine.pass(&source, progress), &request.output, predicted)?;
     judge(&found, &manifest.settings, &request.output)?;

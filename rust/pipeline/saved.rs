@@ -1,6 +1,7 @@
 //! Saved analyses and plans: checks that they match the source, and sizes of edited schemes.
 
 use super::sensitivity::Sensitivity;
+use crate::container::STEM;
 use crate::error::{DocumentSource, Error, Result};
 use crate::job::conversion::Conversion;
 use crate::job::stored::StoredOutput;
@@ -67,7 +68,7 @@ fn recount(mut plan: Plan, place: &DocumentSource, conversion: &Conversion, shar
         };
     }
     let promised = plan.totals.clone();
-    let sizes = stored(&plan, conversion, shard_bytes)?.totals(plan.source.parameters);
+    let sizes = stored(&plan, conversion, shard_bytes, STEM)?.totals(plan.source.parameters);
     plan.totals = plan::Totals {
         tensor_bytes: sizes.tensor_bytes,
         file_bytes: sizes.file_bytes,
@@ -87,9 +88,9 @@ fn recount(mut plan: Plan, place: &DocumentSource, conversion: &Conversion, shar
 }
 
 /// The stored tensors of `plan`, whose tensors are those of `conversion`.
-pub(super) fn stored(plan: &Plan, conversion: &Conversion, shard_bytes: u64) -> Result<StoredOutput> {
+pub(super) fn stored(plan: &Plan, conversion: &Conversion, shard_bytes: u64, stem: &str) -> Result<StoredOutput> {
     let described: Vec<AnalyzedTensor> =
         conversion.outputs.iter().map(|output| output.described(&conversion.checkpoint)).collect();
     let schemes = plan.tensors.iter().map(|planned| planned.scheme);
-    StoredOutput::new(&*conversion.format, described.iter().zip(schemes), shard_bytes)
+    StoredOutput::named(stem, &*conversion.format, described.iter().zip(schemes), shard_bytes)
 }

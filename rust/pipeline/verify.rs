@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Engine, Resources};
 use crate::band::Matrix;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::codec::Scheme;
 use crate::container;
 use crate::error::{Error, Result};
@@ -16,6 +16,7 @@ use crate::format::{ForeignLayout, Format};
 use crate::job::conversion::Conversion;
 use crate::job::decode::{DecodeJob, Decoded, decode, find};
 use crate::job::encode::kept_digests;
+use crate::job::place::{FilePlace, manifest_of};
 use crate::job::read_back::{Problem, Slices, compare, content};
 use crate::job::stored::stored;
 use crate::job::unit::WriteJob;
@@ -60,11 +61,16 @@ pub struct VerifyReport {
 /// # Errors
 /// Errors that prevent the verification. Differences are reported as problems, not as errors.
 pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyReport> {
-    let path = request.output.join(FILE_NAME);
+    let (dir, manifest_name) = manifest_of(&request.output);
+    let path = dir.join(&manifest_name);
     if !path.exists() {
         return Err(Error::NoCheckpoint {
             path: request.output.clone(),
-            reason: format!("no {FILE_NAME} in it"),
+            reason: if FilePlace::of(&request.output).is_some() {
+                format!("no {manifest_name} next to it")
+            } else {
+                format!("no {manifest_name} in it")
+            },
             hint: "only an output of ramrs can be verified",
         });
     }
@@ -78,13 +84,8 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
         return Ok(VerifyReport { problems, ..VerifyReport::default() });
     }
     progress.begin(Stage::Verify, manifest.files.iter().map(|file| file.bytes).sum());
-    let present: Vec<&str> = names.iter().copied().filter(|name| request.output.join(name).is_file()).collect();
-    let found = engine.workers.map(
-        progress,
-        &present,
-        || (),
-        |(), name| content(&request.output, name, &Slices::new(), progress),
-    );
+    let present: Vec<&str> = names.iter().copied().filter(|name| dir.join(name).is_file()).collect();
+    let found = engine.workers.map(progress, &present, || (), |(), name| content(&dir, name, &Slices::new(), progress));
     let found = match found {
         Err(fault @ (Error::File { .. } | Error::Entry { .. })) => {
             let file = fault.path().map(|path| path.display().to_string()).unwrap_or_default();
@@ -96,11 +97,15 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     let mut report = VerifyReport {
         files: found.len(),
         tensors: found.iter().map(|file| file.tensors.len()).sum(),
-        unlisted: unlisted(&request.output, &names)?,
+        // Next to a file there may be anything.
+        unlisted: if FilePlace::of(&request.output).is_some() { Vec::new() } else { unlisted(&dir, &names)? },
         problems: compare(&manifest, &found),
         ..VerifyReport::default()
     };
-    for stray in report.unlisted.iter().filter(|name| container::of_file(name).is_some()) {
+    let is_loaded = |name: &String| {
+        container::of_file(name).is_some_and(|found| names.iter().any(|listed| listed.ends_with(found.extension())))
+    };
+    for stray in report.unlisted.iter().filter(|name| is_loaded(name)) {
         report.problems.push(Problem::file(stray, "is not in the manifest, and a loader would read it"));
     }
     if report.problems.is_empty() {
@@ -166,14 +171,15 @@ fn verify_weights(
     progress.begin(Stage::Verify, jobs.iter().map(|job| job.matrix.rows * job.matrix.row_bytes()).sum());
     let found = decode(engine.pass(read, progress), &output, &jobs)?;
     report.decoded = found.len();
+    let tensors = source.as_ref().map(|source| by_stored_name(&source.checkpoint)).unwrap_or_default();
     for (((target, claim), job), found) in claims.iter().zip(&jobs).zip(&found) {
         let not_finite: u64 = found.iter().map(|matrix| matrix.not_finite).sum();
         if not_finite > 0 {
             let what = format!("{not_finite} weights decode to NaN or infinity");
             report.problems.push(Problem::tensor(&claim.lines[0].0.file, target, what));
         }
-        if let Some(source) = &source {
-            check_errors(source, claim, job, found, report);
+        if source.is_some() {
+            check_errors(&tensors, claim, job, found, report);
         }
     }
     if let Some(source) = &source {
@@ -201,9 +207,15 @@ fn claims(manifest: &Manifest) -> BTreeMap<&str, TensorClaim<'_>> {
     claims
 }
 
-/// Checks that the errors against the source equal the errors in the manifest.
+/// The tensors of `checkpoint` by the names in its files, as the ledger has them.
+fn by_stored_name(checkpoint: &Checkpoint) -> BTreeMap<&str, usize> {
+    let name = |(at, tensor): (usize, &Tensor)| (checkpoint.parts[tensor.part].stored_name(), at);
+    checkpoint.tensors.iter().enumerate().map(name).collect()
+}
+
+/// Checks that the errors against the source equal the errors in the manifest. `tensors` are those of the source.
 fn check_errors(
-    source: &Conversion,
+    tensors: &BTreeMap<&str, usize>,
     claim: &TensorClaim<'_>,
     job: &DecodeJob<'_>,
     found: &[Decoded],
@@ -211,7 +223,7 @@ fn check_errors(
 ) {
     for (line, quantized) in &claim.lines {
         let mut squared_error = 0.0;
-        let tensor = source.checkpoint.position(&line.tensor);
+        let tensor = tensors.get(line.tensor.as_str()).copied();
         for (_, matrix) in job.views.iter().zip(found).filter(|(view, _)| Some(view.tensor) == tensor) {
             squared_error += matrix.squared_error;
         }
