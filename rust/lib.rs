@@ -74,7 +74,7 @@ pub mod bench {
     pub use crate::codec::affine::pack::pack;
     pub use crate::codec::affine::{Affine, Channels};
     pub use crate::codec::feedback::{Factor, FeedbackTarget, SLAB_ROWS, Slab, encode as encode_slab};
-    pub use crate::codec::{Effort, Encoder, PartSpec};
+    pub use crate::codec::{Band, Effort, Encoder, Metric, PartSpec, Scratch};
     pub use crate::container::file::{PageBuffer, read_at};
     pub use crate::dtype::{Float, Float8};
     pub use crate::matmul::dense::{matmul_nn, matmul_nt};

@@ -40,6 +40,7 @@ options! {
     FloorDb "floor_db",
     Format "format",
     Generic "generic",
+    Header "header",
     Keep "keep",
     MaxBits "max_bits",
     MaxMemory "max_memory",

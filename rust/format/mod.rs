@@ -4,14 +4,17 @@
 //! To add a format, add a folder here and a line to [`FORMATS`]. A format chooses the [container](crate::container) of
 //! the tensors and the [schemes](crate::codec) that a tensor may have.
 
+mod arrange;
 mod compressed_tensors;
 pub(crate) mod encoded;
 mod foreign;
+mod gguf;
 pub(crate) mod mlx;
 pub(crate) mod readable;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +23,7 @@ use crate::arch::contract::unneeded;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Matrix, Tensor, View};
 use crate::codec::{Extent, PartSpec, Scheme};
-use crate::container::{Container, StoredTensor};
+use crate::container::{Container, HeadSize, Metadata, StoredTensor};
 use crate::dtype::{Dtype, Float};
 use crate::error::{Error, Result};
 use crate::name::Name;
@@ -40,7 +43,7 @@ pub(crate) enum Disposition {
 }
 
 /// A tensor of the output, before its scheme is chosen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Target {
     pub name: String,
     /// Element type if the tensor is not quantized.
@@ -55,6 +58,8 @@ pub(crate) struct Target {
     pub stacked: bool,
     /// The reason why the runtime cannot read it quantized, if it cannot.
     pub unquantizable: Option<&'static str>,
+    /// Its elements, if they are computed from the configuration. It has no views then, and is F32.
+    pub computed: Option<Arc<[f32]>>,
 }
 
 impl Target {
@@ -70,6 +75,22 @@ impl Target {
             plus_one: false,
             stacked: false,
             unquantizable: None,
+            computed: None,
+        }
+    }
+
+    /// A vector of these `values`, which no source tensor holds.
+    #[must_use]
+    pub(crate) fn of_values(name: &str, values: Vec<f32>) -> Self {
+        Self {
+            name: name.to_owned(),
+            dtype: Dtype::F32,
+            shape: vec![values.len() as u64],
+            views: Vec::new(),
+            plus_one: false,
+            stacked: false,
+            unquantizable: None,
+            computed: Some(values.into()),
         }
     }
 
@@ -78,7 +99,8 @@ impl Target {
     pub(crate) fn copies(&self, checkpoint: &Checkpoint) -> Option<usize> {
         let [view] = self.views.as_slice() else { return None };
         let tensor = &checkpoint.tensors[view.tensor];
-        let same = view.is_whole(tensor) && tensor.packing == Packing::Plain && !self.plus_one;
+        let is_plain = tensor.packing == Packing::Plain && tensor.dtype == self.dtype;
+        let same = view.is_whole(tensor) && is_plain && !self.plus_one;
         same.then_some(view.tensor)
     }
 
@@ -136,6 +158,13 @@ impl Arrangement {
         let written = (0..dispositions.len()).filter(|&at| dispositions[at] == Disposition::Write);
         Self { targets: written.map(|at| Target::same(checkpoint, at)).collect(), dispositions }
     }
+}
+
+/// The element type of a stored tensor, and the number of its elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SchemeUse {
+    pub dtype: Dtype,
+    pub elements: u64,
 }
 
 /// A quantizable module of the output.
@@ -240,8 +269,26 @@ pub(crate) trait Format: Send + Sync {
     /// The container of the weights.
     fn container(&self) -> &'static dyn Container;
 
-    /// Metadata entries of each weight file.
-    fn metadata(&self) -> &'static [(&'static str, &'static str)];
+    /// What the weight files state besides their tensors, for an output whose tensors are stored as `uses` say.
+    fn metadata(&self, uses: &[SchemeUse]) -> Metadata<'_>;
+
+    /// Whether a file of weights holds everything that the runtime reads, so that an output may be such a file.
+    fn is_one_file(&self) -> bool {
+        false
+    }
+
+    /// The size of the key-values that the output states; `None` if the format has none.
+    fn head(&self) -> Option<HeadSize> {
+        None
+    }
+
+    /// The format for an output of `checkpoint`, if that states what is in the source.
+    ///
+    /// # Errors
+    /// [`Error::MissingOption`] if the source does not say enough, and those of reading it.
+    fn of_source(&self, _checkpoint: &Checkpoint) -> Result<Option<Arc<dyn Format>>> {
+        Ok(None)
+    }
 
     /// All schemes of the format, by increasing bytes. [`candidates`](Self::candidates) returns those of a tensor.
     fn schemes(&self) -> &[Scheme];
@@ -329,11 +376,15 @@ pub(crate) struct Runtime {
     pub target: Option<String>,
     /// Number of devices that each layer is divided among.
     pub tensor_parallel: u64,
+    /// A file whose key-values the output states, if the source does not have them.
+    pub header: Option<PathBuf>,
+    /// The size of these key-values, from a document.
+    pub head: Option<HeadSize>,
 }
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { target: None, tensor_parallel: 1 }
+        Self { target: None, tensor_parallel: 1, header: None, head: None }
     }
 }
 
@@ -351,7 +402,24 @@ impl Runtime {
             let reason = format!("no runtime of the format {} divides layers among devices", format.name());
             return Err(Error::option(OptionName::TensorParallel, self.tensor_parallel, reason));
         }
+        self.has_no_header(&format)?;
         Ok(Arc::new(format))
+    }
+}
+
+impl Runtime {
+    /// Checks that no header is given.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub(crate) fn has_no_header(&self, format: &dyn Format) -> Result<()> {
+        match &self.header {
+            Some(path) => {
+                let reason = format!("the format {} has no header of key-values", format.name());
+                Err(Error::option(OptionName::Header, path.display(), reason))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -362,6 +430,7 @@ type OpenFormat = fn(&Runtime) -> Result<Arc<dyn Format>>;
 const FORMATS: &[OpenFormat] = &[
     mlx::open,
     compressed_tensors::open,
+    gguf::open,
     #[cfg(test)]
     crate::tests::toy::format::open,
 ];

@@ -81,6 +81,11 @@ pub(super) fn model_family(
     generic: bool,
     format: &'static str,
 ) -> Result<Option<&'static ModelFamily>> {
+    if checkpoint.is_gguf() {
+        let model_type = checkpoint.model_type().unwrap_or("GGUF").to_owned();
+        let reason = Some("a GGUF file is written as GGUF only (⟨format=gguf⟩): give the release for other formats");
+        return Err(Error::UnknownModel { model_type, format, reason });
+    }
     match (generic, checkpoint.model_type()) {
         (true, _) => Ok(None),
         (false, Some(model_type)) => match family(model_type) {
@@ -100,7 +105,10 @@ pub(super) fn check_names(checkpoint: &Checkpoint, arrangement: &Arrangement, re
     let mut names: BTreeMap<&str, &Target> = BTreeMap::new();
     for target in &arrangement.targets {
         if let Some(other) = names.insert(&target.name, target) {
-            let [first, second] = [other, target].map(|target| &checkpoint.tensors[target.views[0].tensor]);
+            let tensor = |target: &Target| target.views.first().map(|view| &checkpoint.tensors[view.tensor]);
+            let (Some(first), Some(second)) = (tensor(other), tensor(target)) else {
+                return Err(Error::Bug(format!("`{}` is computed, and in the source", target.name)));
+            };
             let reason = format!("it and `{}` are both `{}` for {reader}", first.name, target.name);
             return Err(Error::Layout {
                 file: checkpoint.file_of(second).to_owned(),

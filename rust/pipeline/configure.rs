@@ -25,6 +25,6 @@ pub struct ConfigRequest {
 /// [`crate::Error::Option`] for an unknown format.
 pub fn complete_config(request: &ConfigRequest) -> Result<Map<String, Value>> {
     let mut config = request.config.clone();
-    open_format(&request.format, None, 1)?.complete_config(&mut config, &request.read);
+    open_format(&request.format, None, 1, (None, None))?.complete_config(&mut config, &request.read);
     Ok(config)
 }

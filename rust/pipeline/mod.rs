@@ -40,6 +40,7 @@ use crate::budget::{bytes, size};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use crate::codec::Effort;
+use crate::container::HeadSize;
 use crate::error::{Error, Result};
 use crate::format::{self, ForeignLayout, Format, FormatFacts, Runtime};
 use crate::job::conversion::Conversion;
@@ -80,12 +81,14 @@ impl Default for Resources {
 pub struct AnalysisRequest {
     /// Path of the checkpoint.
     pub model: PathBuf,
-    /// Name of the output format.
+    /// Name of the output format; `auto` for `gguf` if the source is a GGUF file, else `mlx`.
     pub format: String,
     /// The runtime that the output is for, if several read the format; `None` for the format's default.
     pub target: Option<String>,
     /// Number of devices that the runtime divides each layer among.
     pub tensor_parallel: u64,
+    /// A GGUF file whose key-values the output states, for a source that has none.
+    pub header: Option<PathBuf>,
     /// Whether to keep source names, without a model-specific layout.
     pub generic: bool,
     /// What the program that laid the checkpoint out says of it, if it is not a release.
@@ -112,9 +115,10 @@ impl Default for AnalysisRequest {
     fn default() -> Self {
         Self {
             model: PathBuf::new(),
-            format: "mlx".to_owned(),
+            format: AUTO_FORMAT.to_owned(),
             target: None,
             tensor_parallel: 1,
+            header: None,
             generic: false,
             layout: None,
             strict: false,
@@ -131,7 +135,14 @@ impl Default for AnalysisRequest {
 
 impl AnalysisRequest {
     fn open_format(&self) -> Result<Arc<dyn Format>> {
-        open_format(&self.format, self.target.as_deref(), self.tensor_parallel)
+        let header = self.header.clone();
+        let is_gguf = self.model.extension().is_some_and(|ending| ending == "gguf") || header.is_some();
+        let format = match self.format.as_str() {
+            AUTO_FORMAT if is_gguf => "gguf",
+            AUTO_FORMAT => "mlx",
+            named => named,
+        };
+        open_format(format, self.target.as_deref(), self.tensor_parallel, (header, None))
     }
 
     fn open(&self, format: Arc<dyn Format>) -> Result<Conversion> {
@@ -141,15 +152,20 @@ impl AnalysisRequest {
 
 impl Settings {
     fn open_format(&self) -> Result<Arc<dyn Format>> {
-        open_format(&self.format, self.target.as_deref(), self.tensor_parallel)
+        open_format(&self.format, self.target.as_deref(), self.tensor_parallel, (None, self.head))
     }
 }
 
-fn open_format(name: &str, target: Option<&str>, tensor_parallel: u64) -> Result<Arc<dyn Format>> {
+fn open_format(
+    name: &str,
+    target: Option<&str>,
+    tensor_parallel: u64,
+    (header, head): (Option<PathBuf>, Option<HeadSize>),
+) -> Result<Arc<dyn Format>> {
     if tensor_parallel == 0 {
         return Err(Error::option(OptionName::TensorParallel, 0, "must be at least 1"));
     }
-    format::open(name, &Runtime { target: target.map(str::to_owned), tensor_parallel })
+    format::open(name, &Runtime { target: target.map(str::to_owned), tensor_parallel, header, head })
 }
 
 /// The requests with every option at its default, for fronts.
@@ -176,6 +192,9 @@ pub struct Defaults {
 pub fn defaults() -> Defaults {
     Defaults { formats: format::facts(), floor_db: FLOOR_DB, ..Defaults::default() }
 }
+
+/// The format that the source decides.
+const AUTO_FORMAT: &str = "auto";
 
 /// Bytes that the process uses before a job begins, including a Python interpreter.
 const PROGRAM_BYTES: u64 = 64 << 20;

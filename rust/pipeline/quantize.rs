@@ -10,9 +10,10 @@ use super::analyze::curves;
 use super::plan::{Goal, PlanRequest, from_analysis};
 use super::saved::{fitting, recounted, stored};
 use super::sensitivity::{AUTO, Sensitivity, measure, runnable, runs, same_sensitivity_request};
-use super::{Engine, check};
+use super::{AUTO_FORMAT, Engine, check};
 use crate::checkpoint::stream::Pass;
 use crate::codec::Encoder;
+use crate::container::STEM;
 use crate::container::file::write_at;
 use crate::digest::Digest;
 use crate::error::{DocumentSource, Error, Result};
@@ -22,7 +23,7 @@ use crate::job::encode::{StoreMode, Writer, encode};
 use crate::job::feedback::FedUnits;
 use crate::job::ledger::{WrittenOutput, WrittenTensor};
 use crate::job::model_card;
-use crate::job::place::check_output_path;
+use crate::job::place::{FilePlace, check_file_name, check_output_path, manifest_of};
 use crate::job::read_back::{Slices, compare, content};
 use crate::job::side_files::{self, put};
 use crate::job::staging::Staging;
@@ -31,7 +32,7 @@ use crate::job::unit::WriteJob;
 use crate::policy::Policy;
 use crate::progress::{Progress, Stage};
 use crate::schema::analysis::Analysis;
-use crate::schema::manifest::{Check, FILE_NAME, FileDigest, LedgerLine, LeftOut, Manifest, VERSION};
+use crate::schema::manifest::{Check, FileDigest, LedgerLine, LeftOut, Manifest, VERSION};
 use crate::schema::plan::Plan;
 use crate::schema::{self, Saved, Tool};
 
@@ -78,6 +79,9 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
         None => None,
     };
     let mut analysis_request = request.plan.model.clone();
+    if analysis_request.format == AUTO_FORMAT && FilePlace::of(&request.output).is_some() {
+        "gguf".clone_into(&mut analysis_request.format);
+    }
     if let Some((plan, _)) = &saved_plan {
         analysis_request.format.clone_from(&plan.settings.format);
         analysis_request.target.clone_from(&plan.settings.target);
@@ -116,6 +120,7 @@ pub fn quantize(request: &QuantizeRequest, progress: &Progress) -> Result<Quanti
     }
     conversion.check(analysis_request.strict, Some(&policy), |warning| progress.warn(warning))?;
     if !request.dry_run {
+        check_file_name(&request.output, &*conversion.format)?;
         check_output_path(&analysis_request.model, &conversion.checkpoint.dir, &request.output, request.overwrite)?;
     }
     let engine = Engine::new(&analysis_request.resources)?;
@@ -189,12 +194,13 @@ impl QuantizeJob<'_> {
     /// Writes the output, reads it back, and renames it to its final name.
     fn write(&self) -> Result<Manifest> {
         let Self { pass, conversion, plan, request, .. } = self;
-        let stored = stored(plan, conversion, request.plan.shard_bytes)?;
+        let stem = FilePlace::of(&request.output).map_or(STEM, |place| place.stem);
+        let stored = stored(plan, conversion, request.plan.shard_bytes, stem)?;
         let file_bytes = stored.layout.file_bytes();
         if file_bytes != plan.totals.file_bytes {
             return Err(Error::Bug(format!("the plan has {} bytes, its layout {file_bytes}", plan.totals.file_bytes)));
         }
-        let (copied, left_out) = side_files::sort(&conversion.checkpoint);
+        let (copied, left_out) = side_files::sort(&conversion.checkpoint, &*conversion.format);
         let staging = Staging::create(&request.output, request.overwrite, file_bytes + self.other_bytes(&copied)?)?;
         let mut files = Vec::with_capacity(stored.layout.files.len());
         for planned in &stored.layout.files {
@@ -225,7 +231,8 @@ impl QuantizeJob<'_> {
         manifest.check = self.check(staging.dir(), &manifest)?;
         self.put_card(&staging, &mut manifest)?;
         self.read_back(&staging, &stored, &written.slices(), &mut manifest)?;
-        staging.write_file(FILE_NAME, schema::text(&manifest)?.as_bytes())?;
+        let (_, name) = manifest_of(&request.output);
+        staging.write_file(name, schema::text(&manifest)?.as_bytes())?;
         pass.progress.check()?;
         staging.finish()?;
         Ok(manifest)
@@ -348,6 +355,9 @@ impl QuantizeJob<'_> {
     }
 
     fn put_card(&self, staging: &Staging, manifest: &mut Manifest) -> Result<()> {
+        if FilePlace::of(&self.request.output).is_some() {
+            return Ok(());
+        }
         let card = model_card::text(self.conversion, self.plan, manifest, self.has_runtime());
         manifest.files.push(put(staging, Path::new("README.md"), card.as_bytes())?);
         Ok(())

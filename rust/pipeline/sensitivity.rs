@@ -71,6 +71,7 @@ pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisReq
         format: source.format.name().to_owned(),
         target: source.format.target().map(str::to_owned),
         tensor_parallel: source.format.tensor_parallel(),
+        head: source.format.head(),
         generic: source.generic,
         laid_out_by: source.laid_out_by.clone(),
         effort: request.effort,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::codec::Effort;
+use crate::container::HeadSize;
 use crate::error::{DocumentSource, Error, FileFault, Result};
 use crate::rate_distortion::Objective;
 use crate::sensitivity::file::ProbeRecord;
@@ -63,6 +64,9 @@ pub struct Settings {
     /// Number of devices that the runtime divides each layer among.
     #[serde(default = "one")]
     pub tensor_parallel: u64,
+    /// The size of the key-values that the output states, of formats that have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadSize>,
     /// Whether source names are kept, without a model-specific layout.
     pub generic: bool,
     /// The program that laid the checkpoint out, if it is not a release.

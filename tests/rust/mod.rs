@@ -16,6 +16,7 @@ mod codec {
     mod encoding;
     mod feedback;
     mod float;
+    mod ggml;
     mod symmetric;
 }
 mod container {

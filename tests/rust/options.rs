@@ -47,12 +47,14 @@ fn every_mark_in_the_sources_is_an_option() {
 }
 
 /// Texts of documents, which are fixed, and commands of other programs.
-const SPELLED: [&str; 5] = [
+const SPELLED: [&str; 7] = [
     "\"--keep\" } else { \"--tensor\" }",
     "--sample-bands 0 measures all rows",
     "mlx_lm.generate --model",
     "sglang.launch_server --model-path",
     "hf download NAME --local-dir DIR",
+    "convert_hf_to_gguf.py MODEL --outtype",
+    "convert_hf_to_gguf.py --vocab-only --outfile",
 ];
 
 #[test]

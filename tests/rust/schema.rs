@@ -25,6 +25,7 @@ fn settings() -> Settings {
         format: "mlx".to_owned(),
         target: None,
         tensor_parallel: 1,
+        head: None,
         generic: false,
         laid_out_by: None,
         effort: Effort::Normal,

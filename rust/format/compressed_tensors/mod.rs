@@ -13,14 +13,16 @@ mod patterns;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SideFile};
+use super::{
+    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SchemeUse, SideFile,
+};
 use crate::band::Matrix;
 use crate::checkpoint::prequantized::{Blocks, Packing};
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::float::fp8::FP8_SCHEME;
 use crate::codec::symmetric::Symmetric;
 use crate::codec::{PartSpec, Scheme};
-use crate::container::{Container, Safetensors};
+use crate::container::{Container, Metadata, Safetensors};
 use crate::dtype::Float8;
 use crate::error::{Error, Result};
 use crate::name::Name;
@@ -47,7 +49,9 @@ pub(super) fn open(runtime: &Runtime) -> Result<Arc<dyn Format>> {
         })?,
     };
     let tensor_parallel = runtime.tensor_parallel;
-    Ok(Arc::new(CompressedTensors { consumer, tensor_parallel, schemes: consumer.schemes() }))
+    let format = CompressedTensors { consumer, tensor_parallel, schemes: consumer.schemes() };
+    runtime.has_no_header(&format)?;
+    Ok(Arc::new(format))
 }
 
 impl Format for CompressedTensors {
@@ -75,8 +79,8 @@ impl Format for CompressedTensors {
         &Safetensors
     }
 
-    fn metadata(&self) -> &'static [(&'static str, &'static str)] {
-        &[("format", "pt")]
+    fn metadata(&self, _uses: &[SchemeUse]) -> Metadata<'_> {
+        Metadata::Texts(&[("format", "pt")])
     }
 
     fn schemes(&self) -> &[Scheme] {

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::{Codec, Scheme};
-use crate::container::{Container, Safetensors};
+use crate::container::{Container, Metadata, Safetensors};
 use crate::error::Result;
 use crate::format::{
-    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SideFile,
+    Arrangement, CardFacts, Described, Format, Module, OutputModel, PackedSource, Refusal, Runtime, SchemeUse, SideFile,
 };
 use crate::tests::toy::codec::ToyCodec;
 
@@ -29,8 +29,8 @@ impl Format for ToyFormat {
         &Safetensors
     }
 
-    fn metadata(&self) -> &'static [(&'static str, &'static str)] {
-        &[("format", "toy")]
+    fn metadata(&self, _uses: &[SchemeUse]) -> Metadata<'_> {
+        Metadata::Texts(&[("format", "toy")])
     }
 
     fn default_group(&self) -> u16 {
