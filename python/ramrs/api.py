@@ -16,6 +16,7 @@ from ramrs import _native, formats, runtimes
 from ramrs import options as opts
 from ramrs._core import Callback, call
 from ramrs.errors import ConfigError, renamed
+from ramrs.formats import gguf
 from ramrs.options import (
     AnalyzeOptions,
     EvalOptions,
@@ -47,8 +48,8 @@ def inspect(model: PathLike, **options: Unpack[InspectOptions]) -> Inspection:
         CheckpointError: The checkpoint is not sound.
     """
     given = opts.resolve(InspectOptions, "inspect", options)
-    request = {"model": str(model), **opts.section(InspectOptions, given, "analysis")}
-    return call("inspect", request, Inspection)
+    with _headed(model, opts.section(InspectOptions, given, "analysis"), given) as analysis:
+        return call("inspect", {"model": str(model), **analysis}, Inspection)
 
 
 @opts.accepts(AnalyzeOptions)
@@ -65,7 +66,8 @@ def analyze(model: PathLike, *, progress: Callback | None = None, **options: Unp
         TensorError: A weight is not a finite number, or the sensitivity does not fit.
     """
     given = opts.resolve(AnalyzeOptions, "analyze", options)
-    return call("analyze", _analysis(AnalyzeOptions, model, given), Analysis, progress)
+    with _headed(model, _analysis(AnalyzeOptions, model, given), given) as request:
+        return call("analyze", request, Analysis, progress)
 
 
 @opts.accepts(ProbeOptions)
@@ -122,9 +124,9 @@ def plan(model: PathLike | Analysis, *, progress: Callback | None = None, **opti
     if isinstance(model, Analysis) or (Path(model).is_file() and Path(model).suffix == ".json"):
         _refuse(PlanOptions, given, "analysis")
         request["analysis"] = _saved(model)
-    else:
-        request["model"] = _analysis(PlanOptions, model, given)
-    return call("plan", request, Plan, progress)
+        return call("plan", request, Plan, progress)
+    with _headed(model, _analysis(PlanOptions, model, given), given) as analysis:
+        return call("plan", request | {"model": analysis}, Plan, progress)
 
 
 @opts.accepts(QuantizeOptions)
@@ -137,14 +139,15 @@ def quantize(
     progress: Callback | None = None,
     **options: Unpack[QuantizeOptions],
 ) -> QuantizeReport:
-    """Quantize a checkpoint to a budget, into a directory that the runtime loads as it is.
+    """Quantize a checkpoint to a budget, into a directory or a GGUF file that the runtime loads as it is.
 
     mlx-lm lays out models that ramrs has no layout for, if the extra ``ramrs[mlx]`` is installed. Rules then go by
     mlx-lm's names, and the directory ``<output>.layout`` holds the unquantized weights while the job runs.
 
     Args:
-        model: Directory of a checkpoint.
-        output: Directory to write; ``<model>-ramrs-<budget>`` in the working directory, if not given.
+        model: Directory of a checkpoint, or a GGUF file.
+        output: Directory to write, or the name of a GGUF file; ``<model>-ramrs-<budget>`` in the working directory, if
+            not given.
         plan: A plan, or the path of one, instead of a budget. It has answered the options that it was made with; they
             are refused.
         analysis: A saved analysis of the same checkpoint with the same options, to save its work.
@@ -163,16 +166,17 @@ def quantize(
         _refuse(QuantizeOptions, given, "plan")
         if analysis is not None:
             raise ConfigError("⟨analysis⟩: a saved plan has its own", slug="bad-option")
-    planned = _plan(QuantizeOptions, given) | {"model": _analysis(QuantizeOptions, model, given)}
-    if analysis is not None:
-        planned["analysis"] = _saved(analysis)
-    request = {
-        **opts.section(QuantizeOptions, given, "quantize"),
-        "plan": planned,
-        "saved_plan": None if plan is None else _saved(plan),
-        "output": str(default_output(model, given, plan) if output is None else output),
-    }
-    return formats.quantize(request, progress)
+    with _headed(model, _analysis(QuantizeOptions, model, given), given) as source:
+        planned = _plan(QuantizeOptions, given) | {"model": source}
+        if analysis is not None:
+            planned["analysis"] = _saved(analysis)
+        request = {
+            **opts.section(QuantizeOptions, given, "quantize"),
+            "plan": planned,
+            "saved_plan": None if plan is None else _saved(plan),
+            "output": str(default_output(model, given, plan) if output is None else output),
+        }
+        return formats.quantize(request, progress)
 
 
 @opts.accepts(VerifyOptions)
@@ -287,12 +291,15 @@ def default_output(model: PathLike, given: QuantizeOptions, plan: PathLike | Pla
     if plan is not None:
         what = "plan" if isinstance(plan, Plan) else Path(plan).stem
     elif uniform is not None:
-        facts = opts.FORMATS.get(given["format"])
+        facts = opts.FORMATS.get("mlx" if given["format"] == "auto" else given["format"])
         what = f"{uniform}g{facts['group_size']}" if facts and uniform.isdigit() else uniform
     else:
         what = str(given["budget"]).strip().replace(" ", "").replace("%", "pct").replace("/", "-")
         what = f"{what}bpw" if what.replace(".", "", 1).isdigit() else what
-    return Path(f"{Path(model).resolve().name}-ramrs-{what}")
+    path = Path(model).resolve()
+    if given["format"] == "gguf" or (given["format"] == "auto" and (path.suffix == ".gguf" or given["header"])):
+        return Path(f"{path.name.removesuffix('.gguf')}-ramrs-{what}.gguf")
+    return Path(f"{path.name}-ramrs-{what}")
 
 
 def _analysis(kind: type, model: object, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,6 +309,12 @@ def _analysis(kind: type, model: object, given: Mapping[str, Any]) -> dict[str, 
         **opts.section(kind, given, "analysis"),
         "resources": opts.section(kind, given, "resources"),
     }
+
+
+def _headed(model: PathLike | Analysis, analysis: dict[str, Any], given: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return a context with the request for an analysis, with a header that a converter makes if one is given."""
+    converter = given["converter"]
+    return gguf.with_header(str(model), analysis, None if converter is None else Path(converter))
 
 
 def _plan(kind: type, given: PlanOptions) -> dict[str, Any]:

@@ -155,7 +155,8 @@ class InspectOptions(TypedDict, total=False):
     format: Annotated[
         str,
         Option(
-            help=f"Output format: {' or '.join(FORMATS)}. Its schemes are the candidates.",
+            help=f"Output format: {', '.join(FORMATS)}. auto: gguf for a GGUF file, else mlx. Its schemes are the "
+            "candidates.",
             at="analysis.format",
             answered_by=_BOTH,
         ),
@@ -163,8 +164,9 @@ class InspectOptions(TypedDict, total=False):
     target: Annotated[
         str | None,
         Option(
-            help="Runtime that the output is for. compressed-tensors: "
-            f"{', '.join(FORMATS['compressed-tensors']['targets'])}. Default: the first.",
+            help="Runtime that the output is for. "
+            + " ".join(f"{name}: {', '.join(f['targets'])}." for name, f in FORMATS.items() if f["targets"])
+            + " Default: the first.",
             at="analysis.target",
             answered_by=_BOTH,
         ),
@@ -175,6 +177,24 @@ class InspectOptions(TypedDict, total=False):
             help="Number of devices that the runtime divides each layer among: every division is checked.",
             at="analysis.tensor_parallel",
             least=1,
+            answered_by=_BOTH,
+        ),
+    ]
+    header: Annotated[
+        PathLike | None,
+        Option(
+            help="For GGUF of a release: a file with the hyperparameters and the tokenizer as key-values. llama.cpp's "
+            "`convert_hf_to_gguf.py --vocab-only` writes it.",
+            at="analysis.header",
+            cli=Path | None,
+            answered_by=("plan",),
+        ),
+    ]
+    converter: Annotated[
+        PathLike | None,
+        Option(
+            help="Instead of ⟨header⟩: llama.cpp's convert_hf_to_gguf.py, which is run to make one.",
+            cli=Path | None,
             answered_by=_BOTH,
         ),
     ]

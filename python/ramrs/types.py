@@ -26,6 +26,7 @@ __all__ = [
     "EvaluatedOutput",
     "Evaluation",
     "FileDigest",
+    "HeadSize",
     "InspectedTensor",
     "Inspection",
     "LedgerLine",
@@ -139,6 +140,15 @@ class Probed(_Document):
 
 
 @dataclass(frozen=True, slots=True)
+class HeadSize(_Document):
+    """The size of the key-values that an output states."""
+
+    key_values: int
+    bytes: int
+    alignment: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settings(_Document):
     """The settings of an analysis: with the checkpoint, they decide its curves."""
 
@@ -154,6 +164,7 @@ class Settings(_Document):
     prior: Literal["roles", "none"]
     prior_version: int
     laid_out_by: str | None = None
+    head: HeadSize | None = None
 
 
 @dataclass(frozen=True, slots=True)

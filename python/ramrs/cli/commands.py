@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ import ramrs
 from ramrs.cli import reports
 from ramrs.cli.options import command
 from ramrs.cli.output import NO, Screen
+from ramrs.formats.gguf import tensor_types
 from ramrs.options import (
     AnalyzeOptions,
     EvalOptions,
@@ -30,14 +31,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Model = Annotated[Path, typer.Argument(help="Directory of the checkpoint.", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="Directory of the checkpoint, or a GGUF file.", show_default=False)]
 ModelOrAnalysis = Annotated[
-    Path, typer.Argument(help="Directory of the checkpoint, or a saved analysis.", show_default=False)
+    Path, typer.Argument(help="Directory of the checkpoint, a GGUF file, or a saved analysis.", show_default=False)
 ]
-Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory that ramrs wrote.", show_default=False)]
+Output = Annotated[
+    Path, typer.Argument(metavar="OUTPUT", help="Directory or GGUF file that ramrs wrote.", show_default=False)
+]
 Outputs = Annotated[
     list[Path],
-    typer.Argument(metavar="OUTPUT...", help="Directories of what to measure.", show_default=False),
+    typer.Argument(metavar="OUTPUT...", help="Directories or GGUF files to measure.", show_default=False),
 ]
 OutFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 OutDirectory = Annotated[
@@ -45,18 +48,28 @@ OutDirectory = Annotated[
     typer.Option(
         "-o",
         "--output",
-        help="Directory to write. Default: named after the model and the budget.",
+        help="Directory to write, or name of a GGUF file. Default: named after the model and the budget.",
         show_default=False,
     ),
 ]
 ListTensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
+Emit = Annotated[
+    Literal["tensor-types"] | None,
+    typer.Option(
+        "--emit",
+        help="tensor-types: write a plan for GGUF in the form of llama-quantize's --tensor-type-file.",
+        show_default=False,
+    ),
+]
 SavedPlan = Annotated[
     Path | None, typer.Option("--plan", help="A saved plan, instead of a budget.", show_default=False)
 ]
 SavedAnalysis = Annotated[
     Path | None, typer.Option("--analysis", help="A saved analysis, to save its work.", show_default=False)
 ]
-Reference = Annotated[Path, typer.Option("--reference", help="Directory of the original model.", show_default=False)]
+Reference = Annotated[
+    Path, typer.Option("--reference", help="Directory or GGUF file of the original model.", show_default=False)
+]
 
 
 def _version(context: typer.Context, wanted: bool) -> None:
@@ -105,15 +118,28 @@ def plan(
     model: ModelOrAnalysis,
     out: OutFile = None,
     tensors: ListTensors = False,
+    emit: Emit = None,
     *,
     options: PlanOptions,
 ) -> None:
     """Choose a scheme for every tensor, and predict size and loss. Nothing but the plan is written."""
     with screen.progress() as bar:
         made = ramrs.plan(model, progress=bar, **options)
+    if emit is not None:
+        _emit(screen, tensor_types(made), out)
+        return
     if out is not None:
         made.write(out)
     screen.show(made, lambda: reports.planned(screen, made, out, tensors=tensors))
+
+
+def _emit(screen: Screen, text: str, out: Path | None) -> None:
+    """Write a text to a file, or print it."""
+    if out is None:
+        screen.line(text.removesuffix("\n"))
+    else:
+        out.write_text(text, encoding="utf-8")
+        screen.line(f"written to {out}")
 
 
 @command(app, QuantizeOptions)

@@ -43,7 +43,8 @@ def quantize(request: dict[str, Any], progress: Callback | None) -> QuantizeRepo
     """Quantize. Where the core has no layout for the model, the format's own program lays it out first."""
     plan = request["plan"]
     model, output = plan["model"]["model"], request["output"]
-    module = _LAYOUTS.get(plan["model"]["format"])
+    chosen = plan["model"]["format"]
+    module = _LAYOUTS.get("mlx" if chosen == "auto" else chosen)
     unknown = _made_of_a_layout(request["saved_plan"], model)
     if unknown is None:
         try:
