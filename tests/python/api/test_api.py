@@ -252,7 +252,7 @@ def test_defaults_are_those_of_the_core(verb):
     for field in options.fields(KINDS[verb]):
         default = signature.parameters[field.name].default
         if field.option.at is None:
-            assert field.name in ("bits", "group_size", "runtime")
+            assert field.name in ("bits", "group_size", "runtime", "converter")
             assert default is None
             continue
         section, *path = field.option.at.split(".")

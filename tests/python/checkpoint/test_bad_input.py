@@ -345,7 +345,7 @@ def test_a_file_that_is_no_checkpoint(ramrs_cli, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     done = ramrs_cli("inspect", tmp_path / "notes.txt")
     assert done.returncode == 2
-    assert "notes.txt: not a directory and not a .safetensors file" in done.stderr
+    assert "notes.txt: not a directory, and no .safetensors or .gguf file" in done.stderr
 
 
 def test_an_output_is_not_quantized_again(example_at_4, ramrs_cli):
@@ -522,7 +522,7 @@ OPTIONS = {
     "limits that cross": (["--budget", "4", "--min-bits", "6", "--max-bits", "3"], "is above --max-bits 3"),
     "unknown option": (["--budget", "4", "--fastest"], "No such option: --fastest"),
     "unknown effort": (["--budget", "4", "--effort", "heroic"], "'heroic' is not one of 'fast', 'normal'"),
-    "unknown format": (["--budget", "4", "--format", "gguf"], "--format `gguf`: not one of: mlx"),
+    "unknown format": (["--budget", "4", "--format", "ggml"], "--format `ggml`: not one of: mlx"),
     "no budget": ([], "--budget"),
     "no threads": (["--budget", "4", "-j", "0"], "Invalid value for '-j' / '--threads'"),
     "budget and plan": (["--budget", "4", "--plan", "plan.json"], "--budget: a saved plan has its own"),
