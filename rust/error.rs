@@ -698,9 +698,9 @@ impl Error {
             Self::NonFinite { .. } => Some(
                 "the checkpoint is damaged: compare its digests with the publisher's; ramrs does not guess weights",
             ),
-            Self::UnknownModel { .. } => {
-                Some("⟨generic=true⟩ writes its tensors under their own names; no runtime is promised")
-            }
+            // Of GGUF the reason says what to do.
+            Self::UnknownModel { format, .. } => (*format != "GGUF")
+                .then_some("⟨generic=true⟩ writes its tensors under their own names; no runtime is promised"),
             Self::Unrunnable { .. } => Some("⟨sensitivity=weights⟩ needs no forward pass"),
             Self::Layout { .. } => Some(
                 "the checkpoint is incomplete or of a form that is not known: fetch it again, or give the release in BF16",
