@@ -8,6 +8,7 @@ use super::place::FilePlace;
 use crate::container::file::write_at;
 use crate::error::{Error, Result};
 use crate::option::OptionName;
+use crate::schema::manifest::Manifest;
 
 /// Name of the lock file of a partial output.
 const LOCK: &str = ".ramrs-lock";
@@ -135,6 +136,16 @@ impl Staging {
             names.push(entry.map_err(listing)?.file_name());
         }
         names.sort();
+        // Of an output in several files there may be more than there are now.
+        let replaced = place.dir.join(place.manifest());
+        let stale: Vec<PathBuf> = if self.overwrite && replaced.is_file() {
+            let files = Manifest::read(&replaced)?.files;
+            let is_plain = |name: &String| Path::new(name).file_name().is_some_and(|plain| *plain == **name);
+            let files = files.into_iter().map(|file| file.name).filter(is_plain);
+            files.filter(|name| !names.iter().any(|new| *new == **name)).map(|name| place.dir.join(name)).collect()
+        } else {
+            Vec::new()
+        };
         if let Some(name) = names.iter().find(|name| !self.overwrite && place.dir.join(name).exists()) {
             return Err(Error::OutputExists { path: place.dir.join(name) });
         }
@@ -145,6 +156,9 @@ impl Staging {
         for name in names {
             let to = place.dir.join(&name);
             fs::rename(self.dir.join(&name), &to).map_err(Error::io("naming", &to))?;
+        }
+        for path in stale.iter().filter(|path| path.is_file()) {
+            fs::remove_file(path).map_err(Error::io("removing", path))?;
         }
         Ok(())
     }

@@ -95,7 +95,7 @@ pub struct TensorLine {
 /// # Errors
 /// The errors of opening the checkpoint.
 pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
-    let (model, format) = (request.model.as_path(), request.open_format()?);
+    let (model, format) = (request.model.as_path(), request.open_format_of_tensors()?);
     let (source, unsupported) = match request.open(format.clone()) {
         Err(
             fault @ (Error::UnknownModel { .. }

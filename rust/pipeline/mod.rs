@@ -145,6 +145,16 @@ impl AnalysisRequest {
         open_format(format, self.target.as_deref(), self.tensor_parallel, (header, None))
     }
 
+    /// The format, to look at tensors only: nothing is asked for that a file would state besides them.
+    fn open_format_of_tensors(&self) -> Result<Arc<dyn Format>> {
+        if self.header.is_some() || self.model.extension().is_some_and(|ending| ending == "gguf") {
+            return self.open_format();
+        }
+        let format = if self.format == AUTO_FORMAT { "mlx" } else { &self.format };
+        let head = HeadSize { key_values: 0, bytes: 0, alignment: 32 };
+        open_format(format, self.target.as_deref(), self.tensor_parallel, (None, Some(head)))
+    }
+
     fn open(&self, format: Arc<dyn Format>) -> Result<Conversion> {
         Conversion::open(&self.model, format, self.generic, self.layout.as_ref())
     }

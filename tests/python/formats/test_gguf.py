@@ -134,6 +134,21 @@ def test_a_large_output_is_split_as_llama_cpp_splits_it(plain, quantized, tmp_pa
     assert ramrs.eval(files[0], reference=whole, max_tokens=256).kl_mean == 0
 
 
+def test_files_of_a_split_output_that_are_no_longer_written_go(plain, tmp_path):
+    path = tmp_path / "parts.gguf"
+    ramrs.quantize(plain, path, budget=5.0, shard_bytes=200_000, **OPTIONS)
+    (tmp_path / "mine.gguf").write_bytes(b"mine")
+    ramrs.quantize(plain, path, budget=5.0, overwrite=True, **OPTIONS)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["mine.gguf", "parts.gguf", "parts.ramrs-manifest.json"]
+
+
+def test_a_release_is_inspected_without_a_header(release):
+    found = ramrs.inspect(release, format="gguf")
+    assert any(tensor.into == ("blk.0.attn_q.weight",) for tensor in found.tensors)
+    assert 2.5 < found.smallest_bpw < 4.6
+
+
 def test_a_directory_gets_a_card_too(plain, tmp_path):
     ramrs.quantize(plain, tmp_path / "out", budget=5.0, **OPTIONS)
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
