@@ -1,6 +1,6 @@
 //! GGUF: the file that llama.cpp, Ollama and LM Studio read.
 //!
-//! A quantized tensor is one tensor of blocks ([`crate::codec::ggml`]). There are no files next to it: hyperparameters and
+//! A quantized tensor is one tensor of blocks (`rust/codec/ggml`). There are no files next to it: hyperparameters and
 //! tokenizer are key-values of the file. They are those of the source, or of the header that the user gives, since llama.cpp's
 //! converter writes them: ramrs changes what says how the weights are stored, and nothing else.
 
