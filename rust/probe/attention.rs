@@ -82,7 +82,7 @@ pub(super) struct KeyValueCache {
 
 /// The keys and values that queries see.
 #[derive(Clone, Copy)]
-pub(super) enum KeyValues<'k> {
+pub(super) enum HeadKeyValues<'k> {
     /// Those of the positions of a span that begins a window.
     Rows(&'k Activations, &'k Activations),
     Cached(&'k KeyValueCache),
@@ -209,15 +209,15 @@ impl AttentionHeads {
     /// The keys and the values of the first `seen` of the `keys` positions that there are.
     fn seen<'k>(
         &self,
-        of: KeyValues<'k>,
+        of: HeadKeyValues<'k>,
         HeadGroup { window, kv_head }: HeadGroup,
         (seen, keys): (usize, usize),
     ) -> [Cow<'k, [f32]>; 2] {
         match of {
-            KeyValues::Rows(key, value) => {
+            HeadKeyValues::Rows(key, value) => {
                 [key, value].map(|x| Cow::Owned(self.gather(x, (window * keys, seen), (kv_head, 1))))
             }
-            KeyValues::Cached(cache) => {
+            HeadKeyValues::Cached(cache) => {
                 let from = (window * self.keys + kv_head) * cache.positions * self.size;
                 [&cache.key, &cache.value].map(|all| Cow::Borrowed(&all[from..from + seen * self.size]))
             }
@@ -229,7 +229,7 @@ impl AttentionHeads {
         &self,
         session: &Session<'_>,
         query: &Activations,
-        past: KeyValues<'_>,
+        past: HeadKeyValues<'_>,
         span: Span,
     ) -> Result<Activations> {
         let (keys, group) = (span.before + span.now, self.group());

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::activations::Activations;
-use super::attention::{AttentionHeads, KeyValueCache, KeyValues, Rotation, Span};
+use super::attention::{AttentionHeads, HeadKeyValues, KeyValueCache, Rotation, Span};
 use super::ffn::{self, MlpTrace};
 use super::moe::{self, MoeTrace};
 use super::norm::NormLayer;
@@ -280,10 +280,10 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         let projected = self.project(x)?;
         let [query, key] = self.placed(&projected, span)?;
         let mixed = match cache {
-            None => self.heads.forward(self.session, &query, KeyValues::Rows(&key, &projected[2]), span)?,
+            None => self.heads.forward(self.session, &query, HeadKeyValues::Rows(&key, &projected[2]), span)?,
             Some(cache) => {
                 self.heads.grow(cache, &key, &projected[2], span);
-                self.heads.forward(self.session, &query, KeyValues::Cached(cache), span)?
+                self.heads.forward(self.session, &query, HeadKeyValues::Cached(cache), span)?
             }
         };
         self.session.see_inputs(LayerInput::all(&mixed), &[self.attention.output])?;
@@ -335,7 +335,7 @@ impl<'s, 'a> LoadedLayer<'s, 'a> {
         let session = self.session;
         let [query, key] = self.placed(&trace.projected, span)?;
         let value = &trace.projected[2];
-        let mixed = self.heads.forward(session, &query, KeyValues::Rows(&key, value), span)?;
+        let mixed = self.heads.forward(session, &query, HeadKeyValues::Rows(&key, value), span)?;
         let of_mixed = session.back_one(self.attention.output, &mixed, gradients)?;
         drop(mixed);
         let of = self.heads.back(session, [&query, &key, value], &of_mixed, span)?;
