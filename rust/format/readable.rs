@@ -10,6 +10,7 @@ use crate::arch::families::{ModelFamily, Outputs, family};
 use crate::checkpoint::foreign_codes::foreign_codes;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config, Tensor, View};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::name::{Name, Role};
 
@@ -27,8 +28,24 @@ const READ_FORMS: [&str; 4] = ["pack-quantized", "float-quantized", "naive-quant
 /// [`Error::Mismatch`] for a source that is not a model of its type.
 pub(crate) fn prepare(checkpoint: &mut Checkpoint, generic: bool) -> Result<()> {
     check_source(checkpoint)?;
+    check_blocks(checkpoint)?;
     checkpoint.notes.extend(stale_method(checkpoint));
     if generic { Ok(()) } else { contract::fulfil(checkpoint) }
+}
+
+/// Checks that the blocks of a GGUF source are nearly the weights of the release, and says so if there are any.
+fn check_blocks(checkpoint: &mut Checkpoint) -> Result<()> {
+    let is_coded = |tensor: &&Tensor| matches!(tensor.packing, Packing::Encoded(_));
+    let stored = |tensor: &Tensor| checkpoint.parts[tensor.part].dtype;
+    let coded: Vec<&Tensor> = checkpoint.tensors.iter().filter(is_coded).collect();
+    if let Some(tensor) = coded.iter().find(|tensor| !matches!(stored(tensor), Dtype::Q8_0 | Dtype::MXFP4)) {
+        let method = format!("`{}` is {}", checkpoint.parts[tensor.part].stored_name(), stored(tensor));
+        return Err(Error::AlreadyQuantized { config: checkpoint.file_of(tensor).to_owned(), method });
+    }
+    let rounded = coded.iter().filter(|tensor| stored(tensor) == Dtype::Q8_0).count();
+    let note = format!("{rounded} tensors of the source are in Q8_0: its errors are added to those of the output");
+    checkpoint.notes.extend((rounded > 0).then_some(note));
+    Ok(())
 }
 
 fn check_source(checkpoint: &Checkpoint) -> Result<()> {

@@ -170,7 +170,7 @@ fn check(request: &EvalRequest) -> Result<()> {
 /// Opens a model that others are compared with: a release, or a checkpoint with codes of a format that is written.
 pub(super) fn open_reference(path: &Path) -> Result<Checkpoint> {
     let mut checkpoint = arch::open(path)?;
-    if !checkpoint.faults.is_empty() || checkpoint.is_laid_out_for_mlx() {
+    if !checkpoint.faults.is_empty() || checkpoint.is_laid_out_for_mlx() || checkpoint.is_gguf() {
         return open_output(path);
     }
     prepare(&mut checkpoint, false)?;

@@ -209,6 +209,17 @@ def test_one_type_for_all_is_written(plain, tmp_path):
     assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.file_type"].contents() == 15
 
 
+def test_a_source_in_8_bits_is_read_with_a_warning_and_others_are_refused(plain, quantized, tmp_path, caplog):
+    source = tmp_path / "q8.gguf"
+    ramrs.quantize(plain, source, tensor={".*": "q8_0"}, budget=12, **OPTIONS)
+    report = ramrs.quantize(source, tmp_path / "out.gguf", budget=5.0, **OPTIONS)
+    assert any("are in Q8_0" in warning for warning in report.plan.warnings)
+    assert ramrs.verify(tmp_path / "out.gguf", source=source).ok
+    with pytest.raises(ramrs.CheckpointError, match="is already quantized|is Q") as fault:
+        ramrs.quantize(quantized[1], tmp_path / "again.gguf", budget=4.6, **OPTIONS)
+    assert fault.value.slug == "already-quantized"
+
+
 def test_a_plan_is_written_for_llama_quantize(plain):
     from ramrs.formats.gguf import tensor_types
 
