@@ -215,7 +215,7 @@ def test_a_source_in_8_bits_is_read_with_a_warning_and_others_are_refused(plain,
     report = ramrs.quantize(source, tmp_path / "out.gguf", budget=5.0, **OPTIONS)
     assert any("are in Q8_0" in warning for warning in report.plan.warnings)
     assert ramrs.verify(tmp_path / "out.gguf", source=source).ok
-    with pytest.raises(ramrs.CheckpointError, match="is already quantized|is Q") as fault:
+    with pytest.raises(ramrs.CheckpointError) as fault:
         ramrs.quantize(quantized[1], tmp_path / "again.gguf", budget=4.6, **OPTIONS)
     assert fault.value.slug == "already-quantized"
 
