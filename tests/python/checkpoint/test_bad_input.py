@@ -163,7 +163,7 @@ def pickle_only(model):
 def gguf_only(model):
     (model / "model.safetensors").unlink()
     (model / "model.gguf").write_bytes(b"GGUF" + bytes(64))
-    return ["model.gguf: is a GGUF file", "hint: give the original checkpoint in safetensors"]
+    return ["model.gguf: is a GGUF file of version 0", "hint: convert the model with a current llama.cpp"]
 
 
 def no_weights(model):
