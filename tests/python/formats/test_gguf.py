@@ -111,9 +111,12 @@ def test_an_existing_file_is_replaced_only_if_asked_and_ours(plain, tmp_path):
     first = path.read_bytes()
     ramrs.quantize(plain, path, budget=6.0, overwrite=True, **OPTIONS)
     assert path.read_bytes() != first
+    source = tmp_path / "source.gguf"
+    source.write_bytes(plain.read_bytes())
     with pytest.raises(ramrs.ConfigError) as fault:
-        ramrs.quantize(path, path, budget=5.0, overwrite=True, **OPTIONS)
+        ramrs.quantize(source, source, budget=5.0, overwrite=True, **OPTIONS)
     assert fault.value.slug == "output-is-source"
+    assert source.read_bytes() == plain.read_bytes()
 
 
 def test_a_large_output_is_split_as_llama_cpp_splits_it(plain, quantized, tmp_path):
