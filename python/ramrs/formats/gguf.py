@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -56,7 +55,7 @@ def tensor_types(plan: Plan) -> str:
         message = f"a plan for {plan.settings.format} has no types of ggml"
         raise ConfigError(message, slug="bad-option", hint="plan with ⟨format=gguf⟩")
     lines = [
-        f"^{re.sub(r'[.]', '[.]', tensor.name)}$={tensor.scheme}\n"
+        f"^{tensor.name.replace('.', '[.]')}$={tensor.scheme.removeprefix('gguf-')}\n"
         for tensor in plan.tensors
         if tensor.scheme != "kept"
     ]

@@ -230,6 +230,8 @@ def test_a_plan_is_written_for_llama_quantize(plain):
     lines = tensor_types(plan).splitlines()
     assert len(lines) == sum(tensor.scheme != "kept" for tensor in plan.tensors)
     assert any(line.startswith("^blk[.]0[.]attn_q[.]weight$=") for line in lines)
+    plan = ramrs.plan(plain, tensor={"ffn_up": "gguf-mxfp4"}, budget=8, **OPTIONS)
+    assert "^blk[.]0[.]ffn_up[.]weight$=mxfp4" in tensor_types(plan).splitlines(), "the name that ggml gives the type"
     with pytest.raises(ramrs.ConfigError, match="no types of ggml"):
         tensor_types(ramrs.plan("examples/llama2xs-280k", budget=5.0, **OPTIONS))
 
