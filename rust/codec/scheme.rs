@@ -26,11 +26,14 @@ impl Scheme {
     #[must_use]
     pub(crate) fn of_blocks(dtype: Dtype) -> Option<Self> {
         let (elements, _) = dtype.block();
+        if elements == 1 {
+            return None;
+        }
         let row = Matrix { rows: 1, cols: elements, float: Float::F32 };
         let is_it = |scheme: &Self| {
             scheme.fits(elements) && matches!(scheme.parts(row).as_slice(), [only] if only.dtype == dtype)
         };
-        CODECS.iter().filter(|_| elements > 1).flat_map(|codec| codec.schemes()).copied().find(is_it)
+        CODECS.iter().flat_map(|codec| codec.schemes()).copied().find(is_it)
     }
 
     /// The scheme with these parameters of the codec at position `codec` of the registry.

@@ -44,11 +44,11 @@ pub(super) trait Rules {
     /// Whether it adds one to gains that are stored minus one.
     fn adds_one(&self, family: &'static ModelFamily) -> bool;
 
-    /// The form of `target`, which is used as `used`, that it reads.
+    /// The form of `target` that it reads.
     ///
     /// # Errors
     /// The reason, if the target has no such form.
-    fn formed(&self, family: &'static ModelFamily, target: Target, used: &str) -> std::result::Result<Target, String>;
+    fn formed(&self, family: &'static ModelFamily, target: Target) -> std::result::Result<Target, String>;
 }
 
 /// The tensors that the runtime of `rules` reads, and what becomes of each tensor of `checkpoint`.
@@ -146,7 +146,7 @@ impl Arranging<'_> {
         let target = match transform {
             Transform::Same => same,
             Transform::PlusOne => Target { plus_one: true, ..same },
-            Transform::Expert => return self.expert(at, (&used, &same), expert.unwrap_or_default()),
+            Transform::Expert => return self.expert(at, &same, expert.unwrap_or_default()),
             Transform::SwappedAxes => {
                 let &[channels, inputs, taps] = same.shape.as_slice() else {
                     return Err(misfit("a convolution has three dimensions"));
@@ -179,14 +179,14 @@ impl Arranging<'_> {
             }
             Transform::LatentKeys | Transform::LatentValues => self.latent(tensor, same, transform)?,
         };
-        self.targets.push(self.formed(target, &used)?);
+        self.targets.push(self.formed(target)?);
         Ok(())
     }
 
     /// `target` in the form that the runtime reads.
-    fn formed(&self, target: Target, used: &str) -> Result<Target> {
+    fn formed(&self, target: Target) -> Result<Target> {
         let tensor = &self.checkpoint.tensors[target.views[0].tensor];
-        self.rules.formed(self.family, target, used).map_err(|reason| self.misfit(tensor, reason))
+        self.rules.formed(self.family, target).map_err(|reason| self.misfit(tensor, reason))
     }
 
     /// The keys or values of `target`, head by head.
@@ -216,14 +216,14 @@ impl Arranging<'_> {
     }
 
     /// Adds `one` as matrix `number` of its stack.
-    fn expert(&mut self, at: usize, (used, one): (&str, &Target), number: usize) -> Result<()> {
+    fn expert(&mut self, at: usize, one: &Target, number: usize) -> Result<()> {
         let tensor = &self.checkpoint.tensors[at];
         let target = if let Some(stack) = self.stacks.get(&one.name) {
             stack.target
         } else {
             self.stacks.insert(one.name.clone(), Stack { target: self.targets.len(), matrices: BTreeMap::new() });
             let stack = Target { stacked: true, ..one.clone() };
-            self.targets.push(self.formed(stack, used)?);
+            self.targets.push(self.formed(stack)?);
             self.targets.len() - 1
         };
         let first = &self.targets[target];

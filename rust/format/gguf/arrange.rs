@@ -116,12 +116,7 @@ impl Rules for GgufRules {
         false
     }
 
-    fn formed(
-        &self,
-        _family: &'static ModelFamily,
-        target: Target,
-        _used: &str,
-    ) -> std::result::Result<Target, String> {
+    fn formed(&self, _family: &'static ModelFamily, target: Target) -> std::result::Result<Target, String> {
         let name = Name::parse(&target.name);
         let target = match self.tokens.filter(|_| self.model.cuts_embedding && name.role == Role::Embedding) {
             Some(tokens) => with_rows(target, tokens),

@@ -31,15 +31,13 @@ impl Backend {
         match self {
             // The types whose blocks are rearranged for products of many tokens.
             Self::Cpu => CPU.contains(&dtype),
-            Self::Cuda => EVERYWHERE.contains(&dtype) || dtype == Dtype::NVFP4,
-            Self::Any | Self::Metal => EVERYWHERE.contains(&dtype),
+            Self::Any | Self::Cuda | Self::Metal => EVERYWHERE.contains(&dtype),
         }
     }
 
     /// The schemes of the backend, by increasing bytes.
     pub(super) fn schemes(self) -> Vec<Scheme> {
-        let mut types: Vec<Dtype> =
-            EVERYWHERE.into_iter().chain([Dtype::NVFP4]).filter(|dtype| self.has(*dtype)).collect();
+        let mut types: Vec<Dtype> = EVERYWHERE.into_iter().filter(|dtype| self.has(*dtype)).collect();
         types.sort_by(|one, other| bits(*one).total_cmp(&bits(*other)));
         types.into_iter().filter_map(Scheme::of_blocks).collect()
     }

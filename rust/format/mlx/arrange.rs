@@ -90,7 +90,7 @@ impl Rules for MlxRules {
         family.mlx.plus_one
     }
 
-    fn formed(&self, family: &'static ModelFamily, target: Target, _used: &str) -> std::result::Result<Target, String> {
+    fn formed(&self, family: &'static ModelFamily, target: Target) -> std::result::Result<Target, String> {
         Ok(finished(target, Some(family)))
     }
 }
