@@ -299,11 +299,8 @@ fn only_gguf<'t>(dir: &Path, top: &'t [String]) -> Result<Option<&'t str>> {
     if top.iter().any(|name| name == INDEX || others.iter().any(|ending| name.ends_with(ending))) {
         return Ok(None);
     }
-    let is_later = |name: &str| {
-        let number = name.rsplit_once("-of-").and_then(|(before, _)| before.rsplit_once('-'));
-        number.is_some_and(|(_, number)| number.parse().is_ok_and(|number: u32| number > 1))
-    };
-    let models: Vec<&str> = top.iter().map(String::as_str).filter(|name| is_gguf(name) && !is_later(name)).collect();
+    let is_first = |name: &&str| is_gguf(name) && !split::is_later(name);
+    let models: Vec<&str> = top.iter().map(String::as_str).filter(is_first).collect();
     match models.as_slice() {
         [] => Ok(None),
         [only] => Ok(Some(only)),

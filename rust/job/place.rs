@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::staging::Staging;
+use crate::container::gguf::split;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::option::OptionName;
@@ -22,8 +23,7 @@ impl<'a> FilePlace<'a> {
     /// The place of `output`, if that is the name of a file that holds everything; `None` for a directory.
     #[must_use]
     pub(crate) fn of(output: &'a Path) -> Option<Self> {
-        let stem = output.file_name()?.to_str()?.strip_suffix(".gguf").filter(|stem| !stem.is_empty())?;
-        let stem = stem.split_once("-00001-of-").map_or(stem, |(stem, _)| stem);
+        let stem = split::stem_of(output.file_name()?.to_str()?).filter(|stem| !stem.is_empty())?;
         let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Some(Self { dir, stem }).filter(|_| !output.is_dir())
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::place::FilePlace;
 use crate::container::file::write_at;
+use crate::container::gguf::split;
 use crate::error::{Error, Result};
 use crate::option::OptionName;
 use crate::schema::manifest::Manifest;
@@ -135,13 +136,18 @@ impl Staging {
         for entry in fs::read_dir(&self.dir).map_err(listing)? {
             names.push(entry.map_err(listing)?.file_name());
         }
-        names.sort();
+        // A loader opens the first file of weights: everything else is there before it.
+        names.sort_by_key(|name| {
+            (Path::new(name).extension().is_some_and(|ending| ending == "gguf"), Reverse(name.clone()))
+        });
         // Of an output in several files there may be more than there are now.
         let replaced = place.dir.join(place.manifest());
         let stale: Vec<PathBuf> = if self.overwrite && replaced.is_file() {
             let files = Manifest::read(&replaced)?.files;
+            // A manifest may come from anywhere: it names no other files than those of this output.
             let is_plain = |name: &String| Path::new(name).file_name().is_some_and(|plain| *plain == **name);
-            let files = files.into_iter().map(|file| file.name).filter(is_plain);
+            let is_part = |name: &String| is_plain(name) && split::stem_of(name) == Some(place.stem);
+            let files = files.into_iter().map(|file| file.name).filter(is_part);
             files.filter(|name| !names.iter().any(|new| *new == **name)).map(|name| place.dir.join(name)).collect()
         } else {
             Vec::new()
@@ -149,10 +155,6 @@ impl Staging {
         if let Some(name) = names.iter().find(|name| !self.overwrite && place.dir.join(name).exists()) {
             return Err(Error::OutputExists { path: place.dir.join(name) });
         }
-        // A loader opens the first file of weights: everything else is there before it.
-        names.sort_by_key(|name| {
-            (Path::new(name).extension().is_some_and(|ending| ending == "gguf"), Reverse(name.clone()))
-        });
         for name in names {
             let to = place.dir.join(&name);
             fs::rename(self.dir.join(&name), &to).map_err(Error::io("naming", &to))?;

@@ -138,6 +138,18 @@ fn stated_number(file: &SplitFile, key: &str) -> Result<Option<u64>> {
     value.unsigned().map(Some).ok_or_else(|| Error::file(&file.path, fault()))
 }
 
+/// The name of the model in `name`, that of a GGUF file or of one of several.
+#[must_use]
+pub(crate) fn stem_of(name: &str) -> Option<&str> {
+    parse_name(name).map(|(stem, ..)| stem).or_else(|| name.strip_suffix(".gguf"))
+}
+
+/// Whether `name` is that of a file of several after the first.
+#[must_use]
+pub(crate) fn is_later(name: &str) -> bool {
+    parse_name(name).is_some_and(|(_, number, _)| number > 1)
+}
+
 /// Name, number from 1, and count in `NAME-00001-of-0000N.gguf`.
 fn parse_name(name: &str) -> Option<(&str, u64, u64)> {
     let name = name.strip_suffix(".gguf")?;
