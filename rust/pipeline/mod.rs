@@ -135,24 +135,27 @@ impl Default for AnalysisRequest {
 
 impl AnalysisRequest {
     fn open_format(&self) -> Result<Arc<dyn Format>> {
-        let header = self.header.clone();
-        let is_gguf = self.model.extension().is_some_and(|ending| ending == "gguf") || header.is_some();
-        let format = match self.format.as_str() {
-            AUTO_FORMAT if is_gguf => "gguf",
-            AUTO_FORMAT => "mlx",
-            named => named,
-        };
-        open_format(format, self.target.as_deref(), self.tensor_parallel, (header, None))
+        self.open_format_with(None)
     }
 
     /// The format, to look at tensors only: nothing is asked for that a file would state besides them.
     fn open_format_of_tensors(&self) -> Result<Arc<dyn Format>> {
-        if self.header.is_some() || self.model.extension().is_some_and(|ending| ending == "gguf") {
-            return self.open_format();
-        }
-        let format = if self.format == AUTO_FORMAT { "mlx" } else { &self.format };
-        let head = HeadSize { key_values: 0, bytes: 0, alignment: 32 };
-        open_format(format, self.target.as_deref(), self.tensor_parallel, (None, Some(head)))
+        let nothing = HeadSize { key_values: 0, bytes: 0, alignment: 32 };
+        self.open_format_with(Some(nothing).filter(|_| !self.has_key_values()))
+    }
+
+    fn open_format_with(&self, head: Option<HeadSize>) -> Result<Arc<dyn Format>> {
+        let format = match self.format.as_str() {
+            AUTO_FORMAT if self.has_key_values() => "gguf",
+            AUTO_FORMAT => "mlx",
+            named => named,
+        };
+        open_format(format, self.target.as_deref(), self.tensor_parallel, (self.header.clone(), head))
+    }
+
+    /// Whether the source, or the header that is given, has the key-values of a GGUF file.
+    fn has_key_values(&self) -> bool {
+        self.header.is_some() || self.model.extension().is_some_and(|ending| ending == "gguf")
     }
 
     fn open(&self, format: Arc<dyn Format>) -> Result<Conversion> {
