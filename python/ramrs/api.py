@@ -8,6 +8,7 @@ thread. An exception that it raises stops the job. Ctrl-C stops a job, too, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -311,7 +312,9 @@ def _analysis(kind: type, model: object, given: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _headed(model: PathLike | Analysis, analysis: dict[str, Any], given: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _headed(
+    model: PathLike | Analysis, analysis: dict[str, Any], given: Mapping[str, Any]
+) -> AbstractContextManager[dict[str, Any]]:
     """Return a context with the request for an analysis, with a header that a converter makes if one is given."""
     converter = given["converter"]
     return gguf.with_header(str(model), analysis, None if converter is None else Path(converter))
