@@ -19,7 +19,7 @@ mod peak;
 use clock::processor_seconds;
 use peak::multiply_adds_per_second;
 use ramrs::bench::{
-    CHUNK_BYTES, Checkpoint, HELD_BYTES, Isa, Mode, Options, Pass, Progress, Tensor, Workers, probe, runnable,
+    CHUNK_BYTES, Checkpoint, HELD_BYTES, Isa, Journal, Mode, Options, Pass, Progress, Tensor, Workers, probe, runnable,
 };
 
 fn argument(name: &str) -> Option<String> {
@@ -53,6 +53,7 @@ fn main() {
             checkpoint: &checkpoint,
             workers: &workers,
             progress: &progress,
+            journal: Journal::NONE,
             isa: Isa::detect(),
             chunk_bytes: CHUNK_BYTES,
             held_bytes: HELD_BYTES,

@@ -24,9 +24,9 @@ use clock::processor_seconds;
 use importance::importance;
 use ramrs::bench::{
     Affine, BAND_ROWS, CHUNK_BYTES, Checkpoint, Column, DeadWeights, Effort, Encoded, Encoder, EnergyJob, Float, Gain,
-    GridEncoder, HELD_BYTES, Isa, Matrix, MatrixSensitivity, Member, Origin, PageBuffer, PartSpec, Pass, Progress,
-    Reader, StackJob, Vectors, View, Workers, append, bands, chunk_bands, curves, cut, energies, pack, read_at,
-    rows_of,
+    GridEncoder, HELD_BYTES, Isa, Journal, Matrix, MatrixSensitivity, Member, Origin, PageBuffer, PartSpec, Pass,
+    Progress, Reader, StackJob, Vectors, View, Workers, append, bands, chunk_bands, curves, cut, energies, pack,
+    read_at, rows_of,
 };
 
 /// Bytes of memory that are read: far more than any cache holds.
@@ -145,6 +145,7 @@ impl<'a> Bench<'a> {
             checkpoint: self.checkpoint,
             workers,
             progress: &self.progress,
+            journal: Journal::NONE,
             isa: self.isa,
             chunk_bytes: CHUNK_BYTES,
             held_bytes: HELD_BYTES,

@@ -6,7 +6,7 @@
 //! | rank | modules | duty |
 //! |---|---|---|
 //! | 0 | `option` `error` `progress` `dtype` `math` `digest` | names of options; errors; events and cancellation; element types; exponential, logarithm, sine and cosine; SHA-256 |
-//! | 1 | `simd` `name` `pool` `matmul` | vector instructions; tensor name → role, layer, expert; an ordered parallel map; products of matrices in memory |
+//! | 1 | `simd` `name` `pool` `journal` `matmul` | vector instructions; tensor name → role, layer, expert; an ordered parallel map; records of finished work; products of matrices in memory |
 //! | 2 | `band` `codec` `container` `checkpoint` | tiles of eight rows; rows ↔ bytes; files of tensors; headers, index, shards, prequantized weights, views, streams of rows |
 //! | 3 | `pass` `arch` `format` | the loop over bands; model families and the tensors of their layers; one folder per output format |
 //! | 4 | `policy` `budget` `probe` `sensitivity` | schemes allowed for each tensor; budgets; forward and backward passes over sampled vocabulary tokens; cost of an error in each weight |
@@ -29,6 +29,7 @@ mod error;
 mod evaluate;
 mod format;
 mod job;
+mod journal;
 mod math;
 mod matmul;
 mod name;
@@ -50,6 +51,7 @@ pub use codec::{Effort, Scheme};
 pub use error::{Error, Result};
 pub use evaluate::{Divergence, Estimate, Quantiles, TokenOrigin};
 pub use format::{ForeignLayout, ReadKeys};
+pub use job::part::JobPart;
 pub use option::OptionName;
 pub use pipeline::*;
 pub use policy::PolicyOptions;
@@ -77,6 +79,7 @@ pub mod bench {
     pub use crate::codec::{Band, Effort, Encoder, Metric, PartSpec, Scratch};
     pub use crate::container::file::{PageBuffer, read_at};
     pub use crate::dtype::{Float, Float8};
+    pub use crate::journal::Journal;
     pub use crate::matmul::dense::{matmul_nn, matmul_nt};
     pub use crate::matmul::symmetric::{Compute, SymmetricMatrix};
     pub use crate::pass::energy::{DeadWeights, EnergyJob, energies};

@@ -13,6 +13,7 @@ use super::{Checkpoint, Part, Tensor, View};
 use crate::container::file::{PageBuffer, prefetch, read_at};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::pool::Workers;
 use crate::progress::Progress;
 use crate::simd::vector::{BAND_ROWS, Column};
@@ -35,6 +36,8 @@ pub struct Pass<'a> {
     pub workers: &'a Workers,
     /// Progress and cancellation.
     pub progress: &'a Progress,
+    /// Records of finished work.
+    pub journal: &'a Journal,
     /// The instruction set of the kernels.
     pub isa: Isa,
     /// Approximate size of a chunk, in bytes of source.

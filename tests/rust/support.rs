@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::stream::{HELD_BYTES, Pass};
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Float;
+use crate::journal::Journal;
 use crate::name::Name;
 use crate::pool::Workers;
 use crate::progress::Progress;
@@ -113,7 +114,8 @@ impl Crew {
 
     pub(crate) fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, isa: Isa) -> Pass<'a> {
         let Self { workers, progress, chunk_bytes } = self;
-        Pass { checkpoint, workers, progress, isa, chunk_bytes: *chunk_bytes, held_bytes: HELD_BYTES }
+        let journal = Journal::NONE;
+        Pass { checkpoint, workers, progress, journal, isa, chunk_bytes: *chunk_bytes, held_bytes: HELD_BYTES }
     }
 }
 
