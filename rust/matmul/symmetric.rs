@@ -36,7 +36,7 @@ pub struct Compute<'a> {
 }
 
 /// A symmetric matrix, or a lower triangular one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct SymmetricMatrix {
     order: usize,
     /// Block after block, each `[row][column]` with the columns up to the end of its diagonal block.

@@ -9,7 +9,7 @@ use crate::error::Result;
 const CHUNK_ROWS: usize = 16;
 
 /// Contiguous rows of `width` numbers.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Activations {
     pub(super) width: usize,
     pub(super) values: Vec<f32>,

@@ -13,6 +13,7 @@ use crate::math;
 use crate::matmul::symmetric::SymmetricMatrix;
 
 /// Covariances of what is at both ends of the model; `None` where the matrix has other columns.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct EndSums {
     /// Inputs of the head, weighted by the variance of the logits' gradients: its Fisher matrix.
     head: Option<SymmetricMatrix>,

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use serde::{Deserialize, Serialize};
+
 use super::activations::Activations;
 use super::attention::Span;
 use super::collector::LayerCollector;
@@ -31,7 +33,7 @@ use super::{MatrixKey, Session, key};
 use crate::arch::{Ffn, Layer, Linear, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::codec::feedback::Factor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pool::lock;
 use crate::progress::Stage;
 
@@ -48,6 +50,7 @@ const TEXT: usize = WINDOW;
 const LEAST_GRADIENTS: usize = 32;
 
 /// What the visit needs of the probe's run.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Recording {
     tokens: Vec<u32>,
     /// Gradients of the residual stream after each layer, draw after draw.
@@ -143,6 +146,18 @@ impl Visitor for ImportanceCollector {
         }
         Ok(())
     }
+
+    fn drain(&self) -> Result<Vec<u8>> {
+        let both = (self.moments.drain()?, self.importance.drain()?);
+        postcard::to_stdvec(&both).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))
+    }
+
+    fn restore(&self, drained: &[u8]) -> Result<()> {
+        let both: std::result::Result<(Vec<u8>, Vec<u8>), _> = postcard::from_bytes(drained);
+        let (moments, importance) = both.map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))?;
+        self.moments.restore(&moments)?;
+        self.importance.restore(&importance)
+    }
 }
 
 /// Whether `linear` is the router of a mixture.
@@ -154,19 +169,22 @@ fn is_router(model: &Runnable<'_>, linear: &Linear<'_>) -> bool {
     model.layers.iter().any(is_it)
 }
 
+/// The bytes that a visit counts besides those of the layers, and whether it is to find the factor of a matrix.
+pub(crate) type Wanted<'w> = (u64, &'w dyn Fn(&Linear<'_>) -> bool);
+
 /// Runs `model` forward on the recorded windows and on those that follow. Calls `each` with every matrix of a layer that tokens
-/// went through, then with embedding and head, and the factor of its covariance; `None` if that says nothing.
+/// went through, then with embedding and head, and the factor of its covariance; `None` if that says nothing. Passes over
+/// layers without a wanted matrix.
 ///
 /// # Errors
 /// As [`run::probe`], and those of `each`.
 pub(crate) fn visit(
-    pass: Pass<'_>,
-    model: &Runnable<'_>,
+    (pass, model): (Pass<'_>, &Runnable<'_>),
     recording: &Recording,
-    more_bytes: u64,
+    wanted: Wanted<'_>,
     each: &mut dyn FnMut(Linear<'_>, Option<&Factor>) -> Result<()>,
 ) -> Result<()> {
-    visit_by(chunk_windows(model, recording.draws()), (pass, model), recording, more_bytes, each)
+    visit_by(chunk_windows(model, recording.draws()), (pass, model), recording, wanted, each)
 }
 
 /// [`visit`] with `step` windows at a time, which does not change what it finds.
@@ -174,10 +192,10 @@ pub(crate) fn visit_by(
     step: usize,
     (pass, model): (Pass<'_>, &Runnable<'_>),
     recording: &Recording,
-    more_bytes: u64,
+    (more_bytes, is_wanted): Wanted<'_>,
     each: &mut dyn FnMut(Linear<'_>, Option<&Factor>) -> Result<()>,
 ) -> Result<()> {
-    let tokens = written(pass, model, recording)?;
+    let tokens = pass.journal.once("feedback/tokens", || written(pass, model, recording))?;
     let recorded = recording.tokens.len() / WINDOW;
     let chunks = chunks(recorded, tokens.len() / WINDOW, step);
     let with_gradients = chunks.iter().filter(|chunk| chunk.end <= recorded).count();
@@ -190,27 +208,35 @@ pub(crate) fn visit_by(
     }
     for (layer, gradients) in model.layers.iter().zip(&recording.gradients) {
         let collector = LayerCollector::default();
-        let session = Session { visitor: Some(&collector), ..Session::new(pass, model) };
+        let is_seen = layer.linears().iter().any(is_wanted);
+        let session = Session { visitor: is_seen.then_some(&collector as _), ..Session::new(pass, model) };
         let loaded = LoadedLayer::new(&session, layer, WINDOW)?;
         for (chunk, stream) in chunks.iter().zip(&mut streams) {
             let (next, trace) = loaded.forward(stream, span(chunk), None)?;
             if !next.is_finite() {
                 return Err(overflow(&session, layer));
             }
-            if chunk.end <= recorded {
+            if is_seen && chunk.end <= recorded {
                 loaded.back(stream, span(chunk), &trace, &of_windows(gradients, recorded, chunk))?;
             }
             *stream = next;
         }
         drop(loaded);
-        collector.hand_over(&plain, layer, each)?;
+        if is_seen {
+            collector.hand_over(&plain, layer, each)?;
+        }
+    }
+    let ends: Vec<Linear<'_>> =
+        [Some(model.embedding), model.own_head].into_iter().flatten().filter(is_wanted).collect();
+    if ends.is_empty() {
+        return Ok(());
     }
     let mut states = InputSums::zeros(model.width());
     for stream in &streams {
         states.add(&plain, &last_states(&plain, stream)?, TokenRows::All)?;
     }
     let factors = recording.ends.factors(&plain, Some(&states))?;
-    for linear in [Some(model.embedding), model.own_head].into_iter().flatten() {
+    for linear in ends {
         each(linear, factors.get(&key(&linear)))?;
     }
     Ok(())

@@ -13,6 +13,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::Session;
 use super::activations::Activations;
 use super::moments::Moments;
@@ -39,6 +41,7 @@ struct Logits {
     sum: Vec<f64>,
 }
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct HeadGradients {
     /// At the residual stream after the last layer, draw after draw.
     pub(super) stream: Activations,
@@ -50,7 +53,7 @@ pub(super) struct HeadGradients {
 }
 
 /// Logits and the random gradients at them, for comparing a run with another implementation.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LogitTrace {
     /// `[token][entry]`
     pub logits: Vec<f32>,

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::matmul::dense::{matmul_nn, matmul_nt};
 
 /// Sums over windows and draws for one matrix, not yet divided by the number of tokens.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Moments {
     /// `K_j`, for each input.
     pub inputs: Vec<f64>,
@@ -48,6 +48,14 @@ impl Visitor for MomentCollector {
             self.0.change(linear, |sums: &mut Moments| sums.add(&moments));
         }
         Ok(())
+    }
+
+    fn drain(&self) -> Result<Vec<u8>> {
+        self.0.drain()
+    }
+
+    fn restore(&self, drained: &[u8]) -> Result<()> {
+        self.0.restore(drained)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::activations::Activations;
 use super::attention::Span;
 use super::embedding::embedded;
@@ -157,6 +159,30 @@ pub(super) fn run(
     Ok((probe, gradients, ends))
 }
 
+/// A record of layers that were run forward.
+#[derive(Serialize, Deserialize)]
+struct ForwardRecord {
+    /// The inputs of the layers since the last record.
+    inputs: Vec<Activations>,
+    /// The output of the last of them.
+    output: Activations,
+    /// The tokens of all experts so far.
+    loads: BTreeMap<usize, Vec<u64>>,
+}
+
+/// A record of layers that were run back.
+#[derive(Serialize, Deserialize)]
+struct BackRecord {
+    /// Number of layers that are left.
+    left: usize,
+    /// The gradients at the input of the last of the others.
+    gradients: Activations,
+    /// The gradients after the layers since the last record, if they are kept.
+    kept: Vec<Activations>,
+    /// What the visitor collected since the last record.
+    seen: Vec<u8>,
+}
+
 /// How a run differs from the probe's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner {
@@ -223,19 +249,15 @@ impl<'s, 'a> Run<'s, 'a> {
         let again = !self.tokens.is_empty();
         // A trace covers the windows of one call. After a second call no trace covers all windows.
         self.traces.clear();
-        let seed = Seed::of_probe(self.options.seed);
-        let mut tokens = tokens::windows(self.vocabulary, seed, self.windows(), count);
-        if self.options.mode == Mode::Written {
-            let texts = Texts::of_windows(self.vocabulary, seed, self.tokens.len(), self.manner.text);
-            let multiply_adds = generate(pass, model, &texts, &mut tokens)?;
-            self.session.count(multiply_adds);
-        }
+        let place = format!("probe/forward/{}", self.windows());
+        let tokens = pass.journal.once(&format!("{place}/tokens"), || self.drawn(count))?;
         pass.progress.begin(Stage::Probe, model.body_bytes());
         let span = Span { windows: count, before: 0, now: WINDOW };
         let mut x = embedded(self.session, &tokens, span)?;
         self.tokens.extend(tokens);
-        for (layer, input) in model.layers.iter().zip(&mut self.inputs) {
-            input.values.extend_from_slice(&x.values);
+        let (mut records, mut recorded) = self.restore_forward(&place, &mut x)?;
+        for (at, layer) in model.layers.iter().enumerate().skip(recorded) {
+            self.inputs[at].values.extend_from_slice(&x.values);
             let (next, trace) = LoadedLayer::new(self.session, layer, WINDOW)?.forward(&x, span, None)?;
             if !next.is_finite() {
                 return Err(overflow(self.session, layer));
@@ -250,24 +272,84 @@ impl<'s, 'a> Run<'s, 'a> {
             if !again && remaining <= pass.held_bytes {
                 self.traces.insert(layer.index, trace);
             }
+            if pass.journal.is_due() {
+                let new = |input: &Activations| {
+                    let from = input.values.len() - x.values.len();
+                    Activations { width: input.width, values: input.values[from..].to_vec() }
+                };
+                let inputs = self.inputs[recorded..=at].iter().map(new).collect();
+                let record = ForwardRecord { inputs, output: x.clone(), loads: self.loads.clone() };
+                pass.journal.put(&format!("{place}/{records}"), &record)?;
+                (records, recorded) = (records + 1, at + 1);
+            }
         }
         self.output.values.extend_from_slice(&x.values);
         Ok(())
     }
 
+    /// Draws the tokens of `count` more windows.
+    fn drawn(&self, count: usize) -> Result<Vec<u32>> {
+        let Session { pass, model, .. } = *self.session;
+        let seed = Seed::of_probe(self.options.seed);
+        let mut tokens = tokens::windows(self.vocabulary, seed, self.windows(), count);
+        if self.options.mode == Mode::Written {
+            let texts = Texts::of_windows(self.vocabulary, seed, self.tokens.len(), self.manner.text);
+            let multiply_adds = generate(pass, model, &texts, &mut tokens)?;
+            self.session.count(multiply_adds);
+        }
+        Ok(tokens)
+    }
+
+    /// Takes over the layers that an earlier run has recorded at `place`. Returns the number of records and that of layers.
+    fn restore_forward(&mut self, place: &str, x: &mut Activations) -> Result<(usize, usize)> {
+        let Session { pass, model, .. } = *self.session;
+        let (mut records, mut layers) = (0, 0);
+        while let Some(record) = pass.journal.find::<ForwardRecord>(&format!("{place}/{records}"))? {
+            for input in &record.inputs {
+                self.inputs[layers].values.extend_from_slice(&input.values);
+                pass.progress.advance(model.layers[layers].bytes());
+                layers += 1;
+            }
+            (*x, self.loads) = (record.output, record.loads);
+            records += 1;
+        }
+        Ok((records, layers))
+    }
+
+    /// Takes over the layers that an earlier run has recorded on its way back. Returns the number of records and that of the
+    /// layers that are left.
+    fn restore_back(&mut self, gradients: &mut Activations) -> Result<(usize, usize)> {
+        let Session { pass, model, visitor, .. } = *self.session;
+        let (mut records, mut left) = (0, model.layers.len());
+        while let Some(record) = pass.journal.find::<BackRecord>(&format!("probe/back/{records}"))? {
+            if let Some(visitor) = visitor {
+                visitor.restore(&record.seen)?;
+            }
+            pass.progress.advance(model.layers[record.left..left].iter().map(Layer::bytes).sum());
+            (*gradients, left) = (record.gradients, record.left);
+            self.gradients.extend(record.kept);
+            records += 1;
+        }
+        Ok((records, left))
+    }
+
     /// Runs the backward pass. Returns the squares of the gradients at the embedding, the moments of the head, and the logits
     /// if requested.
     fn back(&mut self) -> Result<([Vec<f64>; 2], Moments, Option<LogitTrace>)> {
-        let Session { pass, model, .. } = *self.session;
+        let Session { pass, model, visitor, .. } = *self.session;
         let span = Span { windows: self.windows(), before: 0, now: WINDOW };
         let again = |layer: &&Layer<'_>| !self.traces.contains_key(&layer.index);
         let forward: u64 = model.layers.iter().filter(again).map(Layer::bytes).sum();
         let of_head = visited_bytes(self.session, span.count());
         pass.progress.begin(Stage::Gradients, model.body_bytes() + forward + of_head);
         let kept = (self.options.seeing, self.manner.keeps_gradients);
-        let found = back_through_head(self.session, &self.output, self.options.draws, kept)?;
+        let found = pass
+            .journal
+            .once("probe/head", || back_through_head(self.session, &self.output, self.options.draws, kept))?;
         let mut gradients = found.stream;
-        for (layer, x) in model.layers.iter().zip(std::mem::take(&mut self.inputs)).rev() {
+        let (mut records, left) = self.restore_back(&mut gradients)?;
+        let mut recorded = self.gradients.len();
+        for (at, (layer, x)) in model.layers.iter().zip(std::mem::take(&mut self.inputs)).enumerate().take(left).rev() {
             let loaded = LoadedLayer::new(self.session, layer, WINDOW)?;
             let trace = match self.traces.remove(&layer.index) {
                 Some(trace) => trace,
@@ -280,6 +362,13 @@ impl<'s, 'a> Run<'s, 'a> {
             }
             if !gradients.is_finite() {
                 return Err(overflow(self.session, layer));
+            }
+            if pass.journal.is_due() {
+                let kept = self.gradients[recorded..].to_vec();
+                let seen = visitor.map_or_else(|| Ok(Vec::new()), Visitor::drain)?;
+                let record = BackRecord { left: at, gradients: gradients.clone(), kept, seen };
+                pass.journal.put(&format!("probe/back/{records}"), &record)?;
+                (records, recorded) = (records + 1, self.gradients.len());
             }
         }
         let scale = model.conventions.embedding_scale;

@@ -25,7 +25,7 @@ const SIGNS: u64 = 16;
 
 /// The streams of the generator that one purpose draws its tokens from. What was planned on the tokens of one seed is
 /// measured on those of another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Seed {
     tokens: u64,
     samples: u64,

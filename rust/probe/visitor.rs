@@ -1,14 +1,17 @@
 //! What looks at the linear layers while the model runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::activations::Activations;
 use super::tokens::WINDOW;
 use super::{MatrixKey, Session};
 use crate::arch::Linear;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pool::lock;
 
 /// The tokens that the rows of some activations belong to.
@@ -85,15 +88,38 @@ pub(super) trait Visitor: Sync {
         input: LayerInput<'_, '_>,
         layers: &[OutputGradients<'_, '_>],
     ) -> Result<()>;
+
+    /// What was collected since the last call, for a record of the run.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if it has no binary form.
+    fn drain(&self) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// Adds what [`drain`](Self::drain) returned in an earlier run.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if it is something else.
+    fn restore(&self, _drained: &[u8]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A value for each matrix, collected from any thread.
 #[derive(Debug)]
-pub(super) struct Collected<T>(Mutex<BTreeMap<MatrixKey, T>>);
+pub(super) struct Collected<T>(Mutex<Values<T>>);
+
+#[derive(Debug)]
+struct Values<T> {
+    all: BTreeMap<MatrixKey, T>,
+    /// The matrices whose values have changed since they were drained.
+    changed: BTreeSet<MatrixKey>,
+}
 
 impl<T> Default for Collected<T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Values { all: BTreeMap::new(), changed: BTreeSet::new() }))
     }
 }
 
@@ -103,15 +129,34 @@ impl<T> Collected<T> {
     where
         T: Default,
     {
-        let mut all = lock(&self.0);
-        change(all.entry(super::key(linear)).or_default());
+        let mut values = lock(&self.0);
+        values.changed.insert(super::key(linear));
+        change(values.all.entry(super::key(linear)).or_default());
     }
 
     pub(super) fn insert(&self, key: MatrixKey, value: T) {
-        lock(&self.0).insert(key, value);
+        lock(&self.0).all.insert(key, value);
     }
 
     pub(super) fn into_inner(self) -> BTreeMap<MatrixKey, T> {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).all
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Collected<T> {
+    /// The values that have changed since the last call.
+    pub(super) fn drain(&self) -> Result<Vec<u8>> {
+        let mut values = lock(&self.0);
+        let changed = std::mem::take(&mut values.changed);
+        let drained: Vec<(&MatrixKey, &T)> = changed.iter().filter_map(|key| values.all.get_key_value(key)).collect();
+        postcard::to_stdvec(&drained).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))
+    }
+
+    /// Adds the values that [`drain`](Self::drain) returned in an earlier run.
+    pub(super) fn restore(&self, drained: &[u8]) -> Result<()> {
+        let drained: Vec<(MatrixKey, T)> =
+            postcard::from_bytes(drained).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))?;
+        lock(&self.0).all.extend(drained);
+        Ok(())
     }
 }

@@ -201,7 +201,7 @@ fn a_visit_finds_the_same_factors_however_many_windows_pass_a_layer_together() {
         let recording = feedback::probe(pass, &runnable, options).unwrap().recording;
         let of = |step: usize| {
             let mut found = Vec::new();
-            feedback::visit_by(step, (pass, &runnable), &recording, 0, &mut |linear, factor| {
+            feedback::visit_by(step, (pass, &runnable), &recording, (0, &|_| true), &mut |linear, factor| {
                 let importance = factor.map(|factor| factor.importance().iter().map(|k| k.to_bits()).collect());
                 found.push((linear.weight.name.clone(), importance));
                 Ok(())
