@@ -40,6 +40,9 @@ pub(crate) const SAMPLE_BANDS: u64 = 64;
 /// read is still in the page cache.
 const MATRICES_AT_ONCE: usize = 1024;
 
+/// The same for a job that keeps a journal: what was measured together is recorded together.
+const MATRICES_PER_RECORD: usize = 64;
+
 /// Rounds after the first one that encode more bands of the matrices whose error is too large.
 const MORE_ROUNDS: usize = 2;
 
@@ -102,7 +105,7 @@ impl Objective {
 }
 
 /// Errors of a matrix, summed over its weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Noise {
     /// `½ Σ r k Δw²`
     pub weighted: f64,
@@ -139,7 +142,7 @@ pub(crate) fn sqnr_db<'a>(matrices: impl Iterator<Item = (Noise, &'a MatrixSensi
 }
 
 /// The errors of a stack of matrices in one scheme.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SchemeNoise {
     /// The scheme.
     pub scheme: Scheme,
@@ -188,16 +191,26 @@ pub fn curves(
     stacks: &[&StackJob<'_>],
     sample_bands: u64,
 ) -> Result<Vec<Vec<SchemeNoise>>> {
+    let at_once = if pass.journal.is_kept() { MATRICES_PER_RECORD } else { MATRICES_AT_ONCE };
     let mut curves = Vec::with_capacity(stacks.len());
     while curves.len() < stacks.len() {
         let rest = &stacks[curves.len()..];
         let mut matrices = 0;
         let is_beyond = |stack: &&StackJob<'_>| {
             matrices += stack.matrices.len();
-            matrices > MATRICES_AT_ONCE
+            matrices > at_once
         };
         let count = rest.iter().position(is_beyond).map_or(rest.len(), |count| count.max(1));
-        curves.extend(curves_at_once(pass, encoder, &rest[..count], sample_bands)?);
+        let group = &rest[..count];
+        let key = format!("curves/{}", curves.len());
+        if let Some(known) = pass.journal.find::<Vec<Vec<SchemeNoise>>>(&key)?.filter(|known| known.len() == count) {
+            pass.progress.advance(group.iter().map(|stack| first_bytes(stack, sample_bands)).sum());
+            curves.extend(known);
+            continue;
+        }
+        let measured = curves_at_once(pass, encoder, group, sample_bands)?;
+        pass.journal.put(&key, &measured)?;
+        curves.extend(measured);
     }
     Ok(curves)
 }
@@ -232,9 +245,15 @@ fn curves_at_once(
 }
 
 /// Bytes of the source that [`curves`] reads in the first round for each matrix of a stack of `count` such matrices.
-#[must_use]
 pub(crate) fn sampled_bytes(matrix: Matrix, sample_bands: u64, count: usize) -> u64 {
     sample::first_bands(bands(matrix), sample_bands, count) * band_bytes(matrix)
+}
+
+/// Bytes of the source that [`curves`] reads of `stack` in the first round.
+#[must_use]
+pub(crate) fn first_bytes(stack: &StackJob<'_>, sample_bands: u64) -> u64 {
+    let count = stack.matrices.len();
+    stack.matrices.iter().map(|member| sampled_bytes(member.matrix, sample_bands, count)).sum()
 }
 
 /// The curve of `stack`, from the sums over its matrices.

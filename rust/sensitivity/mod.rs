@@ -21,12 +21,14 @@ pub(crate) mod table;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::checkpoint::{Checkpoint, Matrix, Tensor, View};
 use crate::name::Name;
 use crate::pass::energy::DeadWeights;
 
 /// Gain of the output channels of a matrix.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Gain {
     /// The same for all.
     Same(f64),
@@ -46,7 +48,7 @@ impl Gain {
 }
 
 /// The two vectors of one matrix.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Vectors {
     /// Importance of each input channel, none negative.
     pub importance: Arc<[f32]>,
@@ -55,7 +57,7 @@ pub struct Vectors {
 }
 
 /// The sensitivity of one matrix, and the energy of the matrix.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MatrixSensitivity {
     /// Its vectors.
     pub vectors: Vectors,
@@ -70,7 +72,7 @@ pub struct MatrixSensitivity {
 }
 
 /// The origin of the vectors of a matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// Second moments propagated through the weights.
