@@ -430,6 +430,22 @@ pub enum Error {
         /// The partial output.
         path: PathBuf,
     },
+    /// The partial output is that of another job.
+    #[error("{} is the unfinished output of another job: {difference}", path.display())]
+    OtherJob {
+        /// The partial output.
+        path: PathBuf,
+        /// In what the jobs differ.
+        difference: String,
+    },
+    /// The parts of a job do not make an output.
+    #[error("{}: {reason}", path.display())]
+    Parts {
+        /// The partial output.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
     /// The output exists already.
     #[error("{} exists already", path.display())]
     OutputExists {
@@ -566,6 +582,8 @@ impl Error {
             | Self::Request(_)
             | Self::NotOurs { .. }
             | Self::Locked { .. }
+            | Self::OtherJob { .. }
+            | Self::Parts { .. }
             | Self::OutputExists { .. }
             | Self::OutputIsSource { .. }
             | Self::Document { .. }
@@ -602,6 +620,8 @@ impl Error {
             Self::MissingOption { .. } => "missing-option",
             Self::NotOurs { .. } => "output-foreign",
             Self::Locked { .. } => "output-busy",
+            Self::OtherJob { .. } => "other-job",
+            Self::Parts { .. } => "missing-parts",
             Self::NoCheckpoint { .. } => "no-checkpoint",
             Self::File { fault, .. } => match fault {
                 FileFault::TooShort { .. } => "file-too-short",
@@ -714,6 +734,10 @@ impl Error {
             Self::NotOurs { .. } => Some(
                 "⟨overwrite=true⟩ replaces outputs of ramrs and empty directories: remove it yourself, or give another ⟨output⟩",
             ),
+            Self::Parts { .. } => Some("run the parts that are missing: ⟨plan⟩ and ⟨part⟩ as for the others"),
+            Self::OtherJob { .. } => Some(
+                "continue it with its own options, give another ⟨output⟩, or ⟨overwrite=true⟩ to delete it and start",
+            ),
             Self::Locked { .. } => Some("wait for the other run, remove what is there, or give another ⟨output⟩"),
             Self::OutputIsSource { .. } => Some("give another ⟨output⟩"),
             Self::DiskFull { .. } => Some("free some space, or give an ⟨output⟩ on another file system"),
@@ -737,6 +761,8 @@ impl Error {
             | Self::OutputIsSource { path }
             | Self::NotOurs { path }
             | Self::Locked { path }
+            | Self::OtherJob { path, .. }
+            | Self::Parts { path, .. }
             | Self::DiskFull { path, .. }
             | Self::Io { path, .. } => Some(path),
             Self::File { file, .. }

@@ -28,6 +28,8 @@ pub enum Stage {
     Plan,
     /// Running the model for error feedback, layer by layer, and encoding the matrices of each.
     Feedback,
+    /// Checking what an earlier run has written.
+    Resume,
     /// Encoding and writing.
     Encode,
     /// Reading back what was written.

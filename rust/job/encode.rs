@@ -4,21 +4,24 @@
 //! the source data, so that files are read from beginning to end, and the second read of a byte range is served by the page
 //! cache.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::feedback::FedUnits;
-use super::source_digest::{self, DigestChunk, SourceDigests};
+use super::part::JobPart;
+use super::rebuild::Differences;
+use super::source_digest::{self, DigestChunk, KnownShards, SourceDigests};
 use super::unit::{self, RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan, WriteJob};
+use super::unit_journal::{FinishedUnits, UnitJournal};
 use crate::band::{cut, rows_of};
 use crate::checkpoint::prequantized::{Packing, PartUse};
 use crate::checkpoint::stream::{Pass, Reader};
 use crate::checkpoint::view::unravel;
 use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::codec::{Band, Encoder, Metric, PassedRows, Scheme, Scratch};
-use crate::container::StoredTensor;
 use crate::container::file::write_at;
+use crate::container::{Location, StoredTensor};
 use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -82,38 +85,68 @@ enum Done {
 pub(crate) struct Writer<'a> {
     pub(super) pass: Pass<'a>,
     pub(super) encoder: Encoder,
-    files: &'a [(File, PathBuf)],
+    pub(super) files: &'a [(File, PathBuf)],
     pub(super) jobs: &'a [WriteJob<'a>],
+    pub(super) units: UnitJournal<'a>,
+    /// The units that are written.
+    selection: Selection,
+    /// Where differences go, if the units are compared with what is stored, and not written.
+    differences: Option<&'a Differences>,
     /// For each output, the first row of each view.
     first_rows: Vec<Vec<u64>>,
 }
 
-/// Writes the outputs of `writer`, except for the units in `written`, which have their records already.
+/// Which units of a job are written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Selection {
+    All,
+    Part(JobPart),
+    /// About this share of them: those whose name and view have a small SHA-256.
+    Sample(f64),
+}
+
+/// Where a unit's rows of one part are.
+pub(super) struct RowsPlace {
+    pub file: usize,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Writes the outputs of `writer`, except for the units that are `finished`. Returns `None` for a part of the job, whose
+/// records are in the journal.
 ///
 /// # Errors
 /// The errors of reading and writing, and [`Error::NonFinite`].
-pub(crate) fn encode(writer: &Writer<'_>, written: FedUnits) -> Result<EncodedOutput> {
+pub(crate) fn encode(writer: &Writer<'_>, finished: FinishedUnits) -> Result<Option<EncodedOutput>> {
     let pass = writer.pass;
     writer.write_fixed_parts()?;
+    let mut known = source_digest::known_shards(pass)?;
+    for shard in (0..pass.checkpoint.shards.len()).filter(|shard| !writer.has_shard(*shard)) {
+        known.entry(shard).or_default();
+    }
     let ranges = source_digest::queues(pass);
     let mut queues: Vec<Vec<Piece>> = ranges.iter().map(|_| Vec::new()).collect();
-    let units = writer.units_by_tensor(&written);
+    let units = writer.units_by_tensor(&finished);
     for part in 0..pass.checkpoint.parts.len() {
         let shard = pass.checkpoint.parts[part].shard;
         let queue = ranges.iter().position(|shards| shards.contains(&shard)).unwrap_or_default();
-        writer.pieces(part, &units, &mut queues[queue]);
+        writer.pieces(part, &units, &known, &mut queues[queue]);
     }
     pass.progress.begin(Stage::Encode, queues.iter().flatten().map(|piece| piece.bytes).sum());
     let mut folds = Vec::with_capacity(ranges.len());
     for shards in ranges {
-        folds.push((SourceDigests::new(pass.checkpoint, shards)?, RecordFold::default()));
+        folds.push((SourceDigests::new(pass, shards, &known)?, RecordFold::default()));
     }
     let queue = |(pieces, fold): (Vec<Piece>, _)| {
         let (digests, records): &mut (SourceDigests<'_>, RecordFold) = fold;
         let consume = |piece: &Piece, done| {
             match (&piece.work, done) {
                 (Work::Digest(chunk), Done::Bytes(bytes)) => digests.take(chunk, &bytes)?,
-                (Work::Unit(chunk), Done::Written(made)) => records.take(chunk, &made),
+                (Work::Unit(chunk), Done::Written(made)) => {
+                    if let Some(record) = records.take(chunk, &made) {
+                        writer.units.add(chunk.id, Some(record))?;
+                    }
+                }
                 _ => return Err(Error::Bug("a piece of work returned a result of another kind".to_owned())),
             }
             Ok(())
@@ -136,19 +169,20 @@ pub(crate) fn encode(writer: &Writer<'_>, written: FedUnits) -> Result<EncodedOu
             Ok(done)
         },
     )?;
-    collect(writer, written, folds)
+    writer.units.commit()?;
+    if writer.selection == Selection::All { collect(writer, finished, folds).map(Some) } else { Ok(None) }
 }
 
 /// Collects the results of all queues.
 fn collect(
     writer: &Writer<'_>,
-    written: FedUnits,
+    finished: FinishedUnits,
     folds: Vec<(SourceDigests<'_>, RecordFold)>,
 ) -> Result<EncodedOutput> {
     let checkpoint = writer.pass.checkpoint;
     let mut records: Vec<Vec<Option<UnitRecord>>> =
         writer.jobs.iter().map(|job| job.target.views.iter().map(|_| None).collect()).collect();
-    for (UnitId { output, view }, record) in written {
+    for (UnitId { output, view }, record) in finished {
         records[output][view] = Some(record);
     }
     let (mut parts_sha256, mut source_files) = (Vec::new(), Vec::new());
@@ -168,9 +202,10 @@ fn collect(
 }
 
 impl<'a> Writer<'a> {
+    /// A writer of some units of the plan whose schemes have the digest `plan`.
     pub(crate) fn new(
         pass: Pass<'a>,
-        encoder: Encoder,
+        (encoder, plan, selection): (Encoder, &str, Selection),
         files: &'a [(File, PathBuf)],
         jobs: &'a [WriteJob<'a>],
     ) -> Self {
@@ -178,30 +213,94 @@ impl<'a> Writer<'a> {
             let views = job.target.views.iter();
             views.scan(0, |next, view| Some(std::mem::replace(next, *next + view.rows))).collect()
         };
-        Self { pass, encoder, files, jobs, first_rows: jobs.iter().map(first_rows).collect() }
+        let part = match selection {
+            Selection::Part(part) => Some(part),
+            Selection::All | Selection::Sample(_) => None,
+        };
+        let units = UnitJournal::new(pass.journal, (plan, part), files);
+        let first_rows = jobs.iter().map(first_rows).collect();
+        Self { pass, encoder, files, jobs, units, selection, differences: None, first_rows }
+    }
+
+    /// Whether units are compared with what is stored: only what is the output's may be put there.
+    pub(super) fn is_comparing(&self) -> bool {
+        self.differences.is_some()
+    }
+
+    /// The same, which compares the units with what is stored, and adds to `differences`.
+    pub(crate) fn comparing(self, differences: &'a Differences) -> Self {
+        Self { differences: Some(differences), ..self }
+    }
+
+    /// The units that are written, in order.
+    pub(crate) fn own_units(&self) -> BTreeSet<UnitId> {
+        let cost = |view: &View| view.rows * view.cols;
+        let total: u64 = self.jobs.iter().flat_map(|job| job.target.views.iter().map(cost)).sum();
+        let (mut own, mut before) = (BTreeSet::new(), 0);
+        for (output, job) in self.jobs.iter().enumerate() {
+            for (view, found) in job.target.views.iter().enumerate() {
+                let is_own = match self.selection {
+                    Selection::All => true,
+                    Selection::Part(part) => part.has(before + cost(found) / 2, total),
+                    Selection::Sample(share) => is_sampled(&job.target.name, view, share),
+                };
+                if is_own {
+                    own.insert(UnitId { output, view });
+                }
+                before += cost(found);
+            }
+        }
+        own
+    }
+
+    /// Whether the digests of shard `shard` are computed.
+    fn has_shard(&self, shard: usize) -> bool {
+        let count = self.pass.checkpoint.shards.len() as u64;
+        match self.selection {
+            Selection::All => true,
+            Selection::Part(part) => part.has(2 * shard as u64 + 1, 2 * count),
+            Selection::Sample(_) => false,
+        }
+    }
+
+    /// Writes `bytes` of part `part` of output `output` from `offset` of the part on, or compares them with what is stored.
+    fn put(&self, (output, part): (usize, usize), offset: u64, bytes: &[u8]) -> Result<()> {
+        if let Some(differences) = self.differences {
+            return differences.compare(self, (output, part), (offset, bytes));
+        }
+        let location = self.jobs[output].locations[part];
+        let (file, path) = &self.files[location.file];
+        write_at(file, path, bytes, location.offset + offset)
+    }
+
+    /// The places of unit `id`, of no bytes for a part whose size does not depend on the rows.
+    pub(super) fn places(&self, id: UnitId) -> Vec<RowsPlace> {
+        let job = &self.jobs[id.output];
+        let (height, rows) = (job.target.rows(), self.view(id).rows);
+        let place = |(part, location): (&StoredTensor, &Location)| {
+            let row_bytes = part.row_bytes(height);
+            let offset = location.offset + self.first_rows[id.output][id.view] * row_bytes;
+            RowsPlace { file: location.file, offset, bytes: rows * row_bytes }
+        };
+        job.parts.iter().zip(job.locations).map(place).collect()
     }
 
     fn view(&self, id: UnitId) -> View {
         self.jobs[id.output].target.views[id.view]
     }
 
-    /// For each source tensor, the units that read it and are not `written`.
-    fn units_by_tensor(&self, written: &FedUnits) -> Vec<Vec<UnitId>> {
+    /// For each source tensor, the units that read it and are not `finished`.
+    fn units_by_tensor(&self, finished: &FinishedUnits) -> Vec<Vec<UnitId>> {
         let mut units: Vec<Vec<UnitId>> = vec![Vec::new(); self.pass.checkpoint.tensors.len()];
-        for (output, job) in self.jobs.iter().enumerate() {
-            for (view, found) in job.target.views.iter().enumerate() {
-                let id = UnitId { output, view };
-                if !written.contains_key(&id) {
-                    units[found.tensor].push(id);
-                }
-            }
+        for id in self.own_units().into_iter().filter(|id| !finished.contains_key(id)) {
+            units[self.view(id).tensor].push(id);
         }
         units
     }
 
-    /// Appends the digest of part `part` to `pieces`, and the units of the tensor whose elements it holds. If one unit
-    /// copies or encodes the whole part as it is stored, the pieces of both are interleaved.
-    fn pieces(&self, part: usize, units: &[Vec<UnitId>], pieces: &mut Vec<Piece>) {
+    /// Appends the digest of part `part` to `pieces`, if it is not `known`, and the units of the tensor whose elements it
+    /// holds. If one unit copies or encodes the whole part as it is stored, the pieces of both are interleaved.
+    fn pieces(&self, part: usize, units: &[Vec<UnitId>], known: &KnownShards, pieces: &mut Vec<Piece>) {
         let checkpoint = self.pass.checkpoint;
         let unit = |chunk: UnitChunk| Piece { bytes: chunk.bytes, work: Work::Unit(chunk) };
         let (tensor, units) = match checkpoint.uses[part] {
@@ -210,7 +309,8 @@ impl<'a> Writer<'a> {
         };
         let chunks =
             |id: UnitId, tensor: &Tensor| unit::chunks(self.pass, id, &self.jobs[id.output], self.view(id), tensor);
-        if let (Some(tensor), [only]) = (tensor, units)
+        let is_known = known.contains_key(&checkpoint.parts[part].shard);
+        if let (Some(tensor), [only], false) = (tensor, units, is_known)
             && tensor.packing == Packing::Plain
             && self.view(*only).is_whole(tensor)
         {
@@ -227,7 +327,9 @@ impl<'a> Writer<'a> {
         }
         let digest =
             |chunk: DigestChunk| Piece { bytes: chunk.range.end - chunk.range.start, work: Work::Digest(chunk) };
-        pieces.extend(source_digest::chunks(self.pass, part).into_iter().map(digest));
+        if !is_known {
+            pieces.extend(source_digest::chunks(self.pass, part).into_iter().map(digest));
+        }
         for (id, tensor) in units.iter().filter_map(|id| Some((*id, tensor?))) {
             pieces.extend(chunks(id, tensor).into_iter().map(unit));
         }
@@ -252,9 +354,7 @@ impl<'a> Writer<'a> {
         let source = reader.bytes(self.pass.checkpoint, tensor, range.clone())?;
         let first = range.start / (tensor.dtype.bits() / 8).max(1);
         check_numbers(self.pass.checkpoint, tensor, source, |element| first + element)?;
-        let location = self.jobs[id.output].locations[0];
-        let (file, path) = &self.files[location.file];
-        write_at(file, path, source, location.offset + range.start)?;
+        self.put((id.output, 0), range.start, source)?;
         Ok(WrittenChunk { parts: vec![source.to_vec()], noise: Vec::new() })
     }
 
@@ -292,26 +392,32 @@ impl<'a> Writer<'a> {
     pub(super) fn write_rows(&self, id: UnitId, first: u64, made: &[Vec<u8>]) -> Result<()> {
         let job = &self.jobs[id.output];
         let rows = job.target.rows();
-        let parts = job.parts.iter().zip(job.locations).zip(made).filter(|(_, bytes)| !bytes.is_empty());
-        for ((part, location), bytes) in parts {
-            let (file, path) = &self.files[location.file];
+        for (at, (part, bytes)) in job.parts.iter().zip(made).enumerate().filter(|(_, (_, bytes))| !bytes.is_empty()) {
             let place = (self.first_rows[id.output][id.view] + first) * part.row_bytes(rows);
-            write_at(file, path, bytes, location.offset + place)?;
+            self.put((id.output, at), place, bytes)?;
         }
         Ok(())
     }
 
     /// Writes the parts whose size does not depend on the rows.
     fn write_fixed_parts(&self) -> Result<()> {
-        for job in self.jobs {
-            for (at, bytes) in job.fixed_parts(self.pass.checkpoint) {
-                let location = job.locations[at];
-                let (file, path) = &self.files[location.file];
-                write_at(file, path, &bytes, location.offset)?;
+        for (output, job) in self.jobs.iter().enumerate() {
+            for (part, bytes) in job.fixed_parts(self.pass.checkpoint) {
+                self.put((output, part), 0, &bytes)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether a sample of this share has view `view` of output `name`: the first 8 bytes of the SHA-256 of both, as a fraction of
+/// 2⁶⁴, are below the share.
+fn is_sampled(name: &str, view: usize, share: f64) -> bool {
+    let mut digest = Digest::default();
+    digest.text(name);
+    digest.update(&(view as u64).to_le_bytes());
+    let first = u64::from_str_radix(&digest.finish()[..16], 16).unwrap_or_default();
+    (first as f64) < share * 18_446_744_073_709_551_616.0
 }
 
 /// Rejects non-finite values. A kept weight may be infinite (attention masks are) but not NaN; a decoded weight may be

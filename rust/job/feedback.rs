@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::encode::{StoreMode, Writer, WrittenChunk};
 use super::unit::{RecordFold, UnitChunk, UnitId, UnitRecord, UnitSpan};
+use super::unit_journal::KnownUnits;
 use crate::arch::{Linear, Runnable};
 use crate::band::{Matrix, bands, cut, rows_of};
 use crate::checkpoint::View;
@@ -17,9 +18,6 @@ use crate::probe::feedback::{Recording, visit};
 use crate::rate_distortion::Noise;
 use crate::sensitivity::MatrixSensitivity;
 use crate::simd::vector::BAND_ROWS;
-
-/// The units that were written with error feedback.
-pub(crate) type FedUnits = BTreeMap<UnitId, UnitRecord>;
 
 /// A unit that may be encoded with error feedback.
 #[derive(Clone, Copy)]
@@ -46,6 +44,8 @@ struct SlabPiece {
 
 /// The bands of a slab, encoded with feedback.
 struct EncodedSlab {
+    /// The first row.
+    first: u64,
     fed: WrittenChunk,
     /// The noise of the search without feedback, under the same metric, if the slab is compared.
     plain: Option<Vec<Noise>>,
@@ -58,28 +58,45 @@ fn is_compared(at: usize, count: usize) -> bool {
 }
 
 impl Writer<'_> {
-    /// Visits the layers of `model`, and writes the units of each for which error feedback lowers the loss.
+    /// Visits the layers of `model`, and writes the units of each for which error feedback lowers the loss. Adds them to the
+    /// finished ones of `known`, and passes over what is known.
     ///
     /// # Errors
     /// Those of running the model, reading and writing.
-    pub(crate) fn write_with_feedback(&self, model: &Runnable<'_>, recording: &Recording) -> Result<FedUnits> {
-        let units = self.feedback_units();
+    pub(crate) fn write_with_feedback(
+        &self,
+        model: &Runnable<'_>,
+        recording: &Recording,
+        known: &mut KnownUnits,
+    ) -> Result<()> {
+        let (mut units, own) = (self.feedback_units(), self.own_units());
+        for of_tensor in units.values_mut() {
+            of_tensor.retain(|unit| {
+                own.contains(&unit.id) && !known.finished.contains_key(&unit.id) && !known.plain.contains(&unit.id)
+            });
+        }
+        units.retain(|_, of_tensor| !of_tensor.is_empty());
+        if units.is_empty() {
+            return Ok(());
+        }
+        let is_needed = |linear: &Linear<'_>| {
+            let whole = linear.view(self.pass.checkpoint);
+            whole.is_some_and(|whole| units.contains_key(&whole.tensor))
+        };
         let bytes = |unit: &FeedbackUnit<'_>| unit.view.rows * unit.view.cols * unit.float.bytes() as u64;
         let all: u64 = units.values().flatten().map(bytes).sum();
-        let mut written = FedUnits::new();
-        visit(self.pass, model, recording, all, &mut |linear, factor| {
+        visit((self.pass, model), recording, (all, &is_needed), &mut |linear, factor| {
             let Some(whole) = linear.view(self.pass.checkpoint) else { return Ok(()) };
             for unit in units.get(&whole.tensor).into_iter().flatten().filter(|unit| covers(whole, unit.view)) {
                 self.pass.progress.advance(if factor.is_some() { 0 } else { bytes(unit) });
-                if let Some(factor) = factor
-                    && let Some(record) = self.write_unit(unit, factor, &linear)?
-                {
-                    written.insert(unit.id, record);
-                }
+                let Some(factor) = factor else { continue };
+                let record = self.write_unit(unit, factor, &linear)?;
+                self.units.add(unit.id, record.as_ref())?;
+                known.finished.extend(record.map(|record| (unit.id, record)));
             }
             Ok(())
         })?;
-        Ok(written)
+        self.units.commit()
     }
 
     /// By source tensor, the units whose codec can feed errors back.
@@ -117,6 +134,7 @@ impl Writer<'_> {
         };
         let pieces: Vec<SlabPiece> = slabs.into_iter().enumerate().map(piece).collect();
         let (mut fold, mut with, mut without) = (RecordFold::default(), Noise::default(), Noise::default());
+        let mut held = Vec::new();
         self.pass.workers.in_order(
             self.pass.progress,
             &pieces,
@@ -133,11 +151,17 @@ impl Writer<'_> {
                         without.add(plain);
                     }
                 }
-                fold.take(&piece.chunk, &found.fed);
+                let _ = fold.take(&piece.chunk, &found.fed);
+                if self.is_comparing() {
+                    held.push((found.first, found.fed.parts));
+                }
                 Ok(())
             },
         )?;
         let is_better = with.weighted < without.weighted;
+        if is_better {
+            held.iter().try_for_each(|(first, parts)| self.write_rows(unit.id, *first, parts))?;
+        }
         let record = fold.records().next().map(|(_, record)| UnitRecord { has_feedback: true, ..record });
         Ok(record.filter(|_| is_better))
     }
@@ -185,8 +209,10 @@ impl Writer<'_> {
             let errors = feedback::errors_of(pass.isa, factor, &decoded);
             errors.iter().enumerate().map(noise).collect()
         });
-        self.write_rows(unit.id, all.start, &fed.parts)?;
-        Ok(EncodedSlab { fed, plain })
+        if !self.is_comparing() {
+            self.write_rows(unit.id, all.start, &fed.parts)?;
+        }
+        Ok(EncodedSlab { first: all.start, fed, plain })
     }
 }
 

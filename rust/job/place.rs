@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::staging::Staging;
 use crate::container::gguf::split;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -56,12 +55,11 @@ pub(crate) fn check_file_name(output: &Path, format: &dyn Format) -> Result<()> 
     Ok(())
 }
 
-/// Checks that `output` is not, contains or lies in the source directory `source_dir`, and that no other run is writing
-/// it. It must not exist, unless `overwrite` is set and it is empty or an earlier output. If `model` is a single file, the
-/// output may be in the same directory.
+/// Checks that `output` is not, contains or lies in the source directory `source_dir`. It must not exist, unless `overwrite`
+/// is set and it is empty or an earlier output. If `model` is a single file, the output may be in the same directory.
 ///
 /// # Errors
-/// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::NotOurs`], [`Error::Locked`].
+/// [`Error::MissingOption`], [`Error::OutputIsSource`], [`Error::OutputExists`], [`Error::NotOurs`].
 pub(crate) fn check_output_path(model: &Path, source_dir: &Path, output: &Path, overwrite: bool) -> Result<()> {
     if output.as_os_str().is_empty() {
         return Err(Error::MissingOption { option: OptionName::Output, what: "the directory to write" });
@@ -85,5 +83,5 @@ pub(crate) fn check_output_path(model: &Path, source_dir: &Path, output: &Path, 
     if output.symlink_metadata().is_ok() && !dir.join(manifest).is_file() && !is_empty() {
         return Err(Error::NotOurs { path: output.to_owned() });
     }
-    Staging::check_free(output)
+    Ok(())
 }

@@ -1,6 +1,9 @@
 //! SHA-256 of each part and each file of the source, independent of any other work on the source.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 
 use crate::band::cut;
 use crate::checkpoint::Checkpoint;
@@ -9,6 +12,7 @@ use crate::container::file::read_at;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::job::unit::whole_elements;
+use crate::journal::Journal;
 use crate::schema::manifest::FileDigest;
 
 /// A range of bytes of a part.
@@ -53,9 +57,39 @@ pub(crate) fn queues(pass: Pass<'_>) -> Vec<Range<usize>> {
     queues
 }
 
-/// Digests of a range of shards and their parts. The chunks must be added in data order.
+/// The digests of a shard that was read to the end.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ShardDigests {
+    file: FileDigest,
+    parts_sha256: Vec<String>,
+}
+
+/// The digests that earlier runs have recorded, by the shard's number.
+pub(crate) type KnownShards = BTreeMap<usize, ShardDigests>;
+
+fn key(name: &str) -> String {
+    format!("source/{name}")
+}
+
+/// The digests of shards that earlier runs have recorded.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub(crate) fn known_shards(pass: Pass<'_>) -> Result<KnownShards> {
+    let mut known = KnownShards::new();
+    for (at, shard) in pass.checkpoint.shards.iter().enumerate() {
+        if let Some(digests) = pass.journal.find(&key(&shard.name))? {
+            known.insert(at, digests);
+        }
+    }
+    Ok(known)
+}
+
+/// Digests of a range of shards and their parts. The chunks must be added in data order, without those of shards that are known.
 pub(crate) struct SourceDigests<'a> {
     checkpoint: &'a Checkpoint,
+    journal: &'a Journal,
+    known: &'a KnownShards,
     /// The shards that have not begun.
     shards: Range<usize>,
     part: Digest,
@@ -71,9 +105,10 @@ impl<'a> SourceDigests<'a> {
     ///
     /// # Errors
     /// [`crate::error::Error::Io`], and [`crate::error::FileFault::Changed`].
-    pub(crate) fn new(checkpoint: &'a Checkpoint, shards: Range<usize>) -> Result<Self> {
-        let (part, file) = (Digest::default(), Digest::default());
-        let mut digests = Self { checkpoint, shards, part, file, parts_sha256: Vec::new(), files: Vec::new() };
+    pub(crate) fn new(pass: Pass<'a>, shards: Range<usize>, known: &'a KnownShards) -> Result<Self> {
+        let Pass { checkpoint, journal, .. } = pass;
+        let (part, file, parts_sha256, files) = Default::default();
+        let mut digests = Self { checkpoint, journal, known, shards, part, file, parts_sha256, files };
         digests.begin_file()?;
         Ok(digests)
     }
@@ -81,6 +116,12 @@ impl<'a> SourceDigests<'a> {
     /// Hashes the header of the next shard, and of any following shards without tensors.
     fn begin_file(&mut self) -> Result<()> {
         let Some(shard) = self.checkpoint.shards[self.shards.clone()].first() else { return Ok(()) };
+        if let Some(known) = self.known.get(&self.shards.start) {
+            self.parts_sha256.extend_from_slice(&known.parts_sha256);
+            self.files.push(known.file.clone());
+            self.shards.start += 1;
+            return self.begin_file();
+        }
         let mut head = vec![0; shard.header_bytes as usize];
         read_at(&shard.file()?, &shard.path, &mut head, 0)?;
         self.file.update(&head);
@@ -93,7 +134,11 @@ impl<'a> SourceDigests<'a> {
     fn end_file(&mut self) -> Result<()> {
         let shard = &self.checkpoint.shards[self.shards.start];
         let sha256 = std::mem::take(&mut self.file).finish();
-        self.files.push(FileDigest { name: shard.name.clone(), bytes: shard.bytes, sha256 });
+        let file = FileDigest { name: shard.name.clone(), bytes: shard.bytes, sha256 };
+        let parts = self.checkpoint.parts.iter().filter(|part| part.shard == self.shards.start).count();
+        let parts_sha256 = self.parts_sha256[self.parts_sha256.len() - parts..].to_vec();
+        self.journal.put(&key(&shard.name), &ShardDigests { file: file.clone(), parts_sha256 })?;
+        self.files.push(file);
         self.shards.start += 1;
         self.begin_file()
     }

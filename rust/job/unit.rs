@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::encode::{StoreMode, WrittenChunk};
 use crate::band::{Matrix, band_bytes, bands, chunk_bands, cut};
 use crate::checkpoint::stream::Pass;
@@ -47,7 +49,7 @@ impl WriteJob<'_> {
 }
 
 /// A unit: an output tensor and one of its views.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct UnitId {
     /// Index of the output.
     pub output: usize,
@@ -55,7 +57,7 @@ pub(crate) struct UnitId {
     pub view: usize,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct UnitRecord {
     /// SHA-256 of the unit's rows of each part; the digest of no bytes for a part of fixed size.
     pub parts_sha256: Vec<String>,
@@ -131,8 +133,9 @@ pub(crate) struct RecordFold {
 }
 
 impl RecordFold {
-    /// Adds the result of a chunk. The chunks of a unit must be added in row order.
-    pub(crate) fn take(&mut self, chunk: &UnitChunk, made: &WrittenChunk) {
+    /// Adds the result of a chunk, and returns the record of a unit that is complete with it. The chunks of a unit must be
+    /// added in row order.
+    pub(crate) fn take(&mut self, chunk: &UnitChunk, made: &WrittenChunk) -> Option<&UnitRecord> {
         self.parts.resize(made.parts.len(), Digest::default());
         for (digest, bytes) in self.parts.iter_mut().zip(&made.parts) {
             digest.update(bytes);
@@ -140,11 +143,13 @@ impl RecordFold {
         for noise in &made.noise {
             self.noise.add(*noise);
         }
-        if chunk.is_last {
-            let parts_sha256 = std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect();
-            let noise = std::mem::take(&mut self.noise);
-            self.records.push((chunk.id, UnitRecord { parts_sha256, noise, has_feedback: false }));
+        if !chunk.is_last {
+            return None;
         }
+        let parts_sha256 = std::mem::take(&mut self.parts).into_iter().map(Digest::finish).collect();
+        let noise = std::mem::take(&mut self.noise);
+        self.records.push((chunk.id, UnitRecord { parts_sha256, noise, has_feedback: false }));
+        self.records.last().map(|(_, record)| record)
     }
 
     /// The records, in the order in which the units were completed.

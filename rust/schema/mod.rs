@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::codec::Effort;
 use crate::container::HeadSize;
+use crate::digest::Digest;
 use crate::error::{DocumentSource, Error, FileFault, Result};
 use crate::rate_distortion::Objective;
 use crate::sensitivity::file::ProbeRecord;
@@ -149,6 +150,17 @@ impl Saved {
         match self {
             Self::File(path) => read(path),
             Self::Given(text) => parse(text).map_err(|reason| Error::Document { what: D::WHAT, reason }),
+        }
+    }
+
+    /// SHA-256 of the document's text.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn digest(&self) -> Result<String> {
+        match self {
+            Self::File(path) => Ok(Digest::of(&fs::read(path).map_err(Error::io("reading", path))?)),
+            Self::Given(text) => Ok(Digest::of(text.as_bytes())),
         }
     }
 
