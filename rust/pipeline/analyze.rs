@@ -1,30 +1,97 @@
 //! `analyze`: one pass over all weights, one over sampled rows, and a rate–distortion curve for every matrix.
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
 use super::sensitivity::{Sensitivity, measure};
-use super::{AnalysisRequest, Engine};
+use super::{AnalysisRequest, Engine, QuantizeRequest, kept, resume};
 use crate::checkpoint::stream::Pass;
 use crate::codec::{Encoder, Scheme};
 use crate::error::Result;
 use crate::job::conversion::{Conversion, OutputTensor};
+use crate::job::staging::{Existing, Staging, check_place};
+use crate::journal::Journal;
 use crate::math::round2;
 use crate::progress::{Progress, Stage};
-use crate::rate_distortion::{self, Member, Objective, SchemeNoise, StackJob, sampled_bytes};
-use crate::schema::Tool;
+use crate::rate_distortion::{self, Member, Objective, SchemeNoise, StackJob, first_bytes};
 use crate::schema::analysis::{self, Analysis, AnalyzedTensor, RdCurve, RdPoint, StackedEnergy};
+use crate::schema::{Tool, text};
 use crate::sensitivity::{Candidate, MatrixSensitivity};
 
-/// Analyzes the checkpoint of `request`.
+/// Options of an analysis that may be written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnalyzeRequest {
+    /// The checkpoint, and the options of its analysis.
+    pub model: AnalysisRequest,
+    /// Path of the file to write; `None` to write none. The sensitivity is kept beside it, in a file of the same name that
+    /// ends in `.sensitivity`.
+    pub output: Option<PathBuf>,
+}
+
+/// Analyzes the checkpoint of `request`. If the analysis is written, work that was stopped is continued.
 ///
 /// # Errors
-/// The errors of opening and reading the checkpoint.
-pub fn analyze(request: &AnalysisRequest, progress: &Progress) -> Result<Analysis> {
+/// The errors of opening and reading the checkpoint, and of writing.
+pub fn analyze(request: &AnalyzeRequest, progress: &Progress) -> Result<Analysis> {
+    let Some(output) = &request.output else { return analysis(&request.model, progress) };
+    let request = &request.model;
+    check_place(output)?;
+    let (conversion, engine) = opened(request, progress)?;
+    let pass = engine.pass(&conversion.checkpoint, progress);
+    let identity = resume::identity(&QuantizeRequest::default(), request, &conversion)?;
+    let interval = resume::interval(&request.resources)?;
+    let staging = Staging::open(output, Existing::OutputReplaced, &identity, interval)?;
+    let pass = Pass { journal: staging.journal(), ..pass };
+    match written(pass, &conversion, request, (&staging, output)) {
+        Ok((analysis, files)) => staging.finish_files(&files).map(|()| analysis),
+        Err(error) => {
+            if !resume::may_continue(&error) {
+                staging.discard();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Writes the analysis and the sensitivity to `staging`. Returns the names of their files.
+fn written(
+    pass: Pass<'_>,
+    conversion: &Conversion,
+    request: &AnalysisRequest,
+    (staging, output): (&Staging, &Path),
+) -> Result<(Analysis, [PathBuf; 2])> {
+    let before = pass.progress.warnings().len();
+    let sensitivity = measure(pass, conversion, request)?;
+    let warnings = &pass.progress.warnings()[before..];
+    let analysis = curves(pass, conversion, request, &sensitivity)?;
+    let name = |path: &Path| path.file_name().map(PathBuf::from).unwrap_or_default();
+    let (document, kept) = (name(output), name(&kept::file_of(output)));
+    let path = staging.output().join(&kept);
+    // An earlier run may have been killed while it wrote it.
+    staging.write_file(&kept, &[])?;
+    kept::store(&Journal::open(&path, Duration::MAX)?, &sensitivity, warnings)?;
+    staging.write_file(&document, text(&analysis)?.as_bytes())?;
+    Ok((analysis, [kept, document]))
+}
+
+/// Analyzes the checkpoint of `request`, and writes nothing.
+pub(super) fn analysis(request: &AnalysisRequest, progress: &Progress) -> Result<Analysis> {
+    let (conversion, engine) = opened(request, progress)?;
+    let pass = engine.pass(&conversion.checkpoint, progress);
+    let sensitivity = measure(pass, &conversion, request)?;
+    curves(pass, &conversion, request, &sensitivity)
+}
+
+/// The checked source of `request`, and what works on it.
+fn opened(request: &AnalysisRequest, progress: &Progress) -> Result<(Conversion, Engine)> {
     let conversion = request.open(request.open_format()?)?;
     conversion.check(request.strict, None, |warning| progress.warn(warning))?;
     let engine = Engine::new(&request.resources)?;
     engine.check_memory(&conversion, request)?;
-    let pass = engine.pass(&conversion.checkpoint, progress);
-    let sensitivity = measure(pass, &conversion, request)?;
-    curves(pass, &conversion, request, &sensitivity)
+    Ok((conversion, engine))
 }
 
 /// Encodes sampled rows of every candidate in every scheme.
@@ -47,11 +114,7 @@ pub(super) fn curves(
     let (jobs, conditional) = divided(jobs, conditional);
     let is_measured = |job: &Option<StackJob<'_>>| job.as_ref().is_some_and(|job| !job.schemes.is_empty());
     let stacks: Vec<&StackJob<'_>> = jobs.iter().chain(&conditional).filter(|job| is_measured(job)).flatten().collect();
-    let sampled = |job: &&StackJob<'_>| {
-        let count = job.matrices.len();
-        let bytes = |member: &Member<'_>| sampled_bytes(member.matrix, request.sample_bands, count);
-        job.matrices.iter().map(bytes).sum::<u64>()
-    };
+    let sampled = |job: &&StackJob<'_>| first_bytes(job, request.sample_bands);
     pass.progress.begin(Stage::Curves, stacks.iter().map(sampled).sum());
     let encoder = Encoder { isa: pass.isa, effort: request.effort };
     let mut points = rate_distortion::curves(pass, encoder, &stacks, request.sample_bands)?;

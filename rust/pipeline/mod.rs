@@ -9,14 +9,18 @@ mod configure;
 mod eval;
 mod explain;
 mod inspect;
+mod kept;
 mod logits;
 mod plan;
 mod probe;
 mod quantize;
+mod recompute;
+mod resume;
 mod saved;
 mod sensitivity;
 mod verify;
 mod weights;
+mod write;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -24,7 +28,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use analyze::analyze;
+pub use analyze::{AnalyzeRequest, analyze};
 pub use check::{CheckRequest, check};
 pub use configure::{ConfigRequest, complete_config};
 pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, eval};
@@ -32,7 +36,7 @@ pub use inspect::{Inspection, SameElementsRequest, inspect, same_elements};
 pub use logits::{Logits, LogitsRequest, logits};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
-pub use quantize::{OutputRequest, QuantizeReport, QuantizeRequest, check_output, quantize};
+pub use quantize::{FinishRequest, OutputRequest, QuantizeReport, QuantizeRequest, check_output, finish, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
 pub use weights::{Weights, weights};
 
@@ -44,6 +48,7 @@ use crate::container::HeadSize;
 use crate::error::{Error, Result};
 use crate::format::{self, ForeignLayout, Format, FormatFacts, Runtime};
 use crate::job::conversion::Conversion;
+use crate::journal::Journal;
 use crate::option::OptionName;
 use crate::policy::FLOOR_DB;
 use crate::pool::Workers;
@@ -67,11 +72,13 @@ pub struct Resources {
     pub simd: bool,
     /// Limit on memory, such as `2GB`.
     pub max_memory: Option<String>,
+    /// Seconds of work that a kill may cost: so often is finished work recorded.
+    pub record_seconds: f64,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { threads: None, chunk_bytes: CHUNK_BYTES, simd: true, max_memory: None }
+        Self { threads: None, chunk_bytes: CHUNK_BYTES, simd: true, max_memory: None, record_seconds: RECORD_SECONDS }
     }
 }
 
@@ -209,6 +216,9 @@ pub fn defaults() -> Defaults {
 /// The format that the source decides.
 const AUTO_FORMAT: &str = "auto";
 
+/// Default time between records of finished work, in seconds.
+const RECORD_SECONDS: f64 = 2.0;
+
 /// Bytes that the process uses before a job begins, including a Python interpreter.
 const PROGRAM_BYTES: u64 = 64 << 20;
 
@@ -293,8 +303,10 @@ impl Engine {
         Err(Error::option(OptionName::MaxMemory, limit, reason))
     }
 
+    /// A pass that records nothing.
     fn pass<'a>(&'a self, checkpoint: &'a Checkpoint, progress: &'a Progress) -> Pass<'a> {
         let Self { workers, isa, chunk_bytes, held_bytes, .. } = self;
-        Pass { checkpoint, workers, progress, isa: *isa, chunk_bytes: *chunk_bytes, held_bytes: *held_bytes }
+        let (journal, isa) = (Journal::NONE, *isa);
+        Pass { checkpoint, workers, progress, journal, isa, chunk_bytes: *chunk_bytes, held_bytes: *held_bytes }
     }
 }

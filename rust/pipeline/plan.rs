@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AnalysisRequest, analyze, explain};
+use super::analyze::analysis;
+use super::{AnalysisRequest, explain};
 use crate::allocate::{self, FusionGroup, SchemeCost, Solution};
 use crate::budget::{Budget, Limit};
 use crate::codec::Scheme;
@@ -96,19 +97,19 @@ pub fn plan(request: &PlanRequest, progress: &Progress) -> Result<Plan> {
     // Invalid options fail before any work.
     let goal = request.goal(&*format)?;
     let policy = Policy::new(&request.policy, format.schemes())?;
-    let analysis = saved.map_or_else(|| analyze(&request.model, progress), Ok)?;
+    let found = saved.map_or_else(|| analysis(&request.model, progress), Ok)?;
     progress.begin(Stage::Plan, 0);
-    from_analysis(&analysis, request, &policy, goal)
+    from_analysis(&found, request, &policy, &goal)
 }
 
 /// Makes the plan for `goal` from `analysis`.
-pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: &Policy, goal: Goal) -> Result<Plan> {
+pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: &Policy, goal: &Goal) -> Result<Plan> {
     // A uniform scheme is an explicit request, so the floor does not apply.
     let has_floor = matches!(goal, Goal::Budget(_));
     let planner = Planner::new(analysis, policy, has_floor, request.shard_bytes)?;
     planner.check_names()?;
     match goal {
-        Goal::Uniform(scheme) => {
+        &Goal::Uniform(scheme) => {
             let choice = allocate::uniform_choice(&planner.groups, scheme);
             let mut plan = planner.document(request, &choice, None)?;
             let other = |tensor: &&PlannedTensor| !tensor.scheme.is_kept() && tensor.scheme != scheme;
@@ -122,10 +123,10 @@ pub(super) fn from_analysis(analysis: &Analysis, request: &PlanRequest, policy: 
         }
         Goal::Budget(budget) => {
             let limit = budget.limit(analysis.source.parameters, analysis.source.file_bytes);
-            let solution = planner.within(limit, &budget)?;
+            let solution = planner.within(limit, budget)?;
             let mut plan = planner.document(request, &solution.allocation.choice, Some(&solution))?;
             let (Limit::TensorBytes(bytes) | Limit::FileBytes(bytes)) = limit;
-            (plan.budget, plan.totals.budget_bytes) = (Some(budget.text), Some(bytes));
+            (plan.budget, plan.totals.budget_bytes) = (Some(budget.text.clone()), Some(bytes));
             Ok(plan)
         }
     }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::AnalysisRequest;
+use serde::{Deserialize, Serialize};
+
+use super::{AnalysisRequest, kept};
 use crate::arch::{self, Runnable};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::stream::Pass;
@@ -39,12 +41,24 @@ pub(super) struct Sensitivity {
     pub settings: Settings,
 }
 
+#[derive(Serialize, Deserialize)]
 pub(super) struct FeedbackSensitivity {
     pub conditional: Vec<MatrixSensitivity>,
     pub recording: Recording,
 }
 
+/// Measures the sensitivity of `source`, or takes it from the journal of the job.
 pub(super) fn measure(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
+    if let Some(found) = kept::load(pass, pass.journal)? {
+        return Ok(found);
+    }
+    let before = pass.progress.warnings().len();
+    let found = measured(pass, source, request)?;
+    kept::store(pass.journal, &found, &pass.progress.warnings()[before..])?;
+    Ok(found)
+}
+
+fn measured(pass: Pass<'_>, source: &Conversion, request: &AnalysisRequest) -> Result<Sensitivity> {
     let candidates = &source.candidates();
     check(request.probe)?;
     let mut feedback = None;
@@ -92,6 +106,12 @@ pub(super) fn same_sensitivity_request(settings: &Settings) -> Option<(PathBuf, 
         let asked = if settings.sensitivity == "none" { AUTO } else { &settings.sensitivity };
         (asked.into(), options)
     })
+}
+
+/// Whether the sensitivity of `request` is from a file.
+pub(super) fn is_file(request: &AnalysisRequest) -> bool {
+    let named = request.sensitivity.to_str().is_some_and(|asked| [AUTO, PROBE, WEIGHTS].contains(&asked));
+    request.objective == Objective::Output && !named
 }
 
 /// Checks the options of the probe before any work.

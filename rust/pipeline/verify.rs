@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Engine, Resources};
+use super::{Engine, Resources, recompute};
 use crate::band::Matrix;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::codec::Scheme;
@@ -20,6 +20,7 @@ use crate::job::place::{FilePlace, manifest_of};
 use crate::job::read_back::{Problem, Slices, compare, content};
 use crate::job::stored::stored;
 use crate::job::unit::WriteJob;
+use crate::option::OptionName;
 use crate::progress::{Progress, Stage};
 use crate::schema::manifest::{Became, FILE_NAME, LedgerLine, Manifest, Quantized};
 
@@ -31,6 +32,12 @@ pub struct VerifyRequest {
     pub output: PathBuf,
     /// Path of the source checkpoint, to recompute the errors.
     pub source: Option<PathBuf>,
+    /// Whether to encode the source again, and to compare every byte.
+    pub recompute: bool,
+    /// Share of the matrices that are encoded again, such as `1%`; `None` for all.
+    pub sample: Option<String>,
+    /// The sensitivity file that the output was made with, if it was made with one.
+    pub sensitivity: Option<PathBuf>,
     /// What the program that laid the source out says of it, if it is not the release.
     pub layout: Option<ForeignLayout>,
     /// Resources of the job.
@@ -50,6 +57,8 @@ pub struct VerifyReport {
     pub decoded: usize,
     /// Number of source tensors that were compared: errors of quantized tensors, bytes of all others.
     pub compared_with_source: usize,
+    /// Number of matrices and of copied or converted tensors that were encoded again and compared byte for byte.
+    pub recomputed: usize,
     /// Files that the manifest does not list. A weight file among them is a problem; other files are not.
     pub unlisted: Vec<String>,
     /// Differences between the output and its manifest or source.
@@ -75,6 +84,11 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
         });
     }
     let manifest = Manifest::read(&path)?;
+    if request.recompute && request.source.is_none() {
+        let what = "the checkpoint that the output is encoded from again";
+        return Err(Error::MissingOption { option: OptionName::Source, what });
+    }
+    recompute::selection(request)?;
     let engine = Engine::new(&request.resources)?;
     let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
     // A manifest may come from an untrusted source and must not name files outside of the directory.
@@ -108,8 +122,13 @@ pub fn verify(request: &VerifyRequest, progress: &Progress) -> Result<VerifyRepo
     for stray in report.unlisted.iter().filter(|name| is_loaded(name)) {
         report.problems.push(Problem::file(stray, "is not in the manifest, and a loader would read it"));
     }
-    if report.problems.is_empty() {
-        verify_weights(request, &manifest, &engine, progress, &mut report)?;
+    // Bytes that differ from their digests do not keep the others from being encoded again.
+    if report.problems.is_empty() || request.recompute {
+        let is_damaged = !report.problems.is_empty();
+        match verify_weights(request, &manifest, &engine, progress, &mut report) {
+            Err(Error::File { .. } | Error::Entry { .. } | Error::Layout { .. }) if is_damaged => {}
+            done => done?,
+        }
     }
     report.ok = report.problems.is_empty();
     Ok(report)
@@ -155,7 +174,7 @@ fn verify_weights(
         report.problems.push(Problem::file(FILE_NAME, "the source is not the one it was made of: its headers differ"));
         return Ok(());
     }
-    let claims = claims(manifest);
+    let (claims, before) = (claims(manifest), report.problems.len());
     check_config(&claims, &*format, &output, &mut report.problems);
     let mut jobs = Vec::with_capacity(claims.len());
     for (target, claim) in &claims {
@@ -164,7 +183,7 @@ fn verify_weights(
             Err(problem) => report.problems.push(problem),
         }
     }
-    if !report.problems.is_empty() {
+    if report.problems.len() > before {
         return Ok(());
     }
     let read = source.as_ref().map_or(&output, |source| &source.checkpoint);
@@ -184,6 +203,11 @@ fn verify_weights(
     }
     if let Some(source) = &source {
         compare_source(source, manifest, engine, progress, report)?;
+        if request.recompute {
+            let found = recompute::recompute(request, (manifest, &output), source, (engine, progress))?;
+            report.recomputed = found.units;
+            report.problems.extend(found.problems);
+        }
     }
     Ok(())
 }

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Kind, Result};
 use crate::option::OptionName;
 use crate::pipeline::{
-    self, AnalysisRequest, CheckRequest, ConfigRequest, EvalRequest, LogitsRequest, OutputRequest, PlanRequest,
-    ProbeRequest, QuantizeRequest, SameElementsRequest, VerifyRequest,
+    self, AnalysisRequest, AnalyzeRequest, CheckRequest, ConfigRequest, EvalRequest, FinishRequest, LogitsRequest,
+    OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest, SameElementsRequest, VerifyRequest,
 };
 use crate::progress::Progress;
 
@@ -86,10 +86,11 @@ fn call<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let report = match verb {
         "inspect" => run(py, request, progress, |request: &AnalysisRequest, _| pipeline::inspect(request)),
-        "analyze" => run(py, request, progress, |request: &AnalysisRequest, watch| pipeline::analyze(request, watch)),
+        "analyze" => run(py, request, progress, |request: &AnalyzeRequest, watch| pipeline::analyze(request, watch)),
         "probe" => run(py, request, progress, |request: &ProbeRequest, watch| pipeline::probe(request, watch)),
         "plan" => run(py, request, progress, |request: &PlanRequest, watch| pipeline::plan(request, watch)),
         "quantize" => run(py, request, progress, |request: &QuantizeRequest, watch| pipeline::quantize(request, watch)),
+        "finish" => run(py, request, progress, |request: &FinishRequest, watch| pipeline::finish(request, watch)),
         "check_output" => run(py, request, progress, |request: &OutputRequest, _| pipeline::check_output(request)),
         "check" => run(py, request, progress, |request: &CheckRequest, watch| pipeline::check(request, watch)),
         "complete_config" => {
