@@ -11,7 +11,7 @@ needed, no GPU is used, nothing is downloaded. :mod:`ramrs.options` lists the op
 """
 
 from ramrs._native import version as _version
-from ramrs.api import analyze, eval, inspect, plan, probe, quantize, verify, weights  # noqa: A004
+from ramrs.api import analyze, eval, finish, inspect, plan, probe, quantize, verify, weights  # noqa: A004
 from ramrs.errors import (
     BudgetError,
     CheckpointError,
@@ -21,6 +21,7 @@ from ramrs.errors import (
     TensorError,
     VerifyError,
 )
+from ramrs.sizes import quantize_sizes
 from ramrs.types import (
     Analysis,
     Evaluation,
@@ -57,10 +58,12 @@ __all__ = [
     "__version__",
     "analyze",
     "eval",
+    "finish",
     "inspect",
     "plan",
     "probe",
     "quantize",
+    "quantize_sizes",
     "verify",
     "weights",
 ]

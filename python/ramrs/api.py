@@ -2,12 +2,14 @@
 
 Every option is a keyword, and means what the command line's option of the same name means. :mod:`ramrs.options` defines
 them. A ``progress=`` callback gets a :class:`~ramrs.types.Progress` about twenty times a second, from the calling
-thread. An exception that it raises stops the job. Ctrl-C stops a job, too, and leaves nothing behind.
+thread. An exception that it raises stops the job, and so does Ctrl-C. What a stopped :func:`quantize` has finished
+stays in ``<output>.partial``: the same call continues it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from ramrs import _native, formats, runtimes
 from ramrs import options as opts
 from ramrs._core import Callback, call
-from ramrs.errors import ConfigError, renamed
+from ramrs.errors import KEPT, ConfigError, RamrsError, renamed
 from ramrs.formats import gguf
 from ramrs.options import (
     AnalyzeOptions,
     EvalOptions,
+    FinishOptions,
     InspectOptions,
     PathLike,
     PlanOptions,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["analyze", "eval", "inspect", "plan", "probe", "quantize", "verify", "weights"]
+__all__ = ["analyze", "eval", "finish", "inspect", "plan", "probe", "quantize", "verify", "weights"]
 
 
 @opts.accepts(InspectOptions)
@@ -54,11 +57,22 @@ def inspect(model: PathLike, **options: Unpack[InspectOptions]) -> Inspection:
 
 
 @opts.accepts(AnalyzeOptions)
-def analyze(model: PathLike, *, progress: Callback | None = None, **options: Unpack[AnalyzeOptions]) -> Analysis:
+def analyze(
+    model: PathLike,
+    output: PathLike | None = None,
+    *,
+    progress: Callback | None = None,
+    **options: Unpack[AnalyzeOptions],
+) -> Analysis:
     """Measure the loss of every scheme on every matrix: one streamed pass, good for any budget.
+
+    With an ``output``, a stopped analysis is continued by the same call, and the sensitivity is kept beside it, in a
+    file of the same name that ends in ``.sensitivity``: :func:`quantize` with the analysis' path, or with that of a
+    plan in the same directory, measures nothing again.
 
     Args:
         model: Directory of a checkpoint.
+        output: File to write; without it, only the analysis is returned.
         progress: Called with the state of the job.
         **options: Those of :class:`~ramrs.options.AnalyzeOptions`:
 
@@ -67,8 +81,11 @@ def analyze(model: PathLike, *, progress: Callback | None = None, **options: Unp
         TensorError: A weight is not a finite number, or the sensitivity does not fit.
     """
     given = opts.resolve(AnalyzeOptions, "analyze", options)
-    with _headed(model, _analysis(AnalyzeOptions, model, given), given) as request:
-        return call("analyze", request, Analysis, progress)
+    with _headed(model, _analysis(AnalyzeOptions, model, given), given) as source:
+        if output is None:
+            return call("analyze", {"model": source}, Analysis, progress)
+        with _kept(Path(output)):
+            return call("analyze", {"model": source, "output": str(output)}, Analysis, progress)
 
 
 @opts.accepts(ProbeOptions)
@@ -142,6 +159,9 @@ def quantize(
 ) -> QuantizeReport:
     """Quantize a checkpoint to a budget, into a directory or a GGUF file that the runtime loads as it is.
 
+    A stopped job leaves what it has finished in ``<output>.partial``, and the same call continues from there, to the
+    same bytes. :func:`~ramrs.quantize_sizes` makes several sizes of a model.
+
     mlx-lm lays out models that ramrs has no layout for, if the extra ``ramrs[mlx]`` is installed. Rules then go by
     mlx-lm's names, and the directory ``<output>.layout`` holds the unquantized weights while the job runs.
 
@@ -171,13 +191,34 @@ def quantize(
         planned = _plan(QuantizeOptions, given) | {"model": source}
         if analysis is not None:
             planned["analysis"] = _saved(analysis)
+        path = default_output(model, given, plan) if output is None else Path(output)
         request = {
             **opts.section(QuantizeOptions, given, "quantize"),
             "plan": planned,
             "saved_plan": None if plan is None else _saved(plan),
-            "output": str(default_output(model, given, plan) if output is None else output),
+            "output": str(path),
         }
-        return formats.quantize(request, progress)
+        with _kept(path):
+            return formats.quantize(request, progress)
+
+
+@opts.accepts(FinishOptions)
+def finish(output: PathLike, *, progress: Callback | None = None, **options: Unpack[FinishOptions]) -> QuantizeReport:
+    """Make the output of a job that was done in parts: fold what they recorded, verify it, and give it its name.
+
+    Args:
+        output: The output that all parts were given.
+        progress: Called with the state of the job.
+        **options: Those of :class:`~ramrs.options.FinishOptions`:
+
+    Raises:
+        ConfigError: A part is not done, or is at work.
+        OSError: The operating system refused, or the disk is full.
+    """
+    given = opts.resolve(FinishOptions, "finish", options)
+    request = {"output": str(output), "resources": opts.section(FinishOptions, given, "resources")}
+    with _kept(Path(output)):
+        return call("finish", request, QuantizeReport, progress)
 
 
 @opts.accepts(VerifyOptions)
@@ -286,6 +327,11 @@ def weights(model: PathLike, tensor: str) -> npt.NDArray[np.float32]:
     return np.frombuffer(data, "<f4").reshape(shape)
 
 
+def spelled(budget: float | str | None) -> str:
+    """Spell a budget as a part of a name."""
+    return str(budget).strip().replace(" ", "").replace("%", "pct").replace("/", "-")
+
+
 def default_output(model: PathLike, given: QuantizeOptions, plan: PathLike | Plan | None) -> Path:
     """Name the output directory where the user did not."""
     uniform = _uniform(given)
@@ -295,12 +341,26 @@ def default_output(model: PathLike, given: QuantizeOptions, plan: PathLike | Pla
         facts = opts.FORMATS.get("mlx" if given["format"] == "auto" else given["format"])
         what = f"{uniform}g{facts['group_size']}" if facts and uniform.isdigit() else uniform
     else:
-        what = str(given["budget"]).strip().replace(" ", "").replace("%", "pct").replace("/", "-")
+        what = spelled(given["budget"])
         what = f"{what}bpw" if what.replace(".", "", 1).isdigit() else what
     path = Path(model).resolve()
     if given["format"] == "gguf" or (given["format"] == "auto" and (path.suffix == ".gguf" or given["header"])):
         return Path(f"{path.name.removesuffix('.gguf')}-ramrs-{what}.gguf")
     return Path(f"{path.name}-ramrs-{what}")
+
+
+@contextlib.contextmanager
+def _kept(output: Path) -> Iterator[None]:
+    """Have an exception that stops a job say where its finished work is."""
+    try:
+        yield
+    except RamrsError:
+        raise
+    except BaseException as fault:
+        partial = output.with_name(f"{output.name}.partial")
+        if partial.exists():
+            fault.add_note(f"{partial} {KEPT}")
+        raise
 
 
 def _analysis(kind: type, model: object, given: Mapping[str, Any]) -> dict[str, Any]:

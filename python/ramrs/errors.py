@@ -96,6 +96,10 @@ class InternalError(RamrsError):
     """A bug in ramrs."""
 
 
+KEPT = "keeps what is finished: the same command continues it"
+"""The end of a note on an exception: the partial output of a job that was stopped."""
+
+
 def renamed(fault: ConfigError, names: Mapping[str, str]) -> ConfigError:
     """Return the same error with options under the names that a verb has for them."""
 

@@ -26,6 +26,7 @@ from ramrs.errors import ConfigError, keyword, spell
 __all__ = [
     "AnalyzeOptions",
     "EvalOptions",
+    "FinishOptions",
     "InspectOptions",
     "Option",
     "PlanOptions",
@@ -139,6 +140,14 @@ class ResourceOptions(TypedDict, total=False):
         int,
         Option(help="Bytes of source that a thread reads at a time.", at="resources.chunk_bytes", least=1, hidden=True),
     ]
+    record_seconds: Annotated[
+        float,
+        Option(
+            help="Seconds of work that a kill may cost: how often finished work is recorded.",
+            at="resources.record_seconds",
+            hidden=True,
+        ),
+    ]
     simd: Annotated[
         bool,
         Option(
@@ -187,7 +196,6 @@ class InspectOptions(TypedDict, total=False):
             "`convert_hf_to_gguf.py --vocab-only` writes it.",
             at="analysis.header",
             cli=Path | None,
-            answered_by=("plan",),
         ),
     ]
     converter: Annotated[
@@ -348,7 +356,7 @@ class _PlanOptions(TypedDict, total=False):
             at="plan.budget",
             json=lambda value: None if value is None else str(value),
             flags=("-b", "--target-bpw", "--target-size"),
-            cli=str | None,
+            cli=list[str] | None,
             answered_by=("plan",),
         ),
     ]
@@ -439,7 +447,20 @@ class _WriteOptions(TypedDict, total=False):
     """How an output is written."""
 
     overwrite: Annotated[
-        bool, Option(help="Replace the output, once the new one is complete.", at="quantize.overwrite")
+        bool,
+        Option(
+            help="Replace the output, once the new one is complete, and what another job has left of one.",
+            at="quantize.overwrite",
+        ),
+    ]
+    part: Annotated[
+        str | None,
+        Option(
+            help="Do a part of a ⟨plan⟩, as 3/16: the third of sixteen, on any machine that has source and output. "
+            "When all are done, `ramrs finish OUTPUT` makes the output.",
+            at="quantize.part",
+            metavar="K/N",
+        ),
     ]
     dry_run: Annotated[bool, Option(help="Plan, and write nothing.", at="quantize.dry_run")]
     check: Annotated[
@@ -468,6 +489,29 @@ class _VerifyOptions(TypedDict, total=False):
             cli=Path | None,
         ),
     ]
+    recompute: Annotated[
+        bool,
+        Option(
+            help="Encode the ⟨source⟩ again as the manifest says, and compare every byte of the output.",
+            at="verify.recompute",
+        ),
+    ]
+    sample: Annotated[
+        str | None,
+        Option(
+            help="With ⟨recompute⟩: the share of the matrices to encode again (1%). Default: all.",
+            at="verify.sample",
+            metavar="SHARE",
+        ),
+    ]
+    sensitivity: Annotated[
+        PathLike | None,
+        Option(
+            help="With ⟨recompute⟩: the sensitivity file that the output was made with, if it was made with one.",
+            at="verify.sensitivity",
+            cli=Path | None,
+        ),
+    ]
     runtime: Annotated[
         VerifyRuntime | None,
         Option(
@@ -475,6 +519,10 @@ class _VerifyOptions(TypedDict, total=False):
             "be those of ramrs.",
         ),
     ]
+
+
+class FinishOptions(ResourceOptions, total=False):
+    """The options of :func:`ramrs.finish`."""
 
 
 class VerifyOptions(_VerifyOptions, ResourceOptions, total=False):

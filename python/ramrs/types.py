@@ -464,6 +464,10 @@ class QuantizeReport(_Document):
 
     output: str
     written: bool
+    continued: bool
+    """Whether work of an earlier run, which was stopped, was used."""
+    part: str | None
+    """The part that was done, if that was not all."""
     plan: Plan
     manifest: Manifest | None
 
@@ -507,6 +511,8 @@ class VerifyReport(_Document):
     tensors: int
     decoded: int
     compared_with_source: int
+    recomputed: int
+    """Matrices and copied tensors that were encoded again and compared byte for byte."""
     unlisted: tuple[str, ...]
     problems: tuple[Problem, ...]
     runtime: RuntimeCheck | None = None

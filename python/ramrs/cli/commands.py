@@ -15,12 +15,14 @@ from ramrs.formats.gguf import tensor_types
 from ramrs.options import (
     AnalyzeOptions,
     EvalOptions,
+    FinishOptions,
     InspectOptions,
     PlanOptions,
     ProbeOptions,
     QuantizeOptions,
     VerifyOptions,
 )
+from ramrs.sizes import quantize_sizes
 
 app = typer.Typer(
     name="ramrs",
@@ -98,9 +100,7 @@ def inspect(screen: Screen, model: Model, tensors: ListTensors = False, *, optio
 def analyze(screen: Screen, model: Model, out: OutFile = None, *, options: AnalyzeOptions) -> None:
     """Measure the loss of every scheme on every matrix: one analysis serves any budget."""
     with screen.progress() as bar:
-        found = ramrs.analyze(model, progress=bar, **options)
-    if out is not None:
-        found.write(out)
+        found = ramrs.analyze(model, out, progress=bar, **options)
     screen.show(found, lambda: reports.analysis(screen, found, out))
 
 
@@ -123,6 +123,11 @@ def plan(
     options: PlanOptions,
 ) -> None:
     """Choose a scheme for every tensor, and predict size and loss. Nothing but the plan is written."""
+    given: Any = options
+    budgets = given["budget"] or ()
+    if len(budgets) > 1:
+        raise typer.BadParameter("a plan has one", param_hint="--budget")
+    given["budget"] = budgets[0] if budgets else None
     with screen.progress() as bar:
         made = ramrs.plan(model, progress=bar, **options)
     if emit is not None:
@@ -152,9 +157,29 @@ def quantize(
     *,
     options: QuantizeOptions,
 ) -> None:
-    """Quantize a checkpoint to a budget."""
+    """Quantize a checkpoint to a budget, or to several: -b 3.5 -b 4.0 -o 'out-{budget}'."""
+    given: Any = options
+    budgets = given["budget"] or ()
+    if len(budgets) > 1:
+        if saved_plan is not None:
+            raise typer.BadParameter("a saved plan has its own", param_hint="--budget")
+        given["budget"] = None
+        with screen.notes(), screen.progress() as bar:
+            name = None if out is None else str(out)
+            all_sizes = quantize_sizes(model, budgets, name, analysis=analysis, progress=bar, **options)
+        screen.show(all_sizes, lambda: reports.all_quantized(screen, all_sizes))
+        return
+    given["budget"] = budgets[0] if budgets else None
     with screen.notes(), screen.progress() as bar:
         report = ramrs.quantize(model, out, plan=saved_plan, analysis=analysis, progress=bar, **options)
+    screen.show(report, lambda: reports.quantized(screen, report))
+
+
+@command(app, FinishOptions)
+def finish(screen: Screen, out: Output, *, options: FinishOptions) -> None:
+    """Make the output of a job that was done in parts, by quantize --part."""
+    with screen.notes(), screen.progress() as bar:
+        report = ramrs.finish(out, progress=bar, **options)
     screen.show(report, lambda: reports.quantized(screen, report))
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ramrs.cli.options import flag
 from ramrs.cli.progress import ProgressBar
-from ramrs.errors import BudgetError, InternalError, RamrsError, VerifyError, spell
+from ramrs.errors import KEPT, BudgetError, InternalError, RamrsError, VerifyError, spell
 
 __all__ = ["Screen", "Table"]
 
@@ -103,7 +103,7 @@ class Screen:
         """Print an error, and return the exit code for it."""
         match fault:
             case KeyboardInterrupt() | typer.Abort():
-                self._error("interrupted", "interrupted: nothing was left behind", None)
+                self._error("interrupted", f"interrupted: {_kept(fault) or 'nothing was left behind'}", None)
                 return INTERRUPTED
             case SystemExit(code=code) | typer.Exit(exit_code=code):
                 return code if isinstance(code, int) and code else self.exit_code
@@ -119,6 +119,7 @@ class Screen:
                 return BUG if isinstance(fault, InternalError) else FAILED
             case OSError():
                 message, hint = getattr(fault, "marked", (str(fault), None))
+                hint = "; ".join(filter(None, [hint, _kept(fault)])) or None
                 self._error(getattr(fault, "slug", "io"), message, hint, path=str(fault.filename or ""))
                 return FAILED
         if not self.as_json:
@@ -141,6 +142,11 @@ class Screen:
     def _labelled(self, style: str, label: str, text: str) -> None:
         self.err.print(f"[{style}]{label}[/]: ", end="")
         self.err.print(text, markup=False)
+
+
+def _kept(fault: BaseException) -> str | None:
+    """Return where the finished work of a stopped job is, if any is kept."""
+    return next((note for note in getattr(fault, "__notes__", ()) if note.endswith(KEPT)), None)
 
 
 class _Notes(logging.Handler):

@@ -22,6 +22,7 @@ _LABELS = {
     "curves": "curves",
     "plan": "planning",
     "feedback": "error feedback",
+    "resume": "checking",
     "encode": "encoding",
     "verify": "verifying",
     "eval": "evaluating",

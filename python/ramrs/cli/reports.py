@@ -183,15 +183,27 @@ def quantized(screen: Screen, report: QuantizeReport) -> None:
     _plan(screen, report.plan)
     screen.warn(report.plan.warnings)
     if report.manifest is None:
-        screen.note("dry run: nothing was written")
+        screen.note("dry run: nothing was written" if report.part is None else f"part {report.part} is done")
         return
     screen.line()
     measured = report.manifest.totals.loss
     screen.line(f"written and verified: {report.output} (loss of what was written: {measured:.4g})")
+    if report.continued:
+        screen.note("continued from what an earlier run had finished")
     if (check := report.manifest.check) is not None:
         kl = _measured(check.kl.value, check.kl.error, ".4g")
         tokens = check.windows * check.window
         screen.line(f"run on {tokens} tokens of its own: it diverges by {kl} nats per token")
+
+
+def all_quantized(screen: Screen, found: tuple[QuantizeReport, ...]) -> None:
+    """Print what was written for several budgets."""
+    for report in found:
+        screen.warn(report.plan.warnings)
+        totals = report.plan.totals if report.manifest is None else report.manifest.totals
+        written = "would be written" if report.manifest is None else "written and verified"
+        bits = f"{totals.effective_bpw:.3f} bits per weight"
+        screen.line(f"{written}: {report.output} ({size(totals.file_bytes)}, {bits}, loss {totals.loss:.4g})")
 
 
 def verified(screen: Screen, report: VerifyReport) -> None:
@@ -203,6 +215,8 @@ def verified(screen: Screen, report: VerifyReport) -> None:
             ("compared", f"{report.compared_with_source} tensors with the source"),
         ]
     )
+    if report.recomputed:
+        screen.facts([("encoded", f"{report.recomputed} matrices and other tensors again, compared byte for byte")])
     if report.runtime is not None:
         screen.facts([(report.runtime.runtime, _in_runtime(report.runtime))])
     if report.unlisted:
