@@ -1,4 +1,4 @@
-"""Stopping a job: it stops soon, says so, and leaves nothing behind."""
+"""Stopping a job: it stops soon, says so, and keeps what is finished."""
 
 import itertools
 import os
@@ -45,7 +45,7 @@ def wait_until(condition, seconds=60):
 
 @pytest.mark.parametrize("when", ["at the start", "while it encodes"])
 @pytest.mark.parametrize(("stop", "as_json"), [("SIGINT", False), ("SIGINT", True), ("SIGTERM", False)])
-def test_ctrl_c_ends_the_command_and_leaves_nothing(when, stop, as_json, large, tmp_path):
+def test_ctrl_c_ends_the_command_and_the_same_one_continues(when, stop, as_json, large, tmp_path):
     arguments = ["quantize", large, "--generic", "--budget", "4", "-o", "out", "-j", "1", *["--json"][:as_json]]
     job = subprocess.Popen(
         [sys.executable, "-m", "ramrs", *map(str, arguments)],
@@ -56,7 +56,9 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing(when, stop, as_json, large, 
     )
     with job:
         if when == "while it encodes":
-            wait_until(lambda: (tmp_path / "out.partial" / "model.safetensors").exists() or job.poll() is not None)
+            wait_until(
+                lambda: (tmp_path / "out.partial" / "output" / "model.safetensors").exists() or job.poll() is not None
+            )
         else:
             # Once the job has a thread of its own, what came before it is loaded.
             wait_until(lambda: len(list(Path(f"/proc/{job.pid}/task").iterdir())) > 1 or job.poll() is not None)
@@ -69,16 +71,33 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing(when, stop, as_json, large, 
     assert stdout == ""
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
-    assert not list(tmp_path.iterdir())
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left in ([], ["out.partial"])
+    assert ("out.partial keeps what is finished" in stderr) == bool(left)
+    if when == "while it encodes":
+        assert left
+        report = ramrs.quantize(large, tmp_path / "out", budget="4", generic=True, threads=1)
+        assert report.continued
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert ramrs.verify(tmp_path / "out").ok
 
 
-def test_a_killed_job_leaves_a_partial_output_that_the_next_one_removes(large, tmp_path):
+def test_what_a_killed_job_leaves_is_not_taken_by_another_one(large, tmp_path):
     arguments = ["quantize", large, "--generic", "--bits", "4", "-o", "out", "-j", "1"]
     with subprocess.Popen([sys.executable, "-m", "ramrs", *map(str, arguments)], cwd=tmp_path) as job:
-        wait_until(lambda: (tmp_path / "out.partial" / "model.safetensors").exists() or job.poll() is not None)
+        wait_until(
+            lambda: (tmp_path / "out.partial" / "output" / "model.safetensors").exists() or job.poll() is not None
+        )
         job.kill()
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    ramrs.quantize(EXAMPLE, tmp_path / "out", budget=4)
+    before = sees_everything(tmp_path)
+    with pytest.raises(ramrs.ConfigError, match=r"out\.partial is the unfinished output of another job") as caught:
+        ramrs.quantize(EXAMPLE, tmp_path / "out", budget=4)
+    assert caught.value.slug == "other-job"
+    with pytest.raises(ramrs.ConfigError, match=r"it was begun with uniform `4`"):
+        ramrs.quantize(large, tmp_path / "out", generic=True, bits=5, threads=1)
+    assert sees_everything(tmp_path) == before
+    ramrs.quantize(EXAMPLE, tmp_path / "out", budget=4, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert ramrs.verify(tmp_path / "out").ok
 
@@ -86,10 +105,12 @@ def test_a_killed_job_leaves_a_partial_output_that_the_next_one_removes(large, t
 def test_two_jobs_do_not_write_the_same_output(large, tmp_path):
     arguments = ["quantize", large, "--generic", "--bits", "4", "-o", "out", "-j", "1"]
     with subprocess.Popen([sys.executable, "-m", "ramrs", *map(str, arguments)], cwd=tmp_path) as job:
-        wait_until(lambda: (tmp_path / "out.partial" / "model.safetensors").exists() or job.poll() is not None)
+        wait_until(
+            lambda: (tmp_path / "out.partial" / "output" / "model.safetensors").exists() or job.poll() is not None
+        )
         with pytest.raises(ramrs.ConfigError, match=r"out\.partial"):
             ramrs.quantize(EXAMPLE, tmp_path / "out", budget=4)
-        assert (tmp_path / "out.partial" / "model.safetensors").exists()
+        assert (tmp_path / "out.partial" / "output" / "model.safetensors").exists()
         job.send_signal(signal.SIGINT)
     assert job.returncode == 130
 
@@ -100,13 +121,13 @@ def test_a_signal_raises_keyboard_interrupt_in_the_api(large, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ramrs.quantize(large, tmp_path / "out", budget=4, generic=True, threads=1)
     timer.join()
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.partial"}
 
 
 @pytest.mark.parametrize(
     "fault", [ValueError("mine"), KeyboardInterrupt(), SystemExit(7)], ids=lambda fault: repr(fault)
 )
-def test_what_the_callback_raises_comes_out_and_nothing_is_left(fault, large, tmp_path):
+def test_what_the_callback_raises_comes_out(fault, large, tmp_path):
     moments = []
 
     def stop(now):
@@ -117,7 +138,7 @@ def test_what_the_callback_raises_comes_out_and_nothing_is_left(fault, large, tm
         ramrs.quantize(large, tmp_path / "out", budget=4, generic=True, progress=stop)
     assert caught.value is fault
     assert len(moments) == 1
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.partial"}
 
 
 @pytest.mark.parametrize("stage", ["curves", "encode", "verify"])
@@ -129,9 +150,11 @@ def test_a_callback_may_stop_the_job_in_any_stage(stage, large, tmp_path):
         if now.stage == stage:
             raise LookupError(stage)
 
-    with pytest.raises(LookupError, match=stage):
+    with pytest.raises(LookupError, match=stage) as caught:
         ramrs.quantize(large, tmp_path / "out", **SLOWLY, overwrite=True, progress=stop)
-    assert sees_everything(tmp_path) == {"out/ramrs-manifest.json": b"still here"}
+    assert (tmp_path / "out" / "ramrs-manifest.json").read_text() == "still here"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+    assert caught.value.__notes__ == [f"{tmp_path}/out.partial keeps what is finished: the same command continues it"]
 
 
 @pytest.mark.parametrize("stage", ["write", "probe", "gradients"])
@@ -144,7 +167,7 @@ def test_a_callback_may_stop_the_probe_in_any_stage(stage, tmp_path):
 
     with pytest.raises(LookupError, match=stage):
         ramrs.quantize(model, tmp_path / "out", budget=4, probe_tokens=4096, threads=1, progress=stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"model", "out.partial"}
 
 
 def test_progress_goes_forward_and_arrives(large, tmp_path):

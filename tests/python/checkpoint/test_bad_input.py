@@ -394,9 +394,11 @@ def test_overwrite_replaces_nothing_but_outputs(ramrs_cli, is_directory):
 
 def test_a_foreign_partial_output_is_left_alone(ramrs_cli):
     (ramrs_cli.directory / "out.partial").mkdir()
+    (ramrs_cli.directory / "out.partial" / "mine").write_text("precious")
     done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out", "--overwrite")
     assert done.returncode == 2
     assert "out.partial is there: another run is writing it, or it is not ramrs' own" in done.stderr
+    assert (ramrs_cli.directory / "out.partial" / "mine").read_text() == "precious"
 
 
 def test_a_checkpoint_without_tensors_is_none(ramrs_cli, tmp_path):
@@ -495,16 +497,21 @@ def test_a_read_only_directory_is_named(ramrs_cli):
     assert not list(ramrs_cli.directory.iterdir())
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(ramrs_cli):
+def test_a_full_disk_is_an_error_and_the_job_continues_when_there_is_room(ramrs_cli):
     def small_files_only():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
     done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out", preexec_fn=small_files_only)
     assert done.returncode == 2
-    assert "out.partial/model.safetensors" in done.stderr
+    assert "out.partial/" in done.stderr
     assert os.strerror(errno.EFBIG) in done.stderr
-    assert not list(ramrs_cli.directory.iterdir())
+    assert "out.partial keeps what is finished: the same command continues it" in done.stderr
+    assert [path.name for path in ramrs_cli.directory.iterdir()] == ["out.partial"]
+    done = ramrs_cli("quantize", EXAMPLE, "--budget", "4", "-o", "out")
+    assert done.returncode == 0
+    assert "continued from what an earlier run had finished" in done.stderr
+    assert [path.name for path in ramrs_cli.directory.iterdir()] == ["out"]
 
 
 OPTIONS = {
