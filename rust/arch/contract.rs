@@ -86,10 +86,15 @@ pub(crate) fn fulfil(checkpoint: &mut Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// The blueprint of the model under the names that the checkpoint has: those of a release, or those of `mlx-lm`.
+/// The blueprint of the model under the names that the checkpoint has: those of a release, those of `mlx-lm`, or those of a
+/// GGUF file.
 fn blueprint_of(checkpoint: &Checkpoint, family: &ModelFamily) -> Option<Blueprint> {
     let blueprint = blueprint(checkpoint)?;
-    Some(if checkpoint.is_laid_out_for_mlx() { blueprint.for_mlx(family, checkpoint) } else { blueprint })
+    Some(match checkpoint.is_gguf() {
+        true => blueprint.with_fusions(checkpoint),
+        false if checkpoint.is_laid_out_for_mlx() => blueprint.for_mlx(family, checkpoint),
+        false => blueprint,
+    })
 }
 
 /// Writes the number of layers into a configuration that does not state it.

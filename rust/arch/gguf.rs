@@ -107,7 +107,8 @@ pub(crate) fn config(headers: &[&Header]) -> Option<Config> {
     let rows = |name: &str| entries.iter().find(|entry| entry.name == name).and_then(|entry| entry.shape.first());
     config.insert("vocab_size".to_owned(), json!(rows("token_embd.weight")));
     config.insert("tie_word_embeddings".to_owned(), json!(rows("output.weight").is_none()));
-    config.insert("attention_bias".to_owned(), json!(rows("blk.0.attn_q.bias").is_some()));
+    let is_biased = ["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"].map(rows).iter().any(Option::is_some);
+    config.insert("attention_bias".to_owned(), json!(is_biased));
     config.insert("mlp_bias".to_owned(), json!(rows("blk.0.ffn_down.bias").is_some()));
     if let Some(scaling) = stated.rope_scaling() {
         config.insert("rope_scaling".to_owned(), scaling);

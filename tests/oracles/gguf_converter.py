@@ -8,7 +8,8 @@ needs torch 2.13, transformers 5.23, sentencepiece 0.2 and numpy; no part of ram
 
 For each model it writes NAME.json: how the model was made, every tensor in the order of the file, with its type, its
 shape (rows last but one, as in safetensors) and the SHA-256 of its bytes, and all keys. Arrays of the tokenizer are
-given by their type and length alone. NAME.header.gguf is what `--vocab-only` writes: all keys, no tensor.
+given by their type and length alone. NAME.header.gguf is what `--vocab-only` writes: all keys, no tensor. Of some models
+NAME.fused.json is what `--fuse-qkv` makes.
 
 The converter knows tokenizers by a digest. It is made to take that of the tests, of which it says `default`.
 """
@@ -135,8 +136,8 @@ def value_of(field):
     return {"type": types, "value": value.item() if isinstance(value, np.generic) else value}
 
 
-def record(name, case, program, folder, tokens, to):
-    """Write the files of a model."""
+def record(name, case, program, folder, tokens, to, is_fused):
+    """Write the files of a model, and those of it with projections fused."""
     # The directory becomes the model's name, and llama.cpp asks of those named phi3 for tokens that they have.
     directory = case.write(folder / name.replace("phi3", "phi-three"))
     write_tokenizer(directory, case.tokenizer, tokens)
@@ -145,12 +146,19 @@ def record(name, case, program, folder, tokens, to):
     convert(program, directory, header, case.dtype, "--vocab-only")
     config = json.loads((directory / "config.json").read_text())
     document = {"made": case.described() | {"tokens": tokens, "tokenizer": case.tokenizer}, "config": config}
-    document |= described(output)
+    write_document(to / f"{name}.json", document | described(output))
+    if is_fused:
+        convert(program, directory, folder / f"{name}.fused.gguf", case.dtype, "--fuse-qkv")
+        write_document(to / f"{name}.fused.json", document | described(folder / f"{name}.fused.gguf"))
+
+
+def write_document(path, document):
+    """Write what was recorded."""
     # One line for each tensor and key.
     lines = [f'"made": {json.dumps(document["made"])}', f'"config": {json.dumps(document["config"])}']
     keys = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document["keys"].items())
     lines += [f'"keys": {{\n{keys}\n}}', '"tensors": [\n' + ",\n".join(map(json.dumps, document["tensors"])) + "\n]"]
-    (to / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def main():
@@ -161,7 +169,7 @@ def main():
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="leave the models and their GGUF files here")
     options = parser.parse_args()
     program = load_converter(options.source.resolve())
-    from fixtures.gguf import CASES, GGUF, TOKENS
+    from fixtures.gguf import CASES, FUSED, GGUF, TOKENS
 
     logging.disable(logging.INFO)
     GGUF.mkdir(exist_ok=True)
@@ -171,7 +179,7 @@ def main():
         failed = []
         for name in options.names or CASES:
             try:
-                record(name, CASES[name], program, folder, TOKENS, GGUF)
+                record(name, CASES[name], program, folder, TOKENS, GGUF, name in FUSED)
             except Exception as fault:  # of any kind: this is the converter's
                 failed.append(f"{name}: {type(fault).__name__}: {fault}")
     if failed:

@@ -124,6 +124,12 @@ pub(crate) fn blueprint(checkpoint: &Checkpoint) -> Option<Blueprint> {
     Some(Blueprint { tensors: drawing.tensors, embedding, head, tie: layout.tie, layers, layer_prefix })
 }
 
+/// Modules of a layer that a GGUF file may hold as one, and what it is then called. Their outputs follow each other.
+const FUSIONS: [(&str, &[&str]); 2] = [
+    ("qkv_proj", &["q_proj", "k_proj", "v_proj"]),
+    ("experts.gate_up_proj", &["experts.gate_proj", "experts.up_proj"]),
+];
+
 /// No model has more layers: those beyond are not listed.
 const MAX_LAYERS: u64 = 4096;
 
@@ -131,6 +137,34 @@ impl Blueprint {
     /// The layer that the tensor `name` belongs to.
     pub(crate) fn layer_of(&self, name: &str) -> Option<u64> {
         name.strip_prefix(self.layer_prefix.as_str())?.split('.').next()?.parse().ok()
+    }
+
+    /// The same model with modules fused that `checkpoint` holds fused: llama.cpp's converter does so if it is told to.
+    pub(crate) fn with_fusions(mut self, checkpoint: &Checkpoint) -> Self {
+        for name in checkpoint.tensors.iter().map(|tensor| &tensor.name) {
+            if !self.tensors.contains_key(name) {
+                let _ = self.fuse(name);
+            }
+        }
+        self
+    }
+
+    /// Fuses the tensors that `name` stands for; `None` if it stands for none.
+    fn fuse(&mut self, name: &str) -> Option<()> {
+        let (module, part) = name.rsplit_once('.')?;
+        let find = |(fused, parts): &(&str, &'static [&str])| {
+            let within = module.strip_suffix(fused).filter(|within| within.ends_with('.'))?;
+            Some(parts.iter().map(|own| format!("{within}{own}.{part}")).collect::<Vec<_>>())
+        };
+        let parts = FUSIONS.iter().find_map(find)?;
+        let mut shape = self.tensors.get(parts.first()?)?.clone();
+        let outputs = shape.len().checked_sub(if part == "bias" { 1 } else { 2 })?;
+        let sizes: Option<Vec<Dimension>> =
+            parts.iter().map(|part| self.tensors.get(part)?.get(outputs).copied()).collect();
+        shape[outputs] = sizes?.into_iter().reduce(Dimension::add)?;
+        self.tensors.retain(|own, _| !parts.contains(own));
+        self.tensors.insert(name.to_owned(), shape);
+        Some(())
     }
 
     /// The same model as `mlx-lm` has it.
