@@ -203,7 +203,8 @@ impl<'a> Planner<'a> {
 
     /// The schemes available to a group, by increasing bytes.
     fn points(&self, members: &[GroupMember], has_floor: bool) -> Result<Vec<SchemeCost>> {
-        let schemes = self.format.schemes().iter().copied().chain([Scheme::KEPT]);
+        // A scheme in which the release has the weights is no better than to keep them.
+        let schemes = [Scheme::KEPT].into_iter().chain(self.format.schemes().iter().copied());
         let mut points: Vec<SchemeCost> =
             schemes.filter_map(|scheme| self.group_cost(members, scheme, has_floor)).collect();
         points.sort_by_key(|point| point.bytes);

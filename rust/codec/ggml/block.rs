@@ -1,7 +1,7 @@
 //! What a block type is to the code that all of them share.
 
 use super::encode::EncodedBlocks;
-use crate::codec::{Effort, RowError};
+use crate::codec::{Effort, PassedRows, RowError};
 use crate::dtype::Dtype;
 use crate::simd::Isa;
 use crate::simd::vector::{BAND_ROWS, Column};
@@ -63,6 +63,11 @@ pub(super) trait BlockType: Sync + 'static {
 
     /// Reads a block.
     fn unpack(block: &[u8], into: &mut BlockFields);
+
+    /// Appends the blocks of rows that a release stores in the numbers of this type.
+    fn repack(_rows: PassedRows<'_>, _out: &mut Vec<u8>) {
+        unreachable!("no release stores {}", Self::NAME)
+    }
 
     /// The number that a code stands for.
     fn value(code: u8) -> f32;

@@ -41,7 +41,7 @@ mod search;
 mod stored;
 mod sums;
 
-use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, RowError, Rows, Scheme};
+use super::{Band, Bits, Codec, Context, Encode, Extent, Metric, PartSpec, PassedRows, RowError, Rows, Scheme};
 use crate::band::Matrix;
 use crate::dtype::{Dtype, Float};
 use crate::simd::vector::BAND_ROWS;
@@ -109,6 +109,10 @@ impl<B: BlockType> Codec for B {
 
     fn encoder(&self) -> Option<&dyn Encode> {
         Some(self)
+    }
+
+    fn pass_through(&self, _scheme: Scheme, _float: Float, rows: PassedRows<'_>, parts: &mut [Vec<u8>]) {
+        B::repack(rows, &mut parts[0]);
     }
 }
 

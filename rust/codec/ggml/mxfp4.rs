@@ -7,7 +7,7 @@
 //!
 //! The numbers are those of the codec [`mxfp4`](crate::codec::float::mxfp4), in another order. As in ggml, codes here stand for
 //! twice their value, and the scale `d` is half as large. The name of the scheme is `gguf-mxfp4`, since that of the other is
-//! `mxfp4`.
+//! `mxfp4`. What a release stores in MXFP4 is passed through: all bits are those of the release, negative zeros, too.
 
 use super::bits::{halves_of, put_halves};
 use super::block::{BlockFields, BlockKernel, BlockType};
@@ -15,7 +15,7 @@ use super::encode::{self, EncodedBlocks};
 use super::levels::DoubledE2m1;
 use super::linear::{LinearBlock, RuleBlock, Starts};
 use super::rule;
-use crate::codec::{Effort, RowError};
+use crate::codec::{Effort, PassedRows, RowError};
 use crate::dtype::{Dtype, e2m1_values};
 use crate::simd::kernel;
 use crate::simd::vector::{BAND_ROWS, Column, Simd};
@@ -65,6 +65,18 @@ impl BlockType for Mxfp4Block {
         halves_of(&block[1..], &mut into.codes[..32]);
     }
 
+    fn repack(rows: PassedRows<'_>, out: &mut Vec<u8>) {
+        let (codes, _) = rows.codes.as_chunks::<16>();
+        for (block, scale) in codes.iter().zip(rows.scales) {
+            out.push(*scale);
+            // The source has two codes that follow each other in a byte, so the halves of a block are bytes 0 to 7 and 8 to 15.
+            let (first, second) = block.split_at(8);
+            for (low, high) in first.iter().zip(second) {
+                out.extend([low & 15 | high << 4, low >> 4 | high & 0xf0]);
+            }
+        }
+    }
+
     fn value(code: u8) -> f32 {
         // The sum makes 0 of −0, as in ggml.
         2.0 * e2m1_values()[usize::from(code)] + 0.0
@@ -92,5 +104,25 @@ impl LinearBlock for Mxfp4Block {
     #[inline(always)]
     fn store<V: Simd>(d: V) -> V {
         d.map(|d| power(d.to_bits().wrapping_add(1 << 22) >> 23))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_a_release_are_put_in_the_order_of_blocks() {
+        let codes: Vec<u8> = (0..64).map(|at| at * 7 % 16).collect();
+        let bytes: Vec<u8> = codes.chunks(2).map(|pair| pair[0] | pair[1] << 4).collect();
+        let mut out = Vec::new();
+        Mxfp4Block::repack(PassedRows { rows: 1, codes: &bytes, scales: &[120, 255] }, &mut out);
+        assert_eq!(out.len(), 34);
+        for (at, block) in out.chunks(17).enumerate() {
+            let mut expected = [0; 17];
+            expected[0] = [120, 255][at];
+            put_halves(&codes[32 * at..32 * at + 32], &mut expected[1..]);
+            assert_eq!(block, expected);
+        }
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::{Arrangement, CardFacts, Described, Format, OutputModel, PackedSource, Runtime, SchemeUse, SideFile};
 use crate::band::Matrix;
+use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::codec::Scheme;
 use crate::container::gguf::split;
@@ -161,8 +162,11 @@ impl Format for LlamaCpp {
         Some(format!("rows of {} do not divide into blocks of 32", matrix.cols))
     }
 
-    fn passes(&self, _source: &PackedSource<'_>) -> Option<Scheme> {
-        None
+    fn passes(&self, source: &PackedSource<'_>) -> Option<Scheme> {
+        match source.packing {
+            Packing::Mxfp4 { .. } => Scheme::of_blocks(Dtype::MXFP4),
+            Packing::Plain | Packing::Fp8 { .. } | Packing::Int4 { .. } | Packing::Encoded(_) => None,
+        }
     }
 
     fn arrange(&self, checkpoint: &Checkpoint, generic: bool) -> Result<Arrangement> {

@@ -1,12 +1,13 @@
 """GGUF outputs: what is in them, where they are put, and what is refused."""
 
+import hashlib
 from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 import ramrs
-from fixtures.gguf import CASES, header
+from fixtures.gguf import CASES, header, recorded
 
 OPTIONS = {"sensitivity": "weights"}
 
@@ -296,3 +297,19 @@ def test_rows_of_gemma_3_beyond_the_tokenizer_are_left_out(tmp_path):
     [embedding] = [t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors if t.name == "token_embd.weight"]
     assert list(embedding.shape) == [256, 160]
     assert ramrs.verify(tmp_path / "out.gguf").ok
+
+
+def test_mxfp4_of_a_release_is_passed_on_at_any_budget(tmp_path):
+    """What the release stores in MXFP4 has these bits in GGUF, unless fewer are asked for."""
+    source = CASES["gpt_oss"].write(tmp_path / "source")
+    report = ramrs.quantize(source, tmp_path / "out.gguf", header=header("gpt_oss"), budget=6, **OPTIONS)
+    schemes = {tensor.name: tensor.scheme for tensor in report.plan.tensors}
+    assert {scheme for name, scheme in schemes.items() if "_exps.weight" in name} == {"kept"}
+    assert not any("a second time" in warning for warning in report.plan.warnings)
+    expected = {tensor["name"]: tensor["sha256"] for tensor in recorded("gpt_oss")["tensors"]}
+    for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors:
+        if tensor.tensor_type.name == "MXFP4":
+            assert hashlib.sha256(tensor.data.tobytes()).hexdigest() == expected[tensor.name]
+    assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.file_type"].contents() == 38
+    verified = ramrs.verify(tmp_path / "out.gguf", source=source)
+    assert verified.ok, verified.problems
