@@ -141,7 +141,7 @@ const PARTS: [(&str, Role); 12] = [
 ];
 
 /// Ending of a module's path, and its role. The first match counts.
-const ROLES: [(&str, Role); 98] = [
+const ROLES: [(&str, Role); 76] = [
     // Routers that are a layer within a module.
     ("router.gate", Role::Router),
     ("router.layer", Role::Router),
@@ -220,30 +220,43 @@ const ROLES: [(&str, Role); 98] = [
     ("inv_freq", Role::Position),
     ("rotary_emb", Role::Position),
     ("sinks", Role::Parameter),
-    // llama.cpp's names.
-    ("token_embd", Role::Embedding),
-    ("attn_q", Role::Query),
-    ("attn_k", Role::Key),
-    ("attn_v", Role::Value),
-    ("attn_qkv", Role::QueryKeyValue),
-    ("attn_output", Role::Output),
-    ("attn_sinks", Role::Parameter),
-    ("ffn_gate", Role::Gate),
-    ("ffn_up", Role::Up),
-    ("ffn_down", Role::Down),
-    ("ffn_gate_exps", Role::Gate),
-    ("ffn_up_exps", Role::Up),
-    ("ffn_gate_up_exps", Role::GateUp),
-    ("ffn_down_exps", Role::Down),
-    ("ffn_gate_shexp", Role::Gate),
-    ("ffn_up_shexp", Role::Up),
-    ("ffn_down_shexp", Role::Down),
-    ("ffn_gate_inp", Role::Router),
-    ("ffn_gate_inp_shexp", Role::Router),
-    ("rope_freqs", Role::Position),
-    ("rope_factors_short", Role::Position),
-    ("rope_factors_long", Role::Position),
 ];
+
+/// Names that llama.cpp gives to modules, the same in all families. Those of layer `N` begin with `blk.N.`; those of stacked
+/// experts end in `_exps`, and of the shared expert in `_shexp`.
+const LLAMA_CPP: [(Role, &str); 16] = [
+    (Role::Embedding, "token_embd"),
+    (Role::Head, "output"),
+    (Role::Query, "attn_q"),
+    (Role::Key, "attn_k"),
+    (Role::Value, "attn_v"),
+    (Role::QueryKeyValue, "attn_qkv"),
+    (Role::Output, "attn_output"),
+    (Role::Gate, "ffn_gate"),
+    (Role::Up, "ffn_up"),
+    (Role::GateUp, "ffn_gate_up"),
+    (Role::Down, "ffn_down"),
+    (Role::Router, "ffn_gate_inp"),
+    (Role::Parameter, "attn_sinks"),
+    (Role::Position, "rope_freqs"),
+    (Role::Position, "rope_factors_short"),
+    (Role::Position, "rope_factors_long"),
+];
+
+/// The name that llama.cpp gives to a matrix of `role`.
+#[must_use]
+pub(crate) fn llama_cpp_name(role: Role) -> Option<&'static str> {
+    LLAMA_CPP.iter().find(|(known, _)| *known == role).map(|(_, name)| *name)
+}
+
+/// The role of `module` by llama.cpp's name of it.
+fn llama_cpp_role(module: &str) -> Option<Role> {
+    let last = last_part(module);
+    let name = ["_exps", "_shexp"].iter().find_map(|end| last.strip_suffix(end)).unwrap_or(last);
+    let (role, _) = LLAMA_CPP.iter().find(|(_, known)| *known == name)?;
+    // Elsewhere `output` is a part of other names.
+    (*role != Role::Head || module == name).then_some(*role)
+}
 
 /// Parameters that are not modules, and the projections that compute parameters of a recurrence for each token.
 const PARAMETERS: [&str; 8] =
@@ -318,12 +331,9 @@ fn role(module: &str) -> Role {
     if lower.contains("norm") || lower.starts_with("ln") {
         return Role::Norm;
     }
-    // The head in llama.cpp; elsewhere `output` is a part of other names.
-    if module == "output" {
-        return Role::Head;
-    }
     let ends = |end: &str| module.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'));
-    ROLES.iter().find(|(end, _)| ends(end)).map_or(Role::Other, |&(_, role)| role)
+    let known = ROLES.iter().find(|(end, _)| ends(end)).map(|&(_, role)| role);
+    known.or_else(|| llama_cpp_role(module)).unwrap_or(Role::Other)
 }
 
 #[cfg(test)]

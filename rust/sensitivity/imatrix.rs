@@ -7,12 +7,11 @@
 
 use std::borrow::Cow;
 
-use crate::arch::families::llama_cpp_name;
 use crate::arch::{Expansion, Experts, Ffn, Linear, Mixer, Mlp, Projection, Runnable};
 use crate::container::gguf::value::Value;
 use crate::container::{Container, Gguf, KeyValues, Metadata, Share, StoredTensor};
 use crate::dtype::{Dtype, Float};
-use crate::name::Role;
+use crate::name::{Role, llama_cpp_name};
 use crate::probe::tokens::WINDOW;
 use crate::probe::{Moments, Probe};
 

@@ -213,6 +213,7 @@ impl GgufModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::{Name, Role, llama_cpp_name};
 
     #[test]
     fn names_are_mapped_both_ways_without_a_clash() {
@@ -227,6 +228,23 @@ mod tests {
                 assert!(seen.insert(name), "{}: {known} stands for two modules", model.architecture);
             }
         }
+    }
+
+    #[test]
+    fn names_are_those_that_roles_have() {
+        for model in MODELS {
+            for (release, known) in model.modules.iter().copied().flatten() {
+                let [own, other] = [("model.layers.0.", release), ("blk.0.", known)]
+                    .map(|(before, name)| Name::parse(&format!("{before}{name}.weight")));
+                // A dense network with a fused gate is `ffn_up`.
+                let expected = if *release == "mlp.gate_up_proj" { Role::Up } else { own.role };
+                assert_eq!(other.role, expected, "{known}");
+                let named = llama_cpp_name(expected).filter(|_| expected != Role::Norm);
+                assert!(named.is_none_or(|named| known.starts_with(named)), "{known}");
+            }
+        }
+        assert_eq!(Name::parse("output.weight").role, Role::Head);
+        assert_eq!(Name::parse("blk.0.output.weight").role, Role::Other);
     }
 
     #[test]

@@ -10,7 +10,6 @@ mod table;
 
 use super::pattern::{PatternMatch, matches};
 use crate::checkpoint::View;
-use crate::name::Role;
 use table::{BUFFERS, FAMILIES};
 
 /// A convention that the code of a family contains but its configuration does not state.
@@ -219,28 +218,6 @@ impl ModelFamily {
     pub fn is_buffer(&self, name: &str) -> bool {
         matches!(self.stored(name), Some((Becomes::Buffer, _)))
     }
-}
-
-/// Names that llama.cpp gives to matrices, the same in all families. Those of layer `N` begin with `blk.N.`; those of stacked
-/// experts end in `_exps`, and of the shared expert in `_shexp`.
-const LLAMA_CPP: [(Role, &str); 11] = [
-    (Role::Embedding, "token_embd"),
-    (Role::Head, "output"),
-    (Role::Query, "attn_q"),
-    (Role::Key, "attn_k"),
-    (Role::Value, "attn_v"),
-    (Role::QueryKeyValue, "attn_qkv"),
-    (Role::Output, "attn_output"),
-    (Role::Gate, "ffn_gate"),
-    (Role::Up, "ffn_up"),
-    (Role::Down, "ffn_down"),
-    (Role::Router, "ffn_gate_inp"),
-];
-
-/// The name that llama.cpp gives to a matrix of `role`.
-#[must_use]
-pub(crate) fn llama_cpp_name(role: Role) -> Option<&'static str> {
-    LLAMA_CPP.iter().find(|(known, _)| *known == role).map(|(_, name)| *name)
 }
 
 #[cfg(test)]
