@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use super::Config;
 use crate::container::gguf::split;
 use crate::container::safetensors::INDEX;
-use crate::container::{Container, Gguf};
+use crate::container::{Container, Gguf, Header};
 use crate::error::{Error, FileFault, Result, os_message};
 
 /// The longest index or configuration that is read, in bytes.
@@ -26,6 +26,8 @@ pub(crate) struct Directory {
     pub dir: PathBuf,
     /// Name and resolved path of each shard, sorted by name.
     pub shards: Vec<(String, PathBuf)>,
+    /// Lengths and headers of the shards, in bytes, if they were read to find the shards.
+    pub headers: Vec<(u64, Header)>,
     /// The index, if there is one: its path and its `weight_map`.
     pub index: Option<(PathBuf, BTreeMap<String, String>)>,
     pub config: Option<Config>,
@@ -64,7 +66,8 @@ impl Directory {
         }
         let config = read_config(&dir)?;
         let (other_files, notes) = (Vec::new(), Vec::new());
-        Ok(Self { dir, shards: vec![(name, found)], index: None, config, other_files, notes })
+        let shards = vec![(name, found)];
+        Ok(Self { dir, shards, headers: Vec::new(), index: None, config, other_files, notes })
     }
 
     /// The model in the GGUF file `path`, or in the files of which that is the first. The key-values in it are all there is
@@ -74,10 +77,12 @@ impl Directory {
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             Ok((name, file.canonicalize().map_err(Error::io("opening", file))?))
         };
-        let shards = split::open(path)?.iter().map(|file| named(&file.path)).collect::<Result<_>>()?;
+        let files = split::open(path)?;
+        let shards = files.iter().map(|file| named(&file.path)).collect::<Result<_>>()?;
+        let headers = files.into_iter().map(|file| (file.bytes, file.header)).collect();
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let dir = dir.canonicalize().map_err(Error::io("opening", dir))?;
-        Ok(Self { dir, shards, index: None, config: None, other_files: Vec::new(), notes: Vec::new() })
+        Ok(Self { dir, shards, headers, index: None, config: None, other_files: Vec::new(), notes: Vec::new() })
     }
 
     fn of_dir(dir: &Path) -> Result<Self> {
@@ -126,8 +131,19 @@ impl Directory {
                 other_files.push(file);
             }
         }
-        Ok(Self { dir: dir.to_owned(), shards, index, config, other_files, notes })
+        Ok(Self { dir: dir.to_owned(), shards, headers: Vec::new(), index, config, other_files, notes })
     }
+}
+
+/// Whether the model at `path` is in GGUF: a file of that name, or a directory that holds one such model and no other.
+#[must_use]
+pub(crate) fn holds_gguf(path: &Path) -> bool {
+    if path.is_dir() {
+        let names = fs::read_dir(path).into_iter().flatten().flatten();
+        let top: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        return matches!(only_gguf(path, &top), Ok(Some(_)));
+    }
+    path.file_name().and_then(|name| name.to_str()).is_some_and(is_gguf)
 }
 
 /// The error for a path that does not open.

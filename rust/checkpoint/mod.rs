@@ -183,9 +183,13 @@ impl Checkpoint {
         reading: &dyn Reading,
         pair: impl Fn(&[Part], Option<&Config>) -> Paired,
     ) -> Result<Self> {
-        let Directory { dir, shards: names, index, config, other_files, mut notes } = Directory::open(path)?;
-        let opened: Vec<(Shard, Header)> =
-            names.into_iter().map(|(name, path)| Shard::open(path, name)).collect::<Result<_>>()?;
+        let Directory { dir, shards: names, headers, index, config, other_files, mut notes } = Directory::open(path)?;
+        let opened: Vec<(Shard, Header)> = if headers.is_empty() {
+            names.into_iter().map(|(name, path)| Shard::open(path, name)).collect::<Result<_>>()?
+        } else {
+            let with = |((name, path), (bytes, header))| (Shard::with((path, name), bytes, &header), header);
+            names.into_iter().zip(headers).map(with).collect()
+        };
         let headers: Vec<&Header> = opened.iter().map(|(_, header)| header).collect();
         let key_values = Arc::new(headers.first().map(|header| header.key_values.clone()).unwrap_or_default());
         let config = config.or_else(|| reading.stated(&headers));

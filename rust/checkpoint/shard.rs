@@ -30,8 +30,12 @@ impl Shard {
         let file = File::open(&path).map_err(Error::io("opening", &path))?;
         let bytes = file.metadata().map_err(Error::io("reading", &path))?.len();
         let header = container::of_file(&name).unwrap_or(&container::Safetensors).read(&file, &path, bytes)?;
-        let (header_bytes, header_sha256) = (header.bytes, header.sha256.clone());
-        Ok((Self { path, name, bytes, header_bytes, header_sha256 }, header))
+        Ok((Self::with((path, name), bytes, &header), header))
+    }
+
+    /// The file at this path, which the checkpoint calls by this name, of `bytes` bytes with a `header` that was read.
+    pub(super) fn with((path, name): (PathBuf, String), bytes: u64, header: &Header) -> Self {
+        Self { path, name, bytes, header_bytes: header.bytes, header_sha256: header.sha256.clone() }
     }
 
     /// Opens the file for reading.

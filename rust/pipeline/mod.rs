@@ -42,6 +42,7 @@ pub use weights::{Weights, weights};
 
 use crate::budget::{bytes, size};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::directory::holds_gguf;
 use crate::checkpoint::stream::{CHUNK_BYTES, HELD_BYTES, Pass};
 use crate::codec::Effort;
 use crate::container::HeadSize;
@@ -162,7 +163,7 @@ impl AnalysisRequest {
 
     /// Whether the source, or the header that is given, has the key-values of a GGUF file.
     fn has_key_values(&self) -> bool {
-        self.header.is_some() || self.model.extension().is_some_and(|ending| ending == "gguf")
+        self.header.is_some() || holds_gguf(&self.model)
     }
 
     fn open(&self, format: Arc<dyn Format>) -> Result<Conversion> {

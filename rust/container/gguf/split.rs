@@ -29,6 +29,8 @@ pub(crate) const KEYS: [&str; 3] = [NUMBER, FILES, TENSORS];
 #[derive(Clone, Debug)]
 pub(crate) struct SplitFile {
     pub path: PathBuf,
+    /// Length of the file, in bytes.
+    pub bytes: u64,
     pub header: Header,
 }
 
@@ -127,7 +129,7 @@ fn open_one(path: &Path) -> Result<SplitFile> {
     let file = File::open(path).map_err(Error::io("opening", path))?;
     let bytes = file.metadata().map_err(Error::io("reading", path))?.len();
     let header = Gguf.read(&file, path, bytes)?;
-    Ok(SplitFile { path: path.to_owned(), header })
+    Ok(SplitFile { path: path.to_owned(), bytes, header })
 }
 
 /// The number that `file` states under `key`, if any.

@@ -299,6 +299,15 @@ def test_rows_of_gemma_3_beyond_the_tokenizer_are_left_out(tmp_path):
     assert ramrs.verify(tmp_path / "out.gguf").ok
 
 
+def test_a_folder_with_one_gguf_file_is_read_as_one(plain, quantized, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.gguf").symlink_to(plain)
+    assert ramrs.inspect(source).tensors == ramrs.inspect(plain).tensors
+    ramrs.quantize(source, tmp_path / "out.gguf", budget=5.0, **OPTIONS)
+    assert (tmp_path / "out.gguf").read_bytes() == quantized[1].read_bytes()
+
+
 def test_mxfp4_of_a_release_is_passed_on_at_any_budget(tmp_path):
     """What the release stores in MXFP4 has these bits in GGUF, unless fewer are asked for."""
     source = CASES["gpt_oss"].write(tmp_path / "source")
