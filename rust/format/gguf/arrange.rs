@@ -14,15 +14,34 @@ use crate::format::readable::model_family;
 use crate::format::{Arrangement, Disposition, Target, foreign};
 use crate::name::{Name, Role};
 
+/// The longest name of a tensor, in bytes: ggml has 64, with the zero at the end.
+const MAX_NAME_BYTES: usize = 63;
+
 /// The tensors that llama.cpp reads, and what becomes of each tensor of `checkpoint`. `tokens` is the number of tokens that the
 /// output's tokenizer knows, if that is known.
 ///
 /// # Errors
-/// [`Error::UnknownModel`], [`Error::Layout`].
+/// [`Error::UnknownModel`], [`Error::Layout`], [`Error::Mismatch`] for a name that llama.cpp does not load.
 pub(super) fn arrange(checkpoint: &Checkpoint, tokens: Option<u64>) -> Result<Arrangement> {
-    if checkpoint.is_gguf() {
-        return Ok(as_stored(checkpoint));
+    let arrangement = if checkpoint.is_gguf() { as_stored(checkpoint) } else { of_release(checkpoint, tokens)? };
+    let is_long = |target: &&Target| target.name.len() > MAX_NAME_BYTES;
+    match arrangement.targets.iter().find(is_long) {
+        None => Ok(arrangement),
+        Some(Target { name, views, .. }) => {
+            let of_view = |view: &View| checkpoint.file_of(&checkpoint.tensors[view.tensor]).to_owned();
+            let file = views.first().map_or_else(|| checkpoint.dir.clone(), of_view);
+            let reason = format!(
+                "its name has {} bytes, and llama.cpp loads no file with a name of more than {MAX_NAME_BYTES}",
+                name.len()
+            );
+            let hint = "rename the tensor with the program that wrote the file".to_owned();
+            Err(Error::Mismatch { file, tensor: name.clone(), reason, hint })
+        }
     }
+}
+
+/// The tensors for a release, and what becomes of its own.
+fn of_release(checkpoint: &Checkpoint, tokens: Option<u64>) -> Result<Arrangement> {
     let unknown = |model_type: &str, reason| Error::UnknownModel {
         model_type: model_type.to_owned(),
         format: "GGUF",

@@ -308,6 +308,26 @@ def test_a_folder_with_one_gguf_file_is_read_as_one(plain, quantized, tmp_path):
     assert (tmp_path / "out.gguf").read_bytes() == quantized[1].read_bytes()
 
 
+def test_a_name_that_llama_cpp_does_not_load_is_refused_before_any_work(plain, tmp_path):
+    """Names in ggml have at most 63 bytes."""
+    reader = gguf.GGUFReader(plain)
+    for length in (63, 64):
+        path = tmp_path / f"{length}.gguf"
+        writer = gguf.GGUFWriter(path, "unheard-of")
+        writer.add_block_count(1)
+        for tensor in reader.tensors[:3]:
+            writer.add_tensor(tensor.name.ljust(length, "x"), tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    ramrs.quantize(tmp_path / "63.gguf", tmp_path / "out.gguf", budget=17, **OPTIONS)
+    with pytest.raises(ramrs.CheckpointError, match="its name has 64 bytes, and llama.cpp loads no file") as fault:
+        ramrs.quantize(tmp_path / "64.gguf", tmp_path / "other.gguf", budget=17, **OPTIONS)
+    assert fault.value.tensor.endswith("xxx")
+    assert not (tmp_path / "other.gguf").exists()
+
+
 def test_mxfp4_of_a_release_is_passed_on_at_any_budget(tmp_path):
     """What the release stores in MXFP4 has these bits in GGUF, unless fewer are asked for."""
     source = CASES["gpt_oss"].write(tmp_path / "source")
