@@ -350,6 +350,16 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// The runtime computes something else than the configuration says, and the output cannot tell it.
+    #[error("{}: {reason}", config.display())]
+    Inexpressible {
+        /// The configuration.
+        config: PathBuf,
+        /// What differs.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The checkpoint is not a model of the type that its configuration names.
     #[error("tensor `{tensor}` ({}): {reason}", file.display())]
     Mismatch {
@@ -598,6 +608,7 @@ impl Error {
             | Self::OtherModel { .. }
             | Self::AlreadyQuantized { .. }
             | Self::Layout { .. }
+            | Self::Inexpressible { .. }
             | Self::Mismatch { .. }
             | Self::UnrecognisedTensor { .. } => Kind::Checkpoint,
             Self::NonFinite { .. } | Self::TooLarge { .. } | Self::Sensitivity { .. } | Self::Scheme { .. } => {
@@ -665,6 +676,7 @@ impl Error {
             Self::OtherModel { .. } => "other-model",
             Self::AlreadyQuantized { .. } => "already-quantized",
             Self::Layout { .. } => "bad-layout",
+            Self::Inexpressible { .. } => "inexpressible",
             Self::Mismatch { .. } => "wrong-tensors",
             Self::UnrecognisedTensor { .. } => "unexplained",
             Self::Sensitivity { .. } => "sensitivity-mismatch",
@@ -687,7 +699,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::NoCheckpoint { hint, .. } => Some(hint),
+            Self::NoCheckpoint { hint, .. } | Self::Inexpressible { hint, .. } => Some(hint),
             Self::Mismatch { hint, .. } => Some(hint),
             Self::File { fault, .. } => match fault {
                 FileFault::TooShort { .. } | FileFault::MissingShard { .. } => {
@@ -777,7 +789,7 @@ impl Error {
             | Self::Verify { file, .. }
             | Self::WrongModel { file, .. } => Some(file),
             Self::DuplicateTensor { second, .. } => Some(second),
-            Self::AlreadyQuantized { config, .. } => Some(config),
+            Self::AlreadyQuantized { config, .. } | Self::Inexpressible { config, .. } => Some(config),
             Self::Option { .. }
             | Self::MissingOption { .. }
             | Self::Request(_)

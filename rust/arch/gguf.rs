@@ -27,6 +27,7 @@ const SIZES: Keys = &[
     ("head_dim", "attention.key_length"),
     ("max_position_embeddings", "context_length"),
     ("sliding_window", "attention.sliding_window"),
+    ("sliding_window_pattern", "attention.sliding_window_pattern"),
     ("num_experts", "expert_count"),
     ("num_local_experts", "expert_count"),
     ("num_experts_per_tok", "expert_used_count"),
@@ -48,6 +49,9 @@ const NUMBERS: Keys = &[
     ("attention_multiplier", "attention.scale"),
     ("logits_scaling", "logit_scale"),
 ];
+
+/// The models whose windows llama.cpp computes; for the others it ignores `attention.sliding_window`.
+const WITH_WINDOWS: [&str; 4] = ["olmo2", "gemma2", "gemma3_text", "gpt_oss"];
 
 /// No head has more channels that rotate together.
 const MOST_PAIRS: u64 = 1 << 16;
@@ -77,10 +81,15 @@ pub(crate) fn model_of(key_values: &KeyValues) -> Option<&'static GgufModel> {
 /// The configuration that the key-values of `headers` state, those of the files of one model.
 #[must_use]
 pub(crate) fn config(headers: &[&Header]) -> Option<Config> {
-    let key_values = &headers.first()?.key_values;
+    let entries: Vec<&TensorEntry> = headers.iter().flat_map(|header| &header.entries).collect();
+    stated(&headers.first()?.key_values, &entries)
+}
+
+/// The configuration that `key_values` state, those of a model with the tensors `entries`.
+#[must_use]
+pub(super) fn stated(key_values: &KeyValues, entries: &[&TensorEntry]) -> Option<Config> {
     let architecture = key_values.get("general.architecture")?.text()?;
     let model = model_of(key_values);
-    let entries: Vec<&TensorEntry> = headers.iter().flat_map(|header| &header.entries).collect();
     let stated = Stated { key_values, architecture };
     let mut config = Map::new();
     let model_type = model.map_or(architecture, |model| model.types[0]);
@@ -110,6 +119,10 @@ pub(crate) fn config(headers: &[&Header]) -> Option<Config> {
     let is_biased = ["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"].map(rows).iter().any(Option::is_some);
     config.insert("attention_bias".to_owned(), json!(is_biased));
     config.insert("mlp_bias".to_owned(), json!(rows("blk.0.ffn_down.bias").is_some()));
+    if let Some(windows) = stated.windows() {
+        let kind = |is_windowed: &bool| if *is_windowed { "sliding_attention" } else { "full_attention" };
+        config.insert("layer_types".to_owned(), json!(windows.iter().map(kind).collect::<Vec<_>>()));
+    }
     if let Some(scaling) = stated.rope_scaling() {
         config.insert("rope_scaling".to_owned(), scaling);
     }
@@ -188,6 +201,11 @@ impl Stated<'_> {
         self.key_values.get(&format!("{}.{key}", self.architecture))?.text()
     }
 
+    /// Whether each layer has a window, where that is listed.
+    fn windows(&self) -> Option<Vec<bool>> {
+        self.key_values.get(&format!("{}.attention.sliding_window_pattern", self.architecture))?.booleans()
+    }
+
     /// The scaling of rotary frequencies, where key-values state it. Factors of each frequency are a tensor.
     fn rope_scaling(&self) -> Option<Value> {
         let kind = self.text("rope.scaling.type").filter(|kind| *kind != "none" && *kind != "longrope")?;
@@ -228,7 +246,11 @@ impl Stated<'_> {
             "qwen3_moe" => set("norm_topk_prob", json!(true)),
             "qwen2_moe" | "olmoe" => set("norm_topk_prob", json!(false)),
             "smollm3" => set("no_rope_layer_interval", json!(4)),
-            "gemma2" => set("query_pre_attn_scalar", json!(head_size(46))),
+            "olmo2" => set("sliding_window_pattern", json!(4)),
+            "gemma2" => {
+                set("query_pre_attn_scalar", json!(head_size(46)));
+                set("sliding_window", json!(4096));
+            }
             "gemma3_text" => {
                 set("query_pre_attn_scalar", json!(head_size(62)));
                 set("rope_local_base_freq", json!(10_000.0));
@@ -242,6 +264,9 @@ impl Stated<'_> {
                 }
             }
             _ => {}
+        }
+        if !WITH_WINDOWS.contains(&model_type) {
+            config.remove("sliding_window");
         }
     }
 }

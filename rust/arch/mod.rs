@@ -11,6 +11,7 @@ pub(crate) mod contract;
 pub(crate) mod conventions;
 pub(crate) mod families;
 pub(crate) mod gguf;
+pub(crate) mod hard_coded;
 pub(crate) mod pattern;
 mod resolve;
 pub(crate) mod rope;

@@ -193,6 +193,18 @@ impl RopeConfig {
 }
 
 impl Rope {
+    /// Whether its numbers are those of `other`, by `is_close`.
+    pub(super) fn is_like(&self, other: &Self, is_close: impl Fn(f64, f64) -> bool) -> bool {
+        let all = |one: &[f64], other: &[f64]| {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| is_close(*one, *other))
+        };
+        let long = match (&self.long, &other.long) {
+            (Some((context, own)), Some((others, other))) => is_close(*context, *others) && all(own, other),
+            (own, other) => own.is_none() && other.is_none(),
+        };
+        long && all(&self.frequencies, &other.frequencies) && is_close(self.attention, other.attention)
+    }
+
     /// The table of the positions `0..positions` of a window of that length.
     #[must_use]
     pub fn table(&self, positions: usize) -> RopeTable {

@@ -311,6 +311,11 @@ pub(crate) trait Format: Send + Sync {
     /// The scheme in which the format passes `source` through; `None` if it must be decoded.
     fn passes(&self, source: &PackedSource<'_>) -> Option<Scheme>;
 
+    /// What the runtime computes otherwise than `checkpoint`, in sentences for the user.
+    fn notes(&self, _checkpoint: &Checkpoint) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Maps canonical tensors to output tensors. With `generic`, keeps names and tensors unchanged for any model.
     ///
     /// # Errors

@@ -166,6 +166,8 @@ impl Conversion {
         }
         prepare(&mut checkpoint, generic)?;
         let format = format.of_source(&checkpoint)?.unwrap_or(format);
+        let notes = format.notes(&checkpoint);
+        checkpoint.notes.extend(notes);
         let mut arrangement = format.arrange(&checkpoint, generic)?;
         if let Some(layout) = layout {
             layout.apply(&mut arrangement);

@@ -100,6 +100,7 @@ pub fn inspect(request: &AnalysisRequest) -> Result<Inspection> {
         Err(
             fault @ (Error::UnknownModel { .. }
             | Error::AlreadyQuantized { .. }
+            | Error::Inexpressible { .. }
             | Error::Layout { .. }
             | Error::Mismatch { .. }),
         ) => (Conversion::untouched(model, format.clone())?, Some(fault.to_string())),

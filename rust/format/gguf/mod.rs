@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Arrangement, CardFacts, Described, Format, OutputModel, PackedSource, Runtime, SchemeUse, SideFile};
+use crate::arch::hard_coded::{self, Difference};
 use crate::band::Matrix;
 use crate::checkpoint::prequantized::Packing;
 use crate::checkpoint::{Checkpoint, Config};
@@ -92,11 +93,35 @@ impl LlamaCpp {
         }
         if !checkpoint.is_gguf() {
             arrange::add_unstated(checkpoint, &mut found);
+            self.check_header(checkpoint, &found)?;
         }
         found.set(FILE_TYPE, &Value::U32(0));
         found.set("general.quantization_version", &Value::U32(2));
         found.set("general.quantized_by", &Value::Text(concat!("ramrs ", env!("CARGO_PKG_VERSION")).to_owned()));
         Ok(found)
+    }
+}
+
+impl LlamaCpp {
+    /// Checks that llama.cpp computes with these key-values what the release in `checkpoint` does, in windows.
+    fn check_header(&self, checkpoint: &Checkpoint, key_values: &KeyValues) -> Result<()> {
+        if let Some(reason) = hard_coded::other_model(checkpoint, key_values) {
+            let path = self.header.clone().unwrap_or_default();
+            return Err(Error::option(OptionName::Header, path.display(), reason));
+        }
+        let always = |difference| match difference {
+            Difference::Always(what) => Some(what),
+            Difference::BeyondWindow(_) => None,
+        };
+        match hard_coded::differences(checkpoint, key_values).into_iter().find_map(always) {
+            None => Ok(()),
+            Some(what) => {
+                let reason = format!("{what}, and no key-value says otherwise: its output would be another model's");
+                let hint = "llama.cpp does not run this model; if another version does, convert the model to BF16 with \
+                            that one's converter and quantize the GGUF file";
+                Err(Error::Inexpressible { config: checkpoint.dir.join("config.json"), reason, hint })
+            }
+        }
     }
 }
 
@@ -152,6 +177,18 @@ impl Format for LlamaCpp {
         }
         let head = Head::KeyValues(self.key_values(checkpoint)?);
         Ok(Some(Arc::new(Self { schemes: self.schemes.clone(), header: self.header.clone(), head, ..*self })))
+    }
+
+    fn notes(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let Head::KeyValues(known) = &self.head else { return Vec::new() };
+        if checkpoint.is_gguf() {
+            return Vec::new();
+        }
+        let note = |difference| match difference {
+            Difference::BeyondWindow(what) => Some(format!("{what}: longer texts are computed otherwise there")),
+            Difference::Always(_) => None,
+        };
+        hard_coded::differences(checkpoint, known).into_iter().filter_map(note).collect()
     }
 
     fn schemes(&self) -> &[Scheme] {
