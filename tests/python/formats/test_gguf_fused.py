@@ -69,9 +69,10 @@ def test_fused_matrices_cost_what_their_parts_cost(name, fusions, models):
     assert joined
     for tensor in joined:
         parts = [curves[part] for part in model.parts(tensor.name)]
-        assert tensor.curve.signal == pytest.approx(sum(part.signal for part in parts), rel=1e-4)
+        # Nearly the same: the importance of the columns is one for the rows of all parts.
+        assert tensor.curve.signal == pytest.approx(sum(part.signal for part in parts), rel=2e-2)
         for at, point in enumerate(tensor.curve.points):
-            assert point.loss == pytest.approx(sum(part.points[at].loss for part in parts), rel=1e-4)
+            assert point.loss == pytest.approx(sum(part.points[at].loss for part in parts), rel=2e-2)
 
 
 @pytest.mark.parametrize("name", slow_but_for(["llama_bias"], FUSED))
