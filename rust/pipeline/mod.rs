@@ -19,6 +19,7 @@ mod resume;
 mod saved;
 mod sensitivity;
 mod verify;
+mod vocabulary;
 mod weights;
 mod write;
 
@@ -38,6 +39,7 @@ pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{FinishRequest, OutputRequest, QuantizeReport, QuantizeRequest, check_output, finish, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
+pub use vocabulary::{Vocabulary, VocabularyRequest, vocabulary};
 pub use weights::{Weights, weights};
 
 use crate::budget::{bytes, size};

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramrs.errors import CheckpointError, ConfigError
+from ramrs.evaluation import gguf_tokenizer
 from ramrs.options import PathLike
 
 __all__ = ["json_object", "read", "tokenizer"]
@@ -46,7 +47,8 @@ def _encoded(reference: Path, text: Path) -> NDArray[np.int64]:
         raise ConfigError(message, slug="bad-option", path=str(text)) from fault
     encoder = tokenizer(reference)
     if encoder is None:
-        message = f"{reference}: no tokenizer.json"
+        what = "no tokenizer.json" if reference.is_dir() else "no tokenizer in its key-values"
+        message = f"{reference}: {what}"
         hint = "give token ids with ⟨tokens=FILE.npy⟩"
         raise CheckpointError(message, slug="no-tokenizer", hint=hint, path=str(reference / "tokenizer.json"))
     return np.asarray(encoder.encode(content, add_special_tokens=False).ids, dtype=np.int64)
@@ -54,15 +56,15 @@ def _encoded(reference: Path, text: Path) -> NDArray[np.int64]:
 
 def tokenizer(reference: Path) -> Any | None:  # noqa: ANN401
     """Return the tokenizer of a model, if it has one."""
-    path = reference / "tokenizer.json"
-    if not path.exists():
-        return None
     try:
         from tokenizers import Tokenizer
     except ImportError as fault:
         raise ConfigError(
             f"⟨text⟩ needs a tokenizer: {fault}", slug="no-tokenizers", hint="pip install 'ramrs[text]'"
         ) from fault
+    path = reference / "tokenizer.json"
+    if not path.exists():
+        return gguf_tokenizer.of_model(reference)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as fault:  # tokenizers raises nothing narrower
