@@ -8,8 +8,8 @@ needs torch 2.13, transformers 5.23, sentencepiece 0.2 and numpy; no part of ram
 
 For each model it writes NAME.json: how the model was made, every tensor in the order of the file, with its type, its
 shape (rows last but one, as in safetensors) and the SHA-256 of its bytes, and all keys. Arrays of the tokenizer are
-given by their type and length alone. NAME.header.gguf is what `--vocab-only` writes: all keys, no tensor. Of some models
-NAME.fused.json is what `--fuse-qkv` makes.
+given by their type and length alone. NAME.header.gguf is what `--vocab-only` writes: all keys, no tensor. Of some
+models NAME.fused.json is what `--fuse-qkv` makes.
 
 The converter knows tokenizers by a digest. It is made to take that of the tests, of which it says `default`.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ramrs
-from fixtures.gguf import CASES, header
+from fixtures.gguf import CASES, FUSED, QKV, header, write_fused
 from ramrs._core import logits
 from runtimes.running import TOKENS, consume, difference, environment
 
@@ -21,11 +21,23 @@ ROUNDED = 0.1
 """The same with the kernels for quantized weights, which round activations to 8 bits. Not of mixtures: tokens of these
 random models go to other experts."""
 
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss_bf16")
+MIXTURES = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen2_moe.fused",
+    "qwen3_moe",
+    "olmoe",
+    "gpt_oss",
+    "gpt_oss_bf16",
+    "gpt_oss_bf16.fused",
+)
 
 BUDGETS = (3.5, 5.5)
+LEAST = {"gpt_oss": 4.8}
+"""Budgets below which there is no type: rows of 128."""
 
 RUN = [name for name in CASES if CASES[name].runs and CASES[name].changes.get("hidden_size")]
+RUN += ["gpt_oss", *(f"{name}.fused" for name in FUSED)]
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +53,19 @@ def outputs(tmp_path_factory):
     """All outputs by family and budget."""
     made, folder = {}, tmp_path_factory.mktemp("outputs")
     for name in RUN:
-        source = CASES[name].write(folder / name)
-        settings = {"format": "gguf", "header": header(name)}
+        case = name.removesuffix(".fused")
+        source = CASES[case].write(folder / name)
+        settings = {"format": "gguf", "header": header(case)}
+        if case != name:
+            plain = folder / f"{case}-plain.gguf"
+            ramrs.quantize(source, plain, budget=33, sensitivity="weights", **settings)
+            source, settings = write_fused(plain, folder / f"{name}-plain.gguf", QKV), {}
         analysis = ramrs.analyze(source, **settings)
         for budget in BUDGETS:
             output = folder / f"{name}-{budget}.gguf"
             # Random models are chaotic: a fine one would be taken for another.
-            ramrs.quantize(source, output, analysis=analysis, budget=budget, check=False, **settings)
+            bits = max(budget, LEAST.get(name, 0))
+            ramrs.quantize(source, output, analysis=analysis, budget=bits, check=False, **settings)
             made[name, budget] = output
     return made
 
