@@ -215,6 +215,7 @@ impl Stated<'_> {
             ("factor", "rope.scaling.factor"),
             ("beta_fast", "rope.scaling.yarn_beta_fast"),
             ("beta_slow", "rope.scaling.yarn_beta_slow"),
+            ("attention_factor", "rope.scaling.yarn_attn_factor"),
         ];
         for (key, own) in keys {
             if let Some(number) = self.number(own) {
