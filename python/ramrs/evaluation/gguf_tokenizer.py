@@ -18,10 +18,10 @@ from ramrs.errors import CheckpointError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Vocabulary", "of_model"]
+__all__ = ["NORMAL", "Vocabulary", "of_model"]
 
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
-"""Kinds of tokens. Those of kind 1 are normal, of kind 6 bytes."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+"""Kinds of tokens. Those of kind 6 are bytes."""
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ramrs._core import logits
+from ramrs._core import call, logits
 from ramrs.errors import CheckpointError, ConfigError
+from ramrs.evaluation.gguf_tokenizer import NORMAL, Vocabulary
 from ramrs.types import RuntimeCheck
 
 if TYPE_CHECKING:
@@ -153,9 +154,15 @@ def _format(output: Path) -> str | None:
 
 
 def _tokens(output: Path) -> list[int]:
-    """Return a text of tokens that the model has: of a GGUF the first ones, which every vocabulary has."""
-    if output.suffix == ".gguf":
-        return [(7919 * at + 13) % 128 for at in range(TOKENS)]
+    """Return a text of tokens that the model has.
+
+    Of a GGUF they are normal ones. With those that stand for no text, which a model has hardly seen, numbers become so
+    large that rounded activations change logits by a quarter of their range (Gemma 3).
+    """
+    if _format(output) == "gguf":
+        kinds = call("vocabulary", {"model": str(output)}, Vocabulary).types
+        normal = [at for at, kind in enumerate(kinds) if kind == NORMAL] or list(range(128))
+        return [normal[(7919 * at + 13) % len(normal)] for at in range(TOKENS)]
     config = json.loads((output / "config.json").read_bytes())
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     vocabulary = next((size for block in (inner, config) if isinstance(size := block.get("vocab_size"), int)), 128)

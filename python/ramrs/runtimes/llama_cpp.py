@@ -19,8 +19,12 @@ FORMAT = "gguf"
 MODULES = ("llama_cpp_py_sync._cffi_bindings",)
 PACKAGES = "llama-cpp-py-sync"
 
-BOUND = 5e-2
-"""The largest difference of logits, as a share of their range: kernels for quantized weights round activations, too."""
+BOUND = 0.15
+"""The largest difference of logits, as a share of their range: kernels for quantized weights round activations, too.
+
+Measured on 32 tokens, the most of outputs at three sizes: SmolLM2-135M 0.029, Gemma-3-270M 0.087. Of SmolLM2 with
+rows of queries in the wrong order in all layers it is 0.82, and in the first layer alone 0.26.
+"""
 
 ERROR = 4
 """The level of the library's log that says why it gave up."""
