@@ -5,10 +5,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::directory::{Directory, holds_gguf};
 use crate::dtype::Float;
 use crate::error::Error;
 
-use crate::tests::support::{made, safetensors};
+use crate::tests::support::{self, made, safetensors};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -237,4 +238,22 @@ fn other_files_are_listed_and_hidden_ones_are_not() {
     }
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(checkpoint.other_files, [Path::new("sub/x.txt"), Path::new("tokenizer.json")]);
+}
+
+#[test]
+fn headers_that_were_read_to_find_gguf_files_are_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = [1, 2, 3].map(|at| format!("split-0000{at}-of-00003.gguf"));
+    for name in &names {
+        fs::copy(support::data("gguf_files").join(name), dir.path().join(name)).unwrap();
+    }
+    assert!(holds_gguf(dir.path()) && holds_gguf(&dir.path().join(&names[0])));
+    let found = Directory::open(dir.path()).unwrap();
+    assert!(found.shards.iter().map(|(name, _)| name).eq(&names));
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    let lengths = opened.shards.iter().map(|shard| (shard.bytes, shard.header_sha256.clone()));
+    assert!(found.headers.iter().map(|(bytes, header)| (*bytes, header.sha256.clone())).eq(lengths));
+    fs::write(dir.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    assert!(!holds_gguf(dir.path()));
+    assert!(Directory::open(dir.path()).unwrap().headers.is_empty());
 }
