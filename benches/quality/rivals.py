@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gptq
-import hqq
+import half_quadratic
 import numpy as np
 import ramrs
 import sinq
@@ -81,7 +81,7 @@ class Rivals:
         """Put what SINQ or HQQ decode to into the uniform checkpoint."""
         out = self._uniform("uniform", size)
         model, sources = self._load(out), linears(self._load(self._model))
-        dequantized = sinq.dequantized if name == "sinq" else hqq.dequantized
+        dequantized = sinq.dequantized if name == "sinq" else half_quadratic.dequantized
         more = 0
         for at, layer in linears(model).items():
             weight = sources[at]._weight
