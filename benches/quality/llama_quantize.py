@@ -164,7 +164,8 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
     source, *others = options.files
     windows = windows_of(options)
     count = weights_in(source)
-    print(f"{source.name}: {count:,} weights; {len(windows)} windows of {len(windows[0])} tokens\n")
+    size = source.stat().st_size
+    print(f"{source.name}: {size:,} bytes, {count:,} weights; {len(windows)} windows of {len(windows[0])} tokens\n")
     reference = None
     for at, logits in enumerate(batches(source, windows, options.threads)):
         if reference is None:
@@ -181,7 +182,6 @@ def run(options: argparse.Namespace, scratch: Path) -> None:
         cells = [name, f"{found.size:,}", f"{bits:.3f}", f"{found.kl:.5f}", f"{found.error:.5f}", f"{found.same:.4f}"]
         print("| " + " | ".join([*cells, took]) + " |", flush=True)
 
-    row(source.name, source, None)
     for path in others:
         row(path.name, path, None)
     imatrices: dict[str, dict[str, npt.NDArray[np.float32]]] = {"": {}}
