@@ -32,7 +32,7 @@ from ramrs.runtimes.llama_cpp import opened
 TYPES = ("Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M")
 
 ROWS = 64
-"""Logits of so many tokens are in float64 at a time."""
+"""Logits of so many tokens are compared at a time."""
 
 
 @contextmanager
@@ -112,9 +112,15 @@ def windows_of(options: argparse.Namespace) -> list[list[int]]:
     return [before + [int(token) for token in given[at : at + step]] for at in starts]
 
 
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+def divergence(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the KL divergence of each row of logits. In float32 the differences are exact enough, the sums are not."""
+    expected = expected - expected.max(-1, keepdims=True)
+    found = found - found.max(-1, keepdims=True)
+    shares = np.exp(expected)
+    total = shares.sum(-1, dtype=np.float64)
+    shares *= expected - found
+    mean = shares.sum(-1, dtype=np.float64) / total
+    return mean + np.log(np.exp(found, out=found).sum(-1, dtype=np.float64) / total)
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,8 @@ def measure(path: Path, reference: np.memmap, windows: list[list[int]], threads:
         rows = []
         for start in range(0, len(logits), ROWS):
             here = slice(start, start + ROWS)
-            expected, found = log_softmax(reference[at][here]), log_softmax(logits[here])
-            rows.append((np.exp(expected) * (expected - found)).sum(-1))
-            same.append(expected.argmax(-1) == found.argmax(-1))
+            rows.append(divergence(reference[at][here], logits[here]))
+            same.append(reference[at][here].argmax(-1) == logits[here].argmax(-1))
         divergences.append(np.concatenate(rows).mean())
     spread = np.std(divergences, ddof=1) / len(divergences) ** 0.5 if len(divergences) > 1 else float("nan")
     agreed = float(np.concatenate(same).mean())
