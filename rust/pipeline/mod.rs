@@ -39,7 +39,7 @@ pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{FinishRequest, OutputRequest, QuantizeReport, QuantizeRequest, check_output, finish, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
-pub use vocabulary::{Vocabulary, VocabularyRequest, vocabulary};
+pub use vocabulary::{GgufTokenizer, GgufTokenizerRequest, vocabulary};
 pub use weights::{Weights, weights};
 
 use crate::budget::{bytes, size};

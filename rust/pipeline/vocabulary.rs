@@ -11,14 +11,14 @@ use crate::error::Result;
 /// A request for the tokenizer in a model.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct VocabularyRequest {
+pub struct GgufTokenizerRequest {
     /// Path of the model.
     pub model: PathBuf,
 }
 
 /// A tokenizer: the values of `tokenizer.ggml.*`. Lists are empty where a file has none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Vocabulary {
+pub struct GgufTokenizer {
     /// Kind of the tokenizer: `gpt2`, `llama`.
     pub model: Option<String>,
     /// Name of the rule that splits texts into words.
@@ -45,7 +45,7 @@ pub struct Vocabulary {
 ///
 /// # Errors
 /// Those of opening the model.
-pub fn vocabulary(request: &VocabularyRequest) -> Result<Vocabulary> {
+pub fn vocabulary(request: &GgufTokenizerRequest) -> Result<GgufTokenizer> {
     let checkpoint = Checkpoint::open(&request.model)?;
     let get = |key: &str| checkpoint.key_values.get(&format!("tokenizer.ggml.{key}"));
     let text = |key: &str| get(key).and_then(ValueRef::text).map(str::to_owned);
@@ -53,7 +53,7 @@ pub fn vocabulary(request: &VocabularyRequest) -> Result<Vocabulary> {
         get(key).and_then(ValueRef::texts).unwrap_or_default().into_iter().map(str::to_owned).collect()
     };
     let flag = |key: &str| get(key).and_then(ValueRef::boolean);
-    Ok(Vocabulary {
+    Ok(GgufTokenizer {
         model: text("model"),
         pre: text("pre"),
         tokens: texts("tokens"),

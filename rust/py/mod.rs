@@ -16,8 +16,9 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Kind, Result};
 use crate::option::OptionName;
 use crate::pipeline::{
-    self, AnalysisRequest, AnalyzeRequest, CheckRequest, ConfigRequest, EvalRequest, FinishRequest, LogitsRequest,
-    OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest, SameElementsRequest, VerifyRequest, VocabularyRequest,
+    self, AnalysisRequest, AnalyzeRequest, CheckRequest, ConfigRequest, EvalRequest, FinishRequest,
+    GgufTokenizerRequest, LogitsRequest, OutputRequest, PlanRequest, ProbeRequest, QuantizeRequest,
+    SameElementsRequest, VerifyRequest,
 };
 use crate::progress::Progress;
 
@@ -99,7 +100,7 @@ fn call<'py>(
         "same_elements" => {
             run(py, request, progress, |request: &SameElementsRequest, _| pipeline::same_elements(request))
         }
-        "vocabulary" => run(py, request, progress, |request: &VocabularyRequest, _| pipeline::vocabulary(request)),
+        "vocabulary" => run(py, request, progress, |request: &GgufTokenizerRequest, _| pipeline::vocabulary(request)),
         "eval" => run(py, request, progress, |request: &EvalRequest, watch| pipeline::eval(request, watch)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
         _ => Err(PyValueError::new_err(format!("unknown verb `{verb}`"))),

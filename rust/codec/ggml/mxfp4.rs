@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn codes_of_a_release_are_put_in_the_order_of_blocks() {
-        let codes: Vec<u8> = (0..64).map(|at| at * 7 % 16).collect();
+        let codes: Vec<u8> = (0..64_u8).map(|at| at.wrapping_mul(7) % 16).collect();
         let bytes: Vec<u8> = codes.chunks(2).map(|pair| pair[0] | pair[1] << 4).collect();
         let mut out = Vec::new();
         Mxfp4Block::repack(PassedRows { rows: 1, codes: &bytes, scales: &[120, 255] }, &mut out);
