@@ -10,7 +10,7 @@ use crate::pool::lock;
 
 /// Bytes of a stored tensor that are not what its source is encoded to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Difference {
+pub(crate) struct ByteDifference {
     /// Name of the stored tensor.
     pub tensor: String,
     /// The first byte that differs, from the beginning of the tensor.
@@ -23,12 +23,12 @@ pub(crate) struct Difference {
 
 /// The differences that were found, in any order.
 #[derive(Debug, Default)]
-pub(crate) struct Differences(Mutex<Vec<Difference>>);
+pub(crate) struct Differences(Mutex<Vec<ByteDifference>>);
 
 impl Differences {
     /// The first difference of each tensor.
     #[must_use]
-    pub(crate) fn first_of_each(self) -> Vec<Difference> {
+    pub(crate) fn first_of_each(self) -> Vec<ByteDifference> {
         let mut all = std::mem::take(&mut *lock(&self.0));
         all.sort();
         all.dedup_by(|next, first| next.tensor == first.tensor);
@@ -52,7 +52,7 @@ impl Differences {
         let stored = buffer.get(rebuilt.len());
         read_at(file, path, stored, location.offset + offset)?;
         if let Some(at) = stored.iter().zip(rebuilt).position(|(stored, rebuilt)| stored != rebuilt) {
-            lock(&self.0).push(Difference {
+            lock(&self.0).push(ByteDifference {
                 tensor: job.parts[part].name.clone(),
                 offset: offset + at as u64,
                 stored_sha256: Digest::of(stored),

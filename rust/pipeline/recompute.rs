@@ -17,7 +17,7 @@ use crate::format::OutputModel;
 use crate::job::conversion::Conversion;
 use crate::job::encode::{Selection, Writer, encode};
 use crate::job::read_back::Problem;
-use crate::job::rebuild::{Difference, Differences};
+use crate::job::rebuild::{ByteDifference, Differences};
 use crate::job::side_files;
 use crate::job::stored::stored;
 use crate::job::unit_journal::KnownUnits;
@@ -98,7 +98,7 @@ pub(super) fn recompute(
     drop(writer);
     let file_of: BTreeMap<&str, &str> =
         manifest.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.file.as_str())).collect();
-    for Difference { tensor, offset, stored_sha256, rebuilt_sha256 } in differences.first_of_each() {
+    for ByteDifference { tensor, offset, stored_sha256, rebuilt_sha256 } in differences.first_of_each() {
         let file = file_of.get(tensor.as_str()).copied().unwrap_or_default();
         let what = format!(
             "differs from what the source is encoded to, from byte {offset} on: the stored piece has SHA-256 {stored_sha256}, \
