@@ -75,7 +75,9 @@ fn blocks(criterion: &mut Criterion) {
     for (name, effort) in [("encode blocks fast", Effort::Fast), ("encode blocks normal", Effort::Normal)] {
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Bytes(BYTES as u64));
-        for scheme in ["q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"] {
+        let codebooks = ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"];
+        let others = ["q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"];
+        for scheme in others.into_iter().chain(codebooks) {
             let scheme: Scheme = scheme.parse().expect("a scheme");
             for isa in Isa::available() {
                 let (mut scratch, mut parts) = (Scratch::default(), [Vec::new()]);

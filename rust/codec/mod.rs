@@ -48,6 +48,12 @@ pub(crate) const CODECS: &[&dyn Codec] = &[
     &ggml::q6_k::Q6K,
     &ggml::iq4_xs::Iq4Xs,
     &ggml::mxfp4::Mxfp4Block,
+    &ggml::iq3_s::Iq3S,
+    &ggml::iq3_xxs::Iq3Xxs,
+    &ggml::iq2_s::Iq2S,
+    &ggml::iq2_xs::Iq2Xs,
+    &ggml::iq2_xxs::Iq2Xxs,
+    &ggml::nvfp4::Nvfp4Block,
     #[cfg(test)]
     &crate::tests::toy::codec::ToyCodec,
 ];

@@ -14,7 +14,7 @@ use crate::simd::vector::{BAND_ROWS, Column, Simd};
 /// How the scale of a group is stored: a code of one byte.
 ///
 /// Larger codes are larger scales.
-pub(super) trait GroupScale {
+pub(in crate::codec) trait GroupScale {
     /// The codes that the encoder uses. Their scales are positive.
     const CODES: std::ops::RangeInclusive<u8>;
 
@@ -114,16 +114,16 @@ fn errors<W: Batch, const G: usize>(magnitudes: &[Column; G], k: &[f32; G], scal
 }
 
 /// The codes and scales of the rows of a band, one of each a byte. They hold [`BAND_ROWS`] rows.
-pub(super) struct EncodedGroups<'a> {
-    pub(super) codes: &'a mut [u8],
-    pub(super) scales: &'a mut [u8],
+pub(in crate::codec) struct EncodedGroups<'a> {
+    pub(in crate::codec) codes: &'a mut [u8],
+    pub(in crate::codec) scales: &'a mut [u8],
 }
 
 /// Encodes a band, and returns the errors of its rows. Writes codes and scales to `out`, if any.
 ///
 /// `k` weighs the columns; none may be negative.
 #[inline(always)]
-pub(super) fn encode<W: Batch, S: GroupScale, const G: usize>(
+pub(in crate::codec) fn encode<W: Batch, S: GroupScale, const G: usize>(
     band: &[Column],
     k: &[f32],
     effort: Effort,

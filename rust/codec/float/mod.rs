@@ -13,7 +13,7 @@
 //! It is among the scales of `normal`, which is therefore never worse.
 
 pub(crate) mod fp8;
-mod groups;
+pub(super) mod groups;
 mod minifloat;
 pub(crate) mod mxfp4;
 pub(crate) mod nvfp4;

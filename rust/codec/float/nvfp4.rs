@@ -26,12 +26,12 @@ const GROUP: usize = 16;
 /// bands are encoded before the other weights are known. With 256, groups whose largest magnitude lies between 4 · 10⁻⁴ and
 /// 10.5 have scales that are normal in E4M3. Larger weights are clipped, and smaller ones have coarser scales; the measured
 /// errors include both.
-const GLOBAL_SCALE: f32 = 256.0;
+const GLOBAL_SCALE: u32 = 256;
 
-/// Scales of type E4M3, divided by the global scale.
-struct GlobalE4m3;
+/// Scales of type E4M3, divided by `BY`.
+pub(in crate::codec) struct E4m3Scale<const BY: u32>;
 
-impl GroupScale for GlobalE4m3 {
+impl<const BY: u32> GroupScale for E4m3Scale<BY> {
     /// All positive numbers: the next code is NaN.
     const CODES: std::ops::RangeInclusive<u8> = 1..=0x7e;
 
@@ -42,7 +42,7 @@ impl GroupScale for GlobalE4m3 {
     /// The largest magnitude becomes 6.
     #[inline(always)]
     fn rule<V: Simd>(largest: V) -> [u8; BAND_ROWS] {
-        let scale = largest.div(V::splat(6.0)).mul(V::splat(GLOBAL_SCALE));
+        let scale = largest.div(V::splat(6.0)).mul(V::splat(BY as f32));
         E4M3.codes(E4M3.round(scale), [0.0; BAND_ROWS])
     }
 
@@ -50,7 +50,7 @@ impl GroupScale for GlobalE4m3 {
     fn scale(code: u8) -> f32 {
         // Exponent and mantissa are those of an `f32`, except for the bias of the exponent.
         const OF_BITS: f32 = f32::from_bits((127 + 127 - 7) << 23);
-        f32::from_bits(u32::from(code) << 20) * (OF_BITS / GLOBAL_SCALE)
+        f32::from_bits(u32::from(code) << 20) * (OF_BITS / BY as f32)
     }
 }
 
@@ -58,7 +58,7 @@ kernel! {
     fn encode_nvfp4<V: Simd in W: Batch>(
         band: &[Column], k: &[f32], effort: Effort, out: Option<EncodedGroups<'_>>,
     ) -> [RowError; BAND_ROWS] {
-        groups::encode::<W, GlobalE4m3, GROUP>(band, k, effort, out)
+        groups::encode::<W, E4m3Scale<GLOBAL_SCALE>, GROUP>(band, k, effort, out)
     }
 }
 
@@ -101,7 +101,7 @@ impl Codec for Nvfp4 {
     }
 
     fn fixed(&self, _scheme: Scheme, _matrix: Matrix, _part: &str) -> Vec<u8> {
-        GLOBAL_SCALE.to_le_bytes().to_vec()
+        (GLOBAL_SCALE as f32).to_le_bytes().to_vec()
     }
 
     fn decode(&self, _scheme: Scheme, _of: Rows, parts: &[&[u8]], out: &mut [f32]) {

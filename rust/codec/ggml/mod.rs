@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `q4_0` `q4_1` `q5_0` `q5_1` `q8_0` `iq4_nl` | blocks of 32 codes with a scale, and some a minimum |
 //! | `q2_k` `q3_k` `q4_k` `q5_k` `q6_k` `iq4_xs` | blocks of 256 codes in groups whose scales and minima are multiples of two numbers |
-//! | `mxfp4` | E2M1 codes with a scale that is a power of two |
+//! | `iq2_xxs` `iq2_xs` `iq2_s` `iq3_xxs` `iq3_s` | blocks of 256 weights, 4 or 8 at a time coded by a vector of a codebook |
+//! | [`codebook`] | the codebooks, and the encoder of these types |
+//! | `mxfp4` `nvfp4` | E2M1 codes with a scale that is a power of two, or E4M3 |
 //! | [`block`] [`linear`] | what a type says of itself, and to the encoder |
 //! | [`levels`] | the numbers that codes stand for |
 //! | [`rule`] | the encoder of ggml, for `fast` |
@@ -20,12 +22,19 @@
 
 mod bits;
 mod block;
+mod codebook;
 mod encode;
+pub(super) mod iq2_s;
+pub(super) mod iq2_xs;
+pub(super) mod iq2_xxs;
+pub(super) mod iq3_s;
+pub(super) mod iq3_xxs;
 pub(super) mod iq4_nl;
 pub(super) mod iq4_xs;
 mod levels;
 mod linear;
 pub(super) mod mxfp4;
+pub(super) mod nvfp4;
 pub(super) mod q2_k;
 pub(super) mod q3_k;
 pub(super) mod q4_0;

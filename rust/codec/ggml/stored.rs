@@ -38,7 +38,7 @@ pub(super) fn to_f16<V: Simd>(of: V) -> V {
 
 /// `1 / of`, and 0 for 0.
 #[inline(always)]
-fn reciprocal<V: Simd>(of: V) -> V {
+pub(super) fn reciprocal<V: Simd>(of: V) -> V {
     let zero = V::splat(0.0);
     V::splat(1.0).div(of).select(zero.lt(of.abs()), zero)
 }
