@@ -48,6 +48,25 @@ def packages(tmp_path_factory):
     return folder
 
 
+OF_GPUS = ("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "gguf-nvfp4")
+"""Types that only `--target cuda` and `metal` choose. CPUs compute with them, too."""
+
+
+@pytest.fixture(scope="module")
+def of_one_type(tmp_path_factory):
+    """An output of one type, by the type, and one of many."""
+    folder = tmp_path_factory.mktemp("types")
+    source = CASES["llama"].write(folder / "llama")
+    settings = {"format": "gguf", "header": header("llama"), "target": "cuda", "check": False}
+    made = {}
+    for scheme in OF_GPUS:
+        made[scheme] = folder / f"{scheme}.gguf"
+        ramrs.quantize(source, made[scheme], tensor={".*": scheme}, budget=8, **settings)
+    made["mixed"] = folder / "mixed.gguf"
+    ramrs.quantize(source, made["mixed"], budget=3.0, **settings)
+    return made
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """All outputs by family and budget."""
@@ -90,6 +109,16 @@ def test_llama_cpp_computes_what_ramrs_does(name, budget, outputs, outcomes):
         assert outcome.loaded, outcome.words
         if dtype == "float32" or name not in MIXTURES:
             assert difference(expected, outcome.values) <= bound, dtype
+
+
+def test_llama_cpp_computes_with_types_for_gpus_what_ramrs_does(of_one_type, packages, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    for dtype, bound in (("float32", BOUND), ("stored", ROUNDED)):
+        outcomes = consume("llama-cpp", of_one_type, tmp_path / dtype, dtype=dtype)
+        for scheme, outcome in outcomes.items():
+            assert outcome.loaded, (scheme, outcome.words)
+            expected = logits(of_one_type[scheme], [TOKENS])
+            assert difference(expected, outcome.values) <= bound, (scheme, dtype)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

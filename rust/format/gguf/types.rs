@@ -6,7 +6,7 @@ use crate::dtype::Dtype;
 /// Where llama.cpp runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Backend {
-    /// Anywhere: types that every backend has code for.
+    /// Anywhere: types that every backend has fast code for.
     #[default]
     Any,
     Cpu,
@@ -31,13 +31,16 @@ impl Backend {
         match self {
             // The types whose blocks are rearranged for products of many tokens.
             Self::Cpu => CPU.contains(&dtype),
-            Self::Any | Self::Cuda | Self::Metal => EVERYWHERE.contains(&dtype),
+            Self::Any => EVERYWHERE.contains(&dtype),
+            Self::Metal => EVERYWHERE.contains(&dtype) || CODEBOOKS.contains(&dtype),
+            Self::Cuda => EVERYWHERE.contains(&dtype) || CODEBOOKS.contains(&dtype) || dtype == Dtype::NVFP4,
         }
     }
 
     /// The schemes of the backend, by increasing bytes.
     pub(super) fn schemes(self) -> Vec<Scheme> {
-        let mut types: Vec<Dtype> = EVERYWHERE.into_iter().filter(|dtype| self.has(*dtype)).collect();
+        let all = EVERYWHERE.into_iter().chain(CODEBOOKS).chain([Dtype::NVFP4]);
+        let mut types: Vec<Dtype> = all.filter(|dtype| self.has(*dtype)).collect();
         types.sort_by(|one, other| bits(*one).total_cmp(&bits(*other)));
         types.into_iter().filter_map(Scheme::of_blocks).collect()
     }
@@ -65,6 +68,9 @@ const EVERYWHERE: [Dtype; 13] = [
     Dtype::Q8_0,
 ];
 
+/// The types that every backend has code for, but CPUs are slow at: they look vectors up in a codebook.
+const CODEBOOKS: [Dtype; 5] = [Dtype::IQ2_XXS, Dtype::IQ2_XS, Dtype::IQ2_S, Dtype::IQ3_XXS, Dtype::IQ3_S];
+
 const CPU: [Dtype; 8] =
     [Dtype::Q2_K, Dtype::MXFP4, Dtype::Q4_K, Dtype::Q4_0, Dtype::IQ4_NL, Dtype::Q5_K, Dtype::Q6_K, Dtype::Q8_0];
 
@@ -83,7 +89,12 @@ pub(super) fn file_type(dtype: Dtype) -> u32 {
         Dtype::Q4_K => 15,
         Dtype::Q5_K => 17,
         Dtype::Q6_K => 18,
+        Dtype::IQ2_XXS => 19,
+        Dtype::IQ2_XS => 20,
+        Dtype::IQ3_XXS => 23,
         Dtype::IQ4_NL => 25,
+        Dtype::IQ3_S => 26,
+        Dtype::IQ2_S => 28,
         Dtype::IQ4_XS => 30,
         Dtype::BF16 => 32,
         Dtype::MXFP4 => 38,

@@ -202,6 +202,10 @@ def test_a_backend_has_its_own_types(plain, tmp_path):
         "q8_0",
         "gguf-mxfp4",
     }
+    for target, least in (("cuda", 2.2), ("metal", 3.0)):
+        plan = ramrs.plan(plain, target=target, budget=least, **OPTIONS)
+        schemes = {tensor.scheme for tensor in plan.tensors}
+        assert any(scheme.startswith(("iq2_", "iq3_")) for scheme in schemes), (target, schemes)
     with pytest.raises(ramrs.ConfigError, match="not one of: any, cpu, cuda, metal"):
         ramrs.plan(plain, target="tpu", budget=5.0, **OPTIONS)
 
@@ -211,6 +215,24 @@ def test_one_type_for_all_is_written(plain, tmp_path):
     types = types_of(tmp_path / "out.gguf")
     assert {kind for name, kind in types.items() if "norm" not in name} == {"q4_k"}
     assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.file_type"].contents() == 15
+
+
+NEW = {"iq3_s": 26, "iq3_xxs": 23, "iq2_s": 28, "iq2_xs": 20, "iq2_xxs": 19, "gguf-nvfp4": 39}
+"""Types for GPUs, and `general.file_type` of a file of them."""
+
+
+@pytest.mark.parametrize("scheme", NEW)
+def test_types_for_gpus_decode_as_the_gguf_package_decodes_them(scheme, plain, tmp_path):
+    output = tmp_path / "out.gguf"
+    ramrs.quantize(plain, output, tensor={".*": scheme}, target="cuda", budget=8, **OPTIONS)
+    assert ramrs.verify(output, source=plain).ok
+    reader = gguf.GGUFReader(output)
+    assert reader.fields["general.file_type"].contents() == NEW[scheme]
+    quantized = [tensor for tensor in reader.tensors if tensor.tensor_type.name.lower() == scheme.removeprefix("gguf-")]
+    assert len(quantized) > 2
+    for tensor in quantized:
+        expected = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(ramrs.weights(output, tensor.name), expected), tensor.name
 
 
 def test_a_source_in_8_bits_is_read_with_a_warning_and_others_are_refused(plain, quantized, tmp_path, caplog):
