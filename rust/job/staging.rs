@@ -430,11 +430,29 @@ fn names_in(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-/// Replaces a file atomically: writes and flushes a temporary file, then renames it.
+/// Whether `path` is there and neither a file nor a directory: a device or a pipe, which a rename would destroy.
+#[must_use]
+pub(crate) fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
+/// What `path` stands for, if it is a symbolic link, perhaps to a file that is not there yet.
+#[must_use]
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    let linked = || fs::read_link(path).ok().map(|to| path.parent().unwrap_or(Path::new("")).join(to));
+    path.canonicalize().ok().or_else(linked).unwrap_or_else(|| path.to_owned())
+}
+
+/// Replaces a file atomically: writes and flushes a temporary file, then renames it. A symbolic link stays one. A device or a
+/// pipe is written to.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    if is_special(path) {
+        return fs::write(path, content).map_err(Error::io("writing", path));
+    }
+    let path = &resolved(path);
     let (_, partial) = partial_path(path)?;
     let written = fs::write(&partial, content)
         .and_then(|()| File::open(&partial)?.sync_all())
@@ -685,6 +703,21 @@ mod tests {
             all.sort_unstable();
             assert_eq!(listed(dir.path()), all, "after {moved} renames");
         }
+    }
+
+    #[test]
+    fn replacing_leaves_devices_and_links_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for content in [b"one".as_slice(), b"two"] {
+            replace(&link, content).unwrap();
+            replace(Path::new("/dev/null"), content).unwrap();
+            assert_eq!(fs::read(&file).unwrap_or_default(), content);
+        }
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(is_special(Path::new("/dev/null")) && !is_special(&file) && !is_special(dir.path()));
+        assert_eq!(listed(dir.path()), ["file", "link"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::checkpoint::stream::Pass;
 use crate::codec::{Encoder, Scheme};
 use crate::error::Result;
 use crate::job::conversion::{Conversion, OutputTensor};
-use crate::job::staging::{Existing, Staging, check_place};
+use crate::job::staging::{Existing, Staging, check_place, is_special, replace, resolved};
 use crate::journal::Journal;
 use crate::math::round2;
 use crate::progress::{Progress, Stage};
@@ -39,6 +39,13 @@ pub fn analyze(request: &AnalyzeRequest, progress: &Progress) -> Result<Analysis
     let Some(output) = &request.output else { return analysis(&request.model, progress) };
     let request = &request.model;
     check_place(output)?;
+    if is_special(output) {
+        let analysis = analysis(request, progress)?;
+        replace(output, text(&analysis)?.as_bytes())?;
+        return Ok(analysis);
+    }
+    // A symbolic link stays one: what it stands for is replaced.
+    let output = &resolved(output);
     let (conversion, engine) = opened(request, progress)?;
     let pass = engine.pass(&conversion.checkpoint, progress);
     let identity = resume::identity(&QuantizeRequest::default(), request, &conversion)?;
