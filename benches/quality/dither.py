@@ -15,8 +15,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from models import bfloat16, write
 from safetensors import deserialize
+
+from models import bfloat16, write
 
 GROUP = 32
 """Weights of a row, one after another, whose noise has one variance."""

@@ -1,4 +1,4 @@
-//! `IQ2_S`: 256 weights in groups of 16, eight at a time coded by one of 1,024 vectors. See [`codebook`](super::codebook).
+//! `IQ2_S`: 256 weights in groups of 16, eight at a time coded by one of 1,024 vectors. See [`super::codebook`].
 //!
 //! | byte | what |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! `IQ2_XXS`: 256 weights in groups of 32, eight at a time coded by one of 256 vectors. See [`codebook`](super::codebook).
+//! `IQ2_XXS`: 256 weights in groups of 32, eight at a time coded by one of 256 vectors. See [`super::codebook`].
 //!
 //! | byte | what |
 //! |---|---|

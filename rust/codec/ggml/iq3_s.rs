@@ -1,4 +1,4 @@
-//! `IQ3_S`: 256 weights in groups of 32, four at a time coded by one of 512 vectors. See [`codebook`](super::codebook).
+//! `IQ3_S`: 256 weights in groups of 32, four at a time coded by one of 512 vectors. See [`super::codebook`].
 //!
 //! | byte | what |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! `IQ3_XXS`: 256 weights in groups of 32, four at a time coded by one of 256 vectors. See [`codebook`](super::codebook).
+//! `IQ3_XXS`: 256 weights in groups of 32, four at a time coded by one of 256 vectors. See [`super::codebook`].
 //!
 //! | byte | what |
 //! |---|---|

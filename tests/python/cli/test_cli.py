@@ -387,6 +387,7 @@ def test_every_option_of_the_api_is_one_of_the_command_line():
         "probe": options.ProbeOptions,
         "plan": options.PlanOptions,
         "quantize": options.QuantizeOptions,
+        "finish": options.FinishOptions,
         "verify": options.VerifyOptions,
         "eval": options.EvalOptions,
     }

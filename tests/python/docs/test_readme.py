@@ -44,12 +44,12 @@ def clone(tmp_path):
 def test_the_readme_is_short_and_begins_with_two_commands_that_do_the_set_up():
     assert 80 <= len(README.splitlines()) <= 100
     assert commands(README)[:2] == [["make", "example"], ["make", "test"]]
-    assert len((DOCS / "glossary.md").read_text(encoding="utf-8").splitlines()) <= 40
+    assert len((DOCS / "glossary.md").read_text(encoding="utf-8").splitlines()) <= 42
 
 
 def test_the_documentation_shows_every_verb():
     verbs = {command[1] for command in ALL_COMMANDS if command[0] == "ramrs"}
-    assert verbs == {"inspect", "probe", "analyze", "plan", "quantize", "verify", "eval"}
+    assert verbs == {"inspect", "probe", "analyze", "plan", "quantize", "finish", "verify", "eval"}
 
 
 @pytest.mark.parametrize("target", sorted({command[1] for command in ALL_COMMANDS if command[0] == "make"}))

@@ -9,7 +9,7 @@
 //! | [`sets`] [`book`] | the codebooks, and their tables |
 //! | [`nearest`] | the vectors with the least weighted error, for a given scale |
 //! | [`signs`] | the signs |
-//! | [`tries`] [`encode`] | the search of `d` and the scales |
+//! | [`tries`] [`mod@encode`] | the search of `d` and the scales |
 
 mod book;
 mod encode;
