@@ -8,7 +8,6 @@
 //!
 //! so the nearest vector is that with the greatest `G`, its *gain*. The sum is one over the elements of both halves, of which a
 //! codebook has 64 or 81 each: with these computed, a vector costs one comparison.
-
 //!
 //! Several vectors are compared at once: what the next comparison needs is then not the result of the one before.
 
