@@ -2,10 +2,15 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 # On a busy machine the threads of a BLAS wait for each other; the models here are too small for more than one.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell without job control starts what it leaves in the background with SIGINT ignored, and all of its children are.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from fixtures.checkpoints import LLAMA, llama_tensors, write_checkpoint
