@@ -482,7 +482,7 @@ fn partial_path(out: &Path) -> Result<(&Path, PathBuf)> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut partial_name = name.to_owned();
     partial_name.push(".partial");
-    Ok((parent, parent.join(partial_name)))
+    Ok((parent, out.with_file_name(partial_name)))
 }
 
 /// Takes the lock of a partial output that no process holds.
