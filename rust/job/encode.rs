@@ -113,7 +113,7 @@ pub(super) struct RowsPlace {
 }
 
 /// Writes the outputs of `writer`, except for the units that are `finished`. Returns `None` for a part of the job, whose
-/// records are in the journal.
+/// records are in the journal, and for a comparison.
 ///
 /// # Errors
 /// The errors of reading and writing, and [`Error::NonFinite`].
@@ -170,7 +170,8 @@ pub(crate) fn encode(writer: &Writer<'_>, finished: FinishedUnits) -> Result<Opt
         },
     )?;
     writer.units.commit()?;
-    if writer.selection == Selection::All { collect(writer, finished, folds).map(Some) } else { Ok(None) }
+    let is_whole = writer.selection == Selection::All && !writer.is_comparing();
+    if is_whole { collect(writer, finished, folds).map(Some) } else { Ok(None) }
 }
 
 /// Collects the results of all queues.
@@ -257,6 +258,8 @@ impl<'a> Writer<'a> {
     fn has_shard(&self, shard: usize) -> bool {
         let count = self.pass.checkpoint.shards.len() as u64;
         match self.selection {
+            // What was written says what was read.
+            _ if self.is_comparing() => false,
             Selection::All => true,
             Selection::Part(part) => part.has(2 * shard as u64 + 1, 2 * count),
             Selection::Sample(_) => false,
