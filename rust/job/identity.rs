@@ -52,22 +52,25 @@ pub(crate) fn stamps(checkpoint: &Checkpoint) -> Result<Vec<SourceStamp>> {
 }
 
 impl JobIdentity {
-    /// In what `other` differs, in words; `None` if it is the same job.
+    /// In what `other`, another job, differs, in words.
     #[must_use]
-    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
+    pub(crate) fn difference(&self, other: &Self) -> String {
         if self.tool != other.tool {
-            return Some(format!("ramrs {} began it, and this is {}", other.tool.version, self.tool.version));
+            return format!("ramrs {} began it, and this is {}", other.tool.version, self.tool.version);
         }
         if self.source != other.source {
-            return Some("it is of another checkpoint".to_owned());
+            return "it is of another checkpoint".to_owned();
         }
         if let Some(changed) = self.files.iter().find(|file| !other.files.contains(file)) {
-            return Some(format!("`{}` of the source was written since", changed.name));
+            return format!("`{}` of the source was written since", changed.name);
         }
         if self.files != other.files {
-            return Some("a file of the source is gone since".to_owned());
+            return "a file of the source is gone since".to_owned();
         }
-        differing(&self.request, &other.request).map(|(place, before)| format!("it was begun with {place} {before}"))
+        match differing(&self.request, &other.request) {
+            Some((place, before)) => format!("it was begun with {place} {before}"),
+            None => "its options differ".to_owned(),
+        }
     }
 
     /// Reads the identity at `path`; `None` if there is none that is whole.

@@ -23,8 +23,7 @@ impl<'a> FilePlace<'a> {
     #[must_use]
     pub(crate) fn of(output: &'a Path) -> Option<Self> {
         let stem = split::stem_of(output.file_name()?.to_str()?).filter(|stem| !stem.is_empty())?;
-        let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Some(Self { dir, stem }).filter(|_| !output.is_dir())
+        Some(Self { dir: parent_of(output), stem }).filter(|_| !output.is_dir())
     }
 
     /// The name of its manifest.
@@ -32,6 +31,12 @@ impl<'a> FilePlace<'a> {
     pub(crate) fn manifest(&self) -> String {
         format!("{}.{FILE_NAME}", self.stem)
     }
+}
+
+/// The directory that `path` is in: the working directory for a name alone.
+#[must_use]
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The directory of `output`, and the name of the manifest in it.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::JobIdentity;
 use super::part::JobPart;
-use super::place::FilePlace;
+use super::place::{FilePlace, parent_of};
 use crate::container::file::write_at;
 use crate::container::gguf::split;
 use crate::error::{Error, Result};
@@ -90,8 +90,7 @@ impl Staging {
             match JobIdentity::read(&dir.join(JOB)) {
                 Some(found) if found == *job => return Self::continued(out, dir, existing, lock, interval),
                 Some(found) if existing != Existing::Replaced => {
-                    let difference = job.difference(&found).unwrap_or_else(|| "its options differ".to_owned());
-                    return Err(Error::OtherJob { path: dir, difference });
+                    return Err(Error::OtherJob { path: dir, difference: job.difference(&found) });
                 }
                 _ => remove_partial(&dir)?,
             }
@@ -141,10 +140,7 @@ impl Staging {
         let locks = vec![lock(LOCK, true)?, lock(&format!("{LOCK}-{name}"), false)?];
         match JobIdentity::read(&dir.join(JOB)) {
             Some(found) if found == *job => {}
-            Some(found) => {
-                let difference = job.difference(&found).unwrap_or_else(|| "its options differ".to_owned());
-                return Err(Error::OtherJob { path: dir, difference });
-            }
+            Some(found) => return Err(Error::OtherJob { path: dir, difference: job.difference(&found) }),
             None => {
                 // Parts that begin at the same time write the same.
                 for (file, content) in [(REQUEST, request.to_owned()), (JOB, text(job)?)] {
@@ -230,7 +226,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`Error::Locked`], [`Error::Io`].
-    pub(crate) fn check_free(out: &Path) -> Result<()> {
+    pub(crate) fn settle(out: &Path) -> Result<()> {
         let (_, dir) = partial_path(out)?;
         if dir.symlink_metadata().is_err() {
             return Ok(());
@@ -240,7 +236,7 @@ impl Staging {
         if !path.is_file() {
             return Ok(());
         }
-        match Journal::open(&path, Duration::ZERO)?.find(COMPLETE)? {
+        match Journal::read(&path)?.find(COMPLETE)? {
             Some(completion) => name_output(out, &dir, &completion),
             None => Ok(()),
         }
@@ -381,7 +377,7 @@ fn name_output(out: &Path, dir: &Path, completion: &Completion) -> Result<()> {
     let output = dir.join(OUTPUT);
     let parent = if let Some(place) = FilePlace::of(out) {
         move_files(&output, place, completion)?;
-        Some(place.dir)
+        place.dir
     } else {
         let replaced = dir.join(REPLACED);
         if output.is_dir() {
@@ -396,11 +392,9 @@ fn name_output(out: &Path, dir: &Path, completion: &Completion) -> Result<()> {
                 return Err(Error::io("naming", out)(fault));
             }
         }
-        out.parent().filter(|parent| !parent.as_os_str().is_empty())
+        parent_of(out)
     };
-    if let Some(parent) = parent {
-        flush(parent)?;
-    }
+    flush(parent)?;
     remove_partial(dir)
 }
 
@@ -421,7 +415,7 @@ fn move_files(output: &Path, place: FilePlace<'_>, completion: &Completion) -> R
     Ok(())
 }
 
-fn names_in(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<std::ffi::OsString>> {
     let listing = |fault| Error::io("listing", dir)(fault);
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(listing)? {
@@ -479,10 +473,9 @@ pub(crate) fn check_place(path: &Path) -> Result<()> {
 /// The parent directory of `out`, and the path of the partial output.
 fn partial_path(out: &Path) -> Result<(&Path, PathBuf)> {
     let name = out.file_name().ok_or_else(|| Error::option(OptionName::Output, out.display(), "has no file name"))?;
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut partial_name = name.to_owned();
     partial_name.push(".partial");
-    Ok((parent, out.with_file_name(partial_name)))
+    Ok((parent_of(out), out.with_file_name(partial_name)))
 }
 
 /// Takes the lock of a partial output that no process holds.
@@ -644,7 +637,7 @@ mod tests {
         fs::create_dir(&partial).unwrap();
         fs::write(partial.join("mine"), b"").unwrap();
         assert_eq!(open(&out, false).unwrap_err().slug(), "output-busy");
-        assert_eq!(Staging::check_free(&out).unwrap_err().slug(), "output-busy");
+        assert_eq!(Staging::settle(&out).unwrap_err().slug(), "output-busy");
         fs::remove_file(partial.join("mine")).unwrap();
         drop(open(&out, false).unwrap());
         fs::create_dir(&partial).unwrap();
@@ -674,7 +667,7 @@ mod tests {
             if renames > 1 {
                 fs::rename(partial.join(OUTPUT), &out).unwrap();
             }
-            Staging::check_free(&out).unwrap();
+            Staging::settle(&out).unwrap();
             assert_eq!(listed(&out), ["new"], "after {renames} renames");
             assert_eq!(listed(dir.path()), ["out"]);
         }
@@ -698,7 +691,7 @@ mod tests {
             for name in &names[..moved] {
                 fs::rename(output.join(name), dir.path().join(name)).unwrap();
             }
-            Staging::check_free(&out).unwrap();
+            Staging::settle(&out).unwrap();
             let mut all = names.to_vec();
             all.sort_unstable();
             assert_eq!(listed(dir.path()), all, "after {moved} renames");

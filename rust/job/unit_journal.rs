@@ -1,10 +1,10 @@
 //! Records of units whose bytes are on disk, and the check of those bytes before a job continues.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::encode::Writer;
 use super::part::JobPart;
@@ -12,7 +12,7 @@ use super::unit::{UnitId, UnitRecord};
 use crate::band::cut;
 use crate::container::file::{PageBuffer, read_at};
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::pool::lock;
 use crate::progress::Stage;
@@ -32,7 +32,7 @@ pub(crate) struct KnownUnits {
     /// The units whose bytes are on disk, as they were written.
     pub finished: FinishedUnits,
     /// The units that error feedback is no better for: they are to be encoded without.
-    pub plain: Vec<UnitId>,
+    pub plain: BTreeSet<UnitId>,
 }
 
 /// Records units after their bytes are on disk.
@@ -95,12 +95,11 @@ impl<'a> UnitJournal<'a> {
     fn flush(&self, state: &mut Pending) -> Result<()> {
         let start = Instant::now();
         for (file, path) in self.files {
-            file.sync_data().map_err(crate::error::Error::io("flushing", path))?;
+            file.sync_data().map_err(Error::io("flushing", path))?;
         }
         self.journal.put(&format!("{}{}", self.place, state.number), &std::mem::take(&mut state.units))?;
         state.number += 1;
-        let took: Duration = start.elapsed();
-        state.next = Instant::now() + took * FLUSH_SHARE;
+        state.next = Instant::now() + start.elapsed() * FLUSH_SHARE;
         Ok(())
     }
 
@@ -134,7 +133,9 @@ impl Writer<'_> {
             let is_one = self.jobs.get(id.output).is_some_and(|job| id.view < job.target.views.len());
             match record {
                 Some(record) if is_one => written.push((id, record)),
-                _ => known.plain.push(id),
+                _ => {
+                    known.plain.insert(id);
+                }
             }
         }
         if written.is_empty() {

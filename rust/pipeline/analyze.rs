@@ -54,12 +54,7 @@ pub fn analyze(request: &AnalyzeRequest, progress: &Progress) -> Result<Analysis
     let pass = Pass { journal: staging.journal(), ..pass };
     match written(pass, &conversion, request, (&staging, output)) {
         Ok((analysis, files)) => staging.finish_files(&files).map(|()| analysis),
-        Err(error) => {
-            if !resume::may_continue(&error) {
-                staging.discard();
-            }
-            Err(error)
-        }
+        Err(error) => Err(resume::ended(staging, error)),
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! The file beside an analysis is a journal with two records. Another version of ramrs does not read it, and measures again.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::sensitivity::Sensitivity;
 use crate::checkpoint::stream::Pass;
 use crate::error::{Error, Result};
+use crate::job::place::parent_of;
+use crate::job::staging::names_in;
 use crate::journal::Journal;
 use crate::schema::Settings;
 
@@ -56,15 +57,10 @@ pub(super) fn load(pass: Pass<'_>, journal: &Journal) -> Result<Option<Sensitivi
 /// # Errors
 /// [`Error::Io`].
 pub(super) fn beside(path: &Path, settings: &Settings) -> Result<Option<Journal>> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let listing = |fault| Error::io("listing", parent)(fault);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(parent).map_err(listing)? {
-        let path = entry.map_err(listing)?.path();
-        if path.extension().is_some_and(|ending| ending == ENDING) && path.is_file() {
-            files.push(path);
-        }
-    }
+    let parent = parent_of(path);
+    let files = names_in(parent)?.into_iter().map(|name| parent.join(name));
+    let is_kept = |path: &PathBuf| path.extension().is_some_and(|ending| ending == ENDING) && path.is_file();
+    let mut files: Vec<PathBuf> = files.filter(is_kept).collect();
     files.sort();
     for file in files {
         let journal = Journal::read(&file)?;

@@ -124,13 +124,7 @@ fn opened<'r>(request: &'r QuantizeRequest, progress: &Progress) -> Result<Work<
         "gguf".clone_into(&mut analysis_request.format);
     }
     if let Some((plan, _)) = &saved_plan {
-        analysis_request.format.clone_from(&plan.settings.format);
-        analysis_request.target.clone_from(&plan.settings.target);
-        analysis_request.tensor_parallel = plan.settings.tensor_parallel;
-        analysis_request.generic = plan.settings.generic;
-        analysis_request.effort = plan.settings.effort;
-        analysis_request.objective = plan.settings.objective;
-        analysis_request.prior = plan.settings.prior;
+        analysis_request = analysis_request.of_settings(&plan.settings);
     }
     let format = analysis_request.open_format()?;
     let asked = match saved_plan {
@@ -171,7 +165,7 @@ fn opened<'r>(request: &'r QuantizeRequest, progress: &Progress) -> Result<Work<
         check_file_name(&request.output, &*conversion.format)?;
         check_output_path(&analysis_request.model, &conversion.checkpoint.dir, &request.output, request.overwrite)?;
         if part.is_none() {
-            Staging::check_free(&request.output)?;
+            Staging::settle(&request.output)?;
         }
     }
     Ok(Work { request, analysis_request, conversion, policy, asked, saved_analysis, kept, part })
@@ -217,12 +211,7 @@ fn carry_out(request: &QuantizeRequest, progress: &Progress, has_parts: bool) ->
             let planned = QuantizeReport::of(request, plan);
             Ok(QuantizeReport { written: true, continued, manifest: Some(manifest), ..planned })
         }
-        Err(error) => {
-            if !resume::may_continue(&error) {
-                staging.discard();
-            }
-            Err(error)
-        }
+        Err(error) => Err(resume::ended(staging, error)),
     }
 }
 
@@ -245,7 +234,7 @@ pub struct OutputRequest {
 pub fn check_output(request: &OutputRequest) -> Result<()> {
     let dir = request.model.canonicalize().map_err(Error::io("resolving", &request.model))?;
     check_output_path(&request.model, &dir, &request.output, request.overwrite)?;
-    Staging::check_free(&request.output)
+    Staging::settle(&request.output)
 }
 
 /// A quantization whose options are checked.

@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::job::conversion::Conversion;
 use crate::job::identity::{JobIdentity, stamps};
+use crate::job::staging::Staging;
 use crate::option::OptionName;
 use crate::schema::{Saved, Tool, text};
 
@@ -94,7 +95,10 @@ fn value(of: &impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(of).map_err(|fault| Error::Bug(fault.to_string()))
 }
 
-/// Whether the same job may succeed after `error`, with what it has recorded.
-pub(super) fn may_continue(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Io | Kind::Interrupted)
+/// Returns `error`, which ended the job of `staging`. Deletes what the job has recorded, unless the same job may succeed with it.
+pub(super) fn ended(staging: Staging, error: Error) -> Error {
+    if !matches!(error.kind(), Kind::Io | Kind::Interrupted) {
+        staging.discard();
+    }
+    error
 }
