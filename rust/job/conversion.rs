@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::format::readable::prepare;
-use crate::format::{Arrangement, Disposition, ForeignLayout, Format, Module, Refusal, Target};
+use crate::format::{Arrangement, Disposition, ForeignLayout, Format, Module, OutputModel, Refusal, SideFile, Target};
 use crate::name::{Name, Role};
 use crate::policy::{Kept, Policy, Subject, candidate};
 use crate::schema::{SourceId, analysis};
@@ -244,6 +244,17 @@ impl Conversion {
             packed: output.packed,
         };
         outputs.map(module).collect()
+    }
+
+    /// The files that the format writes next to the weights, with the schemes that `scheme_of` returns for outputs.
+    pub(crate) fn side_files(&self, scheme_of: impl Fn(usize) -> Scheme) -> Vec<SideFile> {
+        let output = OutputModel {
+            source: self.checkpoint.config.as_ref(),
+            modules: &self.modules(scheme_of),
+            unquantizable: &self.unquantizable(),
+            generic: self.generic,
+        };
+        self.format.side_files(&output)
     }
 
     /// The paths of the modules with a matrix as weight that cannot be quantized, except for embeddings.

@@ -8,12 +8,11 @@ use super::sensitivity::{AUTO, measure, runnable, same_sensitivity_request};
 use super::verify::VerifyRequest;
 use super::write::write_jobs;
 use super::{AnalysisRequest, Engine};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Part};
 use crate::codec::{Encoder, Scheme};
 use crate::container::{Location, StoredTensor};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::format::OutputModel;
 use crate::job::conversion::Conversion;
 use crate::job::encode::{Selection, Writer, encode};
 use crate::job::read_back::Problem;
@@ -22,6 +21,7 @@ use crate::job::side_files;
 use crate::job::stored::stored;
 use crate::job::unit_journal::KnownUnits;
 use crate::option::OptionName;
+use crate::probe::Options;
 use crate::progress::Progress;
 use crate::schema::manifest::{FILE_NAME, Manifest};
 
@@ -111,29 +111,17 @@ pub(super) fn recompute(
 
 /// The analysis that the output of `manifest` was made with.
 fn analysis_request(request: &VerifyRequest, manifest: &Manifest) -> Result<AnalysisRequest> {
-    let settings = &manifest.settings;
     let given = request.sensitivity.as_deref().filter(|given| *given != Path::new(AUTO));
     let (sensitivity, probe) = match given {
-        Some(path) => (path.to_owned(), crate::probe::Options::default()),
-        None => same_sensitivity_request(settings).ok_or(Error::MissingOption {
+        Some(path) => (path.to_owned(), Options::default()),
+        None => same_sensitivity_request(&manifest.settings).ok_or(Error::MissingOption {
             option: OptionName::Sensitivity,
             what: "the file that the output was made with",
         })?,
     };
-    Ok(AnalysisRequest {
-        format: settings.format.clone(),
-        target: settings.target.clone(),
-        tensor_parallel: settings.tensor_parallel,
-        generic: settings.generic,
-        layout: request.layout.clone(),
-        effort: settings.effort,
-        objective: settings.objective,
-        sensitivity,
-        probe,
-        prior: settings.prior,
-        resources: request.resources.clone(),
-        ..AnalysisRequest::default()
-    })
+    let (layout, resources) = (request.layout.clone(), request.resources.clone());
+    let asked = AnalysisRequest { layout, sensitivity, probe, resources, ..AnalysisRequest::default() };
+    Ok(asked.of_settings(&manifest.settings))
 }
 
 /// The scheme of each output of `conversion`, by `manifest`.
@@ -148,15 +136,12 @@ fn schemes(manifest: &Manifest, conversion: &Conversion) -> Vec<Scheme> {
 
 /// Where the stored tensors are in `output`; the problem of the first that is missing or of another size.
 fn locations(output: &Checkpoint, stored: &[Vec<StoredTensor>]) -> std::result::Result<Vec<Vec<Location>>, Problem> {
-    let parts: BTreeMap<&str, usize> =
-        output.parts.iter().enumerate().map(|(at, part)| (part.stored_name(), at)).collect();
-    let location = |tensor: &StoredTensor| {
-        let part = parts.get(tensor.name.as_str()).map(|at| &output.parts[*at]);
-        match part.filter(|part| part.bytes == tensor.bytes) {
+    let parts: BTreeMap<&str, &Part> = output.parts.iter().map(|part| (part.stored_name(), part)).collect();
+    let location =
+        |tensor: &StoredTensor| match parts.get(tensor.name.as_str()).filter(|part| part.bytes == tensor.bytes) {
             Some(part) => Ok(Location { file: part.shard, offset: part.offset }),
             None => Err(Problem::tensor("", &tensor.name, format!("is not stored in {} bytes", tensor.bytes))),
-        }
-    };
+        };
     stored.iter().map(|parts| parts.iter().map(location).collect()).collect()
 }
 
@@ -170,14 +155,7 @@ fn side_file_problems(manifest: &Manifest, conversion: &Conversion) -> Result<Ve
         rebuilt.push((side_files::copied_name(&file).to_owned(), Digest::of(&content)));
     }
     let schemes = schemes(manifest, conversion);
-    let modules = conversion.modules(|output| schemes[output]);
-    let output = OutputModel {
-        source: conversion.checkpoint.config.as_ref(),
-        modules: &modules,
-        unquantizable: &conversion.unquantizable(),
-        generic: conversion.generic,
-    };
-    for file in conversion.format.side_files(&output) {
+    for file in conversion.side_files(|output| schemes[output]) {
         rebuilt.push((file.name.into(), Digest::of(file.text.as_bytes())));
     }
     let mut problems = Vec::new();

@@ -13,7 +13,7 @@ use crate::container::file::write_at;
 use crate::container::{Location, STEM, StoredTensor};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::format::{OutputModel, Target};
+use crate::format::Target;
 use crate::job::conversion::Conversion;
 use crate::job::encode::{EncodedOutput, Selection, StoreMode, Writer, encode};
 use crate::job::ledger::{WrittenOutput, WrittenTensor};
@@ -181,14 +181,7 @@ impl QuantizeJob<'_> {
         if let Some((name, text)) = index {
             manifest.files.push(put(staging, Path::new(name), text.as_bytes())?);
         }
-        let modules = conversion.modules(|output| plan.tensors[output].scheme);
-        let output = OutputModel {
-            source: checkpoint.config.as_ref(),
-            modules: &modules,
-            unquantizable: &conversion.unquantizable(),
-            generic: conversion.generic,
-        };
-        for file in conversion.format.side_files(&output) {
+        for file in conversion.side_files(|output| plan.tensors[output].scheme) {
             manifest.files.push(put(staging, Path::new(file.name), file.text.as_bytes())?);
         }
         Ok(())
