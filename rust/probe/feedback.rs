@@ -27,13 +27,13 @@ use super::memory::chunk_windows;
 use super::moments::MomentCollector;
 use super::run::{self, Manner, Mode, Options, Probe, overflow};
 use super::tokens::{self, Seed, WINDOW};
-use super::visitor::{Collected, LayerInput, OutputGradients, TokenRows, Visitor};
+use super::visitor::{Collected, LayerInput, OutputGradients, TokenRows, Visitor, packed, unpacked};
 use super::vocabulary::Vocabulary;
 use super::{MatrixKey, Session, key};
 use crate::arch::{Ffn, Layer, Linear, Runnable};
 use crate::checkpoint::stream::Pass;
 use crate::codec::feedback::Factor;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pool::lock;
 use crate::progress::Stage;
 
@@ -148,13 +148,11 @@ impl Visitor for ImportanceCollector {
     }
 
     fn drain(&self) -> Result<Vec<u8>> {
-        let both = (self.moments.drain()?, self.importance.drain()?);
-        postcard::to_stdvec(&both).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))
+        packed(&(self.moments.drain()?, self.importance.drain()?))
     }
 
     fn restore(&self, drained: &[u8]) -> Result<()> {
-        let both: std::result::Result<(Vec<u8>, Vec<u8>), _> = postcard::from_bytes(drained);
-        let (moments, importance) = both.map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))?;
+        let (moments, importance): (Vec<u8>, Vec<u8>) = unpacked(drained)?;
         self.moments.restore(&moments)?;
         self.importance.restore(&importance)
     }

@@ -149,14 +149,22 @@ impl<T: Serialize + DeserializeOwned> Collected<T> {
         let mut values = lock(&self.0);
         let changed = std::mem::take(&mut values.changed);
         let drained: Vec<(&MatrixKey, &T)> = changed.iter().filter_map(|key| values.all.get_key_value(key)).collect();
-        postcard::to_stdvec(&drained).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))
+        packed(&drained)
     }
 
     /// Adds the values that [`drain`](Self::drain) returned in an earlier run.
     pub(super) fn restore(&self, drained: &[u8]) -> Result<()> {
-        let drained: Vec<(MatrixKey, T)> =
-            postcard::from_bytes(drained).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))?;
-        lock(&self.0).all.extend(drained);
+        lock(&self.0).all.extend(unpacked::<Vec<(MatrixKey, T)>>(drained)?);
         Ok(())
     }
+}
+
+/// The binary form of what was collected.
+pub(super) fn packed(collected: &impl Serialize) -> Result<Vec<u8>> {
+    postcard::to_stdvec(collected).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))
+}
+
+/// What [`packed`] made `bytes` of.
+pub(super) fn unpacked<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    postcard::from_bytes(bytes).map_err(|fault| Error::Bug(format!("a record of the probe: {fault}")))
 }
