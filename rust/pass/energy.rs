@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::fold::{BandAt, BandJob, BandSelection};
+use super::leading;
 use crate::band::energy;
 use crate::checkpoint::stream::Pass;
 use crate::checkpoint::{Matrix, View};
@@ -55,28 +56,20 @@ pub fn energies(pass: Pass<'_>, jobs: &[EnergyJob<'_>]) -> Result<Vec<Energy>> {
     if !pass.journal.is_kept() {
         return measured(pass, jobs);
     }
+    let bytes = |job: &EnergyJob<'_>| job.matrix.rows * job.matrix.row_bytes();
     let mut found = Vec::with_capacity(jobs.len());
     while found.len() < jobs.len() {
         let rest = &jobs[found.len()..];
-        let mut bytes = 0;
-        let is_beyond = |job: &EnergyJob<'_>| {
-            bytes += job.matrix.rows * job.matrix.row_bytes();
-            bytes > RECORD_BYTES
-        };
-        let count = rest.iter().position(is_beyond).map_or(rest.len(), |count| count.max(1));
-        let group = &rest[..count];
-        let bytes: u64 = group.iter().map(|job| job.matrix.rows * job.matrix.row_bytes()).sum();
-        let known = pass.journal.find::<Vec<Energy>>(&key(group))?.filter(|known| known.len() == count);
-        if known.is_some() {
-            pass.progress.advance(bytes);
+        let group = &rest[..leading(rest, RECORD_BYTES, bytes)];
+        let key = key(group);
+        if let Some(known) = pass.journal.find::<Vec<Energy>>(&key)?.filter(|known| known.len() == group.len()) {
+            pass.progress.advance(group.iter().map(bytes).sum());
+            found.extend(known);
+            continue;
         }
-        found.extend(if let Some(known) = known {
-            known
-        } else {
-            let measured = measured(pass, group)?;
-            pass.journal.put(&key(group), &measured)?;
-            measured
-        });
+        let measured = measured(pass, group)?;
+        pass.journal.put(&key, &measured)?;
+        found.extend(measured);
     }
     Ok(found)
 }

@@ -28,6 +28,7 @@ use crate::checkpoint::stream::Pass;
 use crate::codec::{Effort, Encoder, RowError, Scheme};
 use crate::error::Result;
 use crate::math::decibels;
+use crate::pass::leading;
 use crate::sensitivity::{Gain, MatrixSensitivity};
 
 use estimate::MatrixSums;
@@ -38,10 +39,10 @@ pub(crate) const SAMPLE_BANDS: u64 = 64;
 
 /// Number of matrices that are measured together, which bounds the memory for their sums. In later rounds much of what is
 /// read is still in the page cache.
-const MATRICES_AT_ONCE: usize = 1024;
+const MATRICES_AT_ONCE: u64 = 1024;
 
 /// The same for a job that keeps a journal: what was measured together is recorded together.
-const MATRICES_PER_RECORD: usize = 64;
+const MATRICES_PER_RECORD: u64 = 64;
 
 /// Rounds after the first one that encode more bands of the matrices whose error is too large.
 const MORE_ROUNDS: usize = 2;
@@ -195,15 +196,11 @@ pub fn curves(
     let mut curves = Vec::with_capacity(stacks.len());
     while curves.len() < stacks.len() {
         let rest = &stacks[curves.len()..];
-        let mut matrices = 0;
-        let is_beyond = |stack: &&StackJob<'_>| {
-            matrices += stack.matrices.len();
-            matrices > at_once
-        };
-        let count = rest.iter().position(is_beyond).map_or(rest.len(), |count| count.max(1));
-        let group = &rest[..count];
+        let group = &rest[..leading(rest, at_once, |stack| stack.matrices.len() as u64)];
         let key = format!("curves/{}", curves.len());
-        if let Some(known) = pass.journal.find::<Vec<Vec<SchemeNoise>>>(&key)?.filter(|known| known.len() == count) {
+        if let Some(known) =
+            pass.journal.find::<Vec<Vec<SchemeNoise>>>(&key)?.filter(|known| known.len() == group.len())
+        {
             pass.progress.advance(group.iter().map(|stack| first_bytes(stack, sample_bands)).sum());
             curves.extend(known);
             continue;
