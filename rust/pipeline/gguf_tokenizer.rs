@@ -1,4 +1,4 @@
-//! `vocabulary`: the tokenizer in a GGUF file, as its key-values state it.
+//! `gguf_tokenizer`: the tokenizer in a GGUF file, as its key-values state it.
 
 use std::path::PathBuf;
 
@@ -45,7 +45,7 @@ pub struct GgufTokenizer {
 ///
 /// # Errors
 /// Those of opening the model.
-pub fn vocabulary(request: &GgufTokenizerRequest) -> Result<GgufTokenizer> {
+pub fn gguf_tokenizer(request: &GgufTokenizerRequest) -> Result<GgufTokenizer> {
     let checkpoint = Checkpoint::open(&request.model)?;
     let get = |key: &str| checkpoint.key_values.get(&format!("tokenizer.ggml.{key}"));
     let text = |key: &str| get(key).and_then(ValueRef::text).map(str::to_owned);

@@ -8,6 +8,7 @@ mod check;
 mod configure;
 mod eval;
 mod explain;
+mod gguf_tokenizer;
 mod inspect;
 mod kept;
 mod logits;
@@ -19,7 +20,6 @@ mod resume;
 mod saved;
 mod sensitivity;
 mod verify;
-mod vocabulary;
 mod weights;
 mod write;
 
@@ -33,13 +33,13 @@ pub use analyze::{AnalyzeRequest, analyze};
 pub use check::{CheckRequest, check};
 pub use configure::{ConfigRequest, complete_config};
 pub use eval::{EvalReport, EvalRequest, EvaluatedOutput, FirstToken, FirstTokenRule, eval};
+pub use gguf_tokenizer::{GgufTokenizer, GgufTokenizerRequest, gguf_tokenizer};
 pub use inspect::{Inspection, SameElementsRequest, inspect, same_elements};
 pub use logits::{Logits, LogitsRequest, logits};
 pub use plan::{PlanRequest, plan};
 pub use probe::{ProbeReport, ProbeRequest, probe};
 pub use quantize::{FinishRequest, OutputRequest, QuantizeReport, QuantizeRequest, check_output, finish, quantize};
 pub use verify::{VerifyReport, VerifyRequest, verify};
-pub use vocabulary::{GgufTokenizer, GgufTokenizerRequest, vocabulary};
 pub use weights::{Weights, weights};
 
 use crate::budget::{bytes, size};
@@ -166,6 +166,12 @@ impl AnalysisRequest {
     /// Whether the source, or the header that is given, has the key-values of a GGUF file.
     fn has_key_values(&self) -> bool {
         self.header.is_some() || holds_gguf(&self.model)
+    }
+
+    /// The same request with what the settings of a document say.
+    fn of_settings(self, settings: &Settings) -> Self {
+        let Settings { format, target, tensor_parallel, generic, effort, objective, prior, .. } = settings.clone();
+        Self { format, target, tensor_parallel, generic, effort, objective, prior, ..self }
     }
 
     fn open(&self, format: Arc<dyn Format>) -> Result<Conversion> {

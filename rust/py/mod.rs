@@ -100,7 +100,9 @@ fn call<'py>(
         "same_elements" => {
             run(py, request, progress, |request: &SameElementsRequest, _| pipeline::same_elements(request))
         }
-        "vocabulary" => run(py, request, progress, |request: &GgufTokenizerRequest, _| pipeline::vocabulary(request)),
+        "gguf_tokenizer" => {
+            run(py, request, progress, |request: &GgufTokenizerRequest, _| pipeline::gguf_tokenizer(request))
+        }
         "eval" => run(py, request, progress, |request: &EvalRequest, watch| pipeline::eval(request, watch)),
         "verify" => run(py, request, progress, |request: &VerifyRequest, watch| pipeline::verify(request, watch)),
         _ => Err(PyValueError::new_err(format!("unknown verb `{verb}`"))),

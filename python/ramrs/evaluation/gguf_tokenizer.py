@@ -85,7 +85,7 @@ def of_model(model: Path) -> Tokenizer | None:
     Raises:
         CheckpointError: It is not known.
     """
-    found = call("vocabulary", {"model": str(model)}, Vocabulary)
+    found = call("gguf_tokenizer", {"model": str(model)}, Vocabulary)
     if not found.tokens:
         return None
     if len(found.types) != len(found.tokens):

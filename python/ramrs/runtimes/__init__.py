@@ -160,7 +160,7 @@ def _tokens(output: Path) -> list[int]:
     large that rounded activations change logits by a quarter of their range (Gemma 3).
     """
     if _format(output) == "gguf":
-        kinds = call("vocabulary", {"model": str(output)}, Vocabulary).types
+        kinds = call("gguf_tokenizer", {"model": str(output)}, Vocabulary).types
         normal = [at for at, kind in enumerate(kinds) if kind == NORMAL] or list(range(128))
         return [normal[(7919 * at + 13) % len(normal)] for at in range(TOKENS)]
     config = json.loads((output / "config.json").read_bytes())
