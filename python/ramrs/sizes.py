@@ -58,10 +58,11 @@ def quantize_sizes(
     given = opts.resolve(QuantizeOptions, "quantize", options)
     if given["budget"] is not None or given["bits"] is not None:
         raise ConfigError("⟨budget⟩: several budgets are given, and another size", slug="bad-option")
+    if not budgets:
+        raise ConfigError("⟨budget⟩: none is given", slug="bad-option")
     outputs = {budget: _output(model, given, output, budget) for budget in budgets}
     if len(outputs) < len(budgets) or len(set(outputs.values())) < len(outputs):
         raise ConfigError("⟨budget⟩: two of the budgets have the same output", slug="bad-option")
-    first = next(iter(outputs.values()))
     work = _output(model, given, output, "sizes")
     work = work.with_name(f"{work.name}.sizes")
     is_continued = (work / REQUEST).exists()
@@ -69,19 +70,16 @@ def quantize_sizes(
         if path.exists() and not given["overwrite"] and not is_continued:
             message = f"{path} exists already"
             raise ConfigError(message, slug="output-exists", hint="give another ⟨output⟩", path=str(path))
-    made = first.parent
-    made.mkdir(parents=True, exist_ok=True)
     source = Path(analysis) if analysis is not None else _analyzed(model, work, progress, options)
     plans = {budget: api.plan(source, budget=budget, **_planning(options)) for budget in outputs}
     reports = []
-    work.mkdir(exist_ok=True)
     for budget, path in outputs.items():
         report = _finished(path, plans[budget]) if is_continued else None
         if report is None:
             each: Any = {**options, "budget": budget}
             report = api.quantize(model, path, analysis=source, progress=progress, **each)
         reports.append(report)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     return tuple(reports)
 
 
@@ -108,11 +106,13 @@ def _finished(path: Path, plan: Plan) -> QuantizeReport | None:
 def _analyzed(model: PathLike, work: Path, progress: Callback | None, options: QuantizeOptions) -> Path:
     """Return the path of the analysis for all sizes, of this run or an earlier one."""
     path = work / ANALYSIS
-    names = {field.name for field in opts.fields(opts.AnalyzeOptions)}
-    asked: Any = {name: value for name, value in options.items() if name in names}
-    work.mkdir(exist_ok=True)
+    fields = {field.name: field.option for field in opts.fields(opts.AnalyzeOptions)}
+    asked: Any = {name: value for name, value in options.items() if name in fields}
+    work.mkdir(parents=True, exist_ok=True)
     request = work / REQUEST
-    text = msgspec.json.encode({name: str(value) for name, value in sorted(asked.items())})
+    # Resources decide nothing of an analysis.
+    decides = sorted(name for name in asked if not (fields[name].at or "").startswith("resources."))
+    text = msgspec.json.encode({name: str(asked[name]) for name in decides})
     if path.exists() and request.exists() and request.read_bytes() == text:
         return path
     path.unlink(missing_ok=True)

@@ -123,11 +123,8 @@ def plan(
     options: PlanOptions,
 ) -> None:
     """Choose a scheme for every tensor, and predict size and loss. Nothing but the plan is written."""
-    given: Any = options
-    budgets = given["budget"] or ()
-    if len(budgets) > 1:
+    if len(_budgets(options)) > 1:
         raise typer.BadParameter("a plan has one", param_hint="--budget")
-    given["budget"] = budgets[0] if budgets else None
     with screen.progress() as bar:
         made = ramrs.plan(model, progress=bar, **options)
     if emit is not None:
@@ -136,6 +133,14 @@ def plan(
     if out is not None:
         made.write(out)
     screen.show(made, lambda: reports.planned(screen, made, out, tensors=tensors))
+
+
+def _budgets(options: PlanOptions | QuantizeOptions) -> tuple[str, ...]:
+    """Return the budgets that are given. The options keep one that is alone."""
+    given: Any = options
+    budgets: tuple[str, ...] = given["budget"] or ()
+    given["budget"] = budgets[0] if len(budgets) == 1 else None
+    return budgets
 
 
 def _emit(screen: Screen, text: str, out: Path | None) -> None:
@@ -158,18 +163,15 @@ def quantize(
     options: QuantizeOptions,
 ) -> None:
     """Quantize a checkpoint to a budget, or to several: -b 3.5 -b 4.0 -o 'out-{budget}'."""
-    given: Any = options
-    budgets = given["budget"] or ()
+    budgets = _budgets(options)
     if len(budgets) > 1:
         if saved_plan is not None:
             raise typer.BadParameter("a saved plan has its own", param_hint="--budget")
-        given["budget"] = None
         with screen.notes(), screen.progress() as bar:
             name = None if out is None else str(out)
             all_sizes = quantize_sizes(model, budgets, name, analysis=analysis, progress=bar, **options)
         screen.show(all_sizes, lambda: reports.all_quantized(screen, all_sizes))
         return
-    given["budget"] = budgets[0] if budgets else None
     with screen.notes(), screen.progress() as bar:
         report = ramrs.quantize(model, out, plan=saved_plan, analysis=analysis, progress=bar, **options)
     screen.show(report, lambda: reports.quantized(screen, report))
